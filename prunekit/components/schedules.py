@@ -1,0 +1,121 @@
+"""Schedules: where the cuts are and how many visual tokens stay after each."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prunekit.components.base import Cut, Schedule
+from prunekit.errors import PrunekitError
+from prunekit.registry import register
+
+
+def resolve_depth(fraction: float, depth: int) -> int:
+    """The layer at a fraction of the depth: max(1, round(fraction · depth))."""
+    return max(1, round(fraction * depth))
+
+
+def check_layer(layer: int, depth: int) -> None:
+    """Raise unless ``layer`` is one of the ``depth`` decoder layers."""
+    if not 0 <= layer < depth:
+        raise PrunekitError(f"schedule: layer {layer} is not in 0..{depth - 1} (the decoder has {depth} layers)")
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Raise unless ``value`` lies in (0, 1)."""
+    if not 0 < value < 1:
+        raise PrunekitError(f"schedule.{name} must lie in (0, 1), not {value}")
+
+
+@register("schedule", "one_shot")
+@dataclass
+class OneShot(Schedule):
+    """One cut, after the first quarter of the depth unless told otherwise (founding document: k = 8 of 32).
+
+    Args:
+        layer: tokens go before this layer.
+        depth: the same as a fraction of the depth; 0.25 if neither is given.
+    """
+
+    layer: int | None = None
+    depth: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.layer is not None and self.depth is not None:
+            raise PrunekitError("schedule.layer and schedule.depth exclude each other")
+        if self.layer is not None and self.layer < 0:
+            raise PrunekitError(f"schedule.layer must not be negative: {self.layer}")
+        if self.depth is not None:
+            check_fraction("depth", self.depth)
+
+    def cuts(self, depth: int, keep_ratio: float) -> tuple[Cut, ...]:
+        at = self.layer
+        if at is None:
+            at = resolve_depth(0.25 if self.depth is None else self.depth, depth)
+        check_layer(at, depth)
+        return (Cut(at, keep_ratio),)
+
+
+@register("schedule", "progressive")
+@dataclass
+class Progressive(Schedule):
+    """Several cuts; two by default, at a quarter and a half of the depth (founding document, progressive pruning).
+
+    Args:
+        layers: tokens go before these layers.
+        depths: the same as fractions of the depth; [0.25, 0.5] if neither is given.
+        ratios: the share that each cut leaves of what stood before it; their product must be the keep ratio. By
+            default equal steps.
+    """
+
+    layers: list[int] | None = None
+    depths: list[float] | None = None
+    ratios: list[float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.layers is not None and self.depths is not None:
+            raise PrunekitError("schedule.layers and schedule.depths exclude each other")
+        for name, places in (("layers", self.layers), ("depths", self.depths)):
+            if places is not None and (not places or any(b <= a for a, b in itertools.pairwise(places))):
+                raise PrunekitError(f"schedule.{name} must be a rising list, not {list(places)}")
+        for fraction in self.depths or ():
+            check_fraction("depths", fraction)
+        if self.layers and self.layers[0] < 0:
+            raise PrunekitError(f"schedule.layers must not be negative: {list(self.layers)}")
+        for ratio in self.ratios or ():
+            if not 0 < ratio <= 1:
+                raise PrunekitError(f"schedule.ratios must lie in (0, 1], not {ratio}")
+        count = len(self.layers or self.depths or (0.25, 0.5))
+        if self.ratios is not None and len(self.ratios) != count:
+            raise PrunekitError(f"schedule.ratios has {len(self.ratios)} entries for {count} cuts")
+
+    def cuts(self, depth: int, keep_ratio: float) -> tuple[Cut, ...]:
+        places = self.layers
+        if places is None:
+            places = [resolve_depth(f, depth) for f in self.depths or (0.25, 0.5)]
+            if any(b <= a for a, b in itertools.pairwise(places)):
+                raise PrunekitError(f"schedule.depths fall on the same layer of {depth}: {places}; use schedule.layers")
+        for layer in places:
+            check_layer(layer, depth)
+        shares = cumulative_shares(self.ratios, len(places), keep_ratio)
+        return tuple(Cut(layer, share) for layer, share in zip(places, shares, strict=True))
+
+    def own_ratio(self) -> float | None:
+        return None if self.ratios is None else math.prod(self.ratios)
+
+
+def cumulative_shares(ratios: Sequence[float] | None, count: int, keep_ratio: float) -> list[float]:
+    """Share of the original tokens after each of ``count`` cuts, the last one exactly ``keep_ratio``.
+
+    Given ratios whose product is another number are stretched in the exponent, which is what ``keep_tokens`` needs:
+    there the final share differs from sample to sample.
+    """
+    if ratios is None:
+        return [keep_ratio ** ((i + 1) / count) for i in range(count - 1)] + [keep_ratio]
+    products = list(itertools.accumulate(ratios, lambda a, b: a * b))
+    if math.isclose(products[-1], keep_ratio, rel_tol=1e-6) or products[-1] == 1:
+        return [*products[:-1], keep_ratio]
+    exponents = [math.log(p) / math.log(products[-1]) for p in products[:-1]]
+    return [keep_ratio**e for e in exponents] + [keep_ratio]

@@ -1,0 +1,115 @@
+"""Scorers: how much each visual token matters, seen from one decoder layer."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+from prunekit.components.base import RowScorer, Scorer
+from prunekit.engine.view import LayerView
+from prunekit.errors import check_choice
+from prunekit.registry import register
+
+HEADS = ("mean", "max")
+
+
+class ReceivedAttention(RowScorer):
+    """Attention that a visual token receives from a set of queries, averaged over those that can see it."""
+
+    heads: str
+
+    def __post_init__(self) -> None:
+        check_choice("heads", self.heads, HEADS)
+
+    def score_rows(self, rows: torch.Tensor, view: LayerView) -> torch.Tensor:
+        rows_BQS = rows.mean(1) if self.heads == "mean" else rows.amax(1)
+        seen_BQS = view.visible(self.query_set)
+        total_BS = (rows_BQS * seen_BQS).sum(1)
+        return view.visual(total_BS / seen_BQS.sum(1).clamp(min=1))
+
+
+@register("scorer", "instruction")
+@dataclass
+class InstructionScorer(ReceivedAttention):
+    """Attention from the instruction's text tokens (IVTP, ECCV 2024, as the founding document describes it).
+
+    score_i = mean over heads h and text tokens j of A(l,h)[j -> i].
+
+    Args:
+        rows: "text" averages all instruction tokens (the paper's choice), "last" reads the last token alone
+            (FastV's code), "all" every token that can see the visual token (FastV's paper).
+        heads: "mean" (the paper's choice) or "max" over heads.
+    """
+
+    rows: str = "text"
+    heads: str = "mean"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("rows", self.rows, ("text", "last", "all"))
+
+    @property
+    def query_set(self) -> str:
+        return self.rows
+
+
+@register("scorer", "visual")
+@dataclass
+class VisualScorer(ReceivedAttention):
+    """Attention received from visual tokens in the decoder, blind to the question.
+
+    Averaged over the queries that can see the token, so that under a causal mask early tokens, which more queries
+    see, gain nothing by their place alone.
+    """
+
+    heads: str = "mean"
+
+    @property
+    def query_set(self) -> str:
+        return "visual"
+
+
+@register("scorer", "tome")
+@dataclass
+class ToMeScorer(Scorer):
+    """Minus the largest cosine of a token's head-mean key to another visual token's: the most redundant go first.
+
+    The similarity of ToMe (ICLR 2023, section 3), used as a rank. In the decoder the keys are those after the rotary
+    embedding, as the layer's attention sees them.
+    """
+
+    uses_attention = True
+
+    def score(self, view: LayerView) -> torch.Tensor:
+        keys_BND = torch.nn.functional.normalize(view.visual(view.keys.mean(1)).float(), dim=-1)
+        cosine_BNN = keys_BND @ keys_BND.transpose(1, 2)
+        itself = torch.eye(cosine_BNN.shape[-1], dtype=torch.bool, device=cosine_BNN.device)
+        # A single visual token has no other: its similarity is that of nothing, -1, rather than an infinity.
+        others = cosine_BNN.masked_fill(itself | ~view.alive[:, None, :], -1.0)
+        return -others.amax(-1)
+
+
+@register("scorer", "random")
+@dataclass
+class RandomScorer(Scorer):
+    """Uniform noise, the control. Seeded by the sample's own unpadded tokens, so a sample draws the same numbers in
+    whatever batch it stands.
+
+    Args:
+        seed: another draw for the same sample.
+    """
+
+    seed: int = 0
+
+    def score(self, view: LayerView) -> torch.Tensor:
+        layout = view.layout
+        scores = torch.zeros(layout.exists.shape)
+        for row, (ids, real, count) in enumerate(
+            zip(layout.input_ids.cpu(), layout.real.cpu(), layout.counts, strict=True)
+        ):
+            content = f"{self.seed}:{ids[real].tolist()}".encode()
+            digest = int.from_bytes(hashlib.sha256(content).digest()[:7], "big")
+            scores[row, :count] = torch.rand(count, generator=torch.Generator().manual_seed(digest))
+        return scores.to(view.hidden_states.device)

@@ -1,0 +1,126 @@
+"""KV-cache layers behind a cut: they hold fewer keys than the model believes, and say so.
+
+transformers sizes decode masks and positions from the cache, sometimes from a layer behind the cut. A pruned layer
+therefore reports the dense length, remembers which dense position each stored key has, and refuses to be continued
+by a forward pass that its pruner does not see.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from prunekit.engine.layout import Stage
+from prunekit.errors import PrunekitError
+
+if TYPE_CHECKING:
+    from prunekit.engine.hooks import Session
+
+SUPPORTED = ("DynamicLayer",)
+
+
+class PrunedLayerMixin:
+    """Put in front of a cache layer's class once a prefill has filled it with fewer keys than the sequence is long.
+
+    Attributes:
+        key_index: dense position of each stored key, [B, stored]; -1 for padding.
+        dense_length: tokens that the model has seen.
+        removed: how many real tokens of each sample are missing, [B].
+        padded: whether some sample has padding slots here.
+        stage: number of the stage whose layers share these positions.
+    """
+
+    key_index: torch.Tensor | None
+    dense_length: int
+    prefill_length: int
+    removed: torch.Tensor
+    padded: bool
+    stage: int
+    owner: weakref.ref[Session]
+
+    def get_seq_length(self, *args: Any) -> int:
+        return self.dense_length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def update(self, key_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.key_index is None:  # reset: an ordinary empty layer again
+            return super().update(key_states, *args, **kwargs)  # type: ignore[misc]
+        session = self.owner()
+        if session is None or not session.inside():
+            raise PrunekitError("this KV cache was pruned by prunekit: continue it inside the pruner that made it")
+        new = self.key_index.new_tensor(range(self.dense_length, self.dense_length + key_states.shape[-2]))
+        self.key_index = torch.cat([self.key_index, new.expand(self.key_index.shape[0], -1)], dim=1)
+        self.dense_length += key_states.shape[-2]
+        return super().update(key_states, *args, **kwargs)  # type: ignore[misc]
+
+    def crop(self, tokens_to_remove: int) -> None:
+        count = abs(tokens_to_remove)
+        if self.dense_length - count < self.prefill_length:
+            raise PrunekitError("a pruned KV cache cannot be cropped into its pruned prompt")
+        super().crop(tokens_to_remove)  # type: ignore[misc]
+        if count and self.key_index is not None:
+            self.key_index = self.key_index[:, :-count]
+            self.dense_length -= count
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        super().reorder_cache(beam_idx)  # type: ignore[misc]
+        self._select(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+        self._select(torch.arange(len(self.removed)).repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        super().batch_select_indices(indices)  # type: ignore[misc]
+        self._select(indices)
+
+    def reset(self) -> None:
+        super().reset()  # type: ignore[misc]
+        self.key_index, self.dense_length, self.prefill_length = None, 0, 0
+
+    def _select(self, rows: torch.Tensor) -> None:
+        if self.key_index is not None:
+            rows = rows.to(self.key_index.device)
+            self.key_index, self.removed = self.key_index[rows], self.removed[rows]
+
+
+_pruned_classes: dict[type, type] = {}
+
+
+def check_cache(cache: Any) -> None:
+    """Raise for a cache whose layers cannot hold a shortened sequence."""
+    names = {type(layer).__name__ for layer in cache.layers} or {
+        getattr(cache.layer_class_to_replicate, "__name__", "?")
+    }
+    bad = {n for n in names if n.removeprefix("Pruned") not in SUPPORTED}
+    if bad or getattr(cache, "offloading", False):
+        what = ", ".join(sorted(bad)) or "offloading"
+        raise PrunekitError(f"{type(cache).__name__} with {what} cannot hold pruned keys: use a DynamicCache")
+
+
+def seal(cache: Any, layer: int, stage: Stage, dense_length: int, lengths: tuple[int, ...], owner: Session) -> None:
+    """Put a pruned layer in place of ``cache.layers[layer]``, which a pruned prefill filled; checks its keys' shape."""
+    held = cache.layers[layer]
+    assert stage.index is not None
+    if held.keys is None or held.keys.shape[-2] != stage.index.shape[1]:
+        found = None if held.keys is None else held.keys.shape[-2]
+        raise PrunekitError(f"layer {layer} stored {found} keys, {stage.index.shape[1]} were to stay")
+    kind = type(held)
+    if not issubclass(kind, PrunedLayerMixin):
+        if kind not in _pruned_classes:
+            _pruned_classes[kind] = type(f"Pruned{kind.__name__}", (PrunedLayerMixin, kind), {})
+        kind = _pruned_classes[kind]
+    pruned = kind.__new__(kind)
+    pruned.__dict__.update(held.__dict__)
+    cache.layers[layer] = held = pruned
+    held.key_index = stage.index if stage.valid is None else stage.index.masked_fill(~stage.valid, -1)
+    held.dense_length = held.prefill_length = dense_length
+    gone = [dense - now for dense, now in zip(lengths, stage.lengths, strict=True)]
+    held.removed = torch.tensor(gone, device=stage.index.device)
+    held.padded = stage.valid is not None
+    held.stage = stage.number
+    held.owner = weakref.ref(owner)

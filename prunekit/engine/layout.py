@@ -1,0 +1,94 @@
+"""Where things stand in a batch: the dense sequence of one prefill, and the compact one after a cut."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+
+from prunekit.errors import PrunekitError
+
+
+def ragged_index(mask: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions of the True entries of ``mask`` [B, S], in order: index [B, size] (0 past the end) and valid [B, size]."""
+    order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :size]
+    valid = torch.arange(size, device=mask.device) < mask.sum(1, keepdim=True)
+    return order.masked_fill(~valid, 0), valid
+
+
+def take(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Gather along dimension 1: x [B, S, ...], index [B, M] -> [B, M, ...]."""
+    rows = torch.arange(index.shape[0], device=index.device)[:, None]
+    return x[rows, index]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The dense sequence of a prefill. Shapes: [B, S] per token, [B, N] per visual token in sequence order.
+
+    ``text`` marks the instruction: the real, non-visual tokens after the sample's first visual token (a sample without
+    any falls back to its last real token, with a warning). ``counts`` holds N of each sample, ``lengths`` its real
+    tokens. ``present`` marks what a shortened sequence carries on: the real tokens, and the last position even where it
+    is padding, because generation reads its logits; ``extra`` is 1 for samples where that adds a slot.
+    """
+
+    input_ids: torch.Tensor
+    real: torch.Tensor
+    visual: torch.Tensor
+    text: torch.Tensor
+    visual_index: torch.Tensor
+    exists: torch.Tensor
+    present: torch.Tensor
+    counts: tuple[int, ...]
+    lengths: tuple[int, ...]
+    text_counts: tuple[int, ...]
+    extra: tuple[int, ...]
+
+    @classmethod
+    def build(cls, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, visual: torch.Tensor) -> Layout:
+        """From token ids [B, S], the 2-D padding mask (None: all real) and the visual placeholders [B, S]."""
+        is_padding_mask = attention_mask is not None and attention_mask.ndim == 2
+        real = attention_mask.bool() if is_padding_mask else torch.ones_like(visual)  # type: ignore[union-attr]
+        if real.shape != visual.shape:
+            raise PrunekitError(f"attention_mask has shape {tuple(real.shape)}, input_ids {tuple(visual.shape)}")
+        visual = visual & real
+        text = real & ~visual & (visual.cumsum(1) > 0)
+        # The one look at the data on the host: how long each sample is, and how much of it is visual.
+        table = torch.stack([visual.sum(1), real.sum(1), text.sum(1), (~real[:, -1]).long()]).tolist()
+        counts, lengths, text_counts, extra = (tuple(row) for row in table)
+        present = real.clone()
+        present[:, -1] = True
+        lonely = [b for b, (n, t) in enumerate(zip(counts, text_counts, strict=True)) if n and not t]
+        if lonely:
+            warnings.warn(f"no text after the image in samples {lonely}: their last token stands in", stacklevel=2)
+            text = text.clone()
+            last = (real * torch.arange(1, real.shape[1] + 1, device=real.device)).argmax(1)
+            text[lonely, last[lonely]] = True
+            text_counts = tuple(max(t, int(b in lonely)) for b, t in enumerate(text_counts))
+        visual_index, exists = ragged_index(visual, max(counts))
+        return cls(input_ids, real, visual, text, visual_index, exists, present, counts, lengths, text_counts, extra)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What stands in the sequence that a run of layers processes.
+
+    ``index`` [B, M] is the dense position of each slot and ``valid`` [B, M] marks the slots in use; None means the
+    dense sequence itself, and no padding. ``lengths`` counts the real tokens of each sample.
+    """
+
+    number: int
+    index: torch.Tensor | None
+    valid: torch.Tensor | None
+    lengths: tuple[int, ...]
+
+    def compact(
+        self, stays: torch.Tensor, lengths: tuple[int, ...], extra: tuple[int, ...]
+    ) -> tuple[torch.Tensor, Stage]:
+        """Drop the slots outside ``stays`` [B, M]: the surviving slots [B, M'] and the stage they form."""
+        sizes = [length + more for length, more in zip(lengths, extra, strict=True)]
+        slots, valid = ragged_index(stays, max(sizes))
+        ragged = min(sizes) < max(sizes)
+        index = slots if self.index is None else self.index.gather(1, slots)
+        return slots, Stage(self.number + 1, index, valid if ragged else None, lengths)

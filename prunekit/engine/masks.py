@@ -1,0 +1,91 @@
+"""Attention masks of a shortened sequence, made from the model's own dense ones."""
+
+from __future__ import annotations
+
+import torch
+
+from prunekit.engine.layout import Stage
+
+
+def _express(seen: torch.Tensor, implementation: str, dtype: torch.dtype) -> torch.Tensor:
+    """A bool mask [B, 1, Q, K] as an attention implementation wants it."""
+    if implementation.startswith("flash"):
+        return seen[:, 0, -1]
+    if implementation == "eager":
+        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+    return seen
+
+
+def hide(mask: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """``mask`` (bool, True = may attend, or additive) with the positions of ``hidden`` closed."""
+    closed = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+    return mask.masked_fill(hidden, closed)
+
+
+def prefill_mask(
+    mask: torch.Tensor | None, stage: Stage, implementation: str, dtype: torch.dtype
+) -> torch.Tensor | None:
+    """The mask [B, 1|H, M, M] of a stage from the dense one, gathered on both axes.
+
+    None stays None where every sample is equally long: the attention function's causal path is exact then, since the
+    order is kept. A 2-D padding mask (flash attention) loses its columns. Padding slots see themselves only, so that
+    no softmax is empty.
+    """
+    index, valid = stage.index, stage.valid
+    assert index is not None
+    if mask is not None and mask.ndim == 2:
+        picked = mask.gather(1, index)
+        return picked if valid is None else picked * valid.to(picked.dtype)
+    if mask is None and valid is None:
+        return None
+    batch, size = index.shape
+    if mask is None:
+        assert valid is not None
+        if implementation.startswith("flash"):
+            return valid
+        causal = torch.ones(size, size, dtype=torch.bool, device=index.device).tril()
+        itself = torch.eye(size, dtype=torch.bool, device=index.device)
+        return _express((causal & valid[:, None, None, :]) | itself, implementation, dtype)
+    mask = mask.expand(batch, -1, -1, -1)
+    rows = index[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3])
+    columns = index[:, None, None, :].expand(-1, mask.shape[1], size, -1)
+    picked = mask.gather(2, rows).gather(3, columns)
+    if valid is None:
+        return picked
+    itself = torch.eye(size, dtype=torch.bool, device=index.device)
+    picked = hide(picked, ~valid[:, None, None, :])
+    opened = True if picked.dtype == torch.bool else 0.0
+    return picked.masked_fill(itself & ~valid[:, None, :, None], opened)
+
+
+def decode_mask(
+    mask: torch.Tensor | None,
+    key_index: torch.Tensor,
+    padded: bool,
+    queries: int,
+    implementation: str,
+    dtype: torch.dtype,
+) -> torch.Tensor | None:
+    """The mask over stored and new keys when ``queries`` tokens are added to a pruned cache layer.
+
+    ``key_index`` [B, stored] are the dense positions of the stored keys, -1 for padding. None stays None if there is
+    no padding (a single query then sees every key).
+    """
+    if mask is None and not padded:
+        return None
+    batch, stored = key_index.shape
+    pad = torch.zeros(batch, stored + queries, dtype=torch.bool, device=key_index.device)
+    pad[:, :stored] = key_index < 0
+    if mask is None:
+        order = torch.ones(queries, queries, dtype=torch.bool, device=key_index.device).tril()
+        seen = torch.ones(batch, 1, queries, stored, dtype=torch.bool, device=key_index.device)
+        seen = torch.cat([seen, order.expand(batch, 1, -1, -1)], dim=-1) & ~pad[:, None, None, :]
+        return _express(seen, implementation, dtype)
+    dense = mask.shape[-1]
+    new = torch.arange(dense - queries, dense, device=key_index.device).expand(batch, -1)
+    columns = torch.cat([key_index.clamp(min=0), new], dim=1)
+    if mask.ndim == 2:
+        return mask.gather(1, columns) * (~pad).to(mask.dtype)
+    mask = mask.expand(batch, -1, -1, -1)
+    picked = mask.gather(3, columns[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1))
+    return hide(picked, pad[:, None, None, :]) if padded else picked

@@ -1,0 +1,123 @@
+"""What a scorer may look at in one decoder layer, computed only when touched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from prunekit.engine.layout import Layout, Stage, ragged_index, take
+from prunekit.engine.rows import AttentionInputs
+from prunekit.errors import PrunekitError, UnknownNameError
+
+QuerySet = str | torch.Tensor
+
+
+@dataclass
+class LayerView:
+    """One decoder layer of one prefill, as a scorer sees it.
+
+    B samples, S slots of the sequence that this layer processes (already without what earlier cuts removed), N visual
+    tokens of the dense sequence. Tokens that are gone, or pad a shorter sample, are False in ``alive`` [B, N]; what a
+    scorer returns for them is ignored.
+
+    Attributes:
+        hidden_states: input of the layer, [B, S, D].
+        layer: index of the layer.
+        alive: visual tokens still there, bool [B, N].
+        grid: rows and columns of patches of an image, where the family has a fixed grid, else None.
+    """
+
+    hidden_states: torch.Tensor
+    layer: int
+    layout: Layout
+    stage: Stage
+    alive: torch.Tensor
+    slots: torch.Tensor
+    grid: tuple[int, int] | None = None
+    inputs: AttentionInputs | None = field(default=None, repr=False)
+
+    def visual(self, x: torch.Tensor) -> torch.Tensor:
+        """Gather the visual tokens of x [B, S, ...]: [B, N, ...], arbitrary where not ``alive``."""
+        return take(x, self.slots)
+
+    def in_stage(self, dense: torch.Tensor) -> torch.Tensor:
+        """A per-token tensor of the dense sequence [B, S_dense] as this layer's sequence [B, S] has it."""
+        return dense if self.stage.index is None else dense.gather(1, self.stage.index)
+
+    @property
+    def real(self) -> torch.Tensor:
+        """Slots in use, bool [B, S]."""
+        real = self.in_stage(self.layout.real)
+        return real if self.stage.valid is None else real & self.stage.valid
+
+    @property
+    def visual_mask(self) -> torch.Tensor:
+        """Slots that hold a visual token, bool [B, S]."""
+        return self.in_stage(self.layout.visual) & self.real
+
+    @property
+    def text_mask(self) -> torch.Tensor:
+        """Slots of the instruction, bool [B, S]: real, not visual, after the sample's first visual token."""
+        return self.in_stage(self.layout.text) & self.real
+
+    @property
+    def input_ids(self) -> torch.Tensor:
+        """Token ids [B, S]."""
+        return self.in_stage(self.layout.input_ids)
+
+    @property
+    def queries(self) -> torch.Tensor:
+        """Queries [B, H, S, d] after the rotary embedding (scorers with ``uses_attention``)."""
+        return self._attention().queries
+
+    @property
+    def keys(self) -> torch.Tensor:
+        """Keys [B, H_kv, S, d] after the rotary embedding (scorers with ``uses_attention``)."""
+        return self._attention().keys
+
+    def query_index(self, queries: QuerySet) -> tuple[torch.Tensor, torch.Tensor]:
+        """Slots [B, Q] of a query set and which of them exist [B, Q] (samples may have fewer than Q).
+
+        ``queries`` is "text" (the instruction), "last" (the last real token), "visual", "all", or a bool mask [B, S].
+        """
+        if isinstance(queries, torch.Tensor):
+            return ragged_index(queries & self.real, int(queries.sum(1).max()))
+        if queries == "visual":
+            return self.slots, self.alive
+        if queries == "text":
+            return ragged_index(self.text_mask, max(self.layout.text_counts))
+        if queries == "all":
+            return ragged_index(self.real, max(self.stage.lengths))
+        if queries == "last":
+            real = self.real
+            last = (real * torch.arange(1, real.shape[1] + 1, device=real.device)).argmax(1, keepdim=True)
+            return last, torch.ones_like(last, dtype=torch.bool)
+        raise UnknownNameError("queries", queries, ("text", "last", "visual", "all"))
+
+    def attention(self, queries: QuerySet) -> torch.Tensor:
+        """Post-softmax attention rows [B, H, Q, S] of a query set, float32; zero rows where a sample has fewer."""
+        index, valid = self.query_index(queries)
+        return self._attention().rows(index) * valid[:, None, :, None]
+
+    def visible(self, queries: QuerySet) -> torch.Tensor:
+        """Which slots each query may attend to, bool [B, Q, S]; False rows where a sample has fewer queries."""
+        index, valid = self.query_index(queries)
+        return self._attention().visible(index) & valid[..., None]
+
+    def one_hot(self, queries: QuerySet) -> torch.Tensor:
+        """The rows of the identity that belong to a query set, float32 [B, Q, S]."""
+        index, valid = self.query_index(queries)
+        return torch.nn.functional.one_hot(index, self.hidden_states.shape[1]).float() * valid[..., None]
+
+    def propagate(self, rows: torch.Tensor) -> torch.Tensor:
+        """rows [B, Q, S] times this layer's head-mean attention matrix, float32 [B, Q, S]."""
+        return self._attention().propagate(rows)
+
+    def _attention(self) -> AttentionInputs:
+        if self.inputs is None:
+            raise PrunekitError(
+                f"layer {self.layer}: attention was not captured; a scorer that reads attention, queries or keys "
+                "must set the class attribute uses_attention = True"
+            )
+        return self.inputs

@@ -1,0 +1,26 @@
+"""The errors a user can cause: all of them are ``ValueError``, each one line that names the offending word."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PrunekitError(ValueError):
+    """Base of every error that prunekit raises on purpose."""
+
+
+class UnknownNameError(PrunekitError):
+    """A word that nothing is registered under; the message offers the nearest one."""
+
+    def __init__(self, what: str, name: object, known: Iterable[str]) -> None:
+        names = sorted(known)
+        near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        super().__init__(f"Unknown {what} '{name}'.{hint} Available: {', '.join(names) or 'none'}")
+
+
+def check_choice(what: str, value: object, choices: Iterable[str]) -> None:
+    """Raise unless ``value`` is one of ``choices``."""
+    if value not in (known := tuple(choices)):
+        raise UnknownNameError(what, value, known)

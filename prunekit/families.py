@@ -1,0 +1,155 @@
+"""What is known of model families, in one place: where a loaded model keeps its decoder, its placeholders, its tower.
+
+Everything is found from the model itself: token ids from its config, modules from its structure. A family that fits
+the generic path is one line in ``VERIFIED``; an odd one registers a subclass of ``Family`` for its model type.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunekit.errors import PrunekitError
+
+VERIFIED = ("llava", "llava_next", "qwen2_vl")
+"""Model types whose removal is held equal to masking by the tests."""
+
+TOKEN_ID_KEYS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The transformers model inside a PEFT wrapper, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+
+
+class Family:
+    """One loaded model, seen through what prunekit needs of it. Subclass for a family with a shape of its own."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = unwrap(model)
+        self.config = getattr(self.model, "config", None)
+        self.model_type: str = getattr(self.config, "model_type", type(self.model).__name__)
+        self.core = self._core()
+        self.decoder = self._decoder()
+        self.layers: nn.ModuleList = self._layers()
+        self.attentions = [self._attention(i, layer) for i, layer in enumerate(self.layers)]
+        # Read once: a tap gives its module another name for as long as it is on.
+        self.implementation: str = getattr(self.attentions[0].config, "_attn_implementation", None) or "eager"
+
+    @property
+    def depth(self) -> int:
+        """Number of decoder layers."""
+        return len(self.layers)
+
+    @property
+    def text_config(self) -> Any:
+        """The decoder's config."""
+        return self.config.get_text_config(decoder=True)  # type: ignore[union-attr]
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """Ids of the placeholders that stand for visual tokens in ``input_ids``."""
+        found = (getattr(self.config, key, None) for key in TOKEN_ID_KEYS)
+        return tuple(dict.fromkeys(i for i in found if isinstance(i, int)))
+
+    @property
+    def three_dimensional_positions(self) -> bool:
+        """Whether positions are (time, row, column) triples (M-RoPE)."""
+        parameters = getattr(self.text_config, "rope_parameters", None) or {}
+        return "mrope_section" in parameters
+
+    @property
+    def rotary(self) -> nn.Module | None:
+        """The decoder's rotary embedding: (hidden, position_ids) -> (cos, sin)."""
+        return getattr(self.decoder, "rotary_emb", None)
+
+    @property
+    def vision_tower(self) -> nn.Module | None:
+        """The vision encoder."""
+        for name in ("vision_tower", "visual", "vision_model", "vision_encoder"):
+            if isinstance(tower := getattr(self.core, name, None), nn.Module):
+                return tower
+        return None
+
+    @property
+    def projector(self) -> nn.Module | None:
+        """The module between vision encoder and decoder."""
+        for owner in (self.core, self.vision_tower):
+            for name in ("multi_modal_projector", "connector", "merger"):
+                if isinstance(module := getattr(owner, name, None), nn.Module):
+                    return module
+        return None
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Rows and columns of patches where every image has the same, else None."""
+        vision = getattr(self.config, "vision_config", None)
+        if self.model_type != "llava" or not getattr(vision, "patch_size", None):
+            return None
+        side = vision.image_size // vision.patch_size  # type: ignore[union-attr]
+        return side, side
+
+    def visual_mask(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Bool [B, S]: where the placeholders stand."""
+        mask = input_ids == self.token_ids[0]
+        for token in self.token_ids[1:]:
+            mask = mask | (input_ids == token)
+        return mask
+
+    def attention_function(self, layer: int) -> Callable[..., Any]:
+        """The attention function that layer would call by itself."""
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        module = self.attentions[layer]
+        code = sys.modules[type(module).__module__]
+        eager = getattr(code, "eager_attention_forward", None)
+        table = getattr(code, "ALL_ATTENTION_FUNCTIONS", ALL_ATTENTION_FUNCTIONS)
+        function = table.get_interface(self.implementation, eager)
+        if function is None:
+            raise PrunekitError(f"{self.model_type}: {type(module).__name__} does not use transformers' attention interface")
+        return function
+
+    def _core(self) -> nn.Module:
+        base = getattr(self.model, "base_model", None)
+        if not isinstance(base, nn.Module) or not self.token_ids:
+            raise PrunekitError(f"model type '{self.model_type}' has no image tokens: not a vision-language model?")
+        return base
+
+    def _decoder(self) -> nn.Module:
+        getter = getattr(self.model, "get_decoder", None)
+        decoder = getter() if getter is not None else None
+        if decoder is None or not hasattr(decoder, "layers"):
+            decoder = getattr(self.core, "language_model", None)
+        if decoder is None or not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
+            raise PrunekitError(f"model type '{self.model_type}': no decoder layers found in {type(self.core).__name__}")
+        return decoder
+
+    def _layers(self) -> nn.ModuleList:
+        return self.decoder.layers  # type: ignore[return-value]
+
+    def _attention(self, index: int, layer: nn.Module) -> nn.Module:
+        found = [m for m in layer.modules() if getattr(m, "layer_idx", None) == index and hasattr(m, "config")]
+        if not found:
+            raise PrunekitError(f"model type '{self.model_type}': no attention module in decoder layer {index}")
+        return found[-1]
+
+
+FAMILIES: dict[str, type[Family]] = {}
+"""Model types that need more than the generic path."""
+
+
+def family_of(model: nn.Module) -> Family:
+    """The family of a loaded model; raises, naming the model type, where pruning it is not known to be exact."""
+    inner = unwrap(model)
+    model_type = getattr(getattr(inner, "config", None), "model_type", type(inner).__name__)
+    family = FAMILIES.get(model_type, Family)(model)
+    if model_type not in VERIFIED:
+        raise PrunekitError(f"model type '{model_type}' is not supported yet; supported: {', '.join(VERIFIED)}")
+    layer_types = set(getattr(family.text_config, "layer_types", None) or ["full_attention"])
+    if odd := layer_types - {"full_attention"}:
+        raise PrunekitError(f"model type '{model_type}': {', '.join(sorted(odd))} layers are not supported yet")
+    return family

@@ -1,0 +1,217 @@
+"""The Pruner: five components and a budget, applied to a model by hooks."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import nn
+
+from prunekit import components as _components  # noqa: F401  (registers the built-in names)
+from prunekit.components.base import Component, Fusion, Reducer, RowScorer, Schedule, Scorer, Selector
+from prunekit.engine.hooks import Session
+from prunekit.engine.state import Trace
+from prunekit.errors import PrunekitError, check_choice
+from prunekit.families import Family
+from prunekit.registry import KINDS, registry
+
+DEFAULTS = {"scorer": "instruction", "fusion": "multi", "schedule": "progressive", "selector": "topk", "reducer": "drop"}
+POSITIONS = ("keep", "renumber")
+BASES: dict[str, type] = dict(zip(KINDS, (Scorer, Fusion, Schedule, Selector, Reducer), strict=True))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A pruner's schedule resolved on one model.
+
+    Attributes:
+        cut_layers: layers before which tokens go, in order.
+        evidence: for each cut layer, the layers whose evidence decides it.
+    """
+
+    pruner: Pruner
+    depth: int
+    cut_layers: tuple[int, ...]
+    evidence: dict[int, list[int]]
+
+    @property
+    def first_layer(self) -> int:
+        """The first layer that may see fewer tokens."""
+        return self.cut_layers[0]
+
+    @property
+    def evidence_layers(self) -> frozenset[int]:
+        """All layers from which evidence is taken."""
+        return frozenset(layer for layers in self.evidence.values() for layer in layers)
+
+    def keep(self, cut_layer: int, count: int) -> int:
+        """How many of a sample's ``count`` visual tokens stay after the cut before ``cut_layer``."""
+        if not count:
+            return 0
+        tokens = self.pruner.keep_tokens
+        ratio = self.pruner.keep_ratio if tokens is None else min(1.0, tokens / count)
+        cuts = self.pruner.schedule.cuts(self.depth, ratio)
+        return max(1, round(next(cut.ratio for cut in cuts if cut.layer == cut_layer) * count))
+
+
+class Pruner:
+    """A pruning method: which visual tokens stay, decided where, by what evidence.
+
+    Args:
+        scorer, fusion, schedule, selector, reducer: a registered name, or a component.
+        keep_ratio: share of the original visual tokens that stays after the last cut, in (0, 1]; 0.5 by default.
+        keep_tokens: the same as a count per sample; excludes ``keep_ratio``.
+        positions: "keep" leaves the kept tokens their position ids, "renumber" closes the gaps.
+        name: the published method this is, if it is one.
+
+    Raises:
+        PrunekitError: (a ValueError) for unknown names and impossible options, here; for what a model cannot do, at
+            ``apply``.
+    """
+
+    def __init__(
+        self,
+        scorer: str | Scorer = "instruction",
+        fusion: str | Fusion = "multi",
+        schedule: str | Schedule = "progressive",
+        selector: str | Selector = "topk",
+        reducer: str | Reducer = "drop",
+        *,
+        keep_ratio: float | None = None,
+        keep_tokens: int | None = None,
+        positions: str = "keep",
+        name: str | None = None,
+    ) -> None:
+        self.scorer: Scorer = _component("scorer", scorer)
+        self.fusion: Fusion = _component("fusion", fusion)
+        self.schedule: Schedule = _component("schedule", schedule)
+        self.selector: Selector = _component("selector", selector)
+        self.reducer: Reducer = _component("reducer", reducer)
+        check_choice("positions", positions, POSITIONS)
+        self.positions, self.name = positions, name
+        self.keep_ratio, self.keep_tokens = _budget(keep_ratio, keep_tokens, self.schedule.own_ratio())
+        if self.fusion.joins_views and not isinstance(self.scorer, RowScorer):
+            names = self.fusion.registered_name, self.scorer.registered_name
+            raise PrunekitError(f"fusion '{names[0]}' joins attention rows; scorer '{names[1]}' reads none")
+
+    @property
+    def components(self) -> dict[str, Component]:
+        """The five components by kind."""
+        return {kind: getattr(self, kind) for kind in KINDS}
+
+    def plan(self, family: Family) -> Plan:
+        """Resolve the schedule on a model; raises for a layer past its depth and the like."""
+        for component in self.components.values():
+            component.check(family.depth)
+        if self.positions == "renumber" and (family.three_dimensional_positions or family.rotary is None):
+            raise PrunekitError(f"positions=renumber: model type '{family.model_type}' has no one-dimensional positions")
+        ratio = self.keep_ratio if self.keep_ratio is not None else 0.5
+        layers = [cut.layer for cut in self.schedule.cuts(family.depth, ratio)]
+        evidence = {}
+        for previous, layer in zip([0, *layers], layers, strict=False):
+            evidence[layer] = list(self.fusion.layers(layer, previous))
+            if not evidence[layer] and (self.scorer.uses_attention or self.fusion.joins_views):
+                name = self.scorer.registered_name
+                raise PrunekitError(f"scorer '{name}' reads attention, but no layer lies before a cut at layer {layer}")
+        return Plan(self, family.depth, tuple(layers), evidence)
+
+    def apply(self, model: nn.Module) -> Handle:
+        """Prune every prefill of ``model`` until the handle is removed. Applying twice is an error."""
+        session = Session(self, model)
+        session.install()
+        return Handle(session)
+
+    def __call__(self, model: nn.Module) -> PrunedBlock:
+        """``with pruner(model) as trace:`` prunes inside the block and leaves the model as it was."""
+        return PrunedBlock(self, model)
+
+    def describe(self) -> dict[str, Any]:
+        """Names and options, as plain data; what ``save`` writes and ``load`` reads."""
+        parts: dict[str, Any] = {
+            kind: {"name": c.registered_name, **dataclasses.asdict(c)}  # type: ignore[call-overload]
+            for kind, c in self.components.items()
+        }
+        budget = {"keep_ratio": self.keep_ratio} if self.keep_tokens is None else {"keep_tokens": self.keep_tokens}
+        return {"name": self.name, **parts, **budget, "positions": self.positions}
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``pruner.yaml`` to a folder, and fusion weights beside it."""
+        from prunekit.saving import save_pruner
+
+        save_pruner(self, Path(folder))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Pruner:
+        """The pruner that ``save`` wrote to a folder."""
+        from prunekit.saving import load_pruner
+
+        return load_pruner(Path(folder))
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{kind}={component!r}" for kind, component in self.components.items())
+        budget = f"keep_ratio={self.keep_ratio}" if self.keep_tokens is None else f"keep_tokens={self.keep_tokens}"
+        return f"Pruner({parts}, {budget}, positions={self.positions!r})"
+
+
+class Handle:
+    """A pruner on a model: ``trace`` of the latest prefill, ``remove()`` to take it off."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    @property
+    def trace(self) -> Trace:
+        """What happened in the latest prefill."""
+        return self._session.trace
+
+    @property
+    def plan(self) -> Plan:
+        """The schedule as resolved on this model."""
+        return self._session.plan
+
+    def remove(self) -> None:
+        """Leave the model as it was before ``apply``; a second call does nothing."""
+        self._session.remove()
+
+
+class PrunedBlock:
+    """The context that ``pruner(model)`` returns."""
+
+    def __init__(self, pruner: Pruner, model: nn.Module) -> None:
+        self._pruner, self._model = pruner, model
+        self._handles: list[Handle] = []
+
+    def __enter__(self) -> Trace:
+        self._handles.append(self._pruner.apply(self._model))
+        return self._handles[-1].trace
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._handles.pop().remove()
+
+
+def _component(kind: str, given: Any) -> Any:
+    made = registry.create(kind, given) if isinstance(given, str) else given
+    if not isinstance(made, BASES[kind]):
+        raise PrunekitError(f"{kind} must be a registered name or a {BASES[kind].__name__}, not {type(given).__name__}")
+    return made
+
+
+def _budget(ratio: float | None, tokens: int | None, own: float | None) -> tuple[float | None, int | None]:
+    if tokens is not None:
+        if ratio is not None:
+            raise PrunekitError("keep_ratio and keep_tokens exclude each other")
+        if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+            raise PrunekitError(f"keep_tokens must be a whole number from 1 on, not {tokens!r}")
+        return None, tokens
+    if ratio is None:
+        ratio = 0.5 if own is None else own
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 1:
+        raise PrunekitError(f"keep_ratio must lie in (0, 1], not {ratio!r}")
+    if own is not None and abs(own - ratio) > 1e-6 * own:
+        raise PrunekitError(f"schedule.ratios multiply to {own:g}, but keep_ratio is {ratio:g}: set keep_ratio={own:g}")
+    return float(ratio), None

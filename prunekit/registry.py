@@ -1,0 +1,123 @@
+"""Names to component classes: the one book that Python, the command line and the saved pruners look names up in."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from prunekit.errors import PrunekitError, UnknownNameError
+
+T = TypeVar("T", bound=type)
+KINDS = ("scorer", "fusion", "schedule", "selector", "reducer")
+
+
+class Registry:
+    """Dataclasses by kind and name. Holds classes, never instances; a name taken twice is an error."""
+
+    def __init__(self, kinds: tuple[str, ...] = KINDS) -> None:
+        self._classes: dict[str, dict[str, type]] = {kind: {} for kind in kinds}
+        self._files: dict[Path, str] = {}
+
+    def register(self, kind: str, name: str) -> Callable[[T], T]:
+        """Class decorator (above ``@dataclass``): the class becomes component ``name`` and its fields its options."""
+        table = self._table(kind)
+
+        def add(cls: T) -> T:
+            if not dataclasses.is_dataclass(cls):
+                raise PrunekitError(f"{kind} '{name}': {cls.__name__} must be a dataclass (@register above @dataclass)")
+            if name in table:
+                raise PrunekitError(f"{kind} '{name}' is already registered, by {table[name].__module__}")
+            table[name] = cls
+            cls.registered_name = name  # type: ignore[attr-defined]
+            return cls
+
+        return add
+
+    def classes(self, kind: str) -> dict[str, type]:
+        """All components of a kind by name, files of the method folders included."""
+        self.discover()
+        return dict(sorted(self._table(kind).items()))
+
+    def available(self, kind: str) -> list[str]:
+        """Sorted names of a kind."""
+        return list(self.classes(kind))
+
+    def get(self, kind: str, name: str) -> type:
+        """The class registered under ``name``; an unknown one raises with the nearest name."""
+        classes = self.classes(kind)
+        if name not in classes:
+            raise UnknownNameError(kind, name, classes)
+        return classes[name]
+
+    def create(self, kind: str, name: str, **options: Any) -> Any:
+        """An instance of component ``name`` with ``options`` as its fields."""
+        cls = self.get(kind, name)
+        fields = [f.name for f in dataclasses.fields(cls) if f.init]
+        for option in options:
+            if option not in fields:
+                raise UnknownNameError(f"option of {kind} '{name}':", option, fields)
+        return cls(**options)
+
+    def discover(self) -> list[Path]:
+        """Import every file of the method folders that was not imported yet; a broken one is named and skipped."""
+        loaded = []
+        for folder in method_folders():
+            for path in sorted(folder.glob("*.py")):
+                if path not in self._files and not path.name.startswith("_"):
+                    self._files[path] = "loading"
+                    if self._load(path):
+                        loaded.append(path)
+        return loaded
+
+    def _load(self, path: Path) -> bool:
+        name = f"prunekit_methods.{path.parent.name}_{abs(hash(path.parent)):x}.{path.stem}"
+        before = {kind: dict(table) for kind, table in self._classes.items()}
+        try:
+            spec = importlib.util.spec_from_file_location(name, path)
+            assert spec and spec.loader
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[name] = module
+            spec.loader.exec_module(module)
+        except Exception as error:  # a user's file may fail in any way; the rest must go on
+            sys.modules.pop(name, None)
+            self._classes = before
+            self._files[path] = "broken"
+            line = str(error).splitlines()[0] if str(error) else ""
+            warnings.warn(f"skipped {path}: {type(error).__name__}: {line}", stacklevel=2)
+            return False
+        self._files[path] = "loaded"
+        return True
+
+    def _table(self, kind: str) -> dict[str, type]:
+        if kind not in self._classes:
+            raise UnknownNameError("kind of component", kind, self._classes)
+        return self._classes[kind]
+
+
+def source_folder(name: str) -> Path:
+    """``conf`` or ``methods``: the folder beside the package in a source tree, else the copy inside the wheel."""
+    package = Path(__file__).resolve().parent
+    beside = package.parent / name
+    return beside if (package.parent / "pyproject.toml").exists() and beside.is_dir() else package / name
+
+
+def method_folders() -> list[Path]:
+    """The built-in ``methods/``, the working directory's, and those of ``PRUNEKIT_METHODS``, each once."""
+    named = [Path(p) for p in os.environ.get("PRUNEKIT_METHODS", "").split(os.pathsep) if p]
+    folders = [source_folder("methods"), Path("methods"), *named]
+    for folder in named:
+        if not folder.is_dir():
+            raise PrunekitError(f"PRUNEKIT_METHODS names '{folder}', which is not a folder")
+    return list(dict.fromkeys(f.resolve() for f in folders if f.is_dir()))
+
+
+registry = Registry()
+register = registry.register
+create = registry.create
+available = registry.available

@@ -1,0 +1,61 @@
+"""Pruners on disk: YAML for names and options, safetensors for weights, never pickle."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from prunekit.errors import PrunekitError
+from prunekit.registry import KINDS, registry
+
+if TYPE_CHECKING:
+    from prunekit.pruner import Pruner
+
+FILE, WEIGHTS = "pruner.yaml", "fusion.safetensors"
+
+
+def save_pruner(pruner: Pruner, folder: Path) -> None:
+    """Write ``pruner.yaml`` and, for a fusion with weights, ``fusion.safetensors`` beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data = pruner.describe()
+    if source := data["fusion"].get("weights"):
+        if Path(source).resolve() != (folder / WEIGHTS).resolve():
+            shutil.copyfile(source, folder / WEIGHTS)
+        data["fusion"]["weights"] = WEIGHTS
+    (folder / FILE).write_text(yaml.safe_dump(data, sort_keys=False))
+
+
+def load_pruner(folder: Path) -> Pruner:
+    """The pruner of a folder that ``save_pruner`` wrote."""
+    if not (folder / FILE).is_file():
+        raise PrunekitError(f"no {FILE} in '{folder}'")
+    try:
+        data = yaml.safe_load((folder / FILE).read_text())
+    except yaml.YAMLError as error:
+        raise PrunekitError(f"'{folder / FILE}' is not YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(data, dict):
+        raise PrunekitError(f"'{folder / FILE}' does not describe a pruner")
+    if isinstance(fusion := data.get("fusion"), dict) and fusion.get("weights"):
+        fusion["weights"] = str(folder / fusion["weights"])
+    return build(data, f"'{folder / FILE}'")
+
+
+def build(data: dict[str, Any], where: str) -> Pruner:
+    """A pruner from plain data: a component is a name, or a mapping with ``name`` and its options."""
+    from prunekit.pruner import Pruner
+
+    options: dict[str, Any] = {}
+    for key, value in data.items():
+        if key in KINDS and isinstance(value, dict):
+            fields = dict(value)
+            if "name" not in fields:
+                raise PrunekitError(f"{where}: {key} has no name")
+            options[key] = registry.create(key, fields.pop("name"), **fields)
+        elif key in (*KINDS, "keep_ratio", "keep_tokens", "positions", "name"):
+            options[key] = value
+        else:
+            raise PrunekitError(f"{where}: unknown entry '{key}'")
+    return Pruner(**options)

@@ -174,9 +174,7 @@ def questions(scene: Scene, task: str, rng: random.Random, kinds: tuple[str, ...
     return list(ASKERS[task](scene, rng, kinds))
 
 
-def draw_question(
-    scene: Scene, task: str, rng: random.Random, kinds: tuple[str, ...] = KINDS
-) -> Question | None:
+def draw_question(scene: Scene, task: str, rng: random.Random, kinds: tuple[str, ...] = KINDS) -> Question | None:
     """One question of a task, its key drawn about uniformly; None if the scene has none."""
     by_key: dict[str, list[Question]] = {}
     for question in questions(scene, task, rng, kinds):
@@ -194,4 +192,3 @@ def vocabulary() -> list[str]:
     words |= set(KINDS) | set(COLORS) | set(NUMBERS) | set(ORDINALS) | {"row", "column", "yes", "no", "an"}
     words |= {word for name in (*CORNERS, *WAYS.values()) for word in name.split()}
     return sorted(word for word in words if len(word) > 1)
-

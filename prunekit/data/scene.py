@@ -82,7 +82,7 @@ class Scene:
 def draw_scene(seed: str, style: Style = TRAINED, kinds: tuple[str, ...] = KINDS) -> Scene:
     """Draws a scene from its seed; the same seed gives the same scene on every machine."""
     rng = random.Random(seed)
-    count = rng.randint(*style.objects)
+    count = min(rng.randint(*style.objects), 3 * len(kinds) // 4)  # some kinds stay absent
     signs = rng.randint(1, 2)
     cells = _cells(rng, rng.choice(style.layouts), count + signs)
     rng.shuffle(cells)
@@ -99,7 +99,7 @@ def draw_scene(seed: str, style: Style = TRAINED, kinds: tuple[str, ...] = KINDS
 
 def _kinds(rng: random.Random, count: int, kinds: tuple[str, ...]) -> list[str]:
     """Kinds of the objects: one of them two or three times in most scenes, the others once."""
-    distinct = rng.sample(kinds, min(count, len(kinds)))
+    distinct = rng.sample(kinds, count)
     repeats = rng.choice((0, 1, 1, 2, 2))
     return (distinct[: count - repeats] + distinct[:1] * repeats)[:count]
 

@@ -1,0 +1,247 @@
+"""Stage 3: projector, embeddings and decoder on questions, the tower frozen and its features computed once."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
+
+from prunekit.data.questions import draw_question
+from prunekit.data.scene import Scene
+from prunekit.data.words import TASKS
+from prunekit.embedded.forward import embed, run_decoder
+from prunekit.embedded.packing import IGNORE, PREFIX, Packed, block_mask, encode, pack, positions
+from prunekit.embedded.pool import HUES, ORDER, PARTS, THINGS, Part
+from prunekit.embedded.progress import Log, load_checkpoint, optimiser, save_checkpoint, set_rate
+
+LENGTH = 208  # text positions of a packed row, about eighteen questions
+ADVANCE = 0.8  # attribute accuracy at which the curriculum takes the next part
+PATIENCE = 450  # steps after which it does so anyway
+
+
+@dataclass
+class Plan:
+    """How the decoder is trained.
+
+    Blindness: in layers below a bound drawn for each step, text does not see the image. It makes the circuits that
+    look grow in the middle of the decoder, not in its first layer; ``sighted`` is the share of the steps, at the end,
+    in which the bound is zero, as it always is in use. Where the text looks is never supervised.
+    """
+
+    steps: int = 3000
+    rate: float = 1e-3
+    batch: int = 10
+    blind: dict[int, float] = field(default_factory=lambda: {3: 0.4, 4: 0.25, 5: 0.2, 6: 0.15})
+    sighted: float = 0.15
+    ripen_layer: int = 6  # patches are classified from the input of this layer ...
+    ripen_weight: float = 0.3  # ... with this weight, fading to zero at two thirds of the steps
+    seed: int = 0
+
+
+@dataclass
+class Pool:
+    """Scenes with their tower features [N, P, C] (fp16) and patch labels (things and hues, [N, P])."""
+
+    scenes: list[Scene]
+    features: torch.Tensor
+    labels: tuple[torch.Tensor, torch.Tensor]
+    parts: tuple[Part, ...] = PARTS
+
+    def slice(self, stage: int) -> tuple[int, int]:
+        """First and last index of a part of the curriculum; the last 256 scenes of the pool are held back."""
+        start = sum(part.scenes for part in self.parts[:stage])
+        stop = start + self.parts[stage].scenes
+        return start, min(stop, len(self.scenes) - 256)
+
+
+class Ripeness(nn.Module):
+    """Reads things and hues from visual hidden states; used in training only."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(width)
+        self.thing = nn.Linear(width, len(THINGS))
+        self.hue = nn.Linear(width, len(HUES))
+
+    def forward(self, hidden: torch.Tensor, labels: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, float]:
+        """Loss and accuracy (things) over the patches that show something."""
+        hidden, (thing, hue) = self.norm(hidden), labels
+        logits = self.thing(hidden[thing > 0])
+        loss = F.cross_entropy(logits, thing[thing > 0] - 1)
+        loss = loss + F.cross_entropy(self.hue(hidden[hue > 0]), hue[hue > 0] - 1)
+        return loss, (logits.argmax(-1) == thing[thing > 0] - 1).float().mean().item()
+
+
+def draw_rows(
+    scenes: list[Scene],
+    tokenizer: PreTrainedTokenizerFast,
+    rng: random.Random,
+    kinds: tuple[str, ...],
+    weights: list[float],
+) -> Packed:
+    """Fresh questions about each scene, packed."""
+    rows, asked = [], []
+    for scene in scenes:
+        drawn = [draw_question(scene, task, rng, kinds) for task in rng.choices(TASKS, weights, k=26)]
+        unique = {question.text: question for question in drawn if question is not None}
+        rows.append(len(unique))
+        asked += [(question.task, question.text, question.answers[0]) for question in unique.values()]
+    tokens = iter(encode(tokenizer, asked))
+    pad = tokenizer.pad_token_id
+    return pack([[next(tokens) for _ in range(count)] for count in rows], LENGTH, pad)
+
+
+def answer_right(logits: torch.Tensor, packed: Packed) -> list[tuple[str, bool]]:
+    """Whether the most likely token is right at every place of an answer: (task, right) of each question.
+
+    As the places follow one another, this is the same as greedy generation giving exactly the answer.
+    """
+    wrong = (logits.argmax(-1) != packed.labels) & (packed.labels != IGNORE)
+    found = []
+    for row, tasks in enumerate(packed.tasks):
+        missed = set(packed.segment[row][wrong[row]].tolist())
+        found += [(task, index not in missed) for index, task in enumerate(tasks)]
+    return found
+
+
+def accuracy_by_task(found: list[tuple[str, bool]]) -> dict[str, float]:
+    """Share right in each task."""
+    by_task: dict[str, list[bool]] = defaultdict(list)
+    for task, right in found:
+        by_task[task].append(right)
+    return {task: sum(by_task[task]) / len(by_task[task]) for task in TASKS if task in by_task}
+
+
+def mask_chooser(packed: Packed, prefix: int, visual: int, blind: int) -> list[torch.Tensor]:
+    """Masks of the layers below ``blind`` (text does not see the image) and of the others."""
+    allowed = block_mask(packed.segment, prefix, visual)
+    hidden = allowed.clone()
+    hidden[:, prefix + visual :, prefix : prefix + visual] = False
+    return [hidden, allowed] if blind else [allowed, allowed]
+
+
+class Trainer:
+    """One run of the stage; its state is the model's weights, the optimiser's, the step and the curriculum's place."""
+
+    def __init__(
+        self,
+        model: LlavaForConditionalGeneration,
+        tokenizer: PreTrainedTokenizerFast,
+        pool: Pool,
+        folder: Path,
+        plan: Plan,
+    ) -> None:
+        self.model, self.tokenizer, self.pool, self.plan = model, tokenizer, pool, plan
+        self.log, self.path = Log(folder, "decoder"), folder / "decoder.pt"
+        torch.manual_seed(plan.seed + 2)
+        self.ripeness = Ripeness(model.config.text_config.hidden_size)
+        self.parts = nn.ModuleList([model.model.multi_modal_projector, model.model.language_model, model.lm_head])
+        self.optimizer = optimiser((self.parts, self.ripeness), plan.rate)
+        self.prefix = torch.tensor(tokenizer(PREFIX, add_special_tokens=False).input_ids)
+        self.step = self.stage = self.entered = 0
+        self.recent: dict[str, float] = {task: 0.0 for task in TASKS}
+
+    def restore(self) -> None:
+        """Takes up the folder's checkpoint, if there is one."""
+        state = load_checkpoint(self.path)
+        if state is not None:
+            self.parts.load_state_dict(state["parts"])
+            self.ripeness.load_state_dict(state["ripeness"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.stage, self.entered = state["step"], state["stage"], state["entered"]
+            self.recent = state["recent"]
+
+    def save(self) -> None:
+        save_checkpoint(
+            self.path,
+            parts=self.parts.state_dict(),
+            ripeness=self.ripeness.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            step=self.step,
+            stage=self.stage,
+            entered=self.entered,
+            recent=self.recent,
+        )
+
+    def task_weights(self) -> list[float]:
+        """Tasks that lag are asked more often; in the first parts single look-ups are."""
+        simple = {"attribute": 2.0, "position": 1.5, "text": 1.5} if self.stage < 2 else {}
+        return [simple.get(task, 1.0) * (1.3 - self.recent[task]) for task in TASKS]
+
+    def blind_below(self, rng: random.Random) -> int:
+        """The layer below which text is blind in this step."""
+        if self.step >= self.plan.steps * (1 - self.plan.sighted):
+            return 0
+        return rng.choices(list(self.plan.blind), list(self.plan.blind.values()))[0]
+
+    def draw(self) -> tuple[list[int], Packed, int]:
+        """Scenes, questions and blindness of this step; earlier parts of the curriculum come back now and then."""
+        rng = random.Random(f"decoder/{self.plan.seed}/{self.step}")
+        stage = rng.randrange(self.stage) if self.stage and rng.random() < 0.1 else self.stage
+        start, stop = self.pool.slice(stage)
+        index = sorted(rng.sample(range(start, stop), self.plan.batch))
+        kinds = ORDER[: self.pool.parts[stage].kinds]
+        scenes = [self.pool.scenes[i] for i in index]
+        packed = draw_rows(scenes, self.tokenizer, rng, kinds, self.task_weights())
+        return index, packed, self.blind_below(rng)
+
+    def train_step(self) -> dict[str, float]:
+        """One update."""
+        index, packed, blind = self.draw()
+        plan, features = self.plan, self.pool.features[index].float()
+        prefix, visual = len(self.prefix), features.shape[1]
+        masks = mask_chooser(packed, prefix, visual, blind)
+        ripe: list[torch.Tensor] = []
+
+        with torch.autocast("cpu", torch.bfloat16):
+            x = embed(self.model, self.prefix, features, packed.ids)
+            hidden = run_decoder(
+                self.model.model.language_model,
+                x,
+                positions(packed, prefix, visual),
+                lambda layer: masks[layer >= blind],
+                prefix + visual,
+                entering=lambda layer, h: ripe.append(h) if layer == plan.ripen_layer else None,
+            )[:, prefix + visual :]
+            asked = packed.labels != IGNORE
+            logits = self.model.lm_head(hidden[asked]).float()
+        loss = F.cross_entropy(logits, packed.labels[asked])
+        fade = max(0.0, 1 - self.step / (plan.steps * 2 / 3)) * plan.ripen_weight
+        labels = (self.pool.labels[0][index], self.pool.labels[1][index])
+        ripe_loss, ripeness = self.ripeness(ripe[0][:, prefix : prefix + visual].float(), labels)
+        set_rate(self.optimizer, plan.rate, self.step, plan.steps, warmup=100)
+        self.optimizer.zero_grad()
+        (loss + fade * ripe_loss).backward()
+        norm = nn.utils.clip_grad_norm_(self.parts.parameters(), 1.0)
+        self.optimizer.step()
+        full = torch.zeros(*packed.labels.shape, logits.shape[-1])
+        full[asked] = logits.detach()
+        for task, right in accuracy_by_task(answer_right(full, packed)).items():
+            self.recent[task] += 0.05 * (right - self.recent[task])
+        return {"loss": loss.item(), "norm": norm.item(), "ripe": ripeness}
+
+    def advance(self) -> None:
+        """Takes the next part of the curriculum when look-ups are learned on this one."""
+        done = self.recent["attribute"] > ADVANCE or self.step - self.entered >= PATIENCE
+        if done and self.stage < len(self.pool.parts) - 1 and self.step - self.entered >= 30:
+            self.stage, self.entered = self.stage + 1, self.step
+
+    def run(self, every: int = 25, save_every: int = 100) -> None:
+        """Trains to the plan's last step."""
+        for parameter in self.model.model.vision_tower.parameters():
+            parameter.requires_grad_(False)
+        while self.step < self.plan.steps:
+            values = self.train_step()
+            self.step += 1
+            self.advance()
+            if self.step % every == 0:
+                recent = {task: round(value, 3) for task, value in self.recent.items()}
+                self.log(self.step, part=self.stage, **values, recent=recent)
+            if self.step % save_every == 0 or self.step == self.plan.steps:
+                self.save()

@@ -1,0 +1,68 @@
+"""What the training stages share: optimiser, learning rate, checkpoints, a log."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Log:
+    """Prints one line a report and keeps it in ``log.jsonl`` of the run's folder."""
+
+    def __init__(self, folder: Path, stage: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path, self.stage, self.start = folder / "log.jsonl", stage, time.time()
+
+    def __call__(self, step: int, **values: Any) -> None:
+        row = {"stage": self.stage, "step": step, "seconds": round(time.time() - self.start), **values}
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(" ".join(f"{key}={_short(value)}" for key, value in row.items()), flush=True)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return "{" + " ".join(f"{key}:{_short(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + " ".join(_short(item) for item in value) + "]"
+    return str(value)
+
+
+def optimiser(modules: Iterable[nn.Module], rate: float, decay: float = 0.05) -> torch.optim.AdamW:
+    """AdamW; matrices decay, vectors and embeddings do not."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float, step: int, steps: int, warmup: int = 50) -> None:
+    """Linear warm-up, then a cosine to a fiftieth of the rate."""
+    progress = min(1.0, max(0.0, (step - warmup) / max(1, steps - warmup)))
+    factor = min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+    for group in optimizer.param_groups:
+        group["lr"] = rate * factor
+
+
+def save_checkpoint(path: Path, **state: Any) -> None:
+    """Writes a checkpoint in one move, so that an interrupted write leaves the old one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    temporary.replace(path)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any] | None:
+    """A stage's checkpoint, or None if there is none."""
+    return torch.load(path, weights_only=True) if path.exists() else None

@@ -1,0 +1,123 @@
+"""Stage 1: the vision tower, on what each patch shows and, for the CLS token, on what the image holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import CLIPVisionModel
+
+from prunekit.data.scene import Scene
+from prunekit.embedded.pool import HUES, THINGS, patch_labels, presence
+from prunekit.embedded.progress import Log, load_checkpoint, optimiser, save_checkpoint, set_rate
+
+GROUND_WEIGHT = 0.1  # most patches are ground
+
+
+class Heads(nn.Module):
+    """Linear read-outs used in this stage only: of patches at the tower's top, of the CLS token."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.thing = nn.Linear(width, len(THINGS) + 1)
+        self.hue = nn.Linear(width, len(HUES) + 1)
+        self.present = nn.Linear(width, len(THINGS))
+
+
+def pixels(images: np.ndarray) -> torch.Tensor:
+    """uint8 [B, H, W, 3] -> float [B, 3, H, W] in [-1, 1], as the image processor gives it."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def scene_labels(scenes: list[Scene], patch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Things [N, P], hues [N, P], presence [N, THINGS] of all scenes."""
+    pairs = [patch_labels(scene, patch) for scene in scenes]
+    things = torch.from_numpy(np.stack([thing for thing, _ in pairs]))
+    hues = torch.from_numpy(np.stack([hue for _, hue in pairs]))
+    return things, hues, torch.from_numpy(np.stack([presence(scene) for scene in scenes]))
+
+
+def patch_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy [..., C] against [...], ground patches weighted down."""
+    weight = torch.ones(logits.shape[-1])
+    weight[0] = GROUND_WEIGHT
+    return F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), weight=weight)
+
+
+def patch_accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """Share of the patches that are not ground which are classified right."""
+    shown = labels > 0
+    return (logits.argmax(-1) == labels)[shown].float().mean().item()
+
+
+def train_tower(
+    tower: CLIPVisionModel, images: np.ndarray, scenes: list[Scene], folder: Path, steps: int, batch: int = 48
+) -> None:
+    """Trains the tower in place, from the folder's checkpoint if there is one; the last 256 scenes are held back."""
+    log, path = Log(folder, "tower"), folder / "tower.pt"
+    torch.manual_seed(1)
+    heads = Heads(tower.config.hidden_size)
+    optimizer = optimiser((tower, heads), 1.5e-3)
+    state = load_checkpoint(path)
+    start = 0
+    if state is not None:
+        tower.load_state_dict(state["tower"])
+        heads.load_state_dict(state["heads"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = state["step"]
+    if start >= steps:
+        return
+    usual = tower.config._attn_implementation
+    tower.set_attn_implementation("eager")  # twice as fast as SDPA for bf16 on a CPU, backward included
+    things, hues, present = scene_labels(scenes, tower.config.patch_size)
+    held = len(scenes) - 256
+
+    def loss_of(index: np.ndarray) -> tuple[torch.Tensor, float, float]:
+        with torch.autocast("cpu", torch.bfloat16):
+            out = tower(pixel_values=augment(pixels(images[index]), index), output_hidden_states=True)
+            patches = heads.norm(out.last_hidden_state[:, 1:])
+            what, color, there = heads.thing(patches), heads.hue(patches), heads.present(out.pooler_output)
+        loss = patch_loss(what, things[index]) + 0.5 * patch_loss(color, hues[index])
+        loss = loss + 5 * F.binary_cross_entropy_with_logits(there.float(), present[index])
+        found = ((there > 0) & (present[index] > 0)).sum().item() / present[index].sum().item()
+        return loss, patch_accuracy(what, things[index]), found
+
+    for step in range(start, steps):
+        rng = np.random.default_rng([11, step])
+        set_rate(optimizer, 1.5e-3, step, steps)
+        loss, accuracy, found = loss_of(np.sort(rng.choice(held, batch, replace=False)))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
+        optimizer.step()
+        if step % 50 == 49:
+            with torch.no_grad():
+                _, held_accuracy, held_found = loss_of(np.arange(held, held + 256))
+            log(step + 1, loss=loss.item(), train=accuracy, patch=held_accuracy, cls_recall=held_found)
+        if step % 50 == 49 or step == steps - 1:
+            state = {"tower": tower.state_dict(), "heads": heads.state_dict(), "optimizer": optimizer.state_dict()}
+            save_checkpoint(path, step=step + 1, **state)
+    tower.set_attn_implementation(usual)
+
+
+def augment(images: torch.Tensor, index: np.ndarray) -> torch.Tensor:
+    """Brightness, contrast and noise at random, seeded by the images drawn."""
+    generator = torch.Generator().manual_seed(int(index.sum()) + int(index[0]))
+    gain = 1 + 0.3 * (torch.rand(len(images), 3, 1, 1, generator=generator) - 0.5)
+    shift = 0.3 * (torch.rand(len(images), 3, 1, 1, generator=generator) - 0.5)
+    return images * gain + shift
+
+
+@torch.no_grad()
+def tower_features(tower: CLIPVisionModel, images: np.ndarray, layer: int = -2, batch: int = 64) -> torch.Tensor:
+    """Patch features of a layer, without CLS: float16 [N, P, D]."""
+    found = []
+    for start in range(0, len(images), batch):
+        with torch.autocast("cpu", torch.bfloat16):
+            out = tower(pixel_values=pixels(images[start : start + batch]), output_hidden_states=True)
+        found.append(out.hidden_states[layer][:, 1:].to(torch.float16))
+    return torch.cat(found)

@@ -1,0 +1,91 @@
+"""Trains the embedded model from scratch.
+
+    python -m prunekit.embedded.train --out DIR [--resume]
+
+Stages: tower, align, decoder, export. Each goes on from its checkpoint in DIR when --resume is given; without it DIR
+must be new. The rendered scenes (2.4 GB) lie in DIR too.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import LlavaForConditionalGeneration
+
+from prunekit.embedded.align import train_align
+from prunekit.embedded.config import Size, build_model
+from prunekit.embedded.decoder import Plan, Pool, Trainer
+from prunekit.embedded.export import MODEL_FOLDER, export
+from prunekit.embedded.pool import pool_scenes, render_pool
+from prunekit.embedded.processor import build_tokenizer
+from prunekit.embedded.progress import load_checkpoint
+from prunekit.embedded.tower import scene_labels, tower_features, train_tower
+
+STAGES = ("tower", "align", "decoder", "export")
+
+
+def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints, log and scenes")
+    parser.add_argument("--resume", action="store_true", help="go on from the folder's checkpoints")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--tower-steps", type=int, default=1200)
+    parser.add_argument("--align-steps", type=int, default=300)
+    parser.add_argument("--decoder-steps", type=int, default=Plan.steps)
+    parser.add_argument("--model", type=Path, default=MODEL_FOLDER, help="folder that export writes")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args(argv)
+    if arguments.out.exists() and not arguments.resume:
+        parser.error(f"{arguments.out} exists: give a new folder, or --resume to go on from its checkpoints")
+    return arguments
+
+
+def pooled_features(model: LlavaForConditionalGeneration, images: np.ndarray, folder: Path) -> torch.Tensor:
+    """Tower features of the pool [N, P, C] fp16, computed once and kept in the folder."""
+    path = folder / "features.npy"
+    if not path.exists():
+        np.save(path, tower_features(model.model.vision_tower, images).numpy())
+    return torch.from_numpy(np.load(path))
+
+
+def load_trained(model: LlavaForConditionalGeneration, folder: Path) -> int:
+    """Puts the newest checkpoints' weights into the model; returns the decoder's step."""
+    tower, decoder = load_checkpoint(folder / "tower.pt"), load_checkpoint(folder / "decoder.pt")
+    if tower is None or decoder is None:
+        raise ValueError(f"no checkpoints of tower and decoder in {folder}")
+    model.model.vision_tower.load_state_dict(tower["tower"])
+    parts = [model.model.multi_modal_projector, model.model.language_model, model.lm_head]
+    torch.nn.ModuleList(parts).load_state_dict(decoder["parts"])
+    return decoder["step"]
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = arguments_of(argv)
+    torch.set_num_threads(arguments.threads)
+    size, plan, folder = Size(), Plan(steps=arguments.decoder_steps), arguments.out
+    model, tokenizer = build_model(size, plan.seed), build_tokenizer()
+    if set(arguments.stages) & {"tower", "align", "decoder"}:
+        scenes = pool_scenes()
+        images = render_pool(folder, scenes)
+        train_tower(model.model.vision_tower, images, scenes, folder, arguments.tower_steps)
+    if set(arguments.stages) & {"align", "decoder"}:
+        features = pooled_features(model, images, folder)
+        things, hues, _ = scene_labels(scenes, size.patch)
+        train_align(model, tokenizer, features, (things, hues), folder, arguments.align_steps)
+    if "decoder" in arguments.stages:
+        trainer = Trainer(model, tokenizer, Pool(scenes, features, (things, hues)), folder, plan)
+        trainer.restore()
+        trainer.run()
+    if "export" in arguments.stages:
+        step = load_trained(model, folder)
+        training = {"steps": {"tower": arguments.tower_steps, "align": arguments.align_steps, "decoder": step}}
+        export(model, size, arguments.model, {**training, "plan": asdict(plan), "size": asdict(size)})
+
+
+if __name__ == "__main__":
+    main()

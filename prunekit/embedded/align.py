@@ -49,7 +49,7 @@ def train_align(
     else:
         torch.nn.init.normal_(words.weight, std=0.2)
         tokens, held = label_tokens(tokenizer), len(features) - 256
-        optimizer = optimiser((projector, words), RATE, decay=0.01)
+        optimizer = optimiser({projector: 1.0, words: 1.0}, RATE, decay=0.01)
         for step in range(steps):
             rng = np.random.default_rng([12, step])
             set_rate(optimizer, RATE, step, steps, warmup=20)

@@ -1,4 +1,4 @@
-"""Stage 3: projector, embeddings and decoder on questions, the tower frozen and its features computed once."""
+"""Stage 3: everything on questions about the pool's scenes; the tower keeps its own task beside it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -19,6 +20,7 @@ from prunekit.embedded.forward import embed, run_decoder
 from prunekit.embedded.packing import IGNORE, PREFIX, Packed, block_mask, encode, pack, positions
 from prunekit.embedded.pool import HUES, ORDER, PARTS, THINGS, Part
 from prunekit.embedded.progress import Log, load_checkpoint, optimiser, save_checkpoint, set_rate
+from prunekit.embedded.tower import Heads, augment, pixels
 
 LENGTH = 208  # text positions of a packed row, about eighteen questions
 ADVANCE = 0.8  # attribute accuracy at which the curriculum takes the next part
@@ -34,23 +36,25 @@ class Plan:
     in which the bound is zero, as it always is in use. Where the text looks is never supervised.
     """
 
-    steps: int = 3000
+    steps: int = 2800
     rate: float = 1e-3
     batch: int = 10
     blind: dict[int, float] = field(default_factory=lambda: {3: 0.4, 4: 0.25, 5: 0.2, 6: 0.15})
     sighted: float = 0.15
     ripen_layer: int = 6  # patches are classified from the input of this layer ...
     ripen_weight: float = 0.3  # ... with this weight, fading to zero at two thirds of the steps
+    tower_rate: float = 0.3  # of the rate
+    tower_weight: float = 0.2  # of the tower's own task
     seed: int = 0
 
 
 @dataclass
 class Pool:
-    """Scenes with their tower features [N, P, C] (fp16) and patch labels (things and hues, [N, P])."""
+    """Scenes with their images (uint8 [N, H, W, 3]) and labels: things and hues of patches [N, P], presence [N, C]."""
 
     scenes: list[Scene]
-    features: torch.Tensor
-    labels: tuple[torch.Tensor, torch.Tensor]
+    images: np.ndarray
+    labels: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     parts: tuple[Part, ...] = PARTS
 
     def slice(self, stage: int) -> tuple[int, int]:
@@ -69,9 +73,9 @@ class Ripeness(nn.Module):
         self.thing = nn.Linear(width, len(THINGS))
         self.hue = nn.Linear(width, len(HUES))
 
-    def forward(self, hidden: torch.Tensor, labels: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, float]:
+    def forward(self, hidden: torch.Tensor, thing: torch.Tensor, hue: torch.Tensor) -> tuple[torch.Tensor, float]:
         """Loss and accuracy (things) over the patches that show something."""
-        hidden, (thing, hue) = self.norm(hidden), labels
+        hidden = self.norm(hidden)
         logits = self.thing(hidden[thing > 0])
         loss = F.cross_entropy(logits, thing[thing > 0] - 1)
         loss = loss + F.cross_entropy(self.hue(hidden[hue > 0]), hue[hue > 0] - 1)
@@ -141,33 +145,33 @@ class Trainer:
         self.log, self.path = Log(folder, "decoder"), folder / "decoder.pt"
         torch.manual_seed(plan.seed + 2)
         self.ripeness = Ripeness(model.config.text_config.hidden_size)
-        self.parts = nn.ModuleList([model.model.multi_modal_projector, model.model.language_model, model.lm_head])
-        self.optimizer = optimiser((self.parts, self.ripeness), plan.rate)
+        self.heads = Heads(model.config.vision_config.hidden_size)
+        self.tower = model.model.vision_tower
+        self.tower.set_attn_implementation("eager")  # see train_tower
+        rest = nn.ModuleList([model.model.multi_modal_projector, model.model.language_model, model.lm_head])
+        shares = {rest: 1.0, self.ripeness: 1.0, self.tower: plan.tower_rate, self.heads: plan.tower_rate}
+        self.modules = {"model": model, "ripeness": self.ripeness, "heads": self.heads}
+        self.optimizer = optimiser(shares, plan.rate)
         self.prefix = torch.tensor(tokenizer(PREFIX, add_special_tokens=False).input_ids)
         self.step = self.stage = self.entered = 0
         self.recent: dict[str, float] = {task: 0.0 for task in TASKS}
 
-    def restore(self) -> None:
-        """Takes up the folder's checkpoint, if there is one."""
+    def restore(self, heads: dict[str, torch.Tensor]) -> None:
+        """Takes up the folder's checkpoint, if there is one; else the tower's ``heads`` as its stage left them."""
         state = load_checkpoint(self.path)
+        self.heads.load_state_dict(heads)
         if state is not None:
-            self.parts.load_state_dict(state["parts"])
-            self.ripeness.load_state_dict(state["ripeness"])
+            for name, module in self.modules.items():
+                module.load_state_dict(state[name])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.stage, self.entered = state["step"], state["stage"], state["entered"]
             self.recent = state["recent"]
 
     def save(self) -> None:
-        save_checkpoint(
-            self.path,
-            parts=self.parts.state_dict(),
-            ripeness=self.ripeness.state_dict(),
-            optimizer=self.optimizer.state_dict(),
-            step=self.step,
-            stage=self.stage,
-            entered=self.entered,
-            recent=self.recent,
-        )
+        """Writes the checkpoint."""
+        states = {name: module.state_dict() for name, module in self.modules.items()}
+        places = {"step": self.step, "stage": self.stage, "entered": self.entered, "recent": self.recent}
+        save_checkpoint(self.path, **states, **places, optimizer=self.optimizer.state_dict())
 
     def task_weights(self) -> list[float]:
         """Tasks that lag are asked more often; in the first parts single look-ups are."""
@@ -194,37 +198,49 @@ class Trainer:
     def train_step(self) -> dict[str, float]:
         """One update."""
         index, packed, blind = self.draw()
-        plan, features = self.plan, self.pool.features[index].float()
-        prefix, visual = len(self.prefix), features.shape[1]
-        masks = mask_chooser(packed, prefix, visual, blind)
+        plan, (things, hues, present) = self.plan, (label[index] for label in self.pool.labels)
         ripe: list[torch.Tensor] = []
-
         with torch.autocast("cpu", torch.bfloat16):
-            x = embed(self.model, self.prefix, features, packed.ids)
+            shown = augment(pixels(self.pool.images[index]), np.array(index))
+            out = self.tower(pixel_values=shown, output_hidden_states=True)
+            seen_loss, patch, found = self.heads.read(
+                out.last_hidden_state[:, 1:], out.pooler_output, things, hues, present
+            )
+            features = out.hidden_states[self.model.config.vision_feature_layer][:, 1:]
+            start, head = len(self.prefix), len(self.prefix) + features.shape[1]
+            masks = mask_chooser(packed, start, head - start, blind)
             hidden = run_decoder(
                 self.model.model.language_model,
-                x,
-                positions(packed, prefix, visual),
+                embed(self.model, self.prefix, features, packed.ids),
+                positions(packed, start, head - start),
                 lambda layer: masks[layer >= blind],
-                prefix + visual,
+                head,
                 entering=lambda layer, h: ripe.append(h) if layer == plan.ripen_layer else None,
-            )[:, prefix + visual :]
+            )[:, head:]
             asked = packed.labels != IGNORE
             logits = self.model.lm_head(hidden[asked]).float()
         loss = F.cross_entropy(logits, packed.labels[asked])
         fade = max(0.0, 1 - self.step / (plan.steps * 2 / 3)) * plan.ripen_weight
-        labels = (self.pool.labels[0][index], self.pool.labels[1][index])
-        ripe_loss, ripeness = self.ripeness(ripe[0][:, prefix : prefix + visual].float(), labels)
-        set_rate(self.optimizer, plan.rate, self.step, plan.steps, warmup=100)
+        ripe_loss, ripeness = self.ripeness(ripe[0][:, start:head].float(), things, hues)
+        norm = self.update(loss + fade * ripe_loss + plan.tower_weight * seen_loss)
+        self.remember(logits.detach(), packed)
+        return {"loss": loss.item(), "norm": norm, "ripe": ripeness, "patch": patch, "cls": found}
+
+    def update(self, loss: torch.Tensor) -> float:
+        """Steps the optimiser; returns the gradient's norm before clipping."""
+        set_rate(self.optimizer, self.plan.rate, self.step, self.plan.steps, warmup=100)
         self.optimizer.zero_grad()
-        (loss + fade * ripe_loss).backward()
-        norm = nn.utils.clip_grad_norm_(self.parts.parameters(), 1.0)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
+        return norm.item()
+
+    def remember(self, logits: torch.Tensor, packed: Packed) -> None:
+        """Keeps a running accuracy of each task; ``logits`` are those of the answers' places."""
         full = torch.zeros(*packed.labels.shape, logits.shape[-1])
-        full[asked] = logits.detach()
+        full[packed.labels != IGNORE] = logits
         for task, right in accuracy_by_task(answer_right(full, packed)).items():
             self.recent[task] += 0.05 * (right - self.recent[task])
-        return {"loss": loss.item(), "norm": norm.item(), "ripe": ripeness}
 
     def advance(self) -> None:
         """Takes the next part of the curriculum when look-ups are learned on this one."""
@@ -234,8 +250,6 @@ class Trainer:
 
     def run(self, every: int = 25, save_every: int = 100) -> None:
         """Trains to the plan's last step."""
-        for parameter in self.model.model.vision_tower.parameters():
-            parameter.requires_grad_(False)
         while self.step < self.plan.steps:
             values = self.train_step()
             self.step += 1

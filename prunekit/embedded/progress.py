@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +36,14 @@ def _short(value: Any) -> str:
     return str(value)
 
 
-def optimiser(modules: Iterable[nn.Module], rate: float, decay: float = 0.05) -> torch.optim.AdamW:
-    """AdamW; matrices decay, vectors and embeddings do not."""
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
+def optimiser(modules: dict[nn.Module, float], rate: float, decay: float = 0.05) -> torch.optim.AdamW:
+    """AdamW over modules, each with its share of the rate; matrices decay, vectors do not."""
+    groups = []
+    for module, share in modules.items():
+        parameters = list(module.parameters())
+        matrices, vectors = [p for p in parameters if p.dim() > 1], [p for p in parameters if p.dim() <= 1]
+        groups.append({"params": matrices, "weight_decay": decay, "share": share})
+        groups.append({"params": vectors, "weight_decay": 0.0, "share": share})
     return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
 
 
@@ -52,7 +52,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float, step: int, steps: in
     progress = min(1.0, max(0.0, (step - warmup) / max(1, steps - warmup)))
     factor = min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
     for group in optimizer.param_groups:
-        group["lr"] = rate * factor
+        group["lr"] = rate * factor * group["share"]
 
 
 def save_checkpoint(path: Path, **state: Any) -> None:

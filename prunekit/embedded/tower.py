@@ -27,6 +27,22 @@ class Heads(nn.Module):
         self.hue = nn.Linear(width, len(HUES) + 1)
         self.present = nn.Linear(width, len(THINGS))
 
+    def read(
+        self,
+        patches: torch.Tensor,
+        cls: torch.Tensor,
+        things: torch.Tensor,
+        hues: torch.Tensor,
+        present: torch.Tensor,
+    ) -> tuple[torch.Tensor, float, float]:
+        """Loss, accuracy of the patches' things, and the share of the present things that CLS finds."""
+        patches = self.norm(patches)
+        what, color, there = self.thing(patches), self.hue(patches), self.present(cls)
+        loss = patch_loss(what, things) + 0.5 * patch_loss(color, hues)
+        loss = loss + 5 * F.binary_cross_entropy_with_logits(there.float(), present)
+        found = ((there > 0) & (present > 0)).sum().item() / present.sum().item()
+        return loss, patch_accuracy(what, things), found
+
 
 def pixels(images: np.ndarray) -> torch.Tensor:
     """uint8 [B, H, W, 3] -> float [B, 3, H, W] in [-1, 1], as the image processor gives it."""
@@ -61,16 +77,16 @@ def train_tower(
     log, path = Log(folder, "tower"), folder / "tower.pt"
     torch.manual_seed(1)
     heads = Heads(tower.config.hidden_size)
-    optimizer = optimiser((tower, heads), 1.5e-3)
-    state = load_checkpoint(path)
-    start = 0
+    state, start = load_checkpoint(path), 0
     if state is not None:
         tower.load_state_dict(state["tower"])
         heads.load_state_dict(state["heads"])
-        optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
     if start >= steps:
         return
+    optimizer = optimiser({tower: 1.0, heads: 1.0}, 1.5e-3)
+    if state is not None:
+        optimizer.load_state_dict(state["optimizer"])
     usual = tower.config._attn_implementation
     tower.set_attn_implementation("eager")  # twice as fast as SDPA for bf16 on a CPU, backward included
     things, hues, present = scene_labels(scenes, tower.config.patch_size)
@@ -78,13 +94,10 @@ def train_tower(
 
     def loss_of(index: np.ndarray) -> tuple[torch.Tensor, float, float]:
         with torch.autocast("cpu", torch.bfloat16):
-            out = tower(pixel_values=augment(pixels(images[index]), index), output_hidden_states=True)
-            patches = heads.norm(out.last_hidden_state[:, 1:])
-            what, color, there = heads.thing(patches), heads.hue(patches), heads.present(out.pooler_output)
-        loss = patch_loss(what, things[index]) + 0.5 * patch_loss(color, hues[index])
-        loss = loss + 5 * F.binary_cross_entropy_with_logits(there.float(), present[index])
-        found = ((there > 0) & (present[index] > 0)).sum().item() / present[index].sum().item()
-        return loss, patch_accuracy(what, things[index]), found
+            out = tower(pixel_values=augment(pixels(images[index]), index))
+            return heads.read(
+                out.last_hidden_state[:, 1:], out.pooler_output, things[index], hues[index], present[index]
+            )
 
     for step in range(start, steps):
         rng = np.random.default_rng([11, step])

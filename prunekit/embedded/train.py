@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from transformers import LlavaForConditionalGeneration
 
+from prunekit.data.scene import Scene
 from prunekit.embedded.align import train_align
 from prunekit.embedded.config import Size, build_model
 from prunekit.embedded.decoder import Plan, Pool, Trainer
@@ -25,6 +26,7 @@ from prunekit.embedded.processor import build_tokenizer
 from prunekit.embedded.progress import load_checkpoint
 from prunekit.embedded.tower import scene_labels, tower_features, train_tower
 
+ALIGNED = 6000  # scenes
 STAGES = ("tower", "align", "decoder", "export")
 
 
@@ -45,23 +47,22 @@ def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
-def pooled_features(model: LlavaForConditionalGeneration, images: np.ndarray, folder: Path) -> torch.Tensor:
-    """Tower features of the pool [N, P, C] fp16, computed once and kept in the folder."""
-    path = folder / "features.npy"
-    if not path.exists():
-        np.save(path, tower_features(model.model.vision_tower, images).numpy())
-    return torch.from_numpy(np.load(path))
+def align(
+    model: LlavaForConditionalGeneration, scenes: list[Scene], images: np.ndarray, folder: Path, steps: int
+) -> None:
+    """The align stage, on the last ALIGNED scenes of the pool."""
+    features = tower_features(model.model.vision_tower, images[-ALIGNED:])
+    things, hues, _ = scene_labels(scenes[-ALIGNED:], model.config.vision_config.patch_size)
+    train_align(model, build_tokenizer(), features, (things, hues), folder, steps)
 
 
 def load_trained(model: LlavaForConditionalGeneration, folder: Path) -> int:
-    """Puts the newest checkpoints' weights into the model; returns the decoder's step."""
-    tower, decoder = load_checkpoint(folder / "tower.pt"), load_checkpoint(folder / "decoder.pt")
-    if tower is None or decoder is None:
-        raise ValueError(f"no checkpoints of tower and decoder in {folder}")
-    model.model.vision_tower.load_state_dict(tower["tower"])
-    parts = [model.model.multi_modal_projector, model.model.language_model, model.lm_head]
-    torch.nn.ModuleList(parts).load_state_dict(decoder["parts"])
-    return decoder["step"]
+    """Puts the newest checkpoint's weights into the model; returns its step."""
+    state = load_checkpoint(folder / "decoder.pt")
+    if state is None:
+        raise ValueError(f"no checkpoint of the decoder stage in {folder}")
+    model.load_state_dict(state["model"])
+    return state["step"]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -73,13 +74,12 @@ def main(argv: list[str] | None = None) -> None:
         scenes = pool_scenes()
         images = render_pool(folder, scenes)
         train_tower(model.model.vision_tower, images, scenes, folder, arguments.tower_steps)
-    if set(arguments.stages) & {"align", "decoder"}:
-        features = pooled_features(model, images, folder)
-        things, hues, _ = scene_labels(scenes, size.patch)
-        train_align(model, tokenizer, features, (things, hues), folder, arguments.align_steps)
+    if "align" in arguments.stages and not (folder / "decoder.pt").exists():
+        align(model, scenes, images, folder, arguments.align_steps)
     if "decoder" in arguments.stages:
-        trainer = Trainer(model, tokenizer, Pool(scenes, features, (things, hues)), folder, plan)
-        trainer.restore()
+        pool = Pool(scenes, images, scene_labels(scenes, size.patch))
+        trainer = Trainer(model, tokenizer, pool, folder, plan)
+        trainer.restore(load_checkpoint(folder / "tower.pt")["heads"])
         trainer.run()
     if "export" in arguments.stages:
         step = load_trained(model, folder)

@@ -1,0 +1,148 @@
+"""The shipped model: loads from its folder alone, is what its checksums say, answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
+
+from prunekit.data import Example, load
+from prunekit.data.mini import SPLITS
+from prunekit.embedded.config import Size, build_model
+from prunekit.embedded.decoder import accuracy_by_task
+from prunekit.embedded.export import CHECKSUMS, MODEL_FOLDER, data_hash, sha256
+from prunekit.embedded.forward import embed, run_decoder
+from prunekit.embedded.packing import IGNORE, block_mask, encode, pack, positions
+from prunekit.embedded.probe import ask, mean_accuracy, oracle_kept, prepare, random_kept, rows_of
+from prunekit.embedded.processor import build_processor, build_tokenizer
+
+
+@pytest.fixture(scope="module")
+def model() -> LlavaForConditionalGeneration:
+    return AutoModelForImageTextToText.from_pretrained(MODEL_FOLDER, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def processor() -> LlavaProcessor:
+    return AutoProcessor.from_pretrained(MODEL_FOLDER)
+
+
+def prompts(processor: LlavaProcessor, examples: list[Example]) -> list[str]:
+    def messages(example: Example) -> list[dict[str, object]]:
+        return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": example.question}]}]
+
+    return [processor.apply_chat_template(messages(e), add_generation_prompt=True) for e in examples]
+
+
+def answers(model: LlavaForConditionalGeneration, processor: LlavaProcessor, examples: list[Example]) -> list[str]:
+    images, text = [e.image() for e in examples], prompts(processor, examples)
+    inputs = processor(images=images, text=text, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        out = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+    return processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def test_folder_is_small_and_is_what_its_checksums_say() -> None:
+    sums = json.loads((MODEL_FOLDER / CHECKSUMS).read_text())
+    files = {path.name for path in MODEL_FOLDER.iterdir()} - {CHECKSUMS}
+    assert set(sums) == files
+    for name, value in sums.items():
+        assert sha256(MODEL_FOLDER / name) == value, name
+    assert sum(path.stat().st_size for path in MODEL_FOLDER.iterdir()) <= 20e6
+    assert not [name for name in files if Path(name).suffix in {".bin", ".pt", ".pkl"}]
+
+
+def test_training_record_names_the_data() -> None:
+    record = json.loads((MODEL_FOLDER / "training.json").read_text())
+    assert record["data_sha256"] == data_hash(), "the splits differ from those the model was exported with"
+    assert record["plan"]["seed"] == 0 and record["versions"]["torch"]
+
+
+def test_shapes_of_the_contract(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
+    assert isinstance(model, LlavaForConditionalGeneration) and isinstance(processor, LlavaProcessor)
+    assert model.config.text_config.num_hidden_layers >= 8
+    assert processor.tokenizer.padding_side == "left" and processor.tokenizer.pad_token_id is not None
+    assert model.generation_config.eos_token_id == processor.tokenizer.eos_token_id
+    examples = load("validation", 3)
+    images = [e.image() for e in examples]
+    inputs = processor(images=images, text=prompts(processor, examples), padding=True, return_tensors="pt")
+    placeholders = inputs["input_ids"] == model.config.image_token_id
+    assert placeholders.sum(1).tolist() == [144] * 3 and placeholders[0].nonzero()[0] > 0
+    assert inputs["pixel_values"].shape == (3, 3, 192, 192)
+
+
+def test_tokenizer_round_trip() -> None:
+    tokenizer = build_tokenizer()
+    for text, back in (("kzx", "kzx"), ("what is on the red sign", None), ("Two", "two"), ("yes", "yes"), ("b", "b")):
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        assert tokenizer.unk_token_id not in ids
+        assert tokenizer.decode(ids) == (back or text)
+    assert len(tokenizer("kzx", add_special_tokens=False).input_ids) == 3
+    for split in SPLITS:
+        for example in load(split)[:300]:
+            ids = tokenizer(example.answers[0], add_special_tokens=False).input_ids
+            assert tokenizer.decode(ids) == example.answers[0] and tokenizer.unk_token_id not in ids
+
+
+def test_packed_layout_equals_the_processors() -> None:
+    """Several questions packed after one image give the logits that each gives alone through the chat template."""
+    size = Size(layers=3, tower_layers=2)
+    model, processor = build_model(size).eval(), build_processor(size.image, size.patch)
+    examples = load("validation", 4)
+    assert len({e.image_id for e in examples}) == 1
+    bench = prepare(model, processor.tokenizer, examples)
+    asked = encode(processor.tokenizer, [(e.task, e.question, e.answers[0]) for e in examples])
+    packed = pack([asked], 96, processor.tokenizer.pad_token_id)
+    start, head = len(bench.prefix), len(bench.prefix) + size.visual
+    allowed = block_mask(packed.segment, start, size.visual)
+    with torch.no_grad():
+        x = embed(model, bench.prefix, bench.features[:1], packed.ids)
+        place = positions(packed, start, size.visual)
+        hidden = run_decoder(model.model.language_model, x, place, lambda layer: allowed, head)[0, head:]
+    for number, example in enumerate(examples):
+        inputs = processor(images=[example.image()], text=prompts(processor, [example]), return_tensors="pt")
+        with torch.no_grad():
+            expected = model(**inputs).logits[0, -1]
+        last = ((packed.segment[0] == number) & packed.prompt[0]).nonzero()[-1, 0]
+        torch.testing.assert_close(model.lm_head(hidden[last]), expected, atol=1e-4, rtol=0)
+
+
+def test_answers(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
+    examples = load("validation", 60)
+    given = answers(model, processor, examples)
+    right = [answer.strip().lower() in e.answers for answer, e in zip(given, examples, strict=True)]
+    assert sum(right) / len(right) >= 0.75
+    # the probe's teacher-forced check is greedy generation, batched and padded or not
+    bench = prepare(model, processor.tokenizer, examples)
+    probed = [correct for _, correct in ask(model, bench)]
+    assert sum(a != b for a, b in zip(probed, right, strict=True)) <= 1
+
+
+def test_equal_answers_after_a_reload_and_alone(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor
+) -> None:
+    examples = load("validation", 8)
+    again = AutoModelForImageTextToText.from_pretrained(MODEL_FOLDER, dtype=torch.float32).eval()
+    batched = answers(model, processor, examples)
+    assert batched == answers(again, processor, examples)
+    assert batched == [answers(model, processor, [example])[0] for example in examples]
+
+
+def test_the_image_matters(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
+    """Losing most of the image before the first layer costs most of the accuracy; the answer's regions restore it."""
+    bench = prepare(model, processor.tokenizer, load("validation", 70))
+    none = torch.zeros_like(random_kept(bench, 0.5))
+    dense, blind = mean_accuracy(ask(model, bench)), mean_accuracy(ask(model, bench, none, 0))
+    assert blind <= 0.35 and dense - blind >= 0.4
+    assert mean_accuracy(ask(model, bench, oracle_kept(bench, 0.1), 0)) >= blind + 0.2
+
+
+def test_probe_hides_nothing_when_all_is_kept(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
+    bench = prepare(model, processor.tokenizer, load("validation", 14))
+    assert ask(model, bench, torch.ones_like(bench.regions, dtype=torch.bool), 0) == ask(model, bench)
+    assert rows_of(bench.packed, slice(0, 2)).ids.shape[0] == 2
+    assert (bench.packed.labels != IGNORE).any(dim=1).all()
+    assert set(accuracy_by_task(ask(model, bench))) == {e.task for e in bench.examples}

@@ -200,7 +200,9 @@ def test_speed_and_images() -> None:
     assert time.perf_counter() - start < 20
     assert all(picture.size == (SIZE, SIZE) and picture.mode == "RGB" for picture in pictures)
     pictures[0].paste((0, 0, 0), (0, 0, SIZE, SIZE))  # a caller may draw on its copy
-    assert digest(examples[0]) == hashlib.sha256(np.asarray(render(scene_of(examples[0].image_id))).tobytes()).hexdigest()
+    assert (
+        digest(examples[0]) == hashlib.sha256(np.asarray(render(scene_of(examples[0].image_id))).tobytes()).hexdigest()
+    )
 
 
 def test_drawn_questions_stay_within_the_given_kinds() -> None:

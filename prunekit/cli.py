@@ -1,0 +1,126 @@
+"""The command line: Hydra composes, the tasks run, and whatever goes wrong ends in one clear line."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from prunekit.errors import UnknownNameError
+from prunekit.presets import methods
+from prunekit.registry import KINDS, registry, source_folder
+from prunekit.store import register_options
+
+CONF = source_folder("conf")
+ERROR_FILE = "error.txt"
+_failed_jobs: list[str] = []
+
+
+class SweepSummary(Callback):
+    """After a sweep: which jobs failed. They left a file, so that this holds for launchers with processes as well."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        jobs = sorted((p for p in folder.glob("*") if (p / ".hydra").is_dir()), key=lambda p: (len(p.name), p.name))
+        failed = [p for p in jobs if (p / ERROR_FILE).exists()]
+        print(f"{len(jobs) - len(failed)} of {len(jobs)} jobs finished: {folder}")
+        for job in failed:
+            _failed_jobs.append(job.name)
+            print(f"failed: job {job.name}: {(job / ERROR_FILE).read_text().strip()}", file=sys.stderr)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def run(config: DictConfig) -> None:
+    """One job. In a sweep an error is written down and the sweep goes on; alone it ends the program."""
+    register_options()  # worker processes import this function and nothing else
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        _dispatch(config, folder)
+    except (ValueError, OSError, MemoryError, RuntimeError, OmegaConfBaseException) as error:
+        if HydraConfig.get().mode != RunMode.MULTIRUN:
+            raise
+        line = f"{' '.join(HydraConfig.get().overrides.task)}: {one_line(error)}"
+        (folder / ERROR_FILE).write_text(line + "\n")
+        print(f"failed: {line}", file=sys.stderr)
+    else:
+        (folder / ERROR_FILE).unlink(missing_ok=True)
+
+
+def _dispatch(config: DictConfig, folder: Path) -> None:
+    from prunekit import tasks
+
+    table = {"eval": tasks.run_eval, "layers": tasks.run_layers}
+    if config.task not in table:
+        raise UnknownNameError("task", config.task, table)
+    hydra_config = HydraConfig.get()
+    context = tasks.Context(
+        folder=folder,
+        sweep=Path(hydra_config.sweep.dir).name if hydra_config.mode == RunMode.MULTIRUN else None,
+        choices={k: v for k, v in hydra_config.runtime.choices.items() if v and "hydra" not in k},
+    )
+    table[config.task](OmegaConf.to_container(config, resolve=True), context)  # type: ignore[arg-type]
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message as one line; Hydra's and OmegaConf's several lines shortened to what names the cause."""
+    message = str(error)
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        cause = f"\n{error.__cause__}" if error.__cause__ else ""
+        noise = ("To append", "See https", "Set the env", "full_key", "object_type", "reference_type")
+        lines = [line.strip() for line in (message + cause).splitlines()]
+        message = " ".join(dict.fromkeys(line for line in lines if line and not line.startswith(noise)))
+    return " ".join(message.split()) or type(error).__name__
+
+
+def check_choices(arguments: list[str]) -> None:
+    """Before Hydra composes: a group option that does not exist is named with the nearest one that does."""
+    known: dict[str, list[str]] = {kind: registry.available(kind) for kind in KINDS} | {"method": list(methods())}
+    if any(a.startswith(("--config-dir", "-cd")) for a in arguments):
+        known = {}  # the user's own folder may add options; Hydra knows which
+    else:
+        known |= {g: [p.stem for p in (CONF / g).glob("*.yaml")] for g in ("model", "data", "experiment")}
+    words = [a for a in arguments if not a.startswith("-") and "=" in a]
+    for override in OverridesParser.create().parse_overrides(words):
+        if override.key_or_group not in known or override.is_delete() or override.is_add():
+            continue
+        value = override.value()
+        for choice in value.list if isinstance(value, ChoiceSweep) else [value]:
+            if choice is not None and not (str(choice).startswith("_") or str(choice) in known[override.key_or_group]):
+                raise UnknownNameError(override.key_or_group, choice, known[override.key_or_group])
+
+
+def main() -> None:
+    """Entry point of ``python -m prunekit``. Exit code 0, or 1 after one line on standard error."""
+    # Hydra then hands exceptions over instead of printing several lines, or a traceback, of its own.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    debug = bool(os.environ.get("PRUNEKIT_DEBUG"))
+    warnings.showwarning = lambda message, *_, **__: print(f"prunekit: warning: {message}", file=sys.stderr)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    try:
+        check_choices(sys.argv[1:])
+        register_options()
+        run()
+    except KeyboardInterrupt:
+        sys.exit("prunekit: interrupted; what was finished is on disk: repeat with resume=true and the same hydra.run.dir")
+    except Exception as error:  # the last line of defence: one line, the traceback on request
+        if debug:
+            raise
+        hint = "" if isinstance(error, ValueError | OSError | HydraException | OmegaConfBaseException) else (
+            f" ({type(error).__name__}; PRUNEKIT_DEBUG=1 shows the traceback)"
+        )
+        sys.exit(f"prunekit: error: {one_line(error)}{hint}")
+    if _failed_jobs:
+        sys.exit(1)

@@ -1,0 +1,1 @@
+"""Evaluation: dense against pruned on the same examples, with intervals, costs and pictures."""

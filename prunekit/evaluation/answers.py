@@ -1,0 +1,104 @@
+"""Answers of a model, dense or pruned, with what stayed; kept on disk so that nothing finished is done twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prunekit.data.example import Example
+from prunekit.engine.state import Trace
+from prunekit.evaluation.batches import Batcher
+from prunekit.pruner import Pruner
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One prediction.
+
+    Attributes:
+        text: the decoded answer.
+        kept: indices of the visual tokens that stayed after the last cut, in sequence order (None: dense run).
+        tokens: real tokens that each decoder layer processed (None: dense run).
+    """
+
+    text: str
+    kept: list[int] | None = None
+    tokens: list[int] | None = None
+
+
+def answer_all(
+    batcher: Batcher,
+    examples: Sequence[Example],
+    pruner: Pruner | None,
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    progress: Callable[[int], Any],
+) -> Iterator[tuple[Example, Answer]]:
+    """Greedy answers, batch by batch in an order of its own; ``progress`` is told how many more are done."""
+    for batch in batcher.batches(examples, batch_size):
+        inputs = batcher.inputs(batch)
+        block: Any = pruner(batcher.loaded.model) if pruner is not None else nullcontext()
+        with torch.inference_mode(), block as trace:
+            tokens = batcher.loaded.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        texts = batcher.loaded.processor.batch_decode(
+            tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+        for row, (example, text) in enumerate(zip(batch, texts, strict=True)):
+            yield example, _answer(text.strip(), trace, row)
+        progress(len(batch))
+
+
+def _answer(text: str, trace: Trace | None, row: int) -> Answer:
+    if trace is None:
+        return Answer(text)
+    kept = trace.cuts[-1].kept[row].nonzero()[:, 0].tolist()
+    return Answer(text, kept, trace.tokens_per_layer[:, row].tolist())
+
+
+def cache_folder() -> Path:
+    """Where dense answers are kept between runs: ``PRUNEKIT_CACHE``, or ``~/.cache/prunekit``."""
+    return Path(os.environ.get("PRUNEKIT_CACHE") or Path.home() / ".cache" / "prunekit")
+
+
+class DenseCache:
+    """Dense answers of one model, by example, in one JSON file named after the content of what produced them."""
+
+    def __init__(self, fingerprint: str, max_new_tokens: int) -> None:
+        key = hashlib.sha256(f"1 {fingerprint} {max_new_tokens}".encode()).hexdigest()[:24]
+        self.path = cache_folder() / "dense" / f"{key}.json"
+        self._answers: dict[str, str] = {}
+        try:
+            self._answers = json.loads(self.path.read_text())
+        except (OSError, json.JSONDecodeError):
+            pass  # nothing kept yet, or unreadable: the answers are computed anew
+
+    @staticmethod
+    def key(example: Example) -> str:
+        """What the answer depends on beside the model: the very pixels and the question."""
+        image = example.image()
+        digest = hashlib.sha256(f"{example.question} {image.size} {image.mode}".encode() + image.tobytes())
+        return digest.hexdigest()[:24]
+
+    def get(self, example: Example) -> str | None:
+        """The kept answer, None if there is none."""
+        return self._answers.get(self.key(example))
+
+    def add(self, found: Iterable[tuple[Example, str]]) -> None:
+        """Keep answers, atomically; a folder that cannot be written is no error."""
+        self._answers |= {self.key(example): text for example, text in found}
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            part = self.path.with_suffix(f".{os.getpid()}.part")
+            part.write_text(json.dumps(self._answers))
+            part.replace(self.path)
+        except OSError:
+            pass

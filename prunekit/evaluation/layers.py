@@ -1,0 +1,90 @@
+"""Adaptive choice of the cut's layer: accuracy and cost of a one-shot cut at every layer, and a recommendation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from prunekit.data.example import Example
+from prunekit.evaluation.run import evaluate, write_json
+from prunekit.families import Family
+from prunekit.models import LoadedModel
+from prunekit.pruner import Pruner
+
+TOLERANCE = 0.02
+"""Accuracy below dense that a recommended layer may cost."""
+
+
+def select_layer(
+    loaded: LoadedModel,
+    examples: Sequence[Example],
+    make_pruner: Callable[[int], Pruner],
+    folder: Path,
+    *,
+    data: str,
+    batch_size: int,
+    max_new_tokens: int,
+) -> dict[str, Any]:
+    """Evaluate ``make_pruner(layer)`` for every layer from 1 on; print a table, write ``layer_selection.json``.
+
+    Recommended is the cheapest (earliest) cut whose mean accuracy is at most ``TOLERANCE`` below dense; if there is
+    none, the layer of the best accuracy. Meant for a validation split: the choice is made on the data it is given.
+    """
+    rows = []
+    for layer in range(1, Family(loaded.model).depth):
+        found = evaluate(
+            loaded,
+            examples,
+            make_pruner(layer),
+            folder / f"layer_{layer:02d}",
+            data=data,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+        ).metrics
+        keys = ("accuracy", "accuracy_ci", "change", "change_ci")
+        rows.append(
+            {"layer": layer, **{k: found[k]["mean"] for k in keys}}
+            | {k: found[k] for k in ("flops_ratio", "kv_ratio", "prefill_ratio")}
+        )
+    good = [row for row in rows if row["change"] >= -TOLERANCE]
+    chosen = good[0] if good else max(rows, key=lambda row: row["accuracy"])
+    result = {
+        "model": loaded.name,
+        "data": data,
+        "examples": len(examples),
+        "dense_accuracy": found["dense_accuracy"]["mean"],
+        "tolerance": TOLERANCE,
+        "recommended_layer": chosen["layer"],
+        "within_tolerance": bool(good),
+        "layers": rows,
+    }
+    write_json(folder / "layer_selection.json", result)
+    _print(result, folder)
+    return result
+
+
+def _print(result: dict[str, Any], folder: Path) -> None:
+    title = f"{result['model']} on {result['data']}: cut before each layer, dense {100 * result['dense_accuracy']:.1f} %"
+    table = Table(title=title, title_justify="left")
+    for heading in ("layer", "accuracy %", "change (paired)", "FLOPs", "KV", "prefill time"):
+        table.add_column(heading, justify="right")
+    for row in result["layers"]:
+        low, high = (100 * x for x in row["change_ci"])
+        table.add_row(
+            str(row["layer"]),
+            f"{100 * row['accuracy']:.1f}",
+            f"{100 * row['change']:+.1f} \\[{low:+.1f}, {high:+.1f}]",
+            *(f"{row[k]:.3f}" for k in ("flops_ratio", "kv_ratio", "prefill_ratio")),
+            style="bold" if row["layer"] == result["recommended_layer"] else None,
+        )
+    Console(width=None if Console().is_terminal else 110).print(table)
+    if result["within_tolerance"]:
+        why = f"the earliest at most {100 * result['tolerance']:.0f} points below dense"
+    else:
+        why = f"the most accurate; none is within {100 * result['tolerance']:.0f} points of dense"
+    print(f"recommended: schedule=one_shot schedule.layer={result['recommended_layer']} ({why})")
+    print(f"files: {folder} (layer_selection.json)")

@@ -1,0 +1,199 @@
+"""One evaluation: dense and pruned answers to the same examples, metrics, and the files of the run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from prunekit.cost import prefill_cost, vision_macs
+from prunekit.data.example import Example
+from prunekit.errors import PrunekitError
+from prunekit.evaluation.answers import Answer, DenseCache, answer_all
+from prunekit.evaluation.batches import Batcher
+from prunekit.evaluation.statistics import accuracies, intervals, is_correct
+from prunekit.evaluation.timing import prefill_ratio
+from prunekit.families import Family
+from prunekit.models import LoadedModel
+from prunekit.pruner import Pruner
+from prunekit.registry import KINDS
+
+SCHEMA = 1
+TIMED_BATCH = 8
+
+
+@dataclass
+class Evaluation:
+    """What a run found: ``metrics`` as metrics.json holds them, ``rows`` as predictions.jsonl does, by example."""
+
+    metrics: dict[str, Any]
+    rows: list[dict[str, Any]]
+    examples: list[Example]
+
+
+def evaluate(
+    loaded: LoadedModel,
+    examples: Sequence[Example],
+    pruner: Pruner,
+    folder: Path,
+    *,
+    data: str = "mini",
+    seed: int = 0,
+    batch_size: int = 32,
+    max_new_tokens: int = 8,
+    resume: bool = False,
+) -> Evaluation:
+    """Evaluate ``pruner`` against the dense model and write ``metrics.json`` and ``predictions.jsonl`` to ``folder``.
+
+    Dense answers are kept by content and not computed twice. With ``resume`` the predictions already in the folder
+    stand, if they are of the same method.
+    """
+    if not examples:
+        raise PrunekitError(f"data '{data}': no examples")
+    family = Family(loaded.model)
+    layers = pruner.plan(family).cut_layers
+    pruner.apply(loaded.model).remove()  # what the model cannot do is said before any work is done
+    batcher = Batcher(loaded)
+    options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    dense = _dense_answers(batcher, examples, options)
+    rows = _pruned_rows(batcher, examples, pruner, dense, folder, resume, {**options, "fingerprint": loaded.fingerprint})
+    ordered = [rows[e.id] for e in examples]
+    metrics = {
+        "schema": SCHEMA,
+        "method": _method(pruner, layers),
+        "model": loaded.name,
+        "data": data,
+        "seed": seed,
+        "examples": len(examples),
+        **_accuracy(examples, ordered),
+        **_cost(batcher, family, examples, ordered),
+        "prefill_ratio": _prefill_ratio(batcher, examples, pruner),
+    }
+    write_json(folder / "metrics.json", metrics)
+    return Evaluation(metrics, ordered, list(examples))
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write whole or not at all."""
+    part = path.with_suffix(path.suffix + ".part")
+    part.write_text(json.dumps(data, indent=1) + "\n")
+    part.replace(path)
+
+
+def _dense_answers(batcher: Batcher, examples: Sequence[Example], options: dict[str, int]) -> dict[str, str]:
+    cache = DenseCache(batcher.loaded.fingerprint, options["max_new_tokens"])
+    found = {e.id: text for e in examples if (text := cache.get(e)) is not None}
+    missing = [e for e in examples if e.id not in found]
+    if missing:
+        with tqdm(total=len(missing), desc="dense ", unit="ex", dynamic_ncols=True) as bar:
+            new = [(e, a.text) for e, a in answer_all(batcher, missing, None, progress=bar.update, **options)]
+        cache.add(new)
+        found |= {e.id: text for e, text in new}
+    return found
+
+
+def _pruned_rows(
+    batcher: Batcher,
+    examples: Sequence[Example],
+    pruner: Pruner,
+    dense: dict[str, str],
+    folder: Path,
+    resume: bool,
+    options: dict[str, Any],
+) -> dict[str, dict[str, Any]]:
+    """Rows of predictions.jsonl by id, each written as soon as its batch is done."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, signature = folder / "predictions.jsonl", {**pruner.describe(), **options}
+    rows = _resumed(path, folder / "run.json", signature) if resume else {}
+    write_json(folder / "run.json", signature)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
+    todo = [e for e in examples if e.id not in rows]
+    sizes = {"batch_size": options["batch_size"], "max_new_tokens": options["max_new_tokens"]}
+    with path.open("a") as file, tqdm(total=len(todo), desc="pruned", unit="ex", dynamic_ncols=True) as bar:
+        for example, answer in answer_all(batcher, todo, pruner, progress=bar.update, **sizes):
+            rows[example.id] = _row(example, answer, dense[example.id])
+            file.write(json.dumps(rows[example.id]) + "\n")
+            file.flush()
+    return rows
+
+
+def _resumed(path: Path, signature_path: Path, signature: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Finished rows of an interrupted run; a half-written last line is dropped, another method's run is an error."""
+    if not path.exists() or not signature_path.exists():
+        return {}
+    if json.loads(signature_path.read_text()) != json.loads(json.dumps(signature)):
+        raise PrunekitError(f"resume: '{path.parent}' holds a run of another configuration")
+    rows = {}
+    for line in path.read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        rows[row["id"]] = row
+    return rows
+
+
+def _row(example: Example, answer: Answer, dense: str) -> dict[str, Any]:
+    return {
+        "id": example.id,
+        "image_id": example.image_id,
+        "task": example.task,
+        "question": example.question,
+        "answers": list(example.answers),
+        "prediction": answer.text,
+        "dense_prediction": dense,
+        "correct": is_correct(example, answer.text),
+        "dense_correct": is_correct(example, dense),
+        "kept": answer.kept,
+        "tokens_per_layer": answer.tokens,
+    }
+
+
+def _method(pruner: Pruner, layers: Sequence[int]) -> dict[str, Any]:
+    names = {kind: pruner.components[kind].registered_name for kind in KINDS}
+    budget = {"keep_ratio": pruner.keep_ratio}
+    if pruner.keep_tokens is not None:
+        budget["keep_tokens"] = pruner.keep_tokens
+    return {"name": pruner.name, **names, "positions": pruner.positions, **budget, "layers": list(layers)}
+
+
+def _accuracy(examples: Sequence[Example], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    pruned = [float(row["correct"]) for row in rows]
+    dense = [float(row["dense_correct"]) for row in rows]
+    change = [p - d for p, d in zip(pruned, dense, strict=True)]
+    return {
+        "accuracy": accuracies(examples, pruned),
+        "accuracy_ci": intervals(examples, pruned),
+        "dense_accuracy": accuracies(examples, dense),
+        "dense_accuracy_ci": intervals(examples, dense),
+        "change": accuracies(examples, change),
+        "change_ci": intervals(examples, change),
+        "examples_per_task": {t: sum(e.task == t for e in examples) for t in sorted({e.task for e in examples})},
+    }
+
+
+def _cost(
+    batcher: Batcher, family: Family, examples: Sequence[Example], rows: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    tokens = torch.tensor([row["tokens_per_layer"] for row in rows]).T
+    pixels = batcher.loaded.processor.image_processor(images=[examples[0].image()], return_tensors="pt")
+    # Images of one data set differ in size with some families only; there the first stands for all.
+    cost = prefill_cost(family, tokens, vision_macs(family, pixels) * len(examples))
+    return {
+        "tokens_per_layer": tokens.double().mean(1).tolist(),
+        "flops_formula": "gated",
+        "flops_ratio": cost.flops_ratio,
+        "flops_ratio_with_vision": cost.flops_ratio_with_vision,
+        "kv_ratio": cost.kv_ratio,
+    }
+
+
+def _prefill_ratio(batcher: Batcher, examples: Sequence[Example], pruner: Pruner) -> float:
+    batch = next(iter(batcher.batches(examples[:TIMED_BATCH], TIMED_BATCH)))
+    inputs = batcher.inputs(batch)
+    return prefill_ratio(batcher.loaded.model, pruner, inputs)

@@ -1,0 +1,37 @@
+"""Measured prefill time, pruned against dense, side by side in one run."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import torch
+
+from prunekit.pruner import Pruner
+
+ROUNDS = 7
+
+
+def prefill_ratio(model: Any, pruner: Pruner, inputs: dict[str, Any], rounds: int = ROUNDS) -> float:
+    """Median over ``rounds`` of pruned time over dense time of one LLM prefill, taken in turn after a warm-up."""
+
+    def once() -> float:
+        start = time.perf_counter()
+        with torch.inference_mode():
+            model(**inputs, use_cache=True, logits_to_keep=1)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    ratios = []
+    for number in range(rounds + 1):
+        dense = once()
+        handle = pruner.apply(model)
+        try:
+            pruned = once()
+        finally:
+            handle.remove()
+        if number:
+            ratios.append(pruned / dense)
+    return statistics.median(ratios)

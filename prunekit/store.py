@@ -1,0 +1,70 @@
+"""The registry as Hydra's config groups: every component and every method preset is an option, without YAML for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+
+from prunekit.presets import methods, preset
+from prunekit.registry import KINDS, registry
+
+GLOBAL = ("keep_ratio", "keep_tokens", "positions")
+
+
+def register_options() -> None:
+    """Put components and presets into Hydra's config store. Safe to call again."""
+    for kind in KINDS:
+        for name, cls in registry.classes(kind).items():
+            ConfigStore.instance().store(group=kind, name=name, node=config_class(name, cls))
+    for name in methods():
+        _register_method(name)
+
+
+def config_class(name: str, cls: type, **values: Any) -> type:
+    """A structured config of a component: its ``name`` and its fields; ``values`` replace defaults."""
+    hints = typing.get_type_hints(cls)
+    fields: list[Any] = [("name", str, dataclasses.field(default=name))]
+    for f in dataclasses.fields(cls):
+        default = values.get(f.name, f.default)
+        if f.default_factory is not dataclasses.MISSING and f.name not in values:
+            default = f.default_factory()
+        given: Any = dataclasses.field(default=default)
+        if default is dataclasses.MISSING:
+            given = dataclasses.field(default="???")
+        elif isinstance(default, list | dict):
+            given = dataclasses.field(default_factory=lambda value=default: value)
+        fields.append((f.name, _storable(hints[f.name]), given))
+    return dataclasses.make_dataclass(f"{cls.__name__}Options", fields)
+
+
+def _storable(hint: Any) -> Any:
+    """The type if OmegaConf knows it (plain types, optionals, lists of plain types), else ``Any``."""
+    plain = (int, float, str, bool)
+    arguments = [a for a in typing.get_args(hint) if a is not type(None)]
+    if hint in plain or (len(arguments) == 1 and _storable(arguments[0]) is not Any):
+        return hint
+    if typing.get_origin(hint) is list and all(a in plain for a in arguments):
+        return hint
+    return Any
+
+
+def _register_method(name: str) -> None:
+    """A preset chooses an option of each group, as the command line would; where it sets options, one of its own.
+
+    So ``schedule=progressive`` after ``method=fastv`` replaces the choice, and the preset's settings go with it.
+    """
+    store, data = ConfigStore.instance(), preset(name)
+    choices: list[Any] = []
+    for kind in KINDS:
+        if not (part := dict(data.get(kind) or {})):
+            continue
+        option = component = part.pop("name")
+        if part:
+            option = f"_{name}"
+            store.store(group=kind, name=option, node=config_class(component, registry.get(kind, component), **part))
+        choices.append({f"override /{kind}": option})
+    node = {"defaults": [*choices, "_self_"], "preset": name, **{k: data[k] for k in GLOBAL if k in data}}
+    store.store(group="method", name=name, node=node, package="_global_")

@@ -1,0 +1,131 @@
+"""What the command line can do: each task takes the composed configuration as plain data."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunekit.errors import PrunekitError
+from prunekit.pruner import Pruner
+from prunekit.registry import KINDS, registry
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where a job runs: its folder, the sweep it belongs to, and the options chosen in each group."""
+
+    folder: Path
+    sweep: str | None
+    choices: dict[str, str]
+
+
+def build_pruner(config: dict[str, Any], **replaced: Any) -> Pruner:
+    """The pruner of a configuration; ``replaced`` components take the place of its own."""
+    parts: dict[str, Any] = {}
+    for kind in KINDS:
+        options = dict(config[kind])
+        if kind == "scorer" and options["name"] == "random":
+            options["seed"] = options["seed"] or config["seed"]
+        if kind == "schedule" and options["name"] == "one_shot" and options["layer"] is options["depth"] is None:
+            options["layer"] = config["model"].get("cut_layer")
+        parts[kind] = replaced.get(kind) or registry.create(kind, options.pop("name"), **options)
+    budget = {key: config[key] for key in ("keep_ratio", "keep_tokens")}
+    positions = config["positions"] or "keep"
+    return Pruner(**parts, **budget, positions=positions, name=config["preset"])
+
+
+def whole(config: dict[str, Any], key: str, low: int) -> int:
+    """A whole number of the configuration ("data.limit"), at least ``low``."""
+    value: Any = config
+    for part in key.split("."):
+        value = value[part]
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise PrunekitError(f"{key} must be a whole number from {low} on, not {value!r}")
+    return value
+
+
+def load_examples(config: dict[str, Any]) -> list[Any]:
+    """The examples that ``data`` names."""
+    from prunekit.data.mini import SPLITS, load
+    from prunekit.errors import check_choice
+
+    data = config["data"]
+    check_choice("data.split", data["split"], SPLITS)
+    limit = None if data["limit"] is None else whole(config, "data.limit", 1)
+    return load(data["split"], limit)
+
+
+@functools.lru_cache(maxsize=1)
+def _cached_model(options: tuple[tuple[str, Any], ...]) -> Any:
+    from prunekit.models import load_model
+
+    return load_model(**dict(options))
+
+
+def load(config: dict[str, Any]) -> Any:
+    """The configured model; a sweep's jobs in one process share it."""
+    model = {k: v for k, v in config["model"].items() if k != "cut_layer"}
+    if not model["name"]:
+        raise PrunekitError("model.name is empty: name a hub id or a local folder")
+    options = {**model, **{key: config[key] for key in ("device", "dtype", "attn")}}
+    return _cached_model(tuple(sorted(options.items())))
+
+
+def data_name(config: dict[str, Any]) -> str:
+    """Name of the data and its split, as metrics and caches use it."""
+    return f"{config['data']['name']}/{config['data']['split']}"
+
+
+def run_eval(config: dict[str, Any], context: Context) -> None:
+    """``task=eval``: dense against pruned on the data; table, metrics.json, predictions.jsonl, kept.png, W&B."""
+    from prunekit.errors import check_choice
+    from prunekit.evaluation.pictures import draw_kept
+    from prunekit.evaluation.run import evaluate
+    from prunekit.evaluation.table import print_tables
+    from prunekit.families import Family
+    from prunekit.tracking import MODES, log_run
+
+    check_choice("logger.mode", config["logger"]["mode"], MODES)
+    pruner = build_pruner(config)
+    sizes = {"batch_size": whole(config, "batch_size", 1), "seed": whole(config, "seed", 0)}
+    examples = load_examples(config)
+    loaded = load(config)
+    found = evaluate(
+        loaded,
+        examples,
+        pruner,
+        context.folder,
+        data=data_name(config),
+        max_new_tokens=whole(config, "data.max_new_tokens", 1),
+        resume=bool(config["resume"]),
+        **sizes,
+    )
+    draw_kept(found.examples, found.rows, Family(loaded.model).grid, context.folder / "kept.png")
+    print_tables(found.metrics)
+    tags = [f"{kind}={choice}" for kind, choice in context.choices.items()]
+    line = log_run(
+        context.folder,
+        config["logger"]["mode"],
+        config=config,
+        metrics=found.metrics,
+        group=context.sweep,
+        tags=tags,
+    )
+    print(f"files: {context.folder} (metrics.json, predictions.jsonl, kept.png)\n{line}")
+
+
+def run_layers(config: dict[str, Any], context: Context) -> None:
+    """``task=layers``: a one-shot cut at every layer; accuracy and cost of each, and the layer to choose."""
+    from prunekit.evaluation.layers import select_layer
+
+    select_layer(
+        load(config),
+        load_examples(config),
+        lambda layer: build_pruner(config, schedule=registry.create("schedule", "one_shot", layer=layer)),
+        context.folder,
+        data=data_name(config),
+        batch_size=whole(config, "batch_size", 1),
+        max_new_tokens=whole(config, "data.max_new_tokens", 1),
+    )

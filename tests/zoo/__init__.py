@@ -1,0 +1,35 @@
+"""A zoo of tiny random models: one for each family of ``AutoModelForImageTextToText``, with inputs to match."""
+
+from __future__ import annotations
+
+import torch
+
+from . import llava_like, qwen_like
+from .base import FAMILIES, Batch, construct, make_batch
+
+__all__ = ["NAMES", "NOTES", "REFUSED", "SUPPORTS", "Batch", "batch", "build", "variants"]
+
+_MODULES = (llava_like, qwen_like)  # importing them fills FAMILIES
+
+NAMES: tuple[str, ...] = tuple(name for name, family in FAMILIES.items() if not family.refused)
+REFUSED: dict[str, str] = {name: family.refused for name, family in FAMILIES.items() if family.refused}
+NOTES: dict[str, str] = {name: family.note for name, family in FAMILIES.items() if family.note}
+SUPPORTS: dict[str, tuple[str, ...]] = {name: family.attn for name, family in FAMILIES.items()}
+
+
+def build(name: str, attn: str = "sdpa", seed: int = 0) -> torch.nn.Module:
+    """A tiny random model, fp32, in eval mode; the weights depend on the seed alone, not on ``attn``."""
+    return construct(name, attn, seed)
+
+
+def variants(name: str) -> tuple[str, ...]:
+    """The kinds of batch the family takes: "plain" and some of "two_images", "text_only_row", "video"."""
+    family = FAMILIES[name]
+    return ("plain", *family.variants, *(("video",) if family.video else ()))
+
+
+def batch(name: str, padding: str = "none", seed: int = 0, variant: str = "plain") -> Batch:
+    """Three samples; ``padding`` "none" gives them one length, "left" and "right" different ones."""
+    if padding not in ("none", "left", "right") or variant not in variants(name):
+        raise ValueError(f"{name} has no batch {variant!r} with padding {padding!r}")
+    return make_batch(name, padding, seed, variant)

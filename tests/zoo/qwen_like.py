@@ -1,0 +1,45 @@
+"""Patches of any resolution with their grids, and three-dimensional rotary positions: Qwen-VL and its like."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .base import END, IMAGE, MOE, START, TEXT, VIDEO, add, patches, token_types
+
+IDS: dict[str, Any] = dict(
+    image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=START, vision_end_token_id=END
+)
+GRID = ("pixel_values_videos", "video_grid_thw")
+
+
+def mrope(*section: int, **more: Any) -> dict[str, Any]:
+    """Rotary parameters for heads of 8: the sections add up to 4."""
+    return {"rope_type": "default", "mrope_section": list(section or (2, 1, 1)), "rope_theta": 10000.0, **more}
+
+
+def video(**more: Any) -> Any:
+    """Videos of two (merged) frames."""
+    return patches(frames=2, sizes=((4, 4), (4, 4), (4, 6)), keys=GRID, token=VIDEO, **more)
+
+
+VISION: dict[str, Any] = dict(
+    depth=2, hidden_size=32, num_heads=2, patch_size=4, spatial_merge_size=2, temporal_patch_size=2, in_channels=3
+)
+DEEPSTACK: dict[str, Any] = VISION | dict(
+    intermediate_size=48, out_hidden_size=32, num_position_embeddings=64, deepstack_visual_indexes=[0, 1, 1]
+)
+INTERLEAVED = mrope(2, 1, 1, mrope_interleaved=True)
+
+add("qwen2_vl", lambda: dict(
+    text_config=TEXT | {"rope_parameters": mrope()}, vision_config=VISION | dict(embed_dim=16, mlp_ratio=2), **IDS),
+    patches(), video=video(), finish=token_types())  # fmt: skip
+add("qwen2_5_vl", lambda: dict(
+    text_config=TEXT | {"rope_parameters": mrope()}, **IDS,
+    vision_config=VISION | dict(intermediate_size=48, out_hidden_size=32, window_size=16, fullatt_block_indexes=[1])),
+    patches(), video=video(), finish=token_types())  # fmt: skip
+add("qwen3_vl", lambda: dict(
+    text_config=TEXT | {"head_dim": 8, "rope_parameters": INTERLEAVED}, vision_config=DEEPSTACK, **IDS),
+    patches(), video=video(split_frames=True), finish=token_types())  # fmt: skip
+add("qwen3_vl_moe", lambda: dict(
+    text_config=TEXT | MOE | {"head_dim": 8, "rope_parameters": INTERLEAVED}, vision_config=DEEPSTACK, **IDS),
+    patches(), video=video(split_frames=True), finish=token_types())  # fmt: skip

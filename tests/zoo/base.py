@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -57,7 +57,7 @@ class Family:
     attn: tuple[str, ...] = ("eager", "sdpa")
     refused: str = ""
     note: str = ""
-    extra: dict[str, Any] = field(default_factory=dict)
+    kind: str = ""  # the model type, where the entry is a second kind of one family
 
 
 FAMILIES: dict[str, Family] = {}
@@ -65,7 +65,7 @@ FAMILIES: dict[str, Family] = {}
 
 def add(name: str, config: Callable[[], dict[str, Any]], image: Media | None = None, **more: Any) -> None:
     """Enter a family, if the installed transformers has it."""
-    if name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+    if more.get("kind", name) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         FAMILIES[name] = Family(config, image, **more)
 
 
@@ -80,7 +80,7 @@ class Batch:
 def construct(name: str, attn: str, seed: int) -> torch.nn.Module:
     """The model of a family, its weights drawn at a scale at which pictures move the logits."""
     family = FAMILIES[name]
-    config = AutoConfig.for_model(name, **copy.deepcopy(family.config()))
+    config = AutoConfig.for_model(family.kind or name, **copy.deepcopy(family.config()))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if family.build:
@@ -91,11 +91,10 @@ def construct(name: str, attn: str, seed: int) -> torch.nn.Module:
     if family.tune:
         with torch.no_grad():
             family.tune(model)
-    generation = getattr(model, "generation_config", None)
-    if not isinstance(generation, GenerationConfig):
-        generation = GenerationConfig()
-    generation.eos_token_id, generation.pad_token_id, generation.bos_token_id = None, PAD, BOS
-    model.generation_config = generation
+    for module in model.modules():  # some families generate by an inner model
+        generation = getattr(module, "generation_config", None)
+        if isinstance(generation, GenerationConfig):
+            generation.eos_token_id, generation.pad_token_id, generation.bos_token_id = None, PAD, BOS
     return model.float().eval()
 
 
@@ -158,6 +157,37 @@ def pad_rows(rows: list[list[int]], padding: str) -> tuple[torch.Tensor, torch.T
         place = slice(size - len(row), size) if padding == "left" else slice(0, len(row))
         ids[i, place], mask[i, place] = torch.tensor(row), 1
     return ids, mask
+
+
+def boxed(count: int, side: int = 16, start: Sequence[int] = (), end: Sequence[int] = (), masks: bool = True) -> Media:
+    """Pictures in one box [B, most pictures of a sample, 3, H, W], zero where a sample has fewer (Idefics)."""
+
+    def media(pictures: Layout, generator: torch.Generator) -> tuple[dict[str, Any], Runs]:
+        most = max(map(len, pictures))
+        box = torch.zeros(len(pictures), most, 3, side, side)
+        mask = torch.zeros(len(pictures), most, side, side, dtype=torch.long)
+        for i, sample in enumerate(pictures):
+            box[i, : len(sample)] = torch.randn(len(sample), 3, side, side, generator=generator)
+            mask[i, : len(sample)] = 1
+        inputs = {"pixel_values": box} | ({"pixel_attention_mask": mask} if masks else {})
+        return inputs, [[[*start, *([IMAGE] * count), *end] for _ in sample] for sample in pictures]
+
+    return media
+
+
+def sized(count: Callable[[int, int], int], sizes: Sequence[tuple[int, int]], key: str = "image_sizes") -> Media:
+    """Pictures of several sizes, padded to the largest, with their sizes (Pixtral)."""
+    height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
+
+    def media(pictures: Layout, generator: torch.Generator) -> tuple[dict[str, Any], Runs]:
+        flat = [sizes[size] for sample in pictures for size in sample]
+        pixels = torch.randn(len(flat), 3, height, width, generator=generator)
+        for i, (h, w) in enumerate(flat):
+            pixels[i, :, h:], pixels[i, :, :, w:] = 0, 0
+        runs = [[[IMAGE] * count(*sizes[size]) for size in sample] for sample in pictures]
+        return {"pixel_values": pixels, key: torch.tensor(flat)}, runs
+
+    return media
 
 
 def token_types(key: str = "mm_token_type_ids") -> Callable[[dict[str, Any]], None]:

@@ -5,11 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from .base import CLIP, IMAGE, SIGLIP, VIDEO, Layout, Media, Runs, add, fixed, text
+from .base import CLIP, END, IMAGE, SIGLIP, START, TEXT, VIDEO, Layout, Media, Runs, add, boxed, fixed, sized, text, token_types
 
 PINPOINTS = [[8, 16], [16, 8], [16, 16]]
 TILE = CLIP | {"image_size": 8}  # 2 × 2 patches
 CLIP12 = CLIP | {"image_size": 12}  # 3 × 3 patches
+
+
+BARE: dict[str, Any] = {k: v for k, v in CLIP.items() if k != "model_type"}
+PIXTRAL = CLIP | {"model_type": "pixtral", "image_size": 24}
+INTERN = BARE | {"image_size": [24, 24], "patch_size": [4, 4]}
+MIXED = ["sliding_attention", "full_attention"] * 3
+COHERE: dict[str, Any] = dict(num_hidden_layers=6, layer_types=MIXED, sliding_window=8, logit_scale=1.0)
+GEMMA3 = TEXT | dict(head_dim=8, num_hidden_layers=6, layer_types=MIXED, sliding_window=8, query_pre_attn_scalar=8)
+GEMMA3_IDS: dict[str, Any] = dict(
+    vision_config=SIGLIP | {"image_size": 32}, mm_tokens_per_image=16, boi_token_index=START, eoi_token_index=END,
+    image_token_index=IMAGE,
+)
 
 
 def tiles(counts: bool = False) -> Media:
@@ -56,3 +68,59 @@ add("video_llava", lambda: dict(
 add("vipllava", lambda: dict(
     text_config=text("llama"), vision_config=CLIP, image_token_index=IMAGE, vision_feature_layer=(-2, -1)),
     fixed(16))  # fmt: skip
+add("llava_pixtral", lambda: dict(
+    text_config=text("mistral"), vision_config=PIXTRAL, image_token_index=IMAGE, vision_feature_layer=-1,
+    vision_feature_select_strategy="full"),
+    sized(lambda h, w: h * w // 16, ((16, 16), (8, 16), (16, 8))), kind="llava")  # fmt: skip
+add("mistral3", lambda: dict(text_config=text("mistral"), vision_config=PIXTRAL, image_token_index=IMAGE),
+    sized(lambda h, w: h * w // 64, ((24, 24), (16, 24), (16, 16))))  # fmt: skip
+add("internvl", lambda: dict(
+    text_config=text("qwen2"), vision_config=INTERN, image_token_id=IMAGE, image_seq_length=9),
+    fixed(9, (3, 24, 24)))  # fmt: skip
+add("aya_vision", lambda: dict(
+    text_config=text("cohere2", **COHERE), vision_config=SIGLIP | {"image_size": 24}, image_token_index=IMAGE),
+    fixed(9, (3, 24, 24)))  # fmt: skip
+add("cohere2_vision", lambda: dict(
+    text_config=text("cohere2", **COHERE), vision_config=SIGLIP | {"image_size": 24}, image_token_id=IMAGE,
+    alignment_intermediate_size=48),
+    fixed(9, (3, 24, 24)))  # fmt: skip
+add("idefics2", lambda: dict(
+    text_config=text("mistral"), vision_config=BARE, image_token_id=IMAGE,
+    perceiver_config=dict(hidden_size=32, resampler_n_latents=8, resampler_depth=2, resampler_n_heads=2,
+                          num_key_value_heads=1, resampler_head_dim=12)),
+    boxed(8))  # fmt: skip
+for _name in ("idefics3", "smolvlm"):
+    add(_name, lambda: dict(
+        text_config=text("llama"), vision_config=BARE | {"image_size": 24}, image_token_id=IMAGE, scale_factor=2,
+        pad_token_id=0),
+        boxed(9, 24))  # fmt: skip
+add("paligemma", lambda: dict(
+    text_config=text("gemma", head_dim=8), vision_config=SIGLIP, image_token_index=IMAGE, projection_dim=32,
+    hidden_size=32, vocab_size=128),
+    fixed(16), front=True, prefix=(), variants=("two_images", "text_only_row"))  # fmt: skip
+add("paligemma2", lambda: dict(
+    text_config=text("gemma2", head_dim=8, num_hidden_layers=6, sliding_window=8, query_pre_attn_scalar=8),
+    vision_config=SIGLIP, image_token_index=IMAGE, projection_dim=32, hidden_size=32, vocab_size=128),
+    fixed(16), front=True, prefix=(), kind="paligemma")  # fmt: skip
+add("gemma3", lambda: dict(text_config=GEMMA3, **GEMMA3_IDS),
+    fixed(16, (3, 32, 32), start=(START,), end=(END,)), finish=token_types("token_type_ids"))  # fmt: skip
+add("shieldgemma2", lambda: dict(text_config=GEMMA3, **GEMMA3_IDS),
+    fixed(16, (3, 32, 32), start=(START,), end=(END,)), finish=token_types("token_type_ids"))  # fmt: skip
+add("deepseek_vl", lambda: dict(text_config=text("llama"), vision_config=SIGLIP, image_token_id=IMAGE),
+    fixed(16))  # fmt: skip
+add("aria", lambda: dict(
+    text_config=text("aria_text", moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1), image_token_index=IMAGE,
+    vision_config=BARE | {"model_type": "idefics3_vision"}, projector_patch_to_query_dict={16: 8}),
+    fixed(8, pixel_mask=lambda n: torch.ones(n, 16, 16, dtype=torch.bool)))  # fmt: skip
+add("ovis2", lambda: dict(
+    text_config=text("qwen2"), image_token_id=IMAGE, visual_indicator_token_ids=[110, 111, 112, 113, 114],
+    vocab_size=128, hidden_size=32, vision_config=BARE | dict(image_size=24, vocab_size=37, hidden_stride=2)),
+    fixed(9, (3, 24, 24), start=(110,), end=(111,)))  # fmt: skip
+add("llama4", lambda: dict(
+    text_config=text("llama4_text", head_dim=8, intermediate_size_mlp=48, num_local_experts=4, num_hidden_layers=6,
+                     interleave_moe_layer_step=2, no_rope_layers=[1, 0, 1, 0, 1, 0], attention_chunk_size=16,
+                     floor_scale=8),
+    vision_config=BARE | dict(image_size=24, intermediate_size=96, vision_output_dim=32, projector_input_dim=32,
+                              projector_output_dim=32),
+    image_token_index=IMAGE, boi_token_index=START, eoi_token_index=END),
+    fixed(9, (3, 24, 24), start=(START,), end=(END,)))  # fmt: skip

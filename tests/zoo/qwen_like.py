@@ -43,3 +43,26 @@ add("qwen3_vl", lambda: dict(
 add("qwen3_vl_moe", lambda: dict(
     text_config=TEXT | MOE | {"head_dim": 8, "rope_parameters": INTERLEAVED}, vision_config=DEEPSTACK, **IDS),
     patches(), video=video(split_frames=True), finish=token_types())  # fmt: skip
+
+
+def glm(**more: Any) -> dict[str, Any]:
+    """The ids of the GLM family; its rotary embedding covers half a head."""
+    return dict(
+        image_token_id=IMAGE, video_token_id=VIDEO, image_start_token_id=START, image_end_token_id=END,
+        video_start_token_id=112, video_end_token_id=113, vision_config=GLM_VISION, **more,
+    )  # fmt: skip
+
+
+GLM_VISION: dict[str, Any] = dict(
+    depth=2, hidden_size=32, num_heads=2, image_size=32, patch_size=4, out_hidden_size=32, intermediate_size=48
+)
+GLM_TEXT = TEXT | {"rope_parameters": mrope(2, 1, 1, partial_rotary_factor=1.0)}
+for _name, _text in (
+    ("glm4v", GLM_TEXT),
+    ("glm46v", GLM_TEXT | {"model_type": "glm4v_text"}),
+    ("glmga", GLM_TEXT | {"model_type": "glm4v_text"}),
+    ("glm_ocr", GLM_TEXT),
+    ("glm4v_moe", GLM_TEXT | dict(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)),
+):
+    add(_name, lambda _text=_text: glm(text_config=_text), patches(), video=video(start=(112,), end=(113,)),
+        finish=token_types())  # fmt: skip

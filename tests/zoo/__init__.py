@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from . import llava_like, qwen_like
+from . import llava_like, quantised, queries, qwen_like
 from .base import FAMILIES, Batch, construct, make_batch
 
 __all__ = ["NAMES", "NOTES", "REFUSED", "SUPPORTS", "Batch", "batch", "build", "variants"]
 
-_MODULES = (llava_like, qwen_like)  # importing them fills FAMILIES
+_MODULES = (llava_like, quantised, queries, qwen_like)  # importing them fills FAMILIES
 
 NAMES: tuple[str, ...] = tuple(name for name, family in FAMILIES.items() if not family.refused)
 REFUSED: dict[str, str] = {name: family.refused for name, family in FAMILIES.items() if family.refused}
@@ -19,6 +19,8 @@ SUPPORTS: dict[str, tuple[str, ...]] = {name: family.attn for name, family in FA
 
 def build(name: str, attn: str = "sdpa", seed: int = 0) -> torch.nn.Module:
     """A tiny random model, fp32, in eval mode; the weights depend on the seed alone, not on ``attn``."""
+    if name in SUPPORTS and attn not in SUPPORTS[name]:
+        raise ValueError(f"{name} has no {attn!r} attention, only {', '.join(SUPPORTS[name])}")
     return construct(name, attn, seed)
 
 

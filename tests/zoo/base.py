@@ -77,16 +77,18 @@ class Batch:
     visual: torch.Tensor
 
 
+def construct_default(config: Any, attn: str | dict[str, str]) -> Any:
+    """The model of a config, as the auto class makes it."""
+    return AutoModelForImageTextToText.from_config(config, attn_implementation=attn)
+
+
 def construct(name: str, attn: str, seed: int) -> torch.nn.Module:
     """The model of a family, its weights drawn at a scale at which pictures move the logits."""
     family = FAMILIES[name]
     config = AutoConfig.for_model(family.kind or name, **copy.deepcopy(family.config()))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if family.build:
-            model = family.build(config, attn)
-        else:
-            model = AutoModelForImageTextToText.from_config(config, attn_implementation=attn)
+        model = (family.build or construct_default)(config, attn)
     draw_weights(model, seed, family.gain)
     if family.tune:
         with torch.no_grad():
@@ -219,7 +221,7 @@ def patches(
     patch: int = 4, merge: int = 2, temporal: int = 2, sizes: Sequence[tuple[int, int]] = ((6, 8), (4, 4), (8, 4)),
     frames: int = 1, keys: tuple[str, str] = ("pixel_values", "image_grid_thw"), token: int = IMAGE,
     start: Sequence[int] = (START,), end: Sequence[int] = (END,), channels: int = 3, flat: bool = True,
-    split_frames: bool = False,
+    split_frames: bool = False, merge_frames: int = 1,
 ) -> Media:  # fmt: skip
     """Pictures of any size as a flat list of patches with their grids (Qwen-VL and its like)."""
 
@@ -232,8 +234,9 @@ def patches(
             runs.append([])
             for size in sample:
                 height, width = sizes[size]
-                one = [*start, *([token] * (height * width // merge**2)), *end]
-                whole = [*start, *([token] * (frames * height * width // merge**2)), *end]
+                count = height * width // merge**2
+                one = [*start, *([token] * count), *end]
+                whole = [*start, *([token] * (frames // merge_frames * count)), *end]
                 runs[-1].append(one * frames if split_frames else whole)
         return {keys[0]: torch.randn(total, *shape, generator=generator), keys[1]: torch.tensor(grids)}, runs
 

@@ -48,6 +48,11 @@ def frames(count: int, number: int, side: int) -> Media:
     return fixed(count, (number, 3, side, side), "pixel_values_videos", VIDEO)
 
 
+def _prefix(inputs: dict[str, Any]) -> None:
+    """PaliGemma's prompt is all prefix: bidirectional."""
+    inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+
+
 add("llava", lambda: dict(
     text_config=text("llama"), vision_config=CLIP, image_token_index=IMAGE),
     fixed(16))  # fmt: skip
@@ -97,11 +102,12 @@ for _name in ("idefics3", "smolvlm"):
 add("paligemma", lambda: dict(
     text_config=text("gemma", head_dim=8), vision_config=SIGLIP, image_token_index=IMAGE, projection_dim=32,
     hidden_size=32, vocab_size=128),
-    fixed(16), front=True, prefix=(), variants=("two_images", "text_only_row"))  # fmt: skip
+    fixed(16), front=True, prefix=(), finish=_prefix)  # fmt: skip
 add("paligemma2", lambda: dict(
     text_config=text("gemma2", head_dim=8, num_hidden_layers=6, sliding_window=8, query_pre_attn_scalar=8),
     vision_config=SIGLIP, image_token_index=IMAGE, projection_dim=32, hidden_size=32, vocab_size=128),
-    fixed(16), front=True, prefix=(), kind="paligemma")  # fmt: skip
+    fixed(16), front=True, prefix=(), kind="paligemma", attn=("eager",), finish=_prefix,
+    note="Gemma 2 decoder (soft-capped attention, sliding layers); no SDPA. Windows and bidirectional prefix mix.")  # fmt: skip
 add("gemma3", lambda: dict(text_config=GEMMA3, **GEMMA3_IDS),
     fixed(16, (3, 32, 32), start=(START,), end=(END,)), finish=token_types("token_type_ids"))  # fmt: skip
 add("shieldgemma2", lambda: dict(text_config=GEMMA3, **GEMMA3_IDS),

@@ -26,6 +26,7 @@ from prunekit.store import register_options
 CONF = source_folder("conf")
 ERROR_FILE = "error.txt"
 _failed_jobs: list[str] = []
+_errors: list[Exception] = []
 
 
 class SweepSummary(Callback):
@@ -48,9 +49,12 @@ def run(config: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         _dispatch(config, folder)
-    except (ValueError, OSError, MemoryError, RuntimeError, OmegaConfBaseException) as error:
-        if HydraConfig.get().mode != RunMode.MULTIRUN:
+    except Exception as error:  # Hydra would print lines of its own around it
+        if os.environ.get("PRUNEKIT_DEBUG"):
             raise
+        if HydraConfig.get().mode != RunMode.MULTIRUN:
+            _errors.append(error)
+            return
         line = f"{' '.join(HydraConfig.get().overrides.task)}: {one_line(error)}"
         (folder / ERROR_FILE).write_text(line + "\n")
         print(f"failed: {line}", file=sys.stderr)
@@ -105,7 +109,6 @@ def main() -> None:
     """Entry point of ``python -m prunekit``. Exit code 0, or 1 after one line on standard error."""
     # Hydra then hands exceptions over instead of printing several lines, or a traceback, of its own.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    debug = bool(os.environ.get("PRUNEKIT_DEBUG"))
     warnings.showwarning = lambda message, *_, **__: print(f"prunekit: warning: {message}", file=sys.stderr)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -113,14 +116,15 @@ def main() -> None:
         check_choices(sys.argv[1:])
         register_options()
         run()
+        if _errors:
+            raise _errors.pop()
     except KeyboardInterrupt:
-        sys.exit("prunekit: interrupted; what was finished is on disk: repeat with resume=true and the same hydra.run.dir")
+        sys.exit("prunekit: interrupted; finished predictions stand: repeat with resume=true and the same hydra.run.dir")
     except Exception as error:  # the last line of defence: one line, the traceback on request
-        if debug:
+        if os.environ.get("PRUNEKIT_DEBUG"):
             raise
-        hint = "" if isinstance(error, ValueError | OSError | HydraException | OmegaConfBaseException) else (
-            f" ({type(error).__name__}; PRUNEKIT_DEBUG=1 shows the traceback)"
-        )
+        known = isinstance(error, ValueError | OSError | HydraException | OmegaConfBaseException)
+        hint = "" if known else f" ({type(error).__name__}; PRUNEKIT_DEBUG=1 shows the traceback)"
         sys.exit(f"prunekit: error: {one_line(error)}{hint}")
     if _failed_jobs:
         sys.exit(1)

@@ -119,7 +119,9 @@ def main() -> None:
         if _errors:
             raise _errors.pop()
     except KeyboardInterrupt:
-        sys.exit("prunekit: interrupted; finished predictions stand: repeat with resume=true and the same hydra.run.dir")
+        sys.exit(
+            "prunekit: interrupted; finished predictions stand: repeat with resume=true and the same hydra.run.dir"
+        )
     except Exception as error:  # the last line of defence: one line, the traceback on request
         if os.environ.get("PRUNEKIT_DEBUG"):
             raise

@@ -2,7 +2,7 @@
 
 Formulas per layer, n tokens, width d, MLP width m (FastV, ECCV 2024, section 3.4, and its gated form):
 ``fastv`` 4nd² + 2n²d + 2ndm; ``gated`` 4nd² + 2n²d + 3ndm (Llama-like MLPs with three matrices).
-They count all n tokens and a full n² attention, all heads as if keys were not grouped, and neither embeddings nor LM head.
+They count all n tokens, a full n² attention and keys for every head, but neither embeddings nor the LM head.
 """
 
 from __future__ import annotations

@@ -110,7 +110,9 @@ class Family:
         table = getattr(code, "ALL_ATTENTION_FUNCTIONS", ALL_ATTENTION_FUNCTIONS)
         function = table.get_interface(self.implementation, eager)
         if function is None:
-            raise PrunekitError(f"{self.model_type}: {type(module).__name__} does not use transformers' attention interface")
+            raise PrunekitError(
+                f"{self.model_type}: {type(module).__name__} does not use transformers' attention interface"
+            )
         return function
 
     def _core(self) -> nn.Module:
@@ -125,7 +127,9 @@ class Family:
         if decoder is None or not hasattr(decoder, "layers"):
             decoder = getattr(self.core, "language_model", None)
         if decoder is None or not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
-            raise PrunekitError(f"model type '{self.model_type}': no decoder layers found in {type(self.core).__name__}")
+            raise PrunekitError(
+                f"model type '{self.model_type}': no decoder layers found in {type(self.core).__name__}"
+            )
         return decoder
 
     def _layers(self) -> nn.ModuleList:

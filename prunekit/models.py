@@ -34,7 +34,7 @@ class LoadedModel:
 
 
 def resolve_device(device: str) -> torch.device:
-    """"auto" is CUDA where there is one; a device that is missing raises."""
+    """ "auto" is CUDA where there is one; a device that is missing raises."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -47,7 +47,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """"auto" is bfloat16 on CUDA and float32 on a CPU (many have no bf16 units, and crawl)."""
+    """ "auto" is bfloat16 on CUDA and float32 on a CPU (many have no bf16 units, and crawl)."""
     check_choice("dtype", dtype, DTYPES)
     if dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32

@@ -29,7 +29,7 @@ def methods() -> dict[str, Path]:
 
 
 def preset(name: str) -> dict[str, Any]:
-    """The composition ``name``: components as mappings with a ``name``, plus ``keep_ratio`` and ``positions`` if set."""
+    """The composition ``name``: components as mappings with a ``name``, ``keep_ratio`` and ``positions`` if set."""
     files = methods()
     if name not in files:
         raise UnknownNameError("method", name, files)
@@ -50,5 +50,7 @@ def method(name: str, **overrides: Any) -> Pruner:
         data.pop("keep_ratio", None)
     unknown = set(given) - {*KINDS, "keep_ratio", "keep_tokens", "positions"}
     if unknown:
-        raise UnknownNameError("option of method:", sorted(unknown)[0], (*KINDS, "keep_ratio", "keep_tokens", "positions"))
+        raise UnknownNameError(
+            "option of method:", sorted(unknown)[0], (*KINDS, "keep_ratio", "keep_tokens", "positions")
+        )
     return build({**data, **given, "name": name}, f"method '{name}'")

@@ -18,7 +18,13 @@ from prunekit.errors import PrunekitError, check_choice
 from prunekit.families import Family
 from prunekit.registry import KINDS, registry
 
-DEFAULTS = {"scorer": "instruction", "fusion": "multi", "schedule": "progressive", "selector": "topk", "reducer": "drop"}
+DEFAULTS = {
+    "scorer": "instruction",
+    "fusion": "multi",
+    "schedule": "progressive",
+    "selector": "topk",
+    "reducer": "drop",
+}
 POSITIONS = ("keep", "renumber")
 BASES: dict[str, type] = dict(zip(KINDS, (Scorer, Fusion, Schedule, Selector, Reducer), strict=True))
 
@@ -53,6 +59,7 @@ class Plan:
             return 0
         tokens = self.pruner.keep_tokens
         ratio = self.pruner.keep_ratio if tokens is None else min(1.0, tokens / count)
+        assert ratio is not None
         cuts = self.pruner.schedule.cuts(self.depth, ratio)
         return max(1, round(next(cut.ratio for cut in cuts if cut.layer == cut_layer) * count))
 
@@ -107,7 +114,9 @@ class Pruner:
         for component in self.components.values():
             component.check(family.depth)
         if self.positions == "renumber" and (family.three_dimensional_positions or family.rotary is None):
-            raise PrunekitError(f"positions=renumber: model type '{family.model_type}' has no one-dimensional positions")
+            raise PrunekitError(
+                f"positions=renumber: model type '{family.model_type}' has no one-dimensional positions"
+            )
         ratio = self.keep_ratio if self.keep_ratio is not None else 0.5
         layers = [cut.layer for cut in self.schedule.cuts(family.depth, ratio)]
         evidence = {}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import typing
 from typing import Any
 
@@ -35,7 +37,7 @@ def config_class(name: str, cls: type, **values: Any) -> type:
         if default is dataclasses.MISSING:
             given = dataclasses.field(default="???")
         elif isinstance(default, list | dict):
-            given = dataclasses.field(default_factory=lambda value=default: value)
+            given = dataclasses.field(default_factory=functools.partial(copy.copy, default))
         fields.append((f.name, _storable(hints[f.name]), given))
     return dataclasses.make_dataclass(f"{cls.__name__}Options", fields)
 

@@ -1,4 +1,4 @@
-"""Shared set-up: tiny tensors are faster on one thread, and nothing of a test may reach the user's own cache or account."""
+"""Shared set-up: tiny tensors are faster on one thread; no test may reach the user's own cache or account."""
 
 from __future__ import annotations
 

@@ -9,11 +9,11 @@ import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
-import prunekit
 import pytest
-import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+
+import prunekit
 from prunekit import cli
 from prunekit.embedded.config import Size, build_model
 from prunekit.embedded.export import export
@@ -214,7 +214,9 @@ def test_bad_input_ends_in_one_clear_line(monkeypatch, tmp_path, model_folder, b
 def test_a_model_that_is_no_lvlm(monkeypatch, tmp_path, model_folder):
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=32)
+    config = LlamaConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=32
+    )
     LlamaForCausalLM(config).save_pretrained(tmp_path / "text")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "text" / name).write_bytes((model_folder / name).read_bytes())
@@ -262,5 +264,3 @@ def test_wandb_offline_run_reads_back(monkeypatch, tmp_path, model_folder):
     assert "wandb sync" in out
     files = list((run_dir / "wandb").glob("offline-run-*/*.wandb"))
     assert len(files) == 1 and files[0].stat().st_size > 1000
-
-

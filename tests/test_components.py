@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-import prunekit
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import prunekit
 from prunekit.components.schedules import cumulative_shares
 from prunekit.cost import layer_macs
 from prunekit.registry import Registry
@@ -35,7 +36,8 @@ class TestRegistry:
     def test_users_files_are_read_and_broken_ones_named_and_skipped(self, tmp_path, monkeypatch):
         (tmp_path / "good_one.py").write_text(
             "import prunekit\nfrom dataclasses import dataclass\n"
-            "@prunekit.register('scorer', 'from_a_file')\n@dataclass\nclass A(prunekit.Scorer):\n    alpha: float = 1.0\n"
+            "@prunekit.register('scorer', 'from_a_file')\n@dataclass\nclass A(prunekit.Scorer):\n"
+            "    alpha: float = 1.0\n"
         )
         (tmp_path / "broken_one.py").write_text("import no_such_module\n")
         (tmp_path / "second_random.py").write_text(

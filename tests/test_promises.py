@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
-import prunekit
 import pytest
 import torch
-from tiny import FAMILIES, make_batch, tiny_model
 from transformers import StaticCache
+
+import prunekit
+from tiny import FAMILIES, make_batch, tiny_model
 
 PRUNER = dict(keep_ratio=0.3)
 
@@ -98,9 +99,7 @@ def test_threads_on_one_pruned_model_do_not_mix():
     found: dict[int, torch.Tensor] = {}
     with prunekit.Pruner(**PRUNER)(model):
         alone = [logits(model, b) for b in batches]
-        threads = [
-            threading.Thread(target=lambda i=i: found.update({i: logits(model, batches[i])})) for i in range(4)
-        ]
+        threads = [threading.Thread(target=lambda i=i: found.update({i: logits(model, batches[i])})) for i in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:

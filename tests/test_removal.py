@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 
-import prunekit
 import pytest
 import torch
+
+import prunekit
 from tiny import (
     DEPTH,
     FAMILIES,
@@ -131,9 +132,7 @@ def two_images_and_none() -> Batch:
 @pytest.mark.parametrize("attn", ["eager", "sdpa"])
 def test_different_numbers_of_images_in_a_batch(attn):
     batch = two_images_and_none()
-    prompt, tokens, _, _, trace = pruned_run(
-        tiny_model("llava", attn), batch, prunekit.Pruner(keep_ratio=0.25), new=3
-    )
+    prompt, tokens, _, _, trace = pruned_run(tiny_model("llava", attn), batch, prunekit.Pruner(keep_ratio=0.25), new=3)
     assert trace.cuts[-1].kept.sum(1).tolist() == [8, 4, 0]
     reference, hidden = tiny_model("llava", "eager"), hidden_keys(batch, trace.cuts)
     expected, _, _ = dense_with_hidden_keys(reference, batch, hidden)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 
-import oracle
-import prunekit
 import pytest
 import torch
 from safetensors.torch import save_file
+
+import oracle
+import prunekit
 from tiny import DEPTH, FAMILIES, PADDINGS, hidden_keys, make_batch, tiny_model
 
 TOLERANCE = 1e-4

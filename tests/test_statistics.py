@@ -6,6 +6,7 @@ import random
 from types import SimpleNamespace
 
 import pytest
+
 from prunekit.evaluation.statistics import accuracies, intervals, is_correct
 
 

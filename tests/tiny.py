@@ -52,8 +52,11 @@ def _config(family: str):
             ),
             image_token_id=IMAGE, video_token_id=91, vision_start_token_id=92, vision_end_token_id=93,
         )  # fmt: skip
-    kind, extra = (LlavaConfig, {}) if family == "llava" else (
-        LlavaNextConfig, {"image_grid_pinpoints": [[16, 32], [32, 16], [32, 32]]})
+    kind, extra = (
+        (LlavaConfig, {})
+        if family == "llava"
+        else (LlavaNextConfig, {"image_grid_pinpoints": [[16, 32], [32, 16], [32, 32]]})
+    )
     return kind(
         text_config=LlamaConfig(**_TEXT), vision_config=CLIPVisionConfig(**_CLIP), image_token_id=IMAGE,
         vision_feature_layer=-2, vision_feature_select_strategy="default", **extra,

@@ -109,7 +109,7 @@ def seal(cache: Any, layer: int, stage: Stage, dense_length: int, lengths: tuple
     if held.keys is None or held.keys.shape[-2] != stage.index.shape[1]:
         found = None if held.keys is None else held.keys.shape[-2]
         raise PrunekitError(f"layer {layer} stored {found} keys, {stage.index.shape[1]} were to stay")
-    kind = type(held)
+    kind: Any = type(held)
     if not issubclass(kind, PrunedLayerMixin):
         if kind not in _pruned_classes:
             _pruned_classes[kind] = type(f"Pruned{kind.__name__}", (PrunedLayerMixin, kind), {})

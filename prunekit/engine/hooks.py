@@ -126,7 +126,9 @@ class Session:
             keys=key,
             mask=mask,
             scaling=kwargs.get("scaling") or query.shape[-1] ** -0.5,
-            causal=bool(kwargs["is_causal"] if kwargs.get("is_causal") is not None else getattr(module, "is_causal", True)),
+            causal=bool(
+                kwargs["is_causal"] if kwargs.get("is_causal") is not None else getattr(module, "is_causal", True)
+            ),
             softcap=kwargs.get("softcap"),
             sinks=kwargs.get("s_aux"),
         )
@@ -143,7 +145,9 @@ class Session:
         if not isinstance(scores, torch.Tensor) or scores.shape != view.alive.shape:
             shape = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
             name = type(self.pruner.scorer).__name__
-            raise PrunekitError(f"{name}.score returned {shape} at layer {view.layer}, not [B, N] = {tuple(view.alive.shape)}")
+            raise PrunekitError(
+                f"{name}.score returned {shape} at layer {view.layer}, not [B, N] = {tuple(view.alive.shape)}"
+            )
         return scores.float()
 
     # -- prefill -------------------------------------------------------------------------------------------------
@@ -203,7 +207,9 @@ class Session:
     def _compact(self, name: str, value: Any, state: Prefill, hidden: torch.Tensor) -> Any:
         """A layer's keyword as the current stage needs it; made once a stage and shared by its layers."""
         key = (name, id(value), state.stage.number)
-        if name == "attention_mask" or (isinstance(value, torch.Tensor | tuple | list | dict) and name != "hidden_states"):
+        if name == "attention_mask" or (
+            isinstance(value, torch.Tensor | tuple | list | dict) and name != "hidden_states"
+        ):
             if key not in state.memo:
                 state.memo[key] = (value, self._make_compact(name, value, state, hidden))
             return state.memo[key][1]
@@ -287,7 +293,9 @@ class Session:
         for cut in state.cuts:
             bad = (torch.isnan(cut.scores) & self._standing(state, cut)).any(1)
             if bool(bad.any()):
-                raise PrunekitError(f"NaN scores at the cut before layer {cut.layer}, samples {bad.nonzero()[:, 0].tolist()}")
+                raise PrunekitError(
+                    f"NaN scores at the cut before layer {cut.layer}, samples {bad.nonzero()[:, 0].tolist()}"
+                )
         cache = kwargs.get("past_key_values")
         if cache is None:
             cache = output.get("past_key_values") if hasattr(output, "get") else None
@@ -315,6 +323,7 @@ class Session:
         hidden = args[0] if args else kwargs["hidden_states"]
         renumber = self.pruner.positions == "renumber"
         mask = kwargs.get("attention_mask")
+        assert held.key_index is not None
         if not renumber and mask is None and not held.padded:
             return None
         memo, key = self._local.decode_memo, (id(mask), held.stage)

@@ -11,7 +11,7 @@ from prunekit.errors import PrunekitError
 
 
 def ragged_index(mask: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions of the True entries of ``mask`` [B, S], in order: index [B, size] (0 past the end) and valid [B, size]."""
+    """Positions of the True entries of ``mask`` [B, S], in order: index (0 past the end) and valid, both [B, size]."""
     order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :size]
     valid = torch.arange(size, device=mask.device) < mask.sum(1, keepdim=True)
     return order.masked_fill(~valid, 0), valid

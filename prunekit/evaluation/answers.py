@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,10 +76,9 @@ class DenseCache:
         key = hashlib.sha256(f"1 {fingerprint} {max_new_tokens}".encode()).hexdigest()[:24]
         self.path = cache_folder() / "dense" / f"{key}.json"
         self._answers: dict[str, str] = {}
-        try:
+        # Nothing kept yet, or unreadable: the answers are computed anew.
+        with suppress(OSError, json.JSONDecodeError):
             self._answers = json.loads(self.path.read_text())
-        except (OSError, json.JSONDecodeError):
-            pass  # nothing kept yet, or unreadable: the answers are computed anew
 
     @staticmethod
     def key(example: Example) -> str:
@@ -95,10 +94,8 @@ class DenseCache:
     def add(self, found: Iterable[tuple[Example, str]]) -> None:
         """Keep answers, atomically; a folder that cannot be written is no error."""
         self._answers |= {self.key(example): text for example, text in found}
-        try:
+        with suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             part = self.path.with_suffix(f".{os.getpid()}.part")
             part.write_text(json.dumps(self._answers))
             part.replace(self.path)
-        except OSError:
-            pass

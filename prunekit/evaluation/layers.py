@@ -68,7 +68,9 @@ def select_layer(
 
 
 def _print(result: dict[str, Any], folder: Path) -> None:
-    title = f"{result['model']} on {result['data']}: cut before each layer, dense {100 * result['dense_accuracy']:.1f} %"
+    title = (
+        f"{result['model']} on {result['data']}: cut before each layer, dense {100 * result['dense_accuracy']:.1f} %"
+    )
     table = Table(title=title, title_justify="left")
     for heading in ("layer", "accuracy %", "change (paired)", "FLOPs", "KV", "prefill time"):
         table.add_column(heading, justify="right")

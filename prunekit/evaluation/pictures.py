@@ -62,7 +62,9 @@ def _panel(example: Example, row: dict[str, Any], grid: tuple[int, int] | None) 
         ("dense", row["dense_prediction"], row["dense_correct"]),
         ("pruned", row["prediction"], row["correct"]),
     ):
-        text = f"{label}: {textwrap.shorten(answer, 24) or '(nothing)'}" + ("" if good else f"   (not {' / '.join(example.answers)})")
+        text = f"{label}: {textwrap.shorten(answer, 24) or '(nothing)'}" + (
+            "" if good else f"   (not {' / '.join(example.answers)})"
+        )
         draw.text((0, y), text, fill=RIGHT if good else WRONG, font=_font(14))
         y += 17
     draw.text((0, y), f"{example.task}, {len(kept)} tokens stay", fill=(113, 113, 122), font=_font(12))

@@ -61,7 +61,9 @@ def evaluate(
     batcher = Batcher(loaded)
     options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
     dense = _dense_answers(batcher, examples, options)
-    rows = _pruned_rows(batcher, examples, pruner, dense, folder, resume, {**options, "fingerprint": loaded.fingerprint})
+    rows = _pruned_rows(
+        batcher, examples, pruner, dense, folder, resume, {**options, "fingerprint": loaded.fingerprint}
+    )
     ordered = [rows[e.id] for e in examples]
     metrics = {
         "schema": SCHEMA,

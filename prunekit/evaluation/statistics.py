@@ -1,4 +1,4 @@
-"""Accuracies and their bootstrap intervals, resampled over images because questions about one image are not independent."""
+"""Accuracies and bootstrap intervals, resampled over images: questions about one image are not independent."""
 
 from __future__ import annotations
 

@@ -19,7 +19,9 @@ def _percent(value: float, interval: list[float] | None = None, signed: bool = F
 
 def accuracy_table(metrics: dict[str, Any]) -> Table:
     """Dense against pruned, a row a task, with 95 % intervals."""
-    title = f"{metrics['model']} on {metrics['data']}, {metrics['examples']} questions: {method_name(metrics['method'])}"
+    title = (
+        f"{metrics['model']} on {metrics['data']}, {metrics['examples']} questions: {method_name(metrics['method'])}"
+    )
     table = Table(title=title, title_justify="left")
     for heading in ("task", "n", "dense %", "pruned %", "change (paired)"):
         table.add_column(heading, justify="left" if heading == "task" else "right")

@@ -221,7 +221,7 @@ def patches(
     patch: int = 4, merge: int = 2, temporal: int = 2, sizes: Sequence[tuple[int, int]] = ((6, 8), (4, 4), (8, 4)),
     frames: int = 1, keys: tuple[str, str] = ("pixel_values", "image_grid_thw"), token: int = IMAGE,
     start: Sequence[int] = (START,), end: Sequence[int] = (END,), channels: int = 3, flat: bool = True,
-    split_frames: bool = False, merge_frames: int = 1,
+    split_frames: bool = False, merge_frames: int = 1, timed: bool = True,
 ) -> Media:  # fmt: skip
     """Pictures of any size as a flat list of patches with their grids (Qwen-VL and its like)."""
 
@@ -238,6 +238,9 @@ def patches(
                 one = [*start, *([token] * count), *end]
                 whole = [*start, *([token] * (frames // merge_frames * count)), *end]
                 runs[-1].append(one * frames if split_frames else whole)
-        return {keys[0]: torch.randn(total, *shape, generator=generator), keys[1]: torch.tensor(grids)}, runs
+        places = torch.tensor(grids)
+        if not timed:
+            places = places[:, 1:]
+        return {keys[0]: torch.randn(total, *shape, generator=generator), keys[1]: places}, runs
 
     return media

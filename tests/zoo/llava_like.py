@@ -24,18 +24,18 @@ GEMMA3_IDS: dict[str, Any] = dict(
 )
 
 
-def tiles(counts: bool = False) -> Media:
-    """LLaVA-NeXT's tiles of 8 × 8 pixels, with a newline token for each row of patches; the first tile is the whole."""
+def tiles(counts: bool = False, side: int = 8) -> Media:
+    """LLaVA-NeXT's tiles of 2 × 2 patches, with a newline token for each row of patches; the first tile is the whole."""
 
     def media(pictures: Layout, generator: torch.Generator) -> tuple[dict[str, Any], Runs]:
         many = counts and any(len(sample) > 1 for sample in pictures)
         sizes, runs = [], []
         for sample in pictures:
             whole = many and len(sample) > 1  # several pictures: LLaVA-OneVision tiles none of them
-            sizes += [[(16, 16), (8, 16), (16, 8)][size] for size in sample]
+            sizes += [[(2 * side, 2 * side), (side, 2 * side), (2 * side, side)][size] for size in sample]
             runs.append([[IMAGE] * (5 if whole else [24, 14, 16][size]) for size in sample])
         inputs: dict[str, Any] = {"image_sizes": torch.tensor(sizes)}
-        inputs["pixel_values"] = torch.randn(len(sizes), 5, 3, 8, 8, generator=generator)
+        inputs["pixel_values"] = torch.randn(len(sizes), 5, 3, side, side, generator=generator)
         if many:
             inputs["batch_num_images"] = torch.tensor([len(sample) for sample in pictures])
         return inputs, runs
@@ -130,3 +130,78 @@ add("llama4", lambda: dict(
                               projector_output_dim=32),
     image_token_index=IMAGE, boi_token_index=START, eoi_token_index=END),
     fixed(9, (3, 24, 24), start=(START,), end=(END,)))  # fmt: skip
+add("lighton_ocr", lambda: dict(
+    text_config=text("qwen3", head_dim=8), vision_config=PIXTRAL, image_token_id=IMAGE),
+    sized(lambda h, w: h * w // 64, ((24, 24), (16, 24), (16, 16))))  # fmt: skip
+add("qianfan_ocr", lambda: dict(
+    text_config=text("qwen3", head_dim=8), vision_config=INTERN | {"drop_path_rate": 0.0}, image_token_id=IMAGE,
+    image_seq_length=9),
+    fixed(9, (3, 24, 24)))  # fmt: skip
+add("granite4_vision", lambda: dict(
+    text_config=TEXT | dict(num_hidden_layers=6, attention_multiplier=0.35),
+    vision_config=SIGLIP | dict(hidden_size=64, num_attention_heads=1), image_token_index=IMAGE,
+    image_grid_pinpoints=[[16, 32], [32, 16], [32, 32]], downsample_rate="1/2", projector_dropout=0.0,
+    vision_feature_select_strategy="full", deepstack_layer_map=[[-2, 0], [-1, 1]], spatial_target_layers=[1, 2, 3, 4],
+    qformer_config=dict(
+        model_type="blip_2_qformer", hidden_size=64, num_hidden_layers=1, num_attention_heads=1, intermediate_size=32,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)),
+    tiles(side=16), note="visual features are added to the hidden states before layers 0 to 4")  # fmt: skip
+
+
+def _tiled(pictures: Layout, generator: torch.Generator) -> tuple[dict[str, Any], Runs]:
+    """GraniteDocling: a mask says which tiles of a sample are real."""
+    inputs, runs = boxed(9, 24)(pictures, generator)
+    inputs["pixel_attention_mask"] = inputs["pixel_attention_mask"][:, :, 0, 0].bool()
+    return inputs, runs
+
+
+add("granite_docling", lambda: dict(
+    text_config=TEXT | dict(embedding_multiplier=1.0, logits_scaling=1.0, residual_multiplier=0.5,
+                            attention_multiplier=0.35),
+    vision_config=BARE | dict(image_size=24, out_hidden_size=32, scale_factor=2, deepstack_visual_indexes=[0, 1]),
+    image_token_id=IMAGE, pad_token_id=0),
+    _tiled)  # fmt: skip
+
+
+def _local(pictures: Layout, generator: torch.Generator) -> tuple[dict[str, Any], Runs]:
+    """Step 3.7: some pictures have a local view."""
+    views = [[1, 0, 0][size] for sample in pictures for size in sample]
+    inputs: dict[str, Any] = {"pixel_values": torch.randn(len(views), 3, 48, 48, generator=generator)}
+    inputs["pixel_values_local"] = torch.randn(sum(views), 3, 32, 32, generator=generator)
+    inputs["num_local_patches"] = views
+    return inputs, [[[IMAGE] * [13, 9, 9][size] for size in sample] for sample in pictures]
+
+
+add("step3p7", lambda: dict(
+    text_config=TEXT | dict(
+        head_dim=8, num_hidden_layers=6, layer_types=MIXED, sliding_window=8, n_routed_experts=4,
+        num_experts_per_tok=2, moe_intermediate_size=16, share_expert_dim=16),
+    vision_config=BARE | dict(image_size=48, mlp_ratio=2.0, max_position_embeddings=144), image_token_id=IMAGE),
+    _local)  # fmt: skip
+
+
+def _pooled(pictures: Layout, generator: torch.Generator) -> tuple[dict[str, Any], Runs]:
+    """Molmo 2: crops of 6 × 6 patches, each token pools 2 × 2 of them; small pictures use part of a crop."""
+    flat = [[(3, 3), (2, 3), (2, 2)][size] for sample in pictures for size in sample]
+    pooling = [
+        [36 * crop + (2 * i + a) * 6 + 2 * j + b for a in (0, 1) for b in (0, 1)]
+        for crop, (rows, columns) in enumerate(flat) for i in range(rows) for j in range(columns)
+    ]  # fmt: skip
+    inputs = {
+        "pixel_values": torch.randn(len(flat), 36, 48, generator=generator),
+        "image_token_pooling": torch.tensor(pooling),
+        "image_grids": torch.tensor([[h, w, 0, 0] for h, w in flat]),
+        "image_num_crops": torch.ones(len(flat), dtype=torch.long),
+    }
+    counts = (9, 6, 4)
+    return inputs, [[[START, *([IMAGE] * counts[size]), END] for size in sample] for sample in pictures]
+
+
+add("molmo2", lambda: dict(
+    text_config=TEXT | dict(head_dim=8),
+    vision_config=BARE | dict(image_size=[24, 24], num_key_value_heads=2, head_dim=12),
+    adapter_config=dict(vision_feature_layer=[-1, -2], hidden_size=24, num_attention_heads=2, num_key_value_heads=2,
+                        head_dim=12, intermediate_size=32, text_hidden_size=32),
+    image_start_token_id=START, low_res_image_start_token_id=116, image_end_token_id=END, image_patch_id=IMAGE,
+    frame_start_token_id=117, frame_end_token_id=118),
+    _pooled, finish=token_types(), note="features are added to the placeholders' embeddings; pictures see both ways")  # fmt: skip

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from . import gemma, grids, hybrids, llava_like, quantised, queries, qwen_like, sparse
+from . import gemma, grids, hybrids, llava_like, quantised, queries, qwen_like, refused, sparse
 from .base import FAMILIES, Batch, construct, make_batch
 
 __all__ = ["NAMES", "NOTES", "REFUSED", "SUPPORTS", "Batch", "batch", "build", "variants"]
 
-_MODULES = (gemma, grids, hybrids, llava_like, quantised, queries, qwen_like, sparse)  # importing them fills FAMILIES
+_MODULES = (gemma, grids, hybrids, llava_like, quantised, queries, qwen_like, sparse, refused)  # importing them fills FAMILIES
 
 NAMES: tuple[str, ...] = tuple(name for name, family in FAMILIES.items() if not family.refused)
 REFUSED: dict[str, str] = {name: family.refused for name, family in FAMILIES.items() if family.refused}

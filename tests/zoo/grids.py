@@ -60,15 +60,16 @@ add("kimi_k25", lambda: dict(
     patches(temporal=1, flat=False),
     video=patches(temporal=1, flat=False, keys=GRID, token=VIDEO),
     note="videos of more than one frame fail in transformers 5.23 (split sizes count frames, features do not)")  # fmt: skip
+MUSE_TEXT: dict[str, Any] = dict(output_multiplier=1.0, qk_scale_factor=1.0, post_norm_eps=1e-3)
 MUSE: dict[str, Any] = dict(
     vision_config=BARE | dict(pos_emb_height=8, pos_emb_width=8, max_position_embeddings=64), out_hidden_size=96,
     projector_hidden_size=32, **PICTURES,
 )  # fmt: skip
-add("muse_glimmer", lambda: dict(text_config=TEXT | SLIDING | dict(head_dim=8, output_multiplier=1.0), **MUSE),
+add("muse_glimmer", lambda: dict(text_config=TEXT | SLIDING | dict(head_dim=8, **MUSE_TEXT), **MUSE),
     patches(), video=video())  # fmt: skip
 add("muse_spark", lambda: dict(
     text_config=TEXT | SLIDING | dict(
-        head_dim=8, output_multiplier=1.0, num_local_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
+        head_dim=8, **MUSE_TEXT, num_local_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
         moe_hidden_size=16),
     audio_config=dict(hidden_sizes=[8, 8, 8, 16], depths=[1, 1, 1, 1], out_hidden_size=32), **MUSE),
     patches(), video=video())  # fmt: skip
@@ -85,7 +86,7 @@ add("qwen3_omni_moe_thinker", lambda: dict(
     audio_config=AUDIO | {"downsample_hidden_size": 8}, audio_token_id=124, **IDS),
     patches(), video=_seconds)  # fmt: skip
 add("hunyuan_vl", lambda: dict(
-    text_config=TEXT | dict(rope_parameters={
+    text_config=TEXT | dict(head_dim=8, rope_parameters={
         "rope_type": "dynamic", "alpha": 2.0, "factor": 1.0, "mrope_section": [1, 1, 1, 1], "rope_theta": 10000.0}),
     vision_config=BARE | dict(out_hidden_size=32, max_image_size=32), image_token_id=IMAGE, im_start_id=START,
     im_end_id=END, im_newline_id=125),

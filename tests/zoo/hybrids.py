@@ -15,6 +15,7 @@ QWEN_VISION: dict[str, Any] = {k: v for k, v in DEEPSTACK.items() if k != "deeps
 DELTA = TEXT | dict(
     num_hidden_layers=6, layer_types=MIXED, head_dim=16, linear_conv_kernel_dim=3, linear_key_head_dim=8,
     linear_value_head_dim=8, linear_num_key_heads=2, linear_num_value_heads=4,
+    rms_norm_eps=1e-2,  # a wide one keeps the gated norms from blowing up rounding
     rope_parameters=mrope(2, 1, 1, mrope_interleaved=True, partial_rotary_factor=0.5),
 )  # fmt: skip
 LFM = dict(num_hidden_layers=6, layer_types=["conv", "full_attention"] * 3, conv_L_cache=3, block_multiple_of=8)
@@ -27,7 +28,7 @@ add("qwen3_5_moe", lambda: dict(
 add("qwen4_exp", lambda: dict(
     text_config=DELTA | MOE | dict(
         shared_expert_intermediate_size=16, layer_types=["linear_attention", "indexed_attention"] * 3, hc_count=2,
-        hc_lowrank=8, indexer_n_heads=2, indexer_kv_heads=1, indexer_head_dim=16, indexer_budget=512,
+        eos_token_id=3, hc_lowrank=8, indexer_n_heads=2, indexer_kv_heads=1, indexer_head_dim=16, indexer_budget=512,
         indexer_compress_ratio=4, ple_layer_ids=[1, 3], ple_embed_dim=16, ngram_vocab_size_base=64, heads_per_ngram=2,
         make_ngram_vocab_size_divisible_by=8, split_ngram_parts=1),
     vision_config=QWEN_VISION, **IDS),
@@ -128,4 +129,4 @@ add("inkling2", lambda: dict(
     text_config=INKLING | dict(n_layers_per_attn_res_block=2, log_scaling_n_floor=8, unpadded_vocab_size=128),
     vision_config=BARE | dict(posemb_grid_size=4, projection_hidden_dim=32, text_hidden_size=32, mlp_ratio=2.0),
     image_token_id=IMAGE),
-    _blocks)  # fmt: skip
+    _blocks, attn=("eager",))  # fmt: skip

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from .base import CLIP, IMAGE, TEXT, VIDEO, add, patches, sized
+import torch
+
+from .base import CLIP, IMAGE, TEXT, VIDEO, Layout, Runs, add, patches, sized
 from .grids import PICTURES
-from .qwen_like import GLM_VISION, glm, video
+from .qwen_like import GLM_VISION, GRID, glm, video
 
 BARE: dict[str, Any] = {k: v for k, v in CLIP.items() if k not in ("model_type", "image_size")}
 LATENT: dict[str, Any] = dict(
@@ -67,5 +69,13 @@ SIZES = sized(lambda h, w: h * w // 64, ((24, 24), (16, 24), (16, 16)))
 add("mistral_large4", mistral, SIZES)
 add("dots3_note", dots, patches(temporal=1), video=video(temporal=1))
 add("minimax_m3_vl", minimax, patches(), video=video())
-add("glm5_next", glm5, patches(), video=patches(frames=2, sizes=((4, 4), (4, 4), (4, 6)), split_frames=True,
-    keys=("pixel_values_videos", "video_grid_thw")))  # fmt: skip
+
+
+def _spans(pictures: Layout, generator: torch.Generator) -> tuple[dict[str, Any], Runs]:
+    """GLM 5 writes videos with image tokens between its video marks."""
+    moving = patches(frames=2, sizes=((4, 4), (4, 4), (4, 6)), split_frames=True, keys=GRID)
+    inputs, runs = moving(pictures, generator)
+    return inputs, [[[112, *run, 113] for run in sample] for sample in runs]
+
+
+add("glm5_next", glm5, patches(), video=_spans)

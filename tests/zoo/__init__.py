@@ -9,7 +9,8 @@ from .base import FAMILIES, Batch, construct, make_batch
 
 __all__ = ["NAMES", "NOTES", "REFUSED", "SUPPORTS", "Batch", "batch", "build", "variants"]
 
-_MODULES = (gemma, grids, hybrids, llava_like, quantised, queries, qwen_like, sparse, refused)  # importing them fills FAMILIES
+# importing them fills FAMILIES
+_MODULES = (llava_like, qwen_like, quantised, queries, gemma, grids, hybrids, sparse, refused)
 
 NAMES: tuple[str, ...] = tuple(name for name, family in FAMILIES.items() if not family.refused)
 REFUSED: dict[str, str] = {name: family.refused for name, family in FAMILIES.items() if family.refused}

@@ -144,11 +144,7 @@ def make_batch(name: str, padding: str, seed: int, variant: str) -> Batch:
     inputs = {"input_ids": ids, "attention_mask": mask, **extra}
     if family.finish:
         family.finish(inputs)
-    if family.find:
-        visual = family.find(inputs)
-    else:
-        visual = torch.isin(ids, torch.tensor(family.visual)) & mask.bool()
-    return Batch(inputs, visual)
+    return Batch(inputs, family.find(inputs) if family.find else torch.isin(ids, torch.tensor(family.visual)))
 
 
 def pad_rows(rows: list[list[int]], padding: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -206,7 +202,7 @@ def fixed(
     count: int, shape: tuple[int, ...] = (3, 16, 16), key: str = "pixel_values", token: int = IMAGE,
     start: Sequence[int] = (), end: Sequence[int] = (), **more: Callable[[int], Any],
 ) -> Media:  # fmt: skip
-    """Every picture has the same shape and count; ``more`` are further inputs as functions of the number of pictures."""
+    """All pictures have one shape and count; ``more`` are further inputs as functions of the number of pictures."""
 
     def media(pictures: Layout, generator: torch.Generator) -> tuple[dict[str, Any], Runs]:
         total = sum(map(len, pictures))

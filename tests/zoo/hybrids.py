@@ -9,6 +9,9 @@ import torch
 from .base import CLIP, END, IMAGE, MOE, START, TEXT, VIDEO, Layout, Media, Runs, add, patches, text, token_types
 from .qwen_like import DEEPSTACK, IDS, mrope, video
 
+# A family a few lines:
+# fmt: off
+
 BARE: dict[str, Any] = {k: v for k, v in CLIP.items() if k not in ("model_type", "image_size")}
 MIXED = ["linear_attention", "full_attention"] * 3
 QWEN_VISION: dict[str, Any] = {k: v for k, v in DEEPSTACK.items() if k != "deepstack_visual_indexes"}
@@ -17,14 +20,14 @@ DELTA = TEXT | dict(
     linear_value_head_dim=8, linear_num_key_heads=2, linear_num_value_heads=4,
     rms_norm_eps=1e-2,  # a wide one keeps the gated norms from blowing up rounding
     rope_parameters=mrope(2, 1, 1, mrope_interleaved=True, partial_rotary_factor=0.5),
-)  # fmt: skip
+)
 LFM = dict(num_hidden_layers=6, layer_types=["conv", "full_attention"] * 3, conv_L_cache=3, block_multiple_of=8)
 
 add("qwen3_5", lambda: dict(text_config=DELTA, vision_config=QWEN_VISION, **IDS),
-    patches(), video=video(split_frames=True), finish=token_types())  # fmt: skip
+    patches(), video=video(split_frames=True), finish=token_types())
 add("qwen3_5_moe", lambda: dict(
     text_config=DELTA | MOE | {"shared_expert_intermediate_size": 16}, vision_config=QWEN_VISION, **IDS),
-    patches(), video=video(split_frames=True), finish=token_types())  # fmt: skip
+    patches(), video=video(split_frames=True), finish=token_types())
 add("qwen4_exp", lambda: dict(
     text_config=DELTA | MOE | dict(
         shared_expert_intermediate_size=16, layer_types=["linear_attention", "indexed_attention"] * 3, hc_count=2,
@@ -32,7 +35,7 @@ add("qwen4_exp", lambda: dict(
         indexer_compress_ratio=4, ple_layer_ids=[1, 3], ple_embed_dim=16, ngram_vocab_size_base=64, heads_per_ngram=2,
         make_ngram_vocab_size_divisible_by=8, split_ngram_parts=1),
     vision_config=QWEN_VISION, **IDS),
-    patches(), video=video(split_frames=True), finish=token_types())  # fmt: skip
+    patches(), video=video(split_frames=True), finish=token_types())
 
 
 def _shaped(pictures: Layout, generator: torch.Generator) -> tuple[dict[str, Any], Runs]:
@@ -43,7 +46,8 @@ def _shaped(pictures: Layout, generator: torch.Generator) -> tuple[dict[str, Any
     mask = torch.zeros(len(flat), 48, dtype=torch.long)
     for i, (h, w) in enumerate(flat):
         mask[i, : h * w] = 1
-    inputs = {"pixel_values": pixels * mask[..., None], "pixel_attention_mask": mask, "spatial_shapes": torch.tensor(flat)}
+    pixels *= mask[..., None]
+    inputs = {"pixel_values": pixels, "pixel_attention_mask": mask, "spatial_shapes": torch.tensor(flat)}
     return inputs, [[[IMAGE] * (sizes[s][0] * sizes[s][1] // 4) for s in sample] for sample in pictures]
 
 
@@ -56,7 +60,8 @@ def strip(factor: int, sizes: list[tuple[int, int]], moving: bool = False) -> Me
         total = sum(h * w for h, w in flat)
         inputs = {names[0]: torch.randn(1, 3, 4, 4 * total, generator=generator), names[1]: torch.tensor(flat)}
         token = VIDEO if moving else IMAGE
-        runs = [[[START, *([token] * (sizes[s][0] * sizes[s][1] // factor)), END] for s in sample] for sample in pictures]
+        counts = [h * w // factor for h, w in sizes]
+        runs = [[[START, *([token] * counts[size]), END] for size in sample] for sample in pictures]
         return inputs, runs
 
     return media
@@ -66,22 +71,22 @@ add("lfm2_vl", lambda: dict(
     text_config=text("lfm2", **LFM), vision_config=BARE | dict(model_type="siglip2_vision_model", num_patches=16,
                                                                vision_use_head=False),
     image_token_id=IMAGE, projector_hidden_size=32),
-    _shaped)  # fmt: skip
+    _shaped)
 add("lfm3_vl", lambda: dict(
     text_config=text("lfm3", **LFM), projector_hidden_size=32,
     vision_config=dict(hidden_size=24, intermediate_size=32, patch_size=4, num_hidden_layers=2, num_attention_heads=2,
                        num_key_value_heads=1, layer_types=["conv", "full_attention"]), **IDS),
-    patches(), video=video())  # fmt: skip
+    patches(), video=video())
 WIDE, NARROW = [(8, 16), (8, 8), (16, 8)], [(6, 8), (4, 4), (8, 4)]
 MINICPM: dict[str, Any] = dict(
     text_config=DELTA | {"model_type": "qwen3_5_text"}, vision_config=BARE | dict(image_size=64), insert_layer_id=0,
     image_token_id=IMAGE, video_token_id=VIDEO,
-)  # fmt: skip
+)
 add("minicpm_ocr", lambda: MINICPM, strip(4, NARROW), video=strip(4, NARROW, moving=True))
 add("minicpmv4_6", lambda: MINICPM, strip(16, WIDE), video=strip(16, WIDE, moving=True))
 add("minicpmv4_7", lambda: MINICPM | dict(
     image_start_id=START, image_end_id=END, slice_start_id=116, slice_end_id=117, newline_id=125),
-    strip(16, WIDE), video=strip(16, WIDE, moving=True), finish=token_types())  # fmt: skip
+    strip(16, WIDE), video=strip(16, WIDE, moving=True), finish=token_types())
 add("nemotron_h_omni", lambda: dict(
     text_config=text(
         "nemotron_h", head_dim=8, mamba_num_heads=4, mamba_head_dim=8, n_groups=1, ssm_state_size=8, chunk_size=8,
@@ -93,7 +98,7 @@ add("nemotron_h_omni", lambda: dict(
                               num_registers=1, video_temporal_patch_size=2, summary_idxs=[0]),
     audio_config=None, vision_hidden_size=24, projector_hidden_size=32, image_token_id=IMAGE, video_token_id=VIDEO,
     audio_token_id=124),
-    patches(temporal=1, keys=("pixel_values", "image_grid_hw"), timed=False))  # fmt: skip
+    patches(temporal=1, keys=("pixel_values", "image_grid_hw"), timed=False))
 
 
 def _cubes(pictures: Layout, generator: torch.Generator) -> tuple[dict[str, Any], Runs]:
@@ -117,16 +122,16 @@ INKLING: dict[str, Any] = TEXT | dict(
     num_hidden_layers=6, layer_types=["hybrid_sliding", "hybrid"] * 3, head_dim=8, swa_num_attention_heads=4,
     swa_num_key_value_heads=2, swa_head_dim=8, sliding_window_size=8, d_rel=4, rel_extent=16, conv_kernel_size=3,
     moe_intermediate_size=16, n_routed_experts=4, num_experts_per_tok=2, route_scale=1.0,
-)  # fmt: skip
+)
 add("inkling_mm_model", lambda: dict(
     text_config=INKLING | dict(n_shared_experts=1, logits_mup_width_multiplier=1.0, mlp_layer_types=[
         "dense", "sparse", "sparse", "sparse", "sparse", "sparse"]),
     vision_config=dict(patch_size=4, temporal_patch_size=2, hidden_size=24, num_hidden_layers=4),
     audio_config=dict(n_mel_bins=4, mel_vocab_size=8), image_token_id=IMAGE, audio_token_id=124,
     image_bos_token_id=START, audio_bos_token_id=125),
-    _cubes)  # fmt: skip
+    _cubes)
 add("inkling2", lambda: dict(
     text_config=INKLING | dict(n_layers_per_attn_res_block=2, log_scaling_n_floor=8, unpadded_vocab_size=128),
     vision_config=BARE | dict(posemb_grid_size=4, projection_hidden_dim=32, text_hidden_size=32, mlp_ratio=2.0),
     image_token_id=IMAGE),
-    _blocks, attn=("eager",))  # fmt: skip
+    _blocks, attn=("eager",))

@@ -5,7 +5,28 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from .base import CLIP, END, IMAGE, SIGLIP, START, TEXT, VIDEO, Layout, Media, Runs, add, boxed, fixed, sized, text, token_types
+
+from .base import (
+    CLIP,
+    END,
+    IMAGE,
+    SIGLIP,
+    START,
+    TEXT,
+    VIDEO,
+    Layout,
+    Media,
+    Runs,
+    add,
+    boxed,
+    fixed,
+    sized,
+    text,
+    token_types,
+)
+
+# A family a few lines:
+# fmt: off
 
 PINPOINTS = [[8, 16], [16, 8], [16, 16]]
 TILE = CLIP | {"image_size": 8}  # 2 × 2 patches
@@ -25,7 +46,7 @@ GEMMA3_IDS: dict[str, Any] = dict(
 
 
 def tiles(counts: bool = False, side: int = 8) -> Media:
-    """LLaVA-NeXT's tiles of 2 × 2 patches, with a newline token for each row of patches; the first tile is the whole."""
+    """LLaVA-NeXT's tiles of 2 × 2 features, with a newline token for each row of them; the first tile is the whole."""
 
     def media(pictures: Layout, generator: torch.Generator) -> tuple[dict[str, Any], Runs]:
         many = counts and any(len(sample) > 1 for sample in pictures)
@@ -55,73 +76,73 @@ def _prefix(inputs: dict[str, Any]) -> None:
 
 add("llava", lambda: dict(
     text_config=text("llama"), vision_config=CLIP, image_token_index=IMAGE),
-    fixed(16))  # fmt: skip
+    fixed(16))
 add("llava_next", lambda: dict(
     text_config=text("llama"), vision_config=TILE, image_token_index=IMAGE, image_grid_pinpoints=PINPOINTS),
-    tiles())  # fmt: skip
+    tiles())
 add("llava_next_video", lambda: dict(
     text_config=text("llama"), vision_config=TILE, image_token_index=IMAGE, video_token_index=VIDEO,
     image_grid_pinpoints=PINPOINTS),
-    tiles(), video=frames(8, 8, 8))  # fmt: skip
+    tiles(), video=frames(8, 8, 8))
 add("llava_onevision", lambda: dict(
     text_config=text("qwen2"), vision_config=SIGLIP | {"image_size": 8}, image_token_index=IMAGE,
     video_token_index=VIDEO, image_grid_pinpoints=PINPOINTS),
-    tiles(counts=True), video=frames(9, 8, 8))  # fmt: skip
+    tiles(counts=True), video=frames(9, 8, 8))
 add("video_llava", lambda: dict(
     text_config=text("llama"), vision_config=CLIP12, image_token_index=IMAGE, video_token_index=VIDEO),
-    fixed(9, (3, 12, 12)), video=frames(20, 2, 12))  # fmt: skip
+    fixed(9, (3, 12, 12)), video=frames(20, 2, 12))
 add("vipllava", lambda: dict(
     text_config=text("llama"), vision_config=CLIP, image_token_index=IMAGE, vision_feature_layer=(-2, -1)),
-    fixed(16))  # fmt: skip
+    fixed(16))
 add("llava_pixtral", lambda: dict(
     text_config=text("mistral"), vision_config=PIXTRAL, image_token_index=IMAGE, vision_feature_layer=-1,
     vision_feature_select_strategy="full"),
-    sized(lambda h, w: h * w // 16, ((16, 16), (8, 16), (16, 8))), kind="llava")  # fmt: skip
+    sized(lambda h, w: h * w // 16, ((16, 16), (8, 16), (16, 8))), kind="llava")
 add("mistral3", lambda: dict(text_config=text("mistral"), vision_config=PIXTRAL, image_token_index=IMAGE),
-    sized(lambda h, w: h * w // 64, ((24, 24), (16, 24), (16, 16))))  # fmt: skip
+    sized(lambda h, w: h * w // 64, ((24, 24), (16, 24), (16, 16))))
 add("internvl", lambda: dict(
     text_config=text("qwen2"), vision_config=INTERN, image_token_id=IMAGE, image_seq_length=9),
-    fixed(9, (3, 24, 24)))  # fmt: skip
+    fixed(9, (3, 24, 24)))
 add("aya_vision", lambda: dict(
     text_config=text("cohere2", **COHERE), vision_config=SIGLIP | {"image_size": 24}, image_token_index=IMAGE),
-    fixed(9, (3, 24, 24)))  # fmt: skip
+    fixed(9, (3, 24, 24)))
 add("cohere2_vision", lambda: dict(
     text_config=text("cohere2", **COHERE), vision_config=SIGLIP | {"image_size": 24}, image_token_id=IMAGE,
     alignment_intermediate_size=48),
-    fixed(9, (3, 24, 24)))  # fmt: skip
+    fixed(9, (3, 24, 24)))
 add("idefics2", lambda: dict(
     text_config=text("mistral"), vision_config=BARE, image_token_id=IMAGE,
     perceiver_config=dict(hidden_size=32, resampler_n_latents=8, resampler_depth=2, resampler_n_heads=2,
                           num_key_value_heads=1, resampler_head_dim=12)),
-    boxed(8))  # fmt: skip
+    boxed(8))
 for _name in ("idefics3", "smolvlm"):
     add(_name, lambda: dict(
         text_config=text("llama"), vision_config=BARE | {"image_size": 24}, image_token_id=IMAGE, scale_factor=2,
         pad_token_id=0),
-        boxed(9, 24))  # fmt: skip
+        boxed(9, 24))
 add("paligemma", lambda: dict(
     text_config=text("gemma", head_dim=8), vision_config=SIGLIP, image_token_index=IMAGE, projection_dim=32,
     hidden_size=32, vocab_size=128),
-    fixed(16), front=True, prefix=(), finish=_prefix)  # fmt: skip
+    fixed(16), front=True, prefix=(), finish=_prefix)
 add("paligemma2", lambda: dict(
     text_config=text("gemma2", head_dim=8, num_hidden_layers=6, sliding_window=8, query_pre_attn_scalar=8),
     vision_config=SIGLIP, image_token_index=IMAGE, projection_dim=32, hidden_size=32, vocab_size=128),
     fixed(16), front=True, prefix=(), kind="paligemma", attn=("eager",), finish=_prefix,
-    note="Gemma 2 decoder (soft-capped attention, sliding layers); no SDPA. Windows and bidirectional prefix mix.")  # fmt: skip
+    note="Gemma 2 decoder (soft-capped attention, sliding layers); no SDPA. Windows and bidirectional prefix mix.")
 add("gemma3", lambda: dict(text_config=GEMMA3, **GEMMA3_IDS),
-    fixed(16, (3, 32, 32), start=(START,), end=(END,)), finish=token_types("token_type_ids"))  # fmt: skip
+    fixed(16, (3, 32, 32), start=(START,), end=(END,)), finish=token_types("token_type_ids"))
 add("shieldgemma2", lambda: dict(text_config=GEMMA3, **GEMMA3_IDS),
-    fixed(16, (3, 32, 32), start=(START,), end=(END,)), finish=token_types("token_type_ids"))  # fmt: skip
+    fixed(16, (3, 32, 32), start=(START,), end=(END,)), finish=token_types("token_type_ids"))
 add("deepseek_vl", lambda: dict(text_config=text("llama"), vision_config=SIGLIP, image_token_id=IMAGE),
-    fixed(16))  # fmt: skip
+    fixed(16))
 add("aria", lambda: dict(
     text_config=text("aria_text", moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1), image_token_index=IMAGE,
     vision_config=BARE | {"model_type": "idefics3_vision"}, projector_patch_to_query_dict={16: 8}),
-    fixed(8, pixel_mask=lambda n: torch.ones(n, 16, 16, dtype=torch.bool)))  # fmt: skip
+    fixed(8, pixel_mask=lambda n: torch.ones(n, 16, 16, dtype=torch.bool)))
 add("ovis2", lambda: dict(
     text_config=text("qwen2"), image_token_id=IMAGE, visual_indicator_token_ids=[110, 111, 112, 113, 114],
     vocab_size=128, hidden_size=32, vision_config=BARE | dict(image_size=24, vocab_size=37, hidden_stride=2)),
-    fixed(9, (3, 24, 24), start=(110,), end=(111,)))  # fmt: skip
+    fixed(9, (3, 24, 24), start=(110,), end=(111,)))
 add("llama4", lambda: dict(
     text_config=text("llama4_text", head_dim=8, intermediate_size_mlp=48, num_local_experts=4, num_hidden_layers=6,
                      interleave_moe_layer_step=2, no_rope_layers=[1, 0, 1, 0, 1, 0], attention_chunk_size=16,
@@ -129,14 +150,14 @@ add("llama4", lambda: dict(
     vision_config=BARE | dict(image_size=24, intermediate_size=96, vision_output_dim=32, projector_input_dim=32,
                               projector_output_dim=32),
     image_token_index=IMAGE, boi_token_index=START, eoi_token_index=END),
-    fixed(9, (3, 24, 24), start=(START,), end=(END,)))  # fmt: skip
+    fixed(9, (3, 24, 24), start=(START,), end=(END,)))
 add("lighton_ocr", lambda: dict(
     text_config=text("qwen3", head_dim=8), vision_config=PIXTRAL, image_token_id=IMAGE),
-    sized(lambda h, w: h * w // 64, ((24, 24), (16, 24), (16, 16))))  # fmt: skip
+    sized(lambda h, w: h * w // 64, ((24, 24), (16, 24), (16, 16))))
 add("qianfan_ocr", lambda: dict(
     text_config=text("qwen3", head_dim=8), vision_config=INTERN | {"drop_path_rate": 0.0}, image_token_id=IMAGE,
     image_seq_length=9),
-    fixed(9, (3, 24, 24)))  # fmt: skip
+    fixed(9, (3, 24, 24)))
 add("granite4_vision", lambda: dict(
     text_config=TEXT | dict(num_hidden_layers=6, attention_multiplier=0.35),
     vision_config=SIGLIP | dict(hidden_size=64, num_attention_heads=1), image_token_index=IMAGE,
@@ -145,7 +166,7 @@ add("granite4_vision", lambda: dict(
     qformer_config=dict(
         model_type="blip_2_qformer", hidden_size=64, num_hidden_layers=1, num_attention_heads=1, intermediate_size=32,
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)),
-    tiles(side=16), note="visual features are added to the hidden states before layers 0 to 4")  # fmt: skip
+    tiles(side=16), note="visual features are added to the hidden states before layers 0 to 4")
 
 
 def _tiled(pictures: Layout, generator: torch.Generator) -> tuple[dict[str, Any], Runs]:
@@ -160,7 +181,7 @@ add("granite_docling", lambda: dict(
                             attention_multiplier=0.35),
     vision_config=BARE | dict(image_size=24, out_hidden_size=32, scale_factor=2, deepstack_visual_indexes=[0, 1]),
     image_token_id=IMAGE, pad_token_id=0),
-    _tiled)  # fmt: skip
+    _tiled)
 
 
 def _local(pictures: Layout, generator: torch.Generator) -> tuple[dict[str, Any], Runs]:
@@ -177,7 +198,7 @@ add("step3p7", lambda: dict(
         head_dim=8, num_hidden_layers=6, layer_types=MIXED, sliding_window=8, n_routed_experts=4,
         num_experts_per_tok=2, moe_intermediate_size=16, share_expert_dim=16),
     vision_config=BARE | dict(image_size=48, mlp_ratio=2.0, max_position_embeddings=144), image_token_id=IMAGE),
-    _local)  # fmt: skip
+    _local)
 
 
 def _pooled(pictures: Layout, generator: torch.Generator) -> tuple[dict[str, Any], Runs]:
@@ -186,7 +207,7 @@ def _pooled(pictures: Layout, generator: torch.Generator) -> tuple[dict[str, Any
     pooling = [
         [36 * crop + (2 * i + a) * 6 + 2 * j + b for a in (0, 1) for b in (0, 1)]
         for crop, (rows, columns) in enumerate(flat) for i in range(rows) for j in range(columns)
-    ]  # fmt: skip
+    ]
     inputs = {
         "pixel_values": torch.randn(len(flat), 36, 48, generator=generator),
         "image_token_pooling": torch.tensor(pooling),
@@ -204,4 +225,4 @@ add("molmo2", lambda: dict(
                         head_dim=12, intermediate_size=32, text_hidden_size=32),
     image_start_token_id=START, low_res_image_start_token_id=116, image_end_token_id=END, image_patch_id=IMAGE,
     frame_start_token_id=117, frame_end_token_id=118),
-    _pooled, finish=token_types(), note="features are added to the placeholders' embeddings; pictures see both ways")  # fmt: skip
+    _pooled, finish=token_types(), note="features are added to the placeholders' embeddings; pictures see both ways")

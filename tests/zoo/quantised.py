@@ -9,13 +9,16 @@ from torch import nn
 
 from .base import CLIP, IMAGE, SIGLIP, TEXT, Layout, Media, Runs, add, construct_default, fixed, sized, text
 
+# A family a few lines:
+# fmt: off
+
 BARE: dict[str, Any] = {k: v for k, v in CLIP.items() if k != "model_type"}
 CODES = range(101, 109)  # the eight codes of a picture stand in the vocabulary
 VQ: dict[str, Any] = dict(embed_dim=8, latent_channels=8, base_channels=32, channel_multiplier=[1, 1, 1])
 SAM: dict[str, Any] = dict(
     hidden_size=24, output_channels=8, num_hidden_layers=2, num_attention_heads=2, image_size=48, patch_size=4,
     window_size=4, global_attn_indexes=[1], mlp_dim=32,
-)  # fmt: skip
+)
 
 
 def _unit_codes(model: Any) -> None:
@@ -27,17 +30,17 @@ def _unit_codes(model: Any) -> None:
 add("chameleon", lambda: TEXT | dict(
     vq_config=VQ | dict(num_embeddings=8, resolution=16),
     vocabulary_map={"<image>": IMAGE} | {f"IMGIMG{chr(65 + i)}Z": code for i, code in enumerate(CODES)}),
-    fixed(16))  # fmt: skip
+    fixed(16))
 add("emu3", lambda: dict(
     text_config=TEXT,
     vq_config=VQ | dict(codebook_size=8, latent_channels=32, hidden_size=32, attn_resolutions=[], num_res_blocks=1),
     vocabulary_map={"<image>": IMAGE, "<|extra_200|>": 119}
     | {f"<|visual token {i:06d}|>": code for i, code in enumerate(CODES)}),
-    sized(lambda h, w: h // 4 * (w // 4 + 1), ((16, 16), (8, 16), (16, 8))), tune=_unit_codes)  # fmt: skip
+    sized(lambda h, w: h // 4 * (w // 4 + 1), ((16, 16), (8, 16), (16, 8))), tune=_unit_codes)
 add("janus", lambda: dict(
     text_config=text("llama"), image_token_id=IMAGE, vision_config=BARE | dict(projection_dim=32, num_image_tokens=16),
     vq_config=VQ | dict(num_embeddings=8, projection_dim=32, image_token_embed_dim=32, num_res_blocks=1)),
-    fixed(16))  # fmt: skip
+    fixed(16))
 
 
 def _fuyu(pictures: Layout, generator: torch.Generator) -> tuple[dict[str, Any], Runs]:
@@ -54,7 +57,7 @@ def _fuyu(pictures: Layout, generator: torch.Generator) -> tuple[dict[str, Any],
 add("fuyu", lambda: dict(
     text_config=text("persimmon", partial_rotary_factor=0.5, hidden_act="relu2"), image_size=16, patch_size=4,
     image_token_id=IMAGE),
-    _fuyu)  # fmt: skip
+    _fuyu)
 def _eager_tower(config: Any, attn: str) -> nn.Module:
     """The SAM tower of GOT has no SDPA, its decoder does."""
     return construct_default(config, {"vision_config": "eager", "text_config": attn})
@@ -62,11 +65,11 @@ def _eager_tower(config: Any, attn: str) -> nn.Module:
 
 for _name in ("got_ocr2", "pp_chart2table"):
     add(_name, lambda: dict(text_config=text("qwen2"), vision_config=SAM, image_token_index=IMAGE),
-        fixed(9, (3, 48, 48)), build=_eager_tower, note="the vision tower knows eager attention alone")  # fmt: skip
+        fixed(9, (3, 48, 48)), build=_eager_tower, note="the vision tower knows eager attention alone")
 add("deepseek_vl_hybrid", lambda: dict(
     text_config=text("llama"), image_token_id=IMAGE, vision_config=SIGLIP,
     high_res_vision_config=SAM | {"model_type": "sam_vision_model"}),
-    fixed(16, high_res_pixel_values=lambda n: torch.linspace(-2, 2, n * 3 * 48 * 48).view(n, 3, 48, 48).sin()))  # fmt: skip
+    fixed(16, high_res_pixel_values=lambda n: torch.linspace(-2, 2, n * 3 * 48 * 48).view(n, 3, 48, 48).sin()))
 
 
 def _views(base: int, local: int, grid: bool) -> Media:
@@ -100,8 +103,8 @@ add("deepseek_ocr2", lambda: dict(
         sam_config=OCR_SAM,
         encoder_config=TEXT | dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1))),
     _views(8, 7, grid=False), build=_few_queries,
-    note="the tiny model replaces vision_tower.query_768_resolution (144 queries) by 7")  # fmt: skip
+    note="the tiny model replaces vision_tower.query_768_resolution (144 queries) by 7")
 add("unlimited_ocr", lambda: dict(
     text_config=OCR_TEXT | {"sliding_window": 4, "num_key_value_heads": 4}, image_token_id=IMAGE,
     vision_config=dict(sam_config=OCR_SAM, encoder_config=BARE | dict(image_size=12))),
-    _views(13, 12, grid=True))  # fmt: skip
+    _views(13, 12, grid=True))

@@ -8,18 +8,21 @@ import torch
 
 from .base import CLIP, END, IMAGE, START, VIDEO, Layout, Runs, add, fixed, text
 
+# A family a few lines:
+# fmt: off
+
 VISION: dict[str, Any] = {k: v for k, v in CLIP.items() if k != "model_type"}
 QFORMER: dict[str, Any] = dict(
     vocab_size=64, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
     max_position_embeddings=64, encoder_hidden_size=24, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-)  # fmt: skip
+)
 OPT = {
     k: v for k, v in text("opt", ffn_dim=48, word_embed_proj_dim=32, dropout=0.0).items() if k != "intermediate_size"
 }
 KOSMOS: dict[str, Any] = dict(
     vocab_size=128, embed_dim=32, layers=4, ffn_dim=48, attention_heads=4, max_position_embeddings=512, dropout=0.0,
     attention_dropout=0.0, pad_token_id=0, bos_token_id=1, eos_token_id=None,
-)  # fmt: skip
+)
 
 
 def _question(pictures: int) -> torch.Tensor:
@@ -42,20 +45,19 @@ def _flat(pictures: Layout, generator: torch.Generator) -> tuple[dict[str, Any],
 
 add("blip-2", lambda: dict(
     vision_config=VISION, qformer_config=QFORMER, text_config=OPT, num_query_tokens=8, image_token_index=IMAGE),
-    fixed(8))  # fmt: skip
+    fixed(8))
 add("instructblip", lambda: dict(
     vision_config=VISION, qformer_config=QFORMER, text_config=text("llama"), num_query_tokens=8,
     image_token_index=IMAGE),
-    fixed(8, qformer_input_ids=_question))  # fmt: skip
+    fixed(8, qformer_input_ids=_question))
 add("instructblipvideo", lambda: dict(
     vision_config=VISION, qformer_config=QFORMER, text_config=text("llama"), num_query_tokens=6,
     video_token_index=VIDEO),
-    fixed(12, (2, 3, 16, 16), token=VIDEO, qformer_input_ids=_question))  # fmt: skip
+    fixed(12, (2, 3, 16, 16), token=VIDEO, qformer_input_ids=_question))
 add("kosmos-2", lambda: dict(text_config=KOSMOS, vision_config=VISION, latent_query_num=8),
     fixed(8, start=(START,), end=(END,)), finish=_mark,
-    find=lambda inputs: inputs["image_embeds_position_mask"].bool())  # fmt: skip
+    find=lambda inputs: inputs["image_embeds_position_mask"].bool())
 add("kosmos-2.5", lambda: dict(
     text_config=KOSMOS, latent_query_num=8,
     vision_config=VISION | dict(patch_embed_hidden_size=48, head_dim=12, dropout_rate=0.0, max_num_patches=16)),
-    _flat, finish=_mark, find=lambda inputs: inputs["image_embeds_position_mask"].bool())  # fmt: skip
-
+    _flat, finish=_mark, find=lambda inputs: inputs["image_embeds_position_mask"].bool())

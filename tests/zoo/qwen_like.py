@@ -8,6 +8,9 @@ import torch
 
 from .base import END, IMAGE, MOE, START, TEXT, VIDEO, Layout, Media, Runs, add, patches, token_types
 
+# A family a few lines:
+# fmt: off
+
 IDS: dict[str, Any] = dict(
     image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=START, vision_end_token_id=END
 )
@@ -34,17 +37,17 @@ INTERLEAVED = mrope(2, 1, 1, mrope_interleaved=True)
 
 add("qwen2_vl", lambda: dict(
     text_config=TEXT | {"rope_parameters": mrope()}, vision_config=VISION | dict(embed_dim=16, mlp_ratio=2), **IDS),
-    patches(), video=video(), finish=token_types())  # fmt: skip
+    patches(), video=video(), finish=token_types())
 add("qwen2_5_vl", lambda: dict(
     text_config=TEXT | {"rope_parameters": mrope()}, **IDS,
     vision_config=VISION | dict(intermediate_size=48, out_hidden_size=32, window_size=16, fullatt_block_indexes=[1])),
-    patches(), video=video(), finish=token_types())  # fmt: skip
+    patches(), video=video(), finish=token_types())
 add("qwen3_vl", lambda: dict(
     text_config=TEXT | {"head_dim": 8, "rope_parameters": INTERLEAVED}, vision_config=DEEPSTACK, **IDS),
-    patches(), video=video(split_frames=True), finish=token_types())  # fmt: skip
+    patches(), video=video(split_frames=True), finish=token_types())
 add("qwen3_vl_moe", lambda: dict(
     text_config=TEXT | MOE | {"head_dim": 8, "rope_parameters": INTERLEAVED}, vision_config=DEEPSTACK, **IDS),
-    patches(), video=video(split_frames=True), finish=token_types())  # fmt: skip
+    patches(), video=video(split_frames=True), finish=token_types())
 
 
 def glm(**more: Any) -> dict[str, Any]:
@@ -52,7 +55,7 @@ def glm(**more: Any) -> dict[str, Any]:
     return dict(
         image_token_id=IMAGE, video_token_id=VIDEO, image_start_token_id=START, image_end_token_id=END,
         video_start_token_id=112, video_end_token_id=113, vision_config=GLM_VISION, **more,
-    )  # fmt: skip
+    )
 
 
 def _glm_types(inputs: dict[str, Any]) -> None:
@@ -73,7 +76,7 @@ for _name, _text in (
     ("glm4v_moe", GLM_TEXT | dict(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)),
 ):
     add(_name, lambda _text=_text: glm(text_config=_text), patches(),
-        video=patches(frames=2, sizes=((4, 4), (4, 4), (4, 6)), keys=GRID, split_frames=True), finish=_glm_types)  # fmt: skip
+        video=patches(frames=2, sizes=((4, 4), (4, 4), (4, 6)), keys=GRID, split_frames=True), finish=_glm_types)
 
 ERNIE: dict[str, Any] = dict(depth=2, hidden_size=32, num_heads=2, patch_size=4, intermediate_size=48)
 
@@ -89,7 +92,7 @@ add("ernie4_5_vl_moe", lambda: dict(
     vision_config=ERNIE, image_token_id=IMAGE, video_token_id=VIDEO, image_start_token_id=START,
     image_end_token_id=END, video_start_token_id=112, video_end_token_id=113),
     patches(temporal=1), finish=_ernie_types,
-    video=patches(temporal=1, frames=2, merge_frames=2, sizes=((4, 4), (4, 6), (6, 8)), keys=GRID, token=VIDEO))  # fmt: skip
+    video=patches(temporal=1, frames=2, merge_frames=2, sizes=((4, 4), (4, 6), (6, 8)), keys=GRID, token=VIDEO))
 
 
 def _merge_sizes(media: Media, key: str) -> Media:
@@ -107,4 +110,4 @@ add("video_llama_3", lambda: dict(
     vision_config=dict(hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, patch_size=4)),
     _merge_sizes(patches(temporal=1), "image_merge_sizes"),
     video=_merge_sizes(
-        patches(temporal=1, frames=2, sizes=((4, 4), (4, 4), (4, 6)), keys=GRID, token=VIDEO), "video_merge_sizes"))  # fmt: skip
+        patches(temporal=1, frames=2, sizes=((4, 4), (4, 4), (4, 6)), keys=GRID, token=VIDEO), "video_merge_sizes"))

@@ -10,12 +10,15 @@ from .base import CLIP, IMAGE, TEXT, VIDEO, Layout, Runs, add, patches, sized
 from .grids import PICTURES
 from .qwen_like import GLM_VISION, GRID, glm, video
 
+# A family a few lines:
+# fmt: off
+
 BARE: dict[str, Any] = {k: v for k, v in CLIP.items() if k not in ("model_type", "image_size")}
 LATENT: dict[str, Any] = dict(
     num_key_value_heads=4, kv_lora_rank=16, q_lora_rank=16, qk_rope_head_dim=4, qk_nope_head_dim=8, v_head_dim=8,
     n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, n_shared_experts=1, index_topk=512,
     index_head_dim=8, index_n_heads=2,
-)  # fmt: skip
+)
 
 
 def mistral(**changes: Any) -> dict[str, Any]:
@@ -24,7 +27,7 @@ def mistral(**changes: Any) -> dict[str, Any]:
     return dict(
         text_config=TEXT | latent | changes, vision_config=CLIP | {"model_type": "pixtral", "image_size": 24},
         image_token_index=IMAGE,
-    )  # fmt: skip
+    )
 
 
 def dots(**changes: Any) -> dict[str, Any]:
@@ -42,7 +45,7 @@ def dots(**changes: Any) -> dict[str, Any]:
             hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, downsample_hidden_size=4,
             feature_size=8, adapter_input_size=16, adapter_out_dim=32),
         audio_token_id=124, **PICTURES,
-    )  # fmt: skip
+    )
 
 
 def minimax(**changes: Any) -> dict[str, Any]:
@@ -54,7 +57,7 @@ def minimax(**changes: Any) -> dict[str, Any]:
             index_n_heads=2, index_head_dim=8, index_block_size=8, index_topk_blocks=64) | changes,
         vision_config=BARE | dict(image_size=32), image_token_index=IMAGE, video_token_index=VIDEO,
         projector_hidden_size=32,
-    )  # fmt: skip
+    )
 
 
 def glm5(**changes: Any) -> dict[str, Any]:
@@ -62,7 +65,7 @@ def glm5(**changes: Any) -> dict[str, Any]:
     return glm(text_config=TEXT | LATENT | dict(
         num_hidden_layers=6, layer_types=["linear_attention", "indexed_attention"] * 3, qk_rope_head_dim=0,
         linear_head_dim=8, linear_num_heads=4, linear_conv_kernel_dim=3, hc_mult=2, hc_sinkhorn_iters=4,
-        index_kpool=4) | changes) | {"vision_config": GLM_VISION | {"projection_intermediate_size": 32}}  # fmt: skip
+        index_kpool=4) | changes) | {"vision_config": GLM_VISION | {"projection_intermediate_size": 32}}
 
 
 SIZES = sized(lambda h, w: h * w // 64, ((24, 24), (16, 24), (16, 16)))

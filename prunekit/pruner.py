@@ -121,11 +121,21 @@ class Pruner:
         layers = [cut.layer for cut in self.schedule.cuts(family.depth, ratio)]
         evidence = {}
         for previous, layer in zip([0, *layers], layers, strict=False):
-            evidence[layer] = list(self.fusion.layers(layer, previous))
+            evidence[layer] = self._evidence(family, list(self.fusion.layers(layer, previous)))
             if not evidence[layer] and (self.scorer.uses_attention or self.fusion.joins_views):
                 name = self.scorer.registered_name
                 raise PrunekitError(f"scorer '{name}' reads attention, but no layer lies before a cut at layer {layer}")
         return Plan(self, family.depth, tuple(layers), evidence)
+
+    def _evidence(self, family: Family, layers: list[int]) -> list[int]:
+        """The layers that have evidence: a mean over many passes by those without attention, others cannot."""
+        if not self.scorer.uses_attention:
+            return layers
+        blind = [layer for layer in layers if not family.attends(layer)]
+        if blind and (self.fusion.joins_views or len(blind) == len(layers)):
+            name = self.fusion.registered_name
+            raise PrunekitError(f"fusion '{name}' reads layers {blind} of '{family.model_type}', which have no attention")
+        return [layer for layer in layers if layer not in blind]
 
     def apply(self, model: nn.Module) -> Handle:
         """Prune every prefill of ``model`` until the handle is removed. Applying twice is an error."""

@@ -18,7 +18,6 @@ from prunekit.errors import PrunekitError
 if TYPE_CHECKING:
     from prunekit.engine.hooks import Session
 
-SUPPORTED = ("DynamicLayer",)
 
 
 class PrunedLayerMixin:
@@ -43,22 +42,24 @@ class PrunedLayerMixin:
     def get_seq_length(self, *args: Any) -> int:
         return self.dense_length
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.get_seq_length() + query_length, 0
-
     def update(self, key_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         if self.key_index is None:  # reset: an ordinary empty layer again
             return super().update(key_states, *args, **kwargs)  # type: ignore[misc]
         session = self.owner()
         if session is None or not session.inside():
             raise PrunekitError("this KV cache was pruned by prunekit: continue it inside the pruner that made it")
-        new = self.key_index.new_tensor(range(self.dense_length, self.dense_length + key_states.shape[-2]))
-        self.key_index = torch.cat([self.key_index, new.expand(self.key_index.shape[0], -1)], dim=1)
-        self.dense_length += key_states.shape[-2]
-        return super().update(key_states, *args, **kwargs)  # type: ignore[misc]
+        count = key_states.shape[-2]
+        new = torch.arange(self.dense_length, self.dense_length + count, device=self.key_index.device)
+        found = super().update(key_states, *args, **kwargs)  # type: ignore[misc]
+        index = torch.cat([self.key_index, new.expand(self.key_index.shape[0], -1)], dim=1)
+        self.key_index = index[:, index.shape[1] - self.keys.shape[-2] :]  # a sliding layer forgets its oldest keys
+        self.dense_length += count
+        return found
 
     def crop(self, tokens_to_remove: int) -> None:
         count = abs(tokens_to_remove)
+        if count and hasattr(self, "sliding_window"):
+            raise PrunekitError("a pruned sliding-window KV cache cannot be cropped")
         if self.dense_length - count < self.prefill_length:
             raise PrunekitError("a pruned KV cache cannot be cropped into its pruned prompt")
         super().crop(tokens_to_remove)  # type: ignore[misc]
@@ -93,22 +94,36 @@ _pruned_classes: dict[type, type] = {}
 
 def check_cache(cache: Any) -> None:
     """Raise for a cache whose layers cannot hold a shortened sequence."""
-    names = {type(layer).__name__ for layer in cache.layers} or {
-        getattr(cache.layer_class_to_replicate, "__name__", "?")
+    from transformers import cache_utils
+
+    kinds = {type(layer) for layer in getattr(cache, "layers", ())} or {
+        getattr(cache, "layer_class_to_replicate", type(cache))
     }
-    bad = {n for n in names if n.removeprefix("Pruned") not in SUPPORTED}
+    holds_no_keys = cache_utils.LinearAttentionCacheLayerMixin
+    bad = {
+        kind.__name__
+        for kind in kinds
+        if not issubclass(kind, cache_utils.DynamicLayer | holds_no_keys)
+        or issubclass(kind, cache_utils.QuantizedLayer)
+    }
     if bad or getattr(cache, "offloading", False):
         what = ", ".join(sorted(bad)) or "offloading"
         raise PrunekitError(f"{type(cache).__name__} with {what} cannot hold pruned keys: use a DynamicCache")
+
+
+def holds_keys(layer: Any) -> bool:
+    """Whether a cache layer stores keys of the tokens (and not only a recurrent state, or nothing)."""
+    return getattr(layer, "keys", None) is not None
 
 
 def seal(cache: Any, layer: int, stage: Stage, dense_length: int, lengths: tuple[int, ...], owner: Session) -> None:
     """Put a pruned layer in place of ``cache.layers[layer]``, which a pruned prefill filled; checks its keys' shape."""
     held = cache.layers[layer]
     assert stage.index is not None
-    if held.keys is None or held.keys.shape[-2] != stage.index.shape[1]:
-        found = None if held.keys is None else held.keys.shape[-2]
-        raise PrunekitError(f"layer {layer} stored {found} keys, {stage.index.shape[1]} were to stay")
+    window = getattr(held, "sliding_window", None)
+    expected = stage.index.shape[1] if window is None else min(stage.index.shape[1], window - 1)
+    if held.keys.shape[-2] != expected:
+        raise PrunekitError(f"layer {layer} stored {held.keys.shape[-2]} keys, {expected} were to stay")
     kind: Any = type(held)
     if not issubclass(kind, PrunedLayerMixin):
         if kind not in _pruned_classes:
@@ -117,8 +132,11 @@ def seal(cache: Any, layer: int, stage: Stage, dense_length: int, lengths: tuple
     pruned = kind.__new__(kind)
     pruned.__dict__.update(held.__dict__)
     cache.layers[layer] = held = pruned
-    held.key_index = stage.index if stage.valid is None else stage.index.masked_fill(~stage.valid, -1)
+    index = stage.index if stage.valid is None else stage.index.masked_fill(~stage.valid, -1)
+    held.key_index = index[:, index.shape[1] - expected :]
     held.dense_length = held.prefill_length = dense_length
+    if window is not None:
+        held.cumulative_length = dense_length  # what masks are sized by
     gone = [dense - now for dense, now in zip(lengths, stage.lengths, strict=True)]
     held.removed = torch.tensor(gone, device=stage.index.device)
     held.padded = stage.valid is not None

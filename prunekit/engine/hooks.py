@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from prunekit.engine.cache import PrunedLayerMixin, check_cache, seal
+from prunekit.engine.cache import PrunedLayerMixin, check_cache, holds_keys, seal
 from prunekit.engine.layout import Layout, take
 from prunekit.engine.masks import decode_mask, prefill_mask
 from prunekit.engine.rows import AttentionInputs
@@ -74,7 +74,8 @@ class Session:
             for index, layer in enumerate(self.family.layers):
                 hook = self._layer_hook(index)
                 self._handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True, prepend=True))
-            self._handles.append(self.family.layers[-1].register_forward_hook(self._leave_layers))
+            for layer in self.family.layers if self.family.touches_hidden_between_layers else self.family.layers[-1:]:
+                self._handles.append(layer.register_forward_hook(self._to_dense))
             self._handles.append(core.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
             if self.pruner.scorer.uses_attention:
                 _register_tap()
@@ -168,7 +169,8 @@ class Session:
             return
         visual = self.family.visual_mask(input_ids)
         if not fresh:
-            if bool(visual.any()):
+            pixels = any("pixel" in name or name == "mm_encoder_outputs" for name, v in kwargs.items() if v is not None)
+            if pixels and bool(visual.any()):
                 raise PrunekitError("new images on top of a KV cache cannot be pruned: prefill them in one go")
             return
         if cache is not None:
@@ -191,6 +193,8 @@ class Session:
 
     def _prefill_layer(self, index: int, state: Prefill, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]
+        if self.family.touches_hidden_between_layers and state.stage.index is not None:
+            hidden = take(hidden, state.stage.index)
         if index in self.plan.cut_layers:
             hidden = self._cut(index, state, hidden)
         state.stages.append(state.stage)
@@ -199,26 +203,29 @@ class Session:
             self._keep_evidence(state, index, state.view(index, hidden, self.family.grid))
         if state.stage.index is None:
             return None
-        kwargs = {name: self._compact(name, value, state, hidden) for name, value in kwargs.items()}
-        if args:
-            return (hidden, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": hidden}
 
-    def _compact(self, name: str, value: Any, state: Prefill, hidden: torch.Tensor) -> Any:
-        """A layer's keyword as the current stage needs it; made once a stage and shared by its layers."""
-        key = (name, id(value), state.stage.number)
-        if name == "attention_mask" or (
-            isinstance(value, torch.Tensor | tuple | list | dict) and name != "hidden_states"
-        ):
-            if key not in state.memo:
-                state.memo[key] = (value, self._make_compact(name, value, state, hidden))
-            return state.memo[key][1]
-        return value
+        def compact(name: str, value: Any) -> Any:
+            return hidden if name == "hidden_states" else self._compact(index, name, value, state, hidden)
 
-    def _make_compact(self, name: str, value: Any, state: Prefill, hidden: torch.Tensor) -> Any:
+        names = self.family.layer_arguments
+        args = tuple(compact(names[place], value) for place, value in enumerate(args))
+        return args, {name: compact(name, value) for name, value in kwargs.items()}
+
+    def _compact(self, index: int, name: str, value: Any, state: Prefill, hidden: torch.Tensor) -> Any:
+        """A layer's argument as the current stage needs it; made once a stage and shared by its layers."""
+        if name != "attention_mask" and not isinstance(value, torch.Tensor | tuple | list | dict):
+            return value
+        key = (name, id(value), state.stage.number, self.family.takes_padding_mask(index))
+        if key not in state.memo:
+            state.memo[key] = (value, self._make_compact(index, name, value, state, hidden))
+        return state.memo[key][1]
+
+    def _make_compact(self, index: int, name: str, value: Any, state: Prefill, hidden: torch.Tensor) -> Any:
         stage = state.stage
         assert stage.index is not None
         if name == "attention_mask":
+            if value is None and self.family.takes_padding_mask(index):
+                return stage.valid
             return prefill_mask(value, stage, self.family.implementation, hidden.dtype)
         if self.pruner.positions == "renumber" and name in ("position_embeddings", "position_ids"):
             used = torch.ones_like(stage.index) if stage.valid is None else stage.valid.long()
@@ -246,7 +253,7 @@ class Session:
             return hidden
         if pruner.reducer.changes_tokens:
             hidden = self._reduce(state, kept, hidden)
-        return take(hidden, state.shorten(kept, lengths))
+        return take(hidden, state.shorten(kept, lengths), hidden.ndim - 2)
 
     def _fused_scores(self, index: int, state: Prefill, hidden: torch.Tensor) -> torch.Tensor:
         layers = self.plan.evidence[index]
@@ -270,18 +277,20 @@ class Session:
         longer = torch.cat([hidden, hidden.new_zeros(hidden.shape[0], 1, hidden.shape[2])], dim=1)
         return longer.scatter(1, slots, tokens)[:, :spare]
 
-    def _leave_layers(self, layer: nn.Module, args: Any, output: Any) -> Any:
-        """After the last layer: back to the dense shape, zeros where tokens are gone."""
+    def _to_dense(self, layer: nn.Module, args: Any, output: Any) -> Any:
+        """After the last layer (after each, where the model adds to hidden states between layers): back to the dense
+        shape, zeros where tokens are gone."""
         state = self._prefill()
         if state is None or state.stage.index is None:
             return None
         hidden = output[0] if isinstance(output, tuple) else output
-        batch, size = state.layout.real.shape
+        size = state.layout.real.shape[1]
         index = state.stage.index
         if state.stage.valid is not None:
             index = index.masked_fill(~state.stage.valid, size)
-        dense = hidden.new_zeros(batch, size + 1, hidden.shape[-1])
-        dense = dense.scatter(1, index[..., None].expand_as(hidden), hidden)[:, :size]
+        # Padding slots all write to an extra position, which is cut off again.
+        dense = hidden.new_zeros(*hidden.shape[:-2], size + 1, hidden.shape[-1])
+        dense = dense.scatter(-2, index[..., None].expand_as(hidden), hidden)[..., :size, :]
         return (dense, *output[1:]) if isinstance(output, tuple) else dense
 
     def _leave(self, core: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
@@ -302,7 +311,7 @@ class Session:
         if cache is not None:
             size = state.layout.real.shape[1]
             for index, stage in enumerate(state.stages):
-                if stage.index is not None:
+                if stage.index is not None and index < len(cache.layers) and holds_keys(cache.layers[index]):
                     seal(cache, index, stage, size, state.layout.lengths, self)
         self.trace.cuts = state.cuts
         self.trace.tokens_per_layer = torch.tensor([stage.lengths for stage in state.stages])
@@ -331,7 +340,13 @@ class Session:
             queries = hidden.shape[1]
             changed: dict[str, Any] = {
                 "attention_mask": decode_mask(
-                    mask, held.key_index, held.padded, queries, self.family.implementation, hidden.dtype
+                    mask,
+                    held.key_index,
+                    held.dense_length,
+                    held.padded,
+                    queries,
+                    self.family.implementation,
+                    hidden.dtype,
                 )
             }
             if renumber:

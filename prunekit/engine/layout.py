@@ -10,17 +10,27 @@ import torch
 from prunekit.errors import PrunekitError
 
 
-def ragged_index(mask: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions of the True entries of ``mask`` [B, S], in order: index (0 past the end) and valid, both [B, size]."""
-    order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :size]
-    valid = torch.arange(size, device=mask.device) < mask.sum(1, keepdim=True)
+def ragged_index(mask: torch.Tensor, size: int, pad_left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions of the True entries of ``mask`` [B, S], in order: index (0 where padded) and valid, both [B, size].
+
+    Rows with fewer entries are padded at the end, or at the start if ``pad_left``.
+    """
+    places, count = torch.arange(size, device=mask.device), mask.sum(1, keepdim=True)
+    if pad_left:
+        order = mask.to(torch.uint8).argsort(dim=1, stable=True)[:, mask.shape[1] - size :]
+        valid = places >= size - count
+    else:
+        order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :size]
+        valid = places < count
     return order.masked_fill(~valid, 0), valid
 
 
-def take(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Gather along dimension 1: x [B, S, ...], index [B, M] -> [B, M, ...]."""
+def take(x: torch.Tensor, index: torch.Tensor, axis: int = 1) -> torch.Tensor:
+    """Gather tokens along ``axis``, which follows the batch axis: x [.., B, S, ..], index [B, M] -> [.., B, M, ..]."""
     rows = torch.arange(index.shape[0], device=index.device)[:, None]
-    return x[rows, index]
+    if axis == 1:
+        return x[rows, index]
+    return x.movedim((axis - 1, axis), (0, 1))[rows, index].movedim((0, 1), (axis - 1, axis))
 
 
 @dataclass(frozen=True)
@@ -88,7 +98,8 @@ class Stage:
     ) -> tuple[torch.Tensor, Stage]:
         """Drop the slots outside ``stays`` [B, M]: the surviving slots [B, M'] and the stage they form."""
         sizes = [length + more for length, more in zip(lengths, extra, strict=True)]
-        slots, valid = ragged_index(stays, max(sizes))
+        # Padding goes to the start: a recurrent layer must end on a real token.
+        slots, valid = ragged_index(stays, max(sizes), pad_left=True)
         ragged = min(sizes) < max(sizes)
         index = slots if self.index is None else self.index.gather(1, slots)
         return slots, Stage(self.number + 1, index, valid if ragged else None, lengths)

@@ -41,8 +41,6 @@ def prefill_mask(
     batch, size = index.shape
     if mask is None:
         assert valid is not None
-        if implementation.startswith("flash"):
-            return valid
         causal = torch.ones(size, size, dtype=torch.bool, device=index.device).tril()
         itself = torch.eye(size, dtype=torch.bool, device=index.device)
         return _express((causal & valid[:, None, None, :]) | itself, implementation, dtype)
@@ -61,6 +59,7 @@ def prefill_mask(
 def decode_mask(
     mask: torch.Tensor | None,
     key_index: torch.Tensor,
+    dense_length: int,
     padded: bool,
     queries: int,
     implementation: str,
@@ -68,7 +67,7 @@ def decode_mask(
 ) -> torch.Tensor | None:
     """The mask over stored and new keys when ``queries`` tokens are added to a pruned cache layer.
 
-    ``key_index`` [B, stored] are the dense positions of the stored keys, -1 for padding. None stays None if there is
+    ``key_index`` [B, stored] are the positions of the stored keys among ``dense_length``, -1 for padding. None stays None if there is
     no padding (a single query then sees every key).
     """
     if mask is None and not padded:
@@ -81,11 +80,14 @@ def decode_mask(
         seen = torch.ones(batch, 1, queries, stored, dtype=torch.bool, device=key_index.device)
         seen = torch.cat([seen, order.expand(batch, 1, -1, -1)], dim=-1) & ~pad[:, None, None, :]
         return _express(seen, implementation, dtype)
-    dense = mask.shape[-1]
-    new = torch.arange(dense - queries, dense, device=key_index.device).expand(batch, -1)
-    columns = torch.cat([key_index.clamp(min=0), new], dim=1)
+    # The model's mask may start past position 0, where a sliding window has left the rest behind.
+    offset = dense_length - (mask.shape[-1] - queries)
+    new = torch.arange(dense_length, dense_length + queries, device=key_index.device).expand(batch, -1)
+    columns = torch.cat([key_index, new], dim=1) - offset
+    pad |= columns < 0
+    columns = columns.clamp(min=0)
     if mask.ndim == 2:
         return mask.gather(1, columns) * (~pad).to(mask.dtype)
     mask = mask.expand(batch, -1, -1, -1)
     picked = mask.gather(3, columns[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1))
-    return hide(picked, pad[:, None, None, :]) if padded else picked
+    return hide(picked, pad[:, None, None, :]) if padded or offset else picked

@@ -55,7 +55,7 @@ class Prefill:
     views: dict[int, LayerView] = field(default_factory=dict)
     hidden: torch.Tensor | None = None
     sizes: torch.Tensor | None = None
-    memo: dict[tuple[str, int, int], tuple[Any, Any]] = field(default_factory=dict)
+    memo: dict[tuple[str, int, int, bool], tuple[Any, Any]] = field(default_factory=dict)
 
     @classmethod
     def begin(cls, layout: Layout) -> Prefill:
@@ -78,9 +78,9 @@ class Prefill:
             stays = stays & stage.valid
         slots, self.stage = stage.compact(stays, lengths, layout.extra)
         self.kept = kept
-        # The new slot of an old one is how many slots before it stay.
-        rank = (stays.cumsum(1) - 1).clamp(min=0)
-        self.slots = rank.gather(1, self.slots).masked_fill(~kept, 0)
+        # The new slot of an old one: how many slots before it stay, after the padding.
+        rank = stays.cumsum(1) - 1 + slots.shape[1] - stays.sum(1, keepdim=True)
+        self.slots = rank.clamp(min=0).gather(1, self.slots).masked_fill(~kept, 0)
         return slots
 
 
@@ -99,7 +99,6 @@ def gather_argument(name: str, value: Any, index: torch.Tensor, size: int) -> An
     axis = {"position_embeddings": value.ndim - 2, "position_ids": value.ndim - 1}.get(name, 1)
     if value.shape[axis] != size or value.shape[axis - 1] not in (1, index.shape[0]):
         return value
-    # [.., B, S, ..] with the batch right before the tokens: bring both to the front, gather, and bring them back.
-    moved = value.movedim((axis - 1, axis), (0, 1))
-    moved = moved.expand(index.shape[0], *moved.shape[1:])
-    return take(moved, index).movedim((0, 1), (axis - 1, axis))
+    shape = list(value.shape)
+    shape[axis - 1] = index.shape[0]
+    return take(value.expand(shape), index, axis)

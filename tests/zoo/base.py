@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+OLD = Version(transformers.__version__) < Version("5.23")  # 5.17 names and shapes some inputs otherwise
 VOCAB, PAD, BOS = 128, 0, 1
 IMAGE, VIDEO, START, END, AUDIO, NEWLINE, SEPARATOR = 120, 121, 122, 123, 124, 125, 126
 WORDS = (4, 100)  # ordinary text tokens are drawn from this range
@@ -58,6 +61,7 @@ class Family:
     refused: str = ""
     note: str = ""
     kind: str = ""  # the model type, where the entry is a second kind of one family
+    beyond: bool = False  # an index that selects fewer keys than the sequence has
 
 
 FAMILIES: dict[str, Family] = {}
@@ -101,15 +105,19 @@ def construct(name: str, attn: str, seed: int) -> torch.nn.Module:
 
 
 def draw_weights(model: torch.nn.Module, seed: int, gain: float = 1.0) -> None:
-    """Redraw every matrix with unit gain (embeddings at 0.5): the default 0.02 leaves tiny models all but silent."""
+    """Redraw every matrix with unit gain (embeddings at 0.5, or 0.2 where they are the head as well): the default 0.02
+    leaves tiny models all but silent."""
     generator = torch.Generator().manual_seed(seed)
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    heads = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Linear)}
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim < 2 or not parameter.is_floating_point():
                 continue
             fan_in = parameter[0].numel() if parameter.ndim > 3 else parameter.shape[-1]
-            scale = 0.5 if id(parameter) in embeddings else gain / fan_in**0.5
+            scale = gain / fan_in**0.5
+            if id(parameter) in embeddings:
+                scale = 0.2 if id(parameter) in heads else 0.5
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
 
 

@@ -14,7 +14,7 @@ import transformers
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests import zoo
 
-PIXELS = ("pixel_values", "pixel_values_videos", "flattened_patches")
+PIXELS = ("pixel_values", "pixel_values_videos", "flattened_patches", "pixel_values_images", "image_patches")
 
 
 def moved(model: torch.nn.Module, batch: zoo.Batch, dense: torch.Tensor) -> float:
@@ -47,7 +47,7 @@ def check(name: str, long: bool = False) -> str:
     said, faults = [], []
     dense: dict[tuple[str, str], torch.Tensor] = {}
     places = [(padding, variant) for variant in zoo.variants(name) for padding in ("none", "left", "right")]
-    effect = 0.0
+    effect = widest = 0.0
     for padding, variant in places:
         try:
             batch = zoo.batch(name, padding, variant=variant)
@@ -60,6 +60,7 @@ def check(name: str, long: bool = False) -> str:
             assert size == mask.shape[1], f"{size} logits for {mask.shape[1]} tokens"
             assert logits[mask].isfinite().all(), "logits not finite"
             apart = float((again - logits)[mask].abs().max())
+            widest = max(widest, apart)
             if apart > 1e-4:
                 faults.append(f"{variant}/{padding}: eager and sdpa differ by {apart:.1e}")
             if variant == "plain" and padding == "none":
@@ -87,7 +88,8 @@ def check(name: str, long: bool = False) -> str:
     scale = float(dense["none", "plain"].abs().max()) if ("none", "plain") in dense else 0.0
     verdict = "FAULT " + " # ".join(faults) if faults else "ok"
     variants = ",".join(zoo.variants(name)[1:])
-    return f"{name}: {seconds:.2f} s, effect {effect:.3f} of {scale:.1f}, {'; '.join(said)} | {variants} | {verdict}"
+    figures = f"{seconds:.2f} s, effect {effect:.3f} of {scale:.1f}, eager to sdpa {widest:.0e}"
+    return f"{name}: {figures}, {'; '.join(said)} | {variants} | {verdict}"
 
 
 def main() -> None:

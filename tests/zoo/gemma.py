@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .base import END, IMAGE, START, TEXT, VIDEO, Layout, Media, Runs, add, fixed, text, token_types
+from .base import END, IMAGE, OLD, START, TEXT, VIDEO, Layout, Media, Runs, add, fixed, text, token_types
 
 # A family a few lines:
 # fmt: off
@@ -41,7 +41,9 @@ def placed(width: int, pool: int, video: bool = False) -> Media:
             pixels[i, rows * columns :] = 0
         names = ("pixel_values_videos", "video_position_ids") if video else ("pixel_values", "image_position_ids")
         inputs: dict[str, Any] = {names[0]: pixels, names[1]: where}
-        if video:
+        if video and OLD:
+            inputs = {name: value.unflatten(0, (-1, 2)) for name, value in inputs.items()}
+        elif video:
             inputs["num_frames_per_video"] = torch.full((len(flat) // 2,), 2)
         runs: Runs = [[] for _ in pictures]
         for run, sample in zip(runs, pictures, strict=True):

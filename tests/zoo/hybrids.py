@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .base import CLIP, END, IMAGE, MOE, START, TEXT, VIDEO, Layout, Media, Runs, add, patches, text, token_types
+from .base import CLIP, END, IMAGE, MOE, OLD, START, TEXT, VIDEO, Layout, Media, Runs, add, patches, text, token_types
 from .qwen_like import DEEPSTACK, IDS, mrope, video
 
 # A family a few lines:
@@ -18,24 +18,30 @@ QWEN_VISION: dict[str, Any] = {k: v for k, v in DEEPSTACK.items() if k != "deeps
 DELTA = TEXT | dict(
     num_hidden_layers=6, layer_types=MIXED, head_dim=16, linear_conv_kernel_dim=3, linear_key_head_dim=8,
     linear_value_head_dim=8, linear_num_key_heads=2, linear_num_value_heads=4,
-    rms_norm_eps=1e-2,  # a wide one keeps the gated norms from blowing up rounding
+    rms_norm_eps=5e-2,  # a wide one keeps the gated norms from blowing up rounding
     rope_parameters=mrope(2, 1, 1, mrope_interleaved=True, partial_rotary_factor=0.5),
 )
-LFM = dict(num_hidden_layers=6, layer_types=["conv", "full_attention"] * 3, conv_L_cache=3, block_multiple_of=8)
+LFM: dict[str, Any] = dict(
+    num_hidden_layers=6, layer_types=["conv", "full_attention"] * 3, conv_L_cache=3, block_multiple_of=8, norm_eps=1e-2
+)
 
 add("qwen3_5", lambda: dict(text_config=DELTA, vision_config=QWEN_VISION, **IDS),
     patches(), video=video(split_frames=True), finish=token_types())
 add("qwen3_5_moe", lambda: dict(
     text_config=DELTA | MOE | {"shared_expert_intermediate_size": 16}, vision_config=QWEN_VISION, **IDS),
     patches(), video=video(split_frames=True), finish=token_types())
-add("qwen4_exp", lambda: dict(
-    text_config=DELTA | MOE | dict(
-        shared_expert_intermediate_size=16, layer_types=["linear_attention", "indexed_attention"] * 3, hc_count=2,
-        eos_token_id=3, hc_lowrank=8, indexer_n_heads=2, indexer_kv_heads=1, indexer_head_dim=16, indexer_budget=512,
+def qwen4(budget: int = 512) -> dict[str, Any]:
+    """Qwen 4: several residual streams, n-gram embeddings, an index whose budget may be less than the sequence."""
+    return dict(text_config=DELTA | MOE | dict(
+        shared_expert_intermediate_size=16, hc_count=2,
+        eos_token_id=3, hc_lowrank=8, indexer_n_heads=2, indexer_kv_heads=1, indexer_head_dim=16, indexer_budget=budget,
         indexer_compress_ratio=4, ple_layer_ids=[1, 3], ple_embed_dim=16, ngram_vocab_size_base=64, heads_per_ngram=2,
         make_ngram_vocab_size_divisible_by=8, split_ngram_parts=1),
-    vision_config=QWEN_VISION, **IDS),
-    patches(), video=video(split_frames=True), finish=token_types())
+        vision_config=QWEN_VISION, **IDS)
+
+
+add("qwen4_exp", qwen4, patches(), video=video(split_frames=True), finish=token_types())
+add("qwen4_exp_beyond", lambda: qwen4(8), patches(), finish=token_types(), kind="qwen4_exp", beyond=True)
 
 
 def _shaped(pictures: Layout, generator: torch.Generator) -> tuple[dict[str, Any], Runs]:
@@ -73,11 +79,11 @@ add("lfm2_vl", lambda: dict(
     image_token_id=IMAGE, projector_hidden_size=32),
     _shaped)
 add("lfm3_vl", lambda: dict(
-    text_config=text("lfm3", **LFM), projector_hidden_size=32,
+    text_config=text("lfm3", head_dim=8, **LFM), projector_hidden_size=32,
     vision_config=dict(hidden_size=24, intermediate_size=32, patch_size=4, num_hidden_layers=2, num_attention_heads=2,
                        num_key_value_heads=1, layer_types=["conv", "full_attention"]), **IDS),
     patches(), video=video())
-WIDE, NARROW = [(8, 16), (8, 8), (16, 8)], [(6, 8), (4, 4), (8, 4)]
+WIDE, NARROW = [(8, 16)] * 3 if OLD else [(8, 16), (8, 8), (16, 8)], [(6, 8), (4, 4), (8, 4)]
 MINICPM: dict[str, Any] = dict(
     text_config=DELTA | {"model_type": "qwen3_5_text"}, vision_config=BARE | dict(image_size=64), insert_layer_id=0,
     image_token_id=IMAGE, video_token_id=VIDEO,

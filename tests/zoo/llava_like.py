@@ -10,6 +10,7 @@ from .base import (
     CLIP,
     END,
     IMAGE,
+    OLD,
     SIGLIP,
     START,
     TEXT,
@@ -90,9 +91,9 @@ add("llava_onevision", lambda: dict(
     tiles(counts=True), video=frames(9, 8, 8))
 add("video_llava", lambda: dict(
     text_config=text("llama"), vision_config=CLIP12, image_token_index=IMAGE, video_token_index=VIDEO),
-    fixed(9, (3, 12, 12)), video=frames(20, 2, 12))
+    fixed(9, (3, 12, 12), "pixel_values_images" if OLD else "pixel_values"), video=frames(20, 2, 12))
 add("vipllava", lambda: dict(
-    text_config=text("llama"), vision_config=CLIP, image_token_index=IMAGE, vision_feature_layer=(-2, -1)),
+    text_config=text("llama"), vision_config=CLIP, image_token_index=IMAGE, vision_feature_layers=(-2, -1)),
     fixed(16))
 add("llava_pixtral", lambda: dict(
     text_config=text("mistral"), vision_config=PIXTRAL, image_token_index=IMAGE, vision_feature_layer=-1,
@@ -110,11 +111,15 @@ add("cohere2_vision", lambda: dict(
     text_config=text("cohere2", **COHERE), vision_config=SIGLIP | {"image_size": 24}, image_token_id=IMAGE,
     alignment_intermediate_size=48),
     fixed(9, (3, 24, 24)))
-add("idefics2", lambda: dict(
-    text_config=text("mistral"), vision_config=BARE, image_token_id=IMAGE,
-    perceiver_config=dict(hidden_size=32, resampler_n_latents=8, resampler_depth=2, resampler_n_heads=2,
-                          num_key_value_heads=1, resampler_head_dim=12)),
-    boxed(8))
+def idefics2(**changes: Any) -> dict[str, Any]:
+    """Idefics 2 over Mistral."""
+    return dict(text_config=text("mistral", **changes), vision_config=BARE, image_token_id=IMAGE,
+        perceiver_config=dict(hidden_size=32, resampler_n_latents=8, resampler_depth=2, resampler_n_heads=2,
+                              num_key_value_heads=1, resampler_head_dim=12))
+
+
+add("idefics2", idefics2, boxed(8))
+add("idefics2_sliding", lambda: idefics2(sliding_window=8), boxed(8), kind="idefics2")
 for _name in ("idefics3", "smolvlm"):
     add(_name, lambda: dict(
         text_config=text("llama"), vision_config=BARE | {"image_size": 24}, image_token_id=IMAGE, scale_factor=2,
@@ -164,8 +169,8 @@ add("granite4_vision", lambda: dict(
     image_grid_pinpoints=[[16, 32], [32, 16], [32, 32]], downsample_rate="1/2", projector_dropout=0.0,
     vision_feature_select_strategy="full", deepstack_layer_map=[[-2, 0], [-1, 1]], spatial_target_layers=[1, 2, 3, 4],
     qformer_config=dict(
-        model_type="blip_2_qformer", hidden_size=64, num_hidden_layers=1, num_attention_heads=1, intermediate_size=32,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)),
+        model_type="blip_2_qformer", hidden_size=64, encoder_hidden_size=64, num_hidden_layers=1, num_attention_heads=1,
+        intermediate_size=32, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)),
     tiles(side=16), note="visual features are added to the hidden states before layers 0 to 4")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .base import CLIP, IMAGE, SIGLIP, TEXT, Layout, Media, Runs, add, construct_default, fixed, sized, text
+from .base import CLIP, IMAGE, OLD, SIGLIP, TEXT, Layout, Media, Runs, add, construct_default, fixed, sized, text
 
 # A family a few lines:
 # fmt: off
@@ -27,10 +27,14 @@ def _unit_codes(model: Any) -> None:
     codes.copy_(0.05 * torch.nn.functional.normalize(codes, dim=1))
 
 
-add("chameleon", lambda: TEXT | dict(
-    vq_config=VQ | dict(num_embeddings=8, resolution=16),
-    vocabulary_map={"<image>": IMAGE} | {f"IMGIMG{chr(65 + i)}Z": code for i, code in enumerate(CODES)}),
-    fixed(16))
+def chameleon(**changes: Any) -> dict[str, Any]:
+    """Chameleon; its 30B kind norms after each block."""
+    return TEXT | changes | dict(vq_config=VQ | dict(num_embeddings=8, resolution=16),
+    vocabulary_map={"<image>": IMAGE} | {f"IMGIMG{chr(65 + i)}Z": code for i, code in enumerate(CODES)})
+
+
+add("chameleon", chameleon, fixed(16))
+add("chameleon_swin", lambda: chameleon(swin_norm=True), fixed(16), kind="chameleon")
 add("emu3", lambda: dict(
     text_config=TEXT,
     vq_config=VQ | dict(codebook_size=8, latent_channels=32, hidden_size=32, attn_resolutions=[], num_res_blocks=1),
@@ -51,12 +55,13 @@ def _fuyu(pictures: Layout, generator: torch.Generator) -> tuple[dict[str, Any],
         for size in sample:
             rows, columns = [(4, 4), (2, 4), (3, 3)][size]
             run.append(([IMAGE] * columns + [118]) * rows)
-    return {"pixel_values": torch.randn(1, sum(h * w for h, w in flat), 48, generator=generator)}, runs
+    pixels = torch.randn(1, sum(h * w for h, w in flat), 48, generator=generator)
+    return {"image_patches" if OLD else "pixel_values": pixels}, runs
 
 
 add("fuyu", lambda: dict(
     text_config=text("persimmon", partial_rotary_factor=0.5, hidden_act="relu2"), image_size=16, patch_size=4,
-    image_token_id=IMAGE),
+    image_token_id=IMAGE, **({"hidden_size": 32} if OLD else {})),
     _fuyu)
 def _eager_tower(config: Any, attn: str) -> nn.Module:
     """The SAM tower of GOT has no SDPA, its decoder does."""

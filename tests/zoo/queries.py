@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .base import CLIP, END, IMAGE, START, VIDEO, Layout, Runs, add, fixed, text
+from .base import CLIP, END, IMAGE, OLD, START, VIDEO, Layout, Runs, add, fixed, text
 
 # A family a few lines:
 # fmt: off
@@ -55,7 +55,7 @@ add("instructblipvideo", lambda: dict(
     video_token_index=VIDEO),
     fixed(12, (2, 3, 16, 16), token=VIDEO, qformer_input_ids=_question))
 add("kosmos-2", lambda: dict(text_config=KOSMOS, vision_config=VISION, latent_query_num=8),
-    fixed(8, start=(START,), end=(END,)), finish=_mark,
+    fixed(8, start=(START,), end=(END,)), finish=_mark, attn=("eager",) if OLD else ("eager", "sdpa"),
     find=lambda inputs: inputs["image_embeds_position_mask"].bool())
 add("kosmos-2.5", lambda: dict(
     text_config=KOSMOS, latent_query_num=8,

@@ -63,8 +63,8 @@ def minimax(**changes: Any) -> dict[str, Any]:
 def glm5(**changes: Any) -> dict[str, Any]:
     """GLM 5: linear layers and layers with an index over pooled keys; several residual streams."""
     return glm(text_config=TEXT | LATENT | dict(
-        num_hidden_layers=6, layer_types=["linear_attention", "indexed_attention"] * 3, qk_rope_head_dim=0,
-        linear_head_dim=8, linear_num_heads=4, linear_conv_kernel_dim=3, hc_mult=2, hc_sinkhorn_iters=4,
+        rms_norm_eps=5e-2, num_hidden_layers=6, layer_types=["linear_attention", "full_attention"] * 3,
+        qk_rope_head_dim=0, linear_head_dim=8, linear_num_heads=4, linear_conv_kernel_dim=3, hc_mult=2, hc_sinkhorn_iters=4,
         index_kpool=4) | changes) | {"vision_config": GLM_VISION | {"projection_intermediate_size": 32}}
 
 
@@ -81,4 +81,9 @@ def _spans(pictures: Layout, generator: torch.Generator) -> tuple[dict[str, Any]
     return inputs, [[[112, *run, 113] for run in sample] for sample in runs]
 
 
-add("glm5_next", glm5, patches(), video=_spans)
+add("glm5_next", glm5, patches(), video=_spans, gain=0.8)
+add("mistral_large4_beyond", lambda: mistral(index_topk=8), SIZES, kind="mistral_large4", beyond=True)
+add("dots3_note_beyond", lambda: dots(index_topk=8), patches(temporal=1), kind="dots3_note", beyond=True)
+add("minimax_m3_vl_beyond", lambda: minimax(index_block_size=4, index_topk_blocks=2), patches(),
+    kind="minimax_m3_vl", beyond=True)
+add("glm5_next_beyond", lambda: glm5(index_topk=8), patches(), kind="glm5_next", beyond=True)

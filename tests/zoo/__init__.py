@@ -6,6 +6,7 @@ import torch
 
 from . import gemma, grids, hybrids, llava_like, quantised, queries, qwen_like, refused, sparse
 from .base import FAMILIES, Batch, construct, make_batch
+from .notes import NOTES
 
 __all__ = ["BEYOND", "FAMILY", "NAMES", "NOTES", "REFUSED", "SUPPORTS", "Batch", "batch", "build", "variants"]
 
@@ -16,7 +17,6 @@ NAMES: tuple[str, ...] = tuple(name for name, f in FAMILIES.items() if not f.ref
 BEYOND: tuple[str, ...] = tuple(name for name, f in FAMILIES.items() if f.beyond)  # the index drops keys by itself
 FAMILY: dict[str, str] = {name: f.kind or name for name, f in FAMILIES.items()}  # some families have several kinds
 REFUSED: dict[str, str] = {name: family.refused for name, family in FAMILIES.items() if family.refused}
-NOTES: dict[str, str] = {name: family.note for name, family in FAMILIES.items() if family.note}
 SUPPORTS: dict[str, tuple[str, ...]] = {name: family.attn for name, family in FAMILIES.items()}
 
 

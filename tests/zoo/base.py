@@ -59,7 +59,6 @@ class Family:
     front: bool = False  # pictures stand before all text
     attn: tuple[str, ...] = ("eager", "sdpa")
     refused: str = ""
-    note: str = ""
     kind: str = ""  # the model type, where the entry is a second kind of one family
     beyond: bool = False  # an index that selects fewer keys than the sequence has
 

@@ -61,8 +61,7 @@ add("kimi_k25", lambda: dict(
         first_k_dense_replace=1),
     vision_config=BARE | dict(pos_emb_height=8, pos_emb_width=8, pos_emb_time=2), projection_hidden_size=24, **IDS),
     patches(temporal=1, flat=False),
-    video=patches(temporal=1, flat=False, keys=GRID, token=VIDEO),
-    note="videos of more than one frame fail in transformers 5.23 (split sizes count frames, features do not)")
+    video=patches(temporal=1, flat=False, keys=GRID, token=VIDEO))
 MUSE_TEXT: dict[str, Any] = dict(output_multiplier=1.0, qk_scale_factor=1.0, post_norm_eps=1e-3)
 MUSE: dict[str, Any] = dict(
     vision_config=BARE | dict(pos_emb_height=8, pos_emb_width=8, max_position_embeddings=64), out_hidden_size=96,

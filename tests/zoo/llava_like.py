@@ -132,8 +132,7 @@ add("paligemma", lambda: dict(
 add("paligemma2", lambda: dict(
     text_config=text("gemma2", head_dim=8, num_hidden_layers=6, sliding_window=8, query_pre_attn_scalar=8),
     vision_config=SIGLIP, image_token_index=IMAGE, projection_dim=32, hidden_size=32, vocab_size=128),
-    fixed(16), front=True, prefix=(), kind="paligemma", attn=("eager",), finish=_prefix,
-    note="Gemma 2 decoder (soft-capped attention, sliding layers); no SDPA. Windows and bidirectional prefix mix.")
+    fixed(16), front=True, prefix=(), kind="paligemma", attn=("eager",), finish=_prefix)
 add("gemma3", lambda: dict(text_config=GEMMA3, **GEMMA3_IDS),
     fixed(16, (3, 32, 32), start=(START,), end=(END,)), finish=token_types("token_type_ids"))
 add("shieldgemma2", lambda: dict(text_config=GEMMA3, **GEMMA3_IDS),
@@ -148,14 +147,20 @@ add("ovis2", lambda: dict(
     text_config=text("qwen2"), image_token_id=IMAGE, visual_indicator_token_ids=[110, 111, 112, 113, 114],
     vocab_size=128, hidden_size=32, vision_config=BARE | dict(image_size=24, vocab_size=37, hidden_stride=2)),
     fixed(9, (3, 24, 24), start=(110,), end=(111,)))
-add("llama4", lambda: dict(
-    text_config=text("llama4_text", head_dim=8, intermediate_size_mlp=48, num_local_experts=4, num_hidden_layers=6,
-                     interleave_moe_layer_step=2, no_rope_layers=[1, 0, 1, 0, 1, 0], attention_chunk_size=16,
-                     floor_scale=8),
+def llama4(**changes: Any) -> dict[str, Any]:
+    """Llama 4: layers that attend within chunks, layers without positions, experts in every other layer."""
+    return dict(
+        text_config=text("llama4_text", head_dim=8, intermediate_size_mlp=48, num_local_experts=4, num_hidden_layers=6,
+                         interleave_moe_layer_step=2, no_rope_layers=[1, 0, 1, 0, 1, 0], attention_chunk_size=16,
+                         **changes),
     vision_config=BARE | dict(image_size=24, intermediate_size=96, vision_output_dim=32, projector_input_dim=32,
                               projector_output_dim=32),
-    image_token_index=IMAGE, boi_token_index=START, eoi_token_index=END),
-    fixed(9, (3, 24, 24), start=(START,), end=(END,)))
+    image_token_index=IMAGE, boi_token_index=START, eoi_token_index=END)
+
+
+add("llama4", llama4, fixed(9, (3, 24, 24), start=(START,), end=(END,)))
+add("llama4_tempered", lambda: llama4(floor_scale=8, attn_scale=0.5), fixed(9, (3, 24, 24), start=(START,), end=(END,)),
+    kind="llama4")
 add("lighton_ocr", lambda: dict(
     text_config=text("qwen3", head_dim=8), vision_config=PIXTRAL, image_token_id=IMAGE),
     sized(lambda h, w: h * w // 64, ((24, 24), (16, 24), (16, 16))))
@@ -171,7 +176,7 @@ add("granite4_vision", lambda: dict(
     qformer_config=dict(
         model_type="blip_2_qformer", hidden_size=64, encoder_hidden_size=64, num_hidden_layers=1, num_attention_heads=1,
         intermediate_size=32, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)),
-    tiles(side=16), note="visual features are added to the hidden states before layers 0 to 4")
+    tiles(side=16))
 
 
 def _tiled(pictures: Layout, generator: torch.Generator) -> tuple[dict[str, Any], Runs]:
@@ -230,4 +235,4 @@ add("molmo2", lambda: dict(
                         head_dim=12, intermediate_size=32, text_hidden_size=32),
     image_start_token_id=START, low_res_image_start_token_id=116, image_end_token_id=END, image_patch_id=IMAGE,
     frame_start_token_id=117, frame_end_token_id=118),
-    _pooled, finish=token_types(), note="features are added to the placeholders' embeddings; pictures see both ways")
+    _pooled, finish=token_types())

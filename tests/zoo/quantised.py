@@ -70,7 +70,7 @@ def _eager_tower(config: Any, attn: str) -> nn.Module:
 
 for _name in ("got_ocr2", "pp_chart2table"):
     add(_name, lambda: dict(text_config=text("qwen2"), vision_config=SAM, image_token_index=IMAGE),
-        fixed(9, (3, 48, 48)), build=_eager_tower, note="the vision tower knows eager attention alone")
+        fixed(9, (3, 48, 48)), build=_eager_tower)
 add("deepseek_vl_hybrid", lambda: dict(
     text_config=text("llama"), image_token_id=IMAGE, vision_config=SIGLIP,
     high_res_vision_config=SAM | {"model_type": "sam_vision_model"}),
@@ -107,8 +107,7 @@ add("deepseek_ocr2", lambda: dict(
     vision_config=dict(
         sam_config=OCR_SAM,
         encoder_config=TEXT | dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1))),
-    _views(8, 7, grid=False), build=_few_queries,
-    note="the tiny model replaces vision_tower.query_768_resolution (144 queries) by 7")
+    _views(8, 7, grid=False), build=_few_queries)
 add("unlimited_ocr", lambda: dict(
     text_config=OCR_TEXT | {"sliding_window": 4, "num_key_value_heads": 4}, image_token_id=IMAGE,
     vision_config=dict(sam_config=OCR_SAM, encoder_config=BARE | dict(image_size=12))),

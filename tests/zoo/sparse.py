@@ -54,7 +54,7 @@ def minimax(**changes: Any) -> dict[str, Any]:
         text_config=TEXT | dict(
             head_dim=8, rotary_dim=4, num_hidden_layers=6, layer_types=["full_attention", "minimax_m3_sparse"] * 3,
             num_local_experts=4, num_experts_per_tok=2, dense_intermediate_size=48, shared_intermediate_size=16,
-            index_n_heads=2, index_head_dim=8, index_block_size=8, index_topk_blocks=64) | changes,
+            index_n_heads=2, index_head_dim=8, index_block_size=128, index_topk_blocks=4) | changes,
         vision_config=BARE | dict(image_size=32), image_token_index=IMAGE, video_token_index=VIDEO,
         projector_hidden_size=32,
     )
@@ -64,12 +64,16 @@ def glm5(**changes: Any) -> dict[str, Any]:
     """GLM 5: linear layers and layers with an index over pooled keys; several residual streams."""
     return glm(text_config=TEXT | LATENT | dict(
         rms_norm_eps=5e-2, num_hidden_layers=6, layer_types=["linear_attention", "full_attention"] * 3,
-        qk_rope_head_dim=0, linear_head_dim=8, linear_num_heads=4, linear_conv_kernel_dim=3, hc_mult=2, hc_sinkhorn_iters=4,
-        index_kpool=4) | changes) | {"vision_config": GLM_VISION | {"projection_intermediate_size": 32}}
+        qk_rope_head_dim=0, linear_head_dim=8, linear_num_heads=4, linear_conv_kernel_dim=3, hc_mult=2,
+        hc_sinkhorn_iters=4, index_kpool=4) | changes) | {
+            "vision_config": GLM_VISION | {"projection_intermediate_size": 32}}
 
 
 SIZES = sized(lambda h, w: h * w // 64, ((24, 24), (16, 24), (16, 16)))
 add("mistral_large4", mistral, SIZES)
+add("mistral_large4_shared", lambda: mistral(
+    num_hidden_layers=6, no_rope_layers=[1, 0, 1, 0, 1, 0], kv_source_layers=[0, 1, 2, 3, 2, 3],
+    indexer_types=["full", "full", "full", "shared", "full", "shared"]), SIZES, kind="mistral_large4")
 add("dots3_note", dots, patches(temporal=1), video=video(temporal=1))
 add("minimax_m3_vl", minimax, patches(), video=video())
 

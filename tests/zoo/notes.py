@@ -53,7 +53,7 @@ NOTES: dict[str, str] = {
     "dots3_note": _MLA + ", DynamicIndexedLayer adds indexer_keys [B,S,d]; sliding layers have other ranks "
     "(per_layer_config); the indexed layers mask by top-k only if _attn_implementation is in (eager, sdpa), else pass "
     "indices to the attention function; a mask is always there",
-    "emu3": "layers at model.text_model.layers; a row of picture codes ends in a newline code that is a placeholder too",
+    "emu3": "layers at model.text_model.layers; each row of picture codes ends in a newline that is a placeholder too",
     "ernie4_5_vl_moe": "layers get moe_mm_token_type_ids [B,S], which picks the experts; also given to generate, where "
     "it is cut to the new token at decode; position_ids [3,B,S]",
     "exaone4_5": _SLIDING
@@ -73,8 +73,8 @@ NOTES: dict[str, str] = {
     + _SLIDING,
     "gemma4_moe": "no per-layer inputs: None is passed in their place; full layers have another head size, fewer key "
     "heads, and keys that serve as values; pictures see both ways in sliding layers only (full ones get None); experts",
-    "gemma4_unified": "no vision tower: patches are embedded at once; pictures see both ways in sliding layers; "
-    + _SLIDING,
+    "gemma4_unified": "no vision tower: patches are embedded at once; pictures see both ways, all layers have masks in "
+    "a prefill; " + _SLIDING,
     "glm4v": "videos are written with image tokens: only mm_token_type_ids tells 2 from 1; "
     "layers get no position_ids in forward",
     "glm46v": "see glm4v",
@@ -115,7 +115,8 @@ NOTES: dict[str, str] = {
     "input_ids; generate is an own method calling text_model.generate; in 5.17 sdpa is wrong (eager only)",
     "kosmos-2.5": "layers at text_model.model.layers; visual places only from image_embeds_position_mask; the first "
     "two numbers of each flattened patch are its row and column; no rotary, no position_ids",
-    "lfm2_vl": "conv layers get the same 4-D or no mask and rotary as attention layers do not need; " + _DELTA,
+    "lfm2_vl": "conv layers get a 2-D int mask (None without padding) and rotary embeddings they do not use; cache "
+    "LinearAttentionLayer beside DynamicLayer",
     "lfm3_vl": "conv layers get a 2-D mask and no rotary embeddings; cache LinearAttentionLayer beside DynamicLayer",
     "llama4": "layers at language_model.model.layers, get_decoder() is language_model; rotary is one complex tensor "
     "[1 or B,S,d/2]; chunked layers use DynamicSlidingWindowLayer with chunk-1 keys; full layers have no rotary and "
@@ -124,7 +125,7 @@ NOTES: dict[str, str] = {
     "compact sequence changes; be exact (correct the queries) or refuse",
     "llava_pixtral": "Pixtral tower; Mistral decoder, all cache layers DynamicSlidingWindowLayer (4096 wide)",
     "mistral3": "Mistral decoder, all cache layers DynamicSlidingWindowLayer (4096 wide)",
-    "llava_onevision": "a sample with several pictures does not tile them (batch_num_images); logits_to_keep rides along",
+    "llava_onevision": "a sample with several pictures does not tile them (batch_num_images)",
     "minicpm_ocr": "position_ids [B,S] reach the layers; all pictures' patches in one strip; " + _DELTA,
     "minicpmv4_6": "see minicpm_ocr",
     "minicpmv4_7": "M-RoPE that reads image_start_id, slice marks and newline ids from input_ids; " + _DELTA,
@@ -165,7 +166,7 @@ NOTES: dict[str, str] = {
     "places and the indexer picks from them by key place; eos_token_id must be set (3 here); budget covers all here",
     "step3p7": _SLIDING + "; local views add tokens before the whole view's",
     "unlimited_ocr": "UnlimitedOcrDynamicReferenceSlidingWindowLayer: prefill_keys are never evicted, the window holds "
-    "decoded tokens only (4 here); no grouped queries (eager fails with them)",
+    "decoded tokens only (4 here); a mask is always there; no grouped queries (eager fails with them)",
     "video_llama_3": "image_merge_sizes beside the grids",
     "video_llava": "transformers 5.17 calls the pictures pixel_values_images; video frames keep their CLS token, "
     "pictures do not",

@@ -11,7 +11,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -35,6 +35,9 @@ def unwrap(model: nn.Module) -> nn.Module:
 class Family:
     """One loaded model, seen through what prunekit needs of it. Subclass for a family with a shape of its own."""
 
+    token_axis: ClassVar[int] = 1
+    """Axis of the tokens in the hidden states between layers; the batch is the axis before it."""
+
     def __init__(self, model: nn.Module) -> None:
         self.model = unwrap(model)
         self.config = getattr(self.model, "config", None)
@@ -46,6 +49,7 @@ class Family:
         # Read once: a tap gives its module another name for as long as it is on.
         config = next((module.config for module in self.attentions if module is not None), self.text_config)
         self.implementation: str = getattr(config, "_attn_implementation", None) or "eager"
+        self.key_layers = self._key_layers()
         names = inspect.signature(type(self.layers[0]).forward).parameters
         self.layer_arguments: tuple[str, ...] = tuple(names)[1:]
         self.touches_hidden_between_layers: bool = "deepstack" in inspect.getsource(type(self.decoder).forward)
@@ -110,6 +114,14 @@ class Family:
             mask = mask | (input_ids == token)
         return mask
 
+    def find_visual(self, input_ids: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
+        """Bool [B, S]: the visual tokens of a forward pass of the core with keyword arguments ``inputs``."""
+        return self.visual_mask(input_ids)
+
+    def adjust_query(self, layer: int, query: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Correct a query [B, H, M, d] that the model scaled by its slot instead of its true position [B, M]."""
+        return query
+
     def attention_function(self, layer: int) -> Callable[..., Any]:
         """The attention function that layer would call by itself."""
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -122,6 +134,22 @@ class Family:
         eager = getattr(code, "eager_attention_forward", None)
         table = getattr(code, "ALL_ATTENTION_FUNCTIONS", ALL_ATTENTION_FUNCTIONS)
         return table.get_interface(self.implementation, eager)
+
+    @property
+    def input_embeddings(self) -> nn.Module | None:
+        """The embedding that sees token ids, for models whose ``generate`` hands the decoder embeddings alone."""
+        return None
+
+    def _key_layers(self) -> list[int]:
+        """For each layer the one whose keys it attends to: itself, or an earlier one of its type that shares its own."""
+        found: list[int] = []
+        last: dict[Any, int] = {}
+        for index, module in enumerate(self.attentions):
+            kind = getattr(module, "layer_type", None)
+            if not getattr(module, "is_kv_shared_layer", False):
+                last[kind] = index
+            found.append(last.get(kind, index))
+        return found
 
     def attends(self, layer: int) -> bool:
         """Whether a layer has attention rows to read (a recurrent or convolution layer has none)."""
@@ -140,14 +168,17 @@ class Family:
 
     def _decoder(self) -> nn.Module:
         getter = getattr(self.model, "get_decoder", None)
-        found = [getter() if getter is not None else None, getattr(self.core, "language_model", None)]
+        return self._decoder_of(getter() if getter is not None else None, getattr(self.core, "language_model", None))
+
+    def _decoder_of(self, *found_first: nn.Module | None) -> nn.Module:
+        found = list(found_first)
         while found:  # down through wrappers: a language model with a head, a decoder inside a model
             module = found.pop(0)
             if isinstance(getattr(module, "layers", None), nn.ModuleList):
                 return module  # type: ignore[return-value]
             inner = (getattr(module, name, None) for name in ("model", "decoder", "text_model"))
             found += [m for m in inner if isinstance(m, nn.Module) and m is not self.model]
-        raise PrunekitError(f"model type '{self.model_type}': no decoder layers found in {type(self.core).__name__}")
+        raise PrunekitError(f"model type '{self.model_type}': no decoder layers found in {type(self.model).__name__}")
 
     def _layers(self) -> nn.ModuleList:
         return self.decoder.layers  # type: ignore[return-value]
@@ -165,7 +196,60 @@ def _uses_interface(kind: type[nn.Module]) -> bool:
         return False
 
 
-FAMILIES: dict[str, type[Family]] = {}
+class QFormerLanguageModel(Family):
+    """BLIP-2 and InstructBLIP: ``generate`` of the whole embeds the prompt itself and calls the language model's."""
+
+    def _core(self) -> nn.Module:
+        if self.config.is_encoder_decoder or not self.token_ids:  # type: ignore[union-attr]
+            raise PrunekitError(f"model type '{self.model_type}' with an encoder-decoder: its image tokens never reach a decoder")
+        return self._decoder_of(self.model.language_model)  # type: ignore[arg-type]
+
+    @property
+    def input_embeddings(self) -> nn.Module | None:
+        return self.model.get_input_embeddings()  # type: ignore[operator]
+
+
+class Kosmos(Family):
+    """KOSMOS-2 and 2.5: visual positions come as ``image_embeds_position_mask``, not as token ids."""
+
+    def _core(self) -> nn.Module:
+        return self.model.text_model  # type: ignore[return-value]
+
+    def find_visual(self, input_ids: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
+        mask = inputs.get("image_embeds_position_mask")
+        return torch.zeros_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
+
+
+class Gemma3n(Family):
+    """Gemma 3n: AltUp carries several streams, hidden states are [streams, B, S, D]."""
+
+    token_axis = 2
+
+
+class Llama4(Family):
+    """Llama 4: layers without rotary embedding scale queries by the logarithm of their place in the sequence."""
+
+    def adjust_query(self, layer: int, query: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        module: Any = self.attentions[layer]
+        if module.use_rope or not module.attn_temperature_tuning:
+            return query
+
+        def scale(places: torch.Tensor) -> torch.Tensor:
+            return torch.log1p(torch.floor((places.float() + 1.0) / module.floor_scale)) * module.attn_scale + 1.0
+
+        slots = torch.arange(query.shape[2], device=query.device)
+        return (query * (scale(positions) / scale(slots))[:, None, :, None]).to(query.dtype)
+
+
+FAMILIES: dict[str, type[Family]] = {
+    "blip-2": QFormerLanguageModel,
+    "gemma3n": Gemma3n,
+    "instructblip": QFormerLanguageModel,
+    "instructblipvideo": QFormerLanguageModel,
+    "kosmos-2": Kosmos,
+    "kosmos-2.5": Kosmos,
+    "llama4": Llama4,
+}
 """Model types that need more than the generic path."""
 
 

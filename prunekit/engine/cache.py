@@ -29,6 +29,8 @@ class PrunedLayerMixin:
         removed: how many real tokens of each sample are missing, [B].
         padded: whether some sample has padding slots here.
         stage: number of the stage whose layers share these positions.
+        lent: positions of the keys that the latest update returned, [B, stored + new].
+        gone: for each layer that borrows these keys after a later cut, the dense positions it must not see, bool [B, S].
     """
 
     key_index: torch.Tensor | None
@@ -37,6 +39,8 @@ class PrunedLayerMixin:
     removed: torch.Tensor
     padded: bool
     stage: int
+    lent: torch.Tensor
+    gone: dict[int, torch.Tensor]
     owner: weakref.ref[Session]
 
     def get_seq_length(self, *args: Any) -> int:
@@ -52,9 +56,19 @@ class PrunedLayerMixin:
         new = torch.arange(self.dense_length, self.dense_length + count, device=self.key_index.device)
         found = super().update(key_states, *args, **kwargs)  # type: ignore[misc]
         index = torch.cat([self.key_index, new.expand(self.key_index.shape[0], -1)], dim=1)
+        self.lent = index
         self.key_index = index[:, index.shape[1] - self.keys.shape[-2] :]  # a sliding layer forgets its oldest keys
         self.dense_length += count
         return found
+
+    def lent_index(self, borrower: int, queries: int) -> torch.Tensor:
+        """The keys handed to a layer that borrows them, but for the ``queries`` new ones; -1 for what it must not see."""
+        index = self.lent[:, : self.lent.shape[1] - queries]
+        if borrower not in self.gone:
+            return index
+        gone = self.gone[borrower]
+        hidden = gone.gather(1, index.clamp(0, gone.shape[1] - 1)) & (index < gone.shape[1])
+        return index.masked_fill(hidden, -1)
 
     def crop(self, tokens_to_remove: int) -> None:
         count = abs(tokens_to_remove)
@@ -87,6 +101,7 @@ class PrunedLayerMixin:
         if self.key_index is not None:
             rows = rows.to(self.key_index.device)
             self.key_index, self.removed = self.key_index[rows], self.removed[rows]
+            self.gone = {layer: gone[rows] for layer, gone in self.gone.items()}
 
 
 _pruned_classes: dict[type, type] = {}
@@ -103,7 +118,7 @@ def check_cache(cache: Any) -> None:
     bad = {
         kind.__name__
         for kind in kinds
-        if not issubclass(kind, cache_utils.DynamicLayer | holds_no_keys)
+        if not issubclass(kind, cache_utils.DynamicLayer | holds_no_keys | cache_utils.DummyLayer)
         or issubclass(kind, cache_utils.QuantizedLayer)
     }
     if bad or getattr(cache, "offloading", False):
@@ -140,5 +155,5 @@ def seal(cache: Any, layer: int, stage: Stage, dense_length: int, lengths: tuple
     gone = [dense - now for dense, now in zip(lengths, stage.lengths, strict=True)]
     held.removed = torch.tensor(gone, device=stage.index.device)
     held.padded = stage.valid is not None
-    held.stage = stage.number
+    held.stage, held.lent, held.gone = stage.number, held.key_index, {}
     held.owner = weakref.ref(owner)

@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from prunekit.engine.cache import PrunedLayerMixin, check_cache, holds_keys, seal
-from prunekit.engine.layout import Layout, take
-from prunekit.engine.masks import decode_mask, prefill_mask
+from prunekit.engine.layout import Layout, Stage, take
+from prunekit.engine.masks import decode_mask, prefill_mask, shared_mask, take_columns
 from prunekit.engine.rows import AttentionInputs
 from prunekit.engine.state import CutRecord, Prefill, Trace, gather_argument
 from prunekit.errors import PrunekitError
@@ -63,6 +63,11 @@ class Session:
         """Whether the calling thread is in a forward pass of this session's model."""
         return getattr(self._local, "depth", 0) > 0
 
+    @property
+    def _adjusts(self) -> bool:
+        """Whether the family corrects queries, so that every layer from the cut on is tapped."""
+        return type(self.family).adjust_query is not Family.adjust_query
+
     def install(self) -> None:
         """Put the hooks on. A model that another pruner holds is refused; a failure leaves the model untouched."""
         core = self.family.core
@@ -77,10 +82,15 @@ class Session:
             for layer in self.family.layers if self.family.touches_hidden_between_layers else self.family.layers[-1:]:
                 self._handles.append(layer.register_forward_hook(self._to_dense))
             self._handles.append(core.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
-            if self.pruner.scorer.uses_attention:
-                _register_tap()
-                for index in sorted(self.plan.evidence_layers):
-                    self._tap(index)
+            if (embeddings := self.family.input_embeddings) is not None:
+                self._handles.append(embeddings.register_forward_pre_hook(self._note_ids, with_kwargs=True))
+            if (decoder := self.family.decoder) is not core:
+                self._handles.append(decoder.register_forward_pre_hook(self._enter_decoder, with_kwargs=True))
+            _register_tap()
+            adjusted = range(self.plan.first_layer, self.family.depth) if self._adjusts else ()
+            evidence = self.plan.evidence_layers if self.pruner.scorer.uses_attention else ()
+            for index in sorted({*adjusted, *evidence}):
+                self._tap(index)
         except BaseException:
             self.remove()
             raise
@@ -109,18 +119,31 @@ class Session:
         def tap(
             module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any
         ) -> Any:
-            self._observe(index, module, query, key, mask, kwargs)
+            state = self._prefill()
+            if state is not None and state.stage.index is not None:
+                query = self.family.adjust_query(index, query, state.stage.index)
+            if state is not None and index in self.plan.evidence_layers and self.pruner.scorer.uses_attention:
+                self._observe(state, index, module, query, key, mask, kwargs)
             return original(module, query, key, value, mask, **kwargs)
 
         _taps[module] = tap
         module.config = own  # type: ignore[assignment]
 
     def _observe(
-        self, index: int, module: nn.Module, query: torch.Tensor, key: torch.Tensor, mask: Any, kwargs: dict[str, Any]
+        self,
+        state: Prefill,
+        index: int,
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        mask: Any,
+        kwargs: dict[str, Any],
     ) -> None:
-        state = self._prefill()
-        if state is None or state.hidden is None or index in state.views or index in state.scores:
-            return
+        if state.hidden is None or index in state.views or index in state.scores:
+            return  # a second pass over the layer (gradient checkpointing) has nothing new
+        if (places := self._foreign_keys(index, state)) is not None:
+            key = take(key.transpose(1, 2), places).transpose(1, 2)
+            mask = None if mask is None else take_columns(mask, places)
         view = state.view(index, state.hidden, self.family.grid)
         view.inputs = AttentionInputs(
             queries=query,
@@ -160,14 +183,19 @@ class Session:
         local = self._local
         local.depth = getattr(local, "depth", 0) + 1
         local.prefill, local.decode_memo = None, {}
-        input_ids = kwargs.get("input_ids", args[0] if args else None)
+        input_ids = kwargs.get("input_ids")
+        if input_ids is None and args:
+            input_ids = args[0]
+        if input_ids is None and (noted := getattr(local, "ids", None)) is not None:
+            given = kwargs.get("inputs_embeds")
+            input_ids = noted if given is not None and noted.shape == given.shape[:2] else None
         cache = kwargs.get("past_key_values")
         fresh = cache is None or cache.get_seq_length() == 0
         if input_ids is None:
             if fresh:
                 raise PrunekitError("prunekit finds visual tokens by input_ids; inputs_embeds alone do not show them")
             return
-        visual = self.family.visual_mask(input_ids)
+        visual = self.family.find_visual(input_ids, kwargs)
         if not fresh:
             pixels = any("pixel" in name or name == "mm_encoder_outputs" for name, v in kwargs.items() if v is not None)
             if pixels and bool(visual.any()):
@@ -180,21 +208,34 @@ class Session:
             raise PrunekitError(f"no visual tokens in the batch: no placeholder {self.family.token_ids} in input_ids")
         local.prefill = Prefill.begin(layout)
 
+    def _note_ids(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._local.ids = args[0] if args else kwargs["input"]
+
+    def _enter_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Layers that share keys may be given the last rows alone; a prefill that is cut needs them all."""
+        if self._prefill() is None or not kwargs.get("logits_to_keep"):
+            return None
+        return args, {**kwargs, "logits_to_keep": 0}
+
     def _layer_hook(self, index: int) -> Callable[..., Any]:
         ahead = self.plan.first_layer
 
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             state = self._prefill()
+            if state is None and (index < ahead or not self.inside()):
+                return None
+            # By name, whichever way the model passes them; hidden states stay positional for gradient checkpointing.
+            named = {**dict(zip(self.family.layer_arguments, args, strict=False)), **kwargs}
+            hidden = named.pop("hidden_states")
             if state is not None:
-                return self._prefill_layer(index, state, args, kwargs)
-            return self._decode_layer(index, args, kwargs) if index >= ahead and self.inside() else None
+                return self._prefill_layer(index, state, hidden, named)
+            return self._decode_layer(index, hidden, named)
 
         return hook
 
-    def _prefill_layer(self, index: int, state: Prefill, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        hidden = args[0] if args else kwargs["hidden_states"]
+    def _prefill_layer(self, index: int, state: Prefill, hidden: torch.Tensor, kwargs: dict[str, Any]) -> Any:
         if self.family.touches_hidden_between_layers and state.stage.index is not None:
-            hidden = take(hidden, state.stage.index)
+            hidden = take(hidden, state.stage.index, self.family.token_axis)
         if index in self.plan.cut_layers:
             hidden = self._cut(index, state, hidden)
         state.stages.append(state.stage)
@@ -204,21 +245,28 @@ class Session:
         if state.stage.index is None:
             return None
 
-        def compact(name: str, value: Any) -> Any:
-            return hidden if name == "hidden_states" else self._compact(index, name, value, state, hidden)
-
-        names = self.family.layer_arguments
-        args = tuple(compact(names[place], value) for place, value in enumerate(args))
-        return args, {name: compact(name, value) for name, value in kwargs.items()}
+        return (hidden,), {name: self._compact(index, name, value, state, hidden) for name, value in kwargs.items()}
 
     def _compact(self, index: int, name: str, value: Any, state: Prefill, hidden: torch.Tensor) -> Any:
         """A layer's argument as the current stage needs it; made once a stage and shared by its layers."""
         if name != "attention_mask" and not isinstance(value, torch.Tensor | tuple | list | dict):
             return value
-        key = (name, id(value), state.stage.number, self.family.takes_padding_mask(index))
+        keys = self._key_stage(index, state)
+        flags = self.family.takes_padding_mask(index), -1 if keys is None else keys.number
+        key = (name, id(value), state.stage.number, flags)
         if key not in state.memo:
             state.memo[key] = (value, self._make_compact(index, name, value, state, hidden))
         return state.memo[key][1]
+
+    def _key_stage(self, index: int, state: Prefill) -> Stage | None:
+        """The stage of the keys that a layer borrows from an earlier one, None if they are those of its own stage."""
+        source = state.stages[self.family.key_layers[index]]
+        return source if source.number != state.stage.number else None
+
+    def _foreign_keys(self, index: int, state: Prefill) -> torch.Tensor | None:
+        """Where the slots of the current stage stand among borrowed keys, [B, M]; None for a layer's own keys."""
+        source = self._key_stage(index, state)
+        return None if source is None else state.stage.slots_in(source, state.layout.real.shape[1])
 
     def _make_compact(self, index: int, name: str, value: Any, state: Prefill, hidden: torch.Tensor) -> Any:
         stage = state.stage
@@ -226,6 +274,10 @@ class Session:
         if name == "attention_mask":
             if value is None and self.family.takes_padding_mask(index):
                 return stage.valid
+            keys = self._key_stage(index, state)
+            if keys is not None:
+                size = state.layout.real.shape[1]
+                return shared_mask(value, stage, keys, size, self.family.implementation, hidden.dtype)
             return prefill_mask(value, stage, self.family.implementation, hidden.dtype)
         if self.pruner.positions == "renumber" and name in ("position_embeddings", "position_ids"):
             used = torch.ones_like(stage.index) if stage.valid is None else stage.valid.long()
@@ -253,7 +305,7 @@ class Session:
             return hidden
         if pruner.reducer.changes_tokens:
             hidden = self._reduce(state, kept, hidden)
-        return take(hidden, state.shorten(kept, lengths), hidden.ndim - 2)
+        return take(hidden, state.shorten(kept, lengths), self.family.token_axis)
 
     def _fused_scores(self, index: int, state: Prefill, hidden: torch.Tensor) -> torch.Tensor:
         layers = self.plan.evidence[index]
@@ -289,8 +341,12 @@ class Session:
         if state.stage.valid is not None:
             index = index.masked_fill(~state.stage.valid, size)
         # Padding slots all write to an extra position, which is cut off again.
-        dense = hidden.new_zeros(*hidden.shape[:-2], size + 1, hidden.shape[-1])
-        dense = dense.scatter(-2, index[..., None].expand_as(hidden), hidden)[..., :size, :]
+        axis = self.family.token_axis
+        moved = hidden.movedim((axis - 1, axis), (0, 1))
+        dense = moved.new_zeros(moved.shape[0], size + 1, *moved.shape[2:])
+        places = index.reshape(*index.shape, *[1] * (moved.ndim - 2)).expand_as(moved)
+        dense = dense.scatter(1, places, moved)[:, :size]
+        dense = dense.movedim((0, 1), (axis - 1, axis))
         return (dense, *output[1:]) if isinstance(output, tuple) else dense
 
     def _leave(self, core: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
@@ -309,12 +365,24 @@ class Session:
         if cache is None:
             cache = output.get("past_key_values") if hasattr(output, "get") else None
         if cache is not None:
-            size = state.layout.real.shape[1]
-            for index, stage in enumerate(state.stages):
-                if stage.index is not None and index < len(cache.layers) and holds_keys(cache.layers[index]):
-                    seal(cache, index, stage, size, state.layout.lengths, self)
+            self._seal(cache, state)
         self.trace.cuts = state.cuts
         self.trace.tokens_per_layer = torch.tensor([stage.lengths for stage in state.stages])
+
+    def _seal(self, cache: Any, state: Prefill) -> None:
+        """Put pruned layers in place of the cache layers behind a cut, and tell lenders what borrowers must not see."""
+        size = state.layout.real.shape[1]
+        for index, stage in enumerate(state.stages):
+            source = self.family.key_layers[index]
+            if stage.index is None or source >= len(cache.layers) or not holds_keys(cache.layers[source]):
+                continue
+            if source == index:
+                seal(cache, index, stage, size, state.layout.lengths, self)
+            elif stage.number != state.stages[source].number:
+                if not isinstance(cache.layers[source], PrunedLayerMixin):
+                    whole = torch.arange(size, device=stage.index.device).expand(len(state.layout.counts), -1)
+                    seal(cache, source, Stage(0, whole, None, state.layout.lengths), size, state.layout.lengths, self)
+                cache.layers[source].gone[index] = ~stage.present(size)
 
     @staticmethod
     def _standing(state: Prefill, cut: CutRecord) -> torch.Tensor:
@@ -324,26 +392,27 @@ class Session:
 
     # -- decode --------------------------------------------------------------------------------------------------
 
-    def _decode_layer(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _decode_layer(self, index: int, hidden: torch.Tensor, kwargs: dict[str, Any]) -> Any:
         cache = kwargs.get("past_key_values")
-        held = cache.layers[index] if cache is not None and index < len(cache.layers) else None
+        source = self.family.key_layers[index]
+        held = cache.layers[source] if cache is not None and source < len(cache.layers) else None
         if not isinstance(held, PrunedLayerMixin):
             return None
-        hidden = args[0] if args else kwargs["hidden_states"]
+        borrows = index in held.gone
         renumber = self.pruner.positions == "renumber"
         mask = kwargs.get("attention_mask")
         assert held.key_index is not None
-        if not renumber and mask is None and not held.padded:
+        if not renumber and mask is None and not held.padded and not borrows:
             return None
-        memo, key = self._local.decode_memo, (id(mask), held.stage)
+        memo, key = self._local.decode_memo, (id(mask), held.stage, index if borrows else -1)
         if key not in memo:
-            queries = hidden.shape[1]
+            queries = hidden.shape[self.family.token_axis]
             changed: dict[str, Any] = {
                 "attention_mask": decode_mask(
                     mask,
-                    held.key_index,
-                    held.dense_length,
-                    held.padded,
+                    held.key_index if source == index else held.lent_index(index, queries),
+                    held.dense_length - (0 if source == index else queries),
+                    held.padded or borrows,
                     queries,
                     self.family.implementation,
                     hidden.dtype,
@@ -352,7 +421,7 @@ class Session:
             if renumber:
                 changed |= self._decode_positions(hidden, held, kwargs)
             memo[key] = (mask, changed)
-        return args, {**kwargs, **memo[key][1]}
+        return (hidden,), {**kwargs, **memo[key][1]}
 
     def _decode_positions(self, hidden: torch.Tensor, held: PrunedLayerMixin, kwargs: dict[str, Any]) -> dict[str, Any]:
         positions = kwargs.get("position_ids")

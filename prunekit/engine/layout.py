@@ -93,6 +93,23 @@ class Stage:
     valid: torch.Tensor | None
     lengths: tuple[int, ...]
 
+    def present(self, size: int) -> torch.Tensor:
+        """Dense positions that stand in this stage, bool [B, size]."""
+        assert self.index is not None
+        index = self.index if self.valid is None else self.index.masked_fill(~self.valid, size)
+        marks = torch.zeros(len(index), size + 1, dtype=torch.bool, device=index.device)
+        return marks.scatter(1, index, True)[:, :size]
+
+    def slots_in(self, source: Stage, size: int) -> torch.Tensor:
+        """Where the slots of this stage stand in an earlier one, [B, M]."""
+        assert self.index is not None
+        if source.index is None:
+            return self.index
+        places = torch.arange(source.index.shape[1], device=self.index.device).expand_as(source.index)
+        index = source.index if source.valid is None else source.index.masked_fill(~source.valid, size)
+        spots = torch.zeros(len(index), size + 1, dtype=torch.long, device=index.device).scatter(1, index, places)
+        return spots.gather(1, self.index)
+
     def compact(
         self, stays: torch.Tensor, lengths: tuple[int, ...], extra: tuple[int, ...]
     ) -> tuple[torch.Tensor, Stage]:

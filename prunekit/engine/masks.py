@@ -56,6 +56,41 @@ def prefill_mask(
     return picked.masked_fill(itself & ~valid[:, None, :, None], opened)
 
 
+def take_columns(mask: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """The columns ``places`` [B, M] of a 4-D mask [B or 1, 1|H, Q, K] or of a 2-D one [B, K]."""
+    if mask.ndim == 2:
+        return mask.gather(1, places)
+    mask = mask.expand(len(places), -1, -1, -1)
+    return mask.gather(3, places[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1))
+
+
+def shared_mask(
+    mask: torch.Tensor | None, stage: Stage, keys: Stage, size: int, implementation: str, dtype: torch.dtype
+) -> torch.Tensor:
+    """The mask of a layer in ``stage`` that borrows the keys of an earlier stage: [B, 1|H, M, K].
+
+    Rows are those of its own stage, columns those of ``keys``, less the tokens that went in between.
+    """
+    assert stage.index is not None
+    rows, batch = stage.index, len(stage.index)
+    columns = torch.arange(size, device=rows.device).expand(batch, -1) if keys.index is None else keys.index
+    closed = ~stage.present(size).gather(1, columns)
+    if keys.valid is not None:
+        closed = closed | ~keys.valid
+    if mask is None:
+        seen = (rows[:, None, :, None] >= columns[:, None, None, :]) & ~closed[:, None, None, :]
+        first = torch.arange(columns.shape[1], device=rows.device) == 0
+        return _express(seen | ~seen.any(-1, keepdim=True) & first, implementation, dtype)
+    mask = mask.expand(batch, -1, -1, -1)
+    picked = mask.gather(2, rows[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
+    picked = hide(take_columns(picked, columns), closed[:, None, None, :])
+    if picked.dtype != torch.bool:
+        return picked
+    # Padding rows may see nothing now: an empty softmax is NaN, so they look at the first key.
+    first = torch.arange(columns.shape[1], device=rows.device) == 0
+    return picked | (~picked.any(-1, keepdim=True) & first)
+
+
 def decode_mask(
     mask: torch.Tensor | None,
     key_index: torch.Tensor,
@@ -87,7 +122,6 @@ def decode_mask(
     pad |= columns < 0
     columns = columns.clamp(min=0)
     if mask.ndim == 2:
-        return mask.gather(1, columns) * (~pad).to(mask.dtype)
-    mask = mask.expand(batch, -1, -1, -1)
-    picked = mask.gather(3, columns[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1))
+        return take_columns(mask, columns) * (~pad).to(mask.dtype)
+    picked = take_columns(mask, columns)
     return hide(picked, pad[:, None, None, :]) if padded or offset else picked

@@ -55,7 +55,7 @@ class Prefill:
     views: dict[int, LayerView] = field(default_factory=dict)
     hidden: torch.Tensor | None = None
     sizes: torch.Tensor | None = None
-    memo: dict[tuple[str, int, int, bool], tuple[Any, Any]] = field(default_factory=dict)
+    memo: dict[tuple[Any, ...], tuple[Any, Any]] = field(default_factory=dict)
 
     @classmethod
     def begin(cls, layout: Layout) -> Prefill:

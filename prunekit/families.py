@@ -253,11 +253,16 @@ FAMILIES: dict[str, type[Family]] = {
 """Model types that need more than the generic path."""
 
 
+def make_family(model: nn.Module) -> Family:
+    """A loaded model through its family's adapter, or the generic one."""
+    inner = unwrap(model)
+    return FAMILIES.get(getattr(getattr(inner, "config", None), "model_type", ""), Family)(model)
+
+
 def family_of(model: nn.Module) -> Family:
     """The family of a loaded model; raises, naming the model type, where pruning it is not known to be exact."""
-    inner = unwrap(model)
-    model_type = getattr(getattr(inner, "config", None), "model_type", type(inner).__name__)
-    family = FAMILIES.get(model_type, Family)(model)
+    family = make_family(model)
+    model_type = family.model_type
     if model_type not in VERIFIED and not os.environ.get("PK_ANY"):
         raise PrunekitError(f"model type '{model_type}' is not supported yet; supported: {', '.join(VERIFIED)}")
     layer_types = set(getattr(family.text_config, "layer_types", None) or ["full_attention"])

@@ -84,7 +84,7 @@ def run_eval(config: dict[str, Any], context: Context) -> None:
     from prunekit.evaluation.pictures import draw_kept
     from prunekit.evaluation.run import evaluate
     from prunekit.evaluation.table import print_tables
-    from prunekit.families import Family
+    from prunekit.families import make_family
     from prunekit.tracking import MODES, log_run
 
     check_choice("logger.mode", config["logger"]["mode"], MODES)
@@ -102,7 +102,7 @@ def run_eval(config: dict[str, Any], context: Context) -> None:
         resume=bool(config["resume"]),
         **sizes,
     )
-    draw_kept(found.examples, found.rows, Family(loaded.model).grid, context.folder / "kept.png")
+    draw_kept(found.examples, found.rows, make_family(loaded.model).grid, context.folder / "kept.png")
     print_tables(found.metrics)
     tags = [f"{kind}={choice}" for kind, choice in context.choices.items()]
     line = log_run(

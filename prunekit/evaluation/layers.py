@@ -11,7 +11,7 @@ from rich.table import Table
 
 from prunekit.data.example import Example
 from prunekit.evaluation.run import evaluate, write_json
-from prunekit.families import Family
+from prunekit.families import make_family
 from prunekit.models import LoadedModel
 from prunekit.pruner import Pruner
 
@@ -35,7 +35,7 @@ def select_layer(
     none, the layer of the best accuracy. Meant for a validation split: the choice is made on the data it is given.
     """
     rows = []
-    for layer in range(1, Family(loaded.model).depth):
+    for layer in range(1, make_family(loaded.model).depth):
         found = evaluate(
             loaded,
             examples,

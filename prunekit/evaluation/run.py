@@ -18,7 +18,7 @@ from prunekit.evaluation.answers import Answer, DenseCache, answer_all
 from prunekit.evaluation.batches import Batcher
 from prunekit.evaluation.statistics import accuracies, intervals, is_correct
 from prunekit.evaluation.timing import prefill_ratio
-from prunekit.families import Family
+from prunekit.families import Family, make_family
 from prunekit.models import LoadedModel
 from prunekit.pruner import Pruner
 from prunekit.registry import KINDS
@@ -55,7 +55,7 @@ def evaluate(
     """
     if not examples:
         raise PrunekitError(f"data '{data}': no examples")
-    family = Family(loaded.model)
+    family = make_family(loaded.model)
     layers = pruner.plan(family).cut_layers
     pruner.apply(loaded.model).remove()  # what the model cannot do is said before any work is done
     batcher = Batcher(loaded)

@@ -1,0 +1,152 @@
+"""The reference for every family: the dense model itself, through its own masks, with the cut tokens' keys closed.
+
+Nothing of the engine is used but the adapters' word on where the decoder's layers are. Layers that mix tokens by a
+state or a convolution have no keys to close: there "masked" means that each sample's mixer runs on its remaining
+tokens alone, one sample at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from prunekit.families import Family, make_family
+from zoo import Batch
+
+Hidden = dict[int, torch.Tensor]
+
+
+def hidden_positions(batch: Batch, cuts: list[Any]) -> Hidden:
+    """From a trace's cuts: for each cut layer, which dense positions [B, S] are hidden from there on."""
+    hidden = {}
+    for cut in cuts:
+        gone = torch.zeros_like(batch.visual)
+        for b in range(gone.shape[0]):
+            places = batch.visual[b].nonzero()[:, 0]
+            gone[b, places[~cut.kept[b, : len(places)]]] = True
+        hidden[cut.layer] = gone
+    return hidden
+
+
+def real_tokens(batch: Batch) -> torch.Tensor:
+    """Bool [B, S]: not padding."""
+    mask = batch.inputs.get("attention_mask")
+    return torch.ones_like(batch.visual) if mask is None else mask.bool()
+
+
+def has_recurrent_layers(family: Family) -> bool:
+    return any(family.takes_padding_mask(i) for i in range(family.depth))
+
+
+@contextmanager
+def masked(model: Any, batch: Batch, hidden: Hidden):
+    """The model with the keys of ``hidden`` closed from each cut layer on."""
+    family = make_family(model)
+    total = {"tokens": 0}
+    handles, patched = [], []
+
+    def count_tokens(module: Any, args: Any, kwargs: Any) -> None:
+        ids, cache = kwargs.get("input_ids", args[0] if args else None), kwargs.get("past_key_values")
+        new = ids.shape[1] if ids is not None else kwargs["inputs_embeds"].shape[1]
+        total["tokens"] = new + (cache.get_seq_length() if cache is not None else 0)
+
+    handles.append(family.core.register_forward_pre_hook(count_tokens, with_kwargs=True, prepend=True))
+    try:
+        for index, layer in enumerate(family.layers):
+            gone = torch.zeros_like(batch.visual)
+            for cut, positions in hidden.items():
+                gone |= positions & (index >= cut)
+            if not gone.any():
+                continue
+            if family.takes_padding_mask(index):
+                patched.append((layer, layer.forward))
+                layer.forward = _sample_by_sample(layer.forward, real_tokens(batch) & ~gone)
+            else:
+                hook = _close_columns(family.layer_arguments, gone, total)
+                handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for layer, forward in patched:
+            layer.forward = forward
+
+
+def _close_columns(names: tuple[str, ...], gone: torch.Tensor, total: dict[str, int]) -> Callable[..., Any]:
+    def hook(module: Any, args: Any, kwargs: Any) -> Any:
+        named = {**dict(zip(names, args, strict=False)), **kwargs}
+        mask, hidden = named.get("attention_mask"), named["hidden_states"]
+        if mask is None:  # all of it causal: say so
+            queries, keys = hidden.shape[-2], total["tokens"]
+            seen = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+            mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(hidden.dtype).min)[None, None]
+        closed = torch.zeros(gone.shape[0], max(total["tokens"], gone.shape[1]), dtype=torch.bool)
+        closed[:, : gone.shape[1]] = gone
+        start = total["tokens"] - mask.shape[-1]  # a sliding layer's mask starts later
+        closed = closed[:, start : start + mask.shape[-1]]
+        fill = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+        named["attention_mask"] = mask.expand(len(gone), -1, -1, -1).masked_fill(closed[:, None, None, :], fill)
+        return (named.pop("hidden_states"),), named
+
+    return hook
+
+
+def _sample_by_sample(forward: Callable[..., Any], stays: torch.Tensor) -> Callable[..., Any]:
+    def run(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        assert not args and hidden.ndim == 3
+        size, out = hidden.shape[1], torch.zeros_like(hidden)
+        for b in range(hidden.shape[0]):
+            more = torch.ones(size - stays.shape[1], dtype=torch.bool)
+            places = torch.cat([stays[b], more]).nonzero()[:, 0]
+            own = {k: _rows(k, v, b, places, size) for k, v in kwargs.items() if k != "past_key_values"}
+            out[b, places] = forward(hidden[b : b + 1, places], **{**own, "attention_mask": None})[0]
+        return out
+
+    return run
+
+
+def _rows(name: str, value: Any, b: int, places: torch.Tensor, size: int) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_rows(name, v, b, places, size) for v in value)
+    if not isinstance(value, torch.Tensor) or size not in value.shape:
+        return value
+    axis = value.ndim - 2 if name == "position_embeddings" else value.ndim - 1
+    value = value.index_select(axis, places)
+    return value if value.shape[axis - 1] == 1 else value.narrow(axis - 1, b, 1)
+
+
+def prompt_logits(model: Any, batch: Batch, hidden: Hidden, **more: Any) -> torch.Tensor:
+    """Logits [B, S, V] of the prompt."""
+    options = {"use_cache": False} if has_recurrent_layers(make_family(model)) else {}
+    with torch.no_grad(), masked(model, batch, hidden):
+        return model(**batch.inputs, **options, **more).logits
+
+
+def step_logits(model: Any, batch: Batch, hidden: Hidden, new: int) -> torch.Tensor:
+    """Logits [B, new, V] of greedy decoding, with the dense cache; families with recurrent layers run the whole
+    sequence again for each token (unpadded batches only)."""
+    if not has_recurrent_layers(make_family(model)):
+        with torch.no_grad(), masked(model, batch, hidden):
+            return generate(model, batch.inputs, new)
+    inputs, steps = dict(batch.inputs), []
+    for _ in range(new):
+        with torch.no_grad(), masked(model, batch, hidden):
+            steps.append(model(**inputs, use_cache=False).logits[:, -1])
+        size = inputs["input_ids"].shape[1]
+        for name, value in inputs.items():
+            if isinstance(value, torch.Tensor) and value.shape[:2] == (len(batch.visual), size) and value.ndim == 2:
+                fresh = {"input_ids": steps[-1].argmax(-1), "attention_mask": torch.ones(len(value))}
+                column = fresh.get(name, torch.zeros(len(value))).to(value.dtype)
+                inputs[name] = torch.cat([value, column[:, None]], 1)
+    return torch.stack(steps, 1)
+
+
+def generate(model: Any, inputs: dict[str, Any], new: int) -> torch.Tensor:
+    """Logits [B, new, V] of greedy ``generate``."""
+    made = model.generate(
+        **inputs, max_new_tokens=new, do_sample=False, output_logits=True, return_dict_in_generate=True
+    )
+    return torch.stack(made.logits, 1)

@@ -115,6 +115,8 @@ def main() -> None:
     try:
         check_choices(sys.argv[1:])
         register_options()
+        for path in registry.user_files():
+            print(f"loaded {path}")
         run()
         if _errors:
             raise _errors.pop()

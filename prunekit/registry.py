@@ -75,6 +75,11 @@ class Registry:
                         loaded.append(path)
         return loaded
 
+    def user_files(self) -> list[Path]:
+        """Files that were loaded from folders other than the built-in one."""
+        built_in = source_folder("methods").resolve()
+        return [path for path, state in self._files.items() if state == "loaded" and path.parent != built_in]
+
     def _load(self, path: Path) -> bool:
         name = f"prunekit_methods.{path.parent.name}_{abs(hash(path.parent)):x}.{path.stem}"
         before = {kind: dict(table) for kind, table in self._classes.items()}

@@ -243,6 +243,7 @@ def test_users_method_folder_in_a_process_of_its_own(tmp_path, model_folder):
     )
     assert done.returncode == 0, done.stderr
     assert "broken.py" in done.stderr and "Traceback" not in done.stderr
+    assert f"loaded {tmp_path / 'methods' / 'mine.py'}" in done.stdout
     kept = []
     for job in ("0", "1"):
         rows = (tmp_path / "sweep" / job / "predictions.jsonl").read_text().splitlines()

@@ -15,6 +15,8 @@ from prunekit.embedded.processor import SPACE
 from prunekit.embedded.progress import Log, load_checkpoint, optimiser, save_checkpoint, set_rate
 
 RATE = 2e-3
+TEMPERATURE = 0.06
+NEAR = 0.25
 
 
 def label_tokens(tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,7 +49,7 @@ def train_align(
         projector.load_state_dict(state["projector"])
         words.load_state_dict(state["words"])
     else:
-        torch.nn.init.normal_(words.weight, std=0.2)
+        torch.nn.init.normal_(words.weight, std=0.5)
         tokens, held = label_tokens(tokenizer), len(features) - 256
         optimizer = optimiser({projector: 1.0, words: 1.0}, RATE, decay=0.01)
         for step in range(steps):
@@ -75,12 +77,18 @@ def _loss(
     labels: tuple[torch.Tensor, torch.Tensor],
     index: torch.Tensor,
 ) -> tuple[torch.Tensor, list[float]]:
-    """Cross-entropy of the shown patches against the words of their thing and hue, and both accuracies."""
+    """Cross-entropy of the patches against the words of their thing and hue by cosine, and accuracy where there is one.
+
+    Ground is a class of its own, at cosine NEAR: a shown patch must come nearer to its word, a ground patch to none.
+    """
     loss, right = torch.zeros(()), []
+    flat = F.normalize(projected.flatten(0, 1), dim=-1)
+    weight = torch.ones(max(len(token) for token in tokens) + 1)
+    weight[0] = 0.1
     for token, label in zip(tokens, labels, strict=True):
-        label = label[index]
-        shown = label > 0
-        logits = projected[shown] @ words[token].T
-        loss = loss + F.cross_entropy(logits, label[shown] - 1)
-        right.append((logits.argmax(-1) == label[shown] - 1).float().mean().item())
+        label = label[index].flatten()
+        cosine = flat @ F.normalize(words[token], dim=-1).T
+        logits = torch.cat([torch.full((len(flat), 1), NEAR), cosine], dim=1) / TEMPERATURE
+        loss = loss + F.cross_entropy(logits, label, weight=weight[: logits.shape[1]])
+        right.append((cosine.argmax(-1) == label - 1)[label > 0].float().mean().item())
     return loss, right

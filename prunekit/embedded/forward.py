@@ -11,16 +11,21 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel, LlamaRMSNorm
 
 Entering = Callable[[int, torch.Tensor], None]  # layer, its input [B, S, D]
 Seen = Callable[[int, torch.Tensor], None]  # layer, its attention weights [B, H, S, S]
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding of [B, H, S, d]."""
+    """Rotary embedding of [..., S, d]; ``cos`` and ``sin`` are [B, 1, S, d / 2]."""
     first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def rms_norm(norm: LlamaRMSNorm, x: torch.Tensor) -> torch.Tensor:
+    """The layer norm of fp32 [..., D], without the casts."""
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon) * norm.weight
 
 
 def decoder_layer(
@@ -38,11 +43,11 @@ def decoder_layer(
     which is faster on CPUs than SDPA in bf16.
     """
     attention, width = layer.self_attn, x.shape[-1]
-    normed = layer.input_layernorm(x)
+    normed = rms_norm(layer.input_layernorm, x)
     weight = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
     qkv = F.linear(normed, weight).unflatten(-1, (3, -1, attention.head_dim)).permute(2, 0, 3, 1, 4)
-    queries, keys, values = qkv.float().unbind(0)
-    queries, keys = rotate(queries, cos, sin), rotate(keys, cos, sin)
+    queries, keys = rotate(qkv[:2].float(), cos, sin)
+    values = qkv[2].float()
     with torch.autocast("cpu", enabled=False):
         first = F.scaled_dot_product_attention(
             queries[:, :, :head], keys[:, :, :head], values[:, :, :head], attn_mask=mask[:, :, :head, :head]
@@ -52,8 +57,9 @@ def decoder_layer(
     if seen is not None:
         seen(((queries @ keys.transpose(-1, -2)) * attention.scaling + mask).softmax(-1))
     x = x + attention.o_proj(mixed.transpose(1, 2).reshape(*x.shape[:2], width))
-    normed, mlp = layer.post_attention_layernorm(x), layer.mlp
-    return x + mlp.down_proj(F.silu(mlp.gate_proj(normed)) * mlp.up_proj(normed))
+    normed, mlp = rms_norm(layer.post_attention_layernorm, x), layer.mlp
+    gate, up = F.linear(normed, torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])).chunk(2, dim=-1)
+    return x + mlp.down_proj(F.silu(gate) * up)
 
 
 def run_decoder(
@@ -70,7 +76,7 @@ def run_decoder(
     ``mask_at(layer)`` is a bool mask [B, S, S] of what is visible; the first ``head`` positions are prefix and image.
     """
     cos, sin = decoder.rotary_emb(embeddings.float(), position_ids)
-    cos, sin = cos[:, None], sin[:, None]
+    cos, sin = (part[:, None, :, : part.shape[-1] // 2] for part in (cos, sin))
     x, additive = embeddings, {}
     for index, layer in enumerate(decoder.layers):
         allowed = mask_at(index)

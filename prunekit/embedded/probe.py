@@ -192,7 +192,10 @@ def report(model: LlavaForConditionalGeneration, bench: Bench, ratio: float = 0.
     scores, dense = attention_scores(model, bench)
     layers = scores.shape[0]
     kept = random_kept(bench, ratio)
-    curve = {layer: round(mean_accuracy(ask(model, bench, kept, layer)), 3) for layer in range(1, layers)}
+    curve = {
+        layer: round(mean_accuracy(ask(model, bench, kept, layer)), 3)
+        for layer in sorted({1, layers // 4, layers // 3, layers // 2, layers * 2 // 3})
+    }
     pointed = {}
     for layer in (layers // 4, round(layers * 0.375), layers // 2):
         chosen = top(scores[:layer].mean(dim=0), ratio)
@@ -219,7 +222,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description="Probes a training run's newest checkpoint on validation questions.")
     parser.add_argument("--out", type=Path, required=True, help="the run's folder")
-    parser.add_argument("--limit", type=int, default=210)
+    parser.add_argument("--limit", type=int, default=140)
     arguments = parser.parse_args()
     model = build_model(Size()).eval()
     step = load_trained(model, arguments.out)

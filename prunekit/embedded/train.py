@@ -2,14 +2,14 @@
 
     python -m prunekit.embedded.train --out DIR [--resume]
 
-Stages: tower, align, decoder, export. Each goes on from its checkpoint in DIR when --resume is given; without it DIR
-must be new. The rendered scenes (2.4 GB) lie in DIR too.
+Stages: tower, align, shallow, decoder, export. Each goes on from its checkpoint in DIR when --resume is
+given; without it DIR must be new. The rendered scenes (2.4 GB) lie in DIR too.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from transformers import LlavaForConditionalGeneration
 
 from prunekit.data.scene import Scene
 from prunekit.embedded.align import train_align
-from prunekit.embedded.config import Size, build_model
+from prunekit.embedded.config import Size, build_model, grow
 from prunekit.embedded.decoder import Plan, Pool, Trainer
 from prunekit.embedded.export import MODEL_FOLDER, export
 from prunekit.embedded.pool import pool_scenes, render_pool
@@ -27,7 +27,9 @@ from prunekit.embedded.progress import load_checkpoint
 from prunekit.embedded.tower import scene_labels, tower_features, train_tower
 
 ALIGNED = 6000  # scenes
-STAGES = ("tower", "align", "decoder", "export")
+SHALLOW = 7  # decoder layers of the first questions, which learns look-ups in half the time
+FRONT = 4  # layers that the grown decoder has before those
+STAGES = ("tower", "align", "shallow", "decoder", "export")
 
 
 def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
@@ -37,7 +39,9 @@ def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="go on from the folder's checkpoints")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--tower-steps", type=int, default=1200)
-    parser.add_argument("--align-steps", type=int, default=300)
+    parser.add_argument("--align-steps", type=int, default=400)
+    parser.add_argument("--shallow-steps", type=int, default=3000, help="sets the learning rate's decline")
+    parser.add_argument("--shallow-until", type=int, default=1600, help="step at which the decoder grows")
     parser.add_argument("--decoder-steps", type=int, default=Plan.steps)
     parser.add_argument("--model", type=Path, default=MODEL_FOLDER, help="folder that export writes")
     parser.add_argument("--threads", type=int, default=2)
@@ -51,9 +55,15 @@ def align(
     model: LlavaForConditionalGeneration, scenes: list[Scene], images: np.ndarray, folder: Path, steps: int
 ) -> None:
     """The align stage, on the last ALIGNED scenes of the pool."""
-    features = tower_features(model.model.vision_tower, images[-ALIGNED:])
+    done = (folder / "align.pt").exists()
+    features = torch.empty(0) if done else tower_features(model.model.vision_tower, images[-ALIGNED:])
     things, hues, _ = scene_labels(scenes[-ALIGNED:], model.config.vision_config.patch_size)
     train_align(model, build_tokenizer(), features, (things, hues), folder, steps)
+
+
+def small_heads(folder: Path) -> dict[str, torch.Tensor]:
+    """The tower's read-outs as the shallow stage left them."""
+    return load_checkpoint(folder / "shallow.pt")["heads"]
 
 
 def load_trained(model: LlavaForConditionalGeneration, folder: Path) -> int:
@@ -70,16 +80,27 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(arguments.threads)
     size, plan, folder = Size(), Plan(steps=arguments.decoder_steps), arguments.out
     model, tokenizer = build_model(size, plan.seed), build_tokenizer()
-    if set(arguments.stages) & {"tower", "align", "decoder"}:
+    if set(arguments.stages) & {"tower", "align", "shallow", "decoder"}:
         scenes = pool_scenes()
         images = render_pool(folder, scenes)
         train_tower(model.model.vision_tower, images, scenes, folder, arguments.tower_steps)
-    if "align" in arguments.stages and not (folder / "decoder.pt").exists():
-        align(model, scenes, images, folder, arguments.align_steps)
-    if "decoder" in arguments.stages:
+    small = build_model(replace(size, layers=SHALLOW), plan.seed)
+    small.model.vision_tower.load_state_dict(model.model.vision_tower.state_dict())
+    if "align" in arguments.stages and not (folder / "shallow.pt").exists():
+        align(small, scenes, images, folder, arguments.align_steps)
+    if set(arguments.stages) & {"shallow", "decoder"}:
         pool = Pool(scenes, images, scene_labels(scenes, size.patch))
+        heads = load_checkpoint(folder / "tower.pt")["heads"]
+        first = Plan(steps=arguments.shallow_steps, blind={0: 1.0}, ripen_layer=SHALLOW // 2)
+        trainer = Trainer(small, tokenizer, pool, folder, first, "shallow")
+        trainer.restore(heads)
+        trainer.run(until=arguments.shallow_until)
+    if "decoder" in arguments.stages:
+        model = grow(small, size, FRONT, plan.seed)
+        stage = trainer.stage
         trainer = Trainer(model, tokenizer, pool, folder, plan)
-        trainer.restore(load_checkpoint(folder / "tower.pt")["heads"])
+        trainer.stage = stage
+        trainer.restore(small_heads(folder))
         trainer.run()
     if "export" in arguments.stages:
         step = load_trained(model, folder)

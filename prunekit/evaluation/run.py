@@ -24,6 +24,9 @@ from prunekit.pruner import Pruner
 from prunekit.registry import KINDS
 
 SCHEMA = 1
+SIGNATURE = "run.json"
+"""What a run was of: a run of another configuration must not be resumed into it."""
+
 TIMED_BATCH = 8
 
 
@@ -60,10 +63,13 @@ def evaluate(
     pruner.apply(loaded.model).remove()  # what the model cannot do is said before any work is done
     batcher = Batcher(loaded)
     options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    signature = {**pruner.describe(), "model": loaded.fingerprint, "data": data, "max_new_tokens": max_new_tokens}
+    folder.mkdir(parents=True, exist_ok=True)
+    done = _resumed(folder, signature) if resume else {}
+    write_json(folder / SIGNATURE, signature)
     dense = _dense_answers(batcher, examples, options)
-    rows = _pruned_rows(
-        batcher, examples, pruner, dense, folder, resume, {**options, "fingerprint": loaded.fingerprint}
-    )
+    rows = {e.id: done[e.id] for e in examples if e.id in done}
+    rows = _pruned_rows(batcher, examples, pruner, dense, folder, rows, options)
     ordered = [rows[e.id] for e in examples]
     metrics = {
         "schema": SCHEMA,
@@ -105,31 +111,28 @@ def _pruned_rows(
     pruner: Pruner,
     dense: dict[str, str],
     folder: Path,
-    resume: bool,
-    options: dict[str, Any],
+    rows: dict[str, dict[str, Any]],
+    options: dict[str, int],
 ) -> dict[str, dict[str, Any]]:
-    """Rows of predictions.jsonl by id, each written as soon as its batch is done."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path, signature = folder / "predictions.jsonl", {**pruner.describe(), **options}
-    rows = _resumed(path, folder / "run.json", signature) if resume else {}
-    write_json(folder / "run.json", signature)
+    """``rows`` of predictions.jsonl by id, completed; each is written as soon as its batch is done."""
+    path = folder / "predictions.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
     todo = [e for e in examples if e.id not in rows]
-    sizes = {"batch_size": options["batch_size"], "max_new_tokens": options["max_new_tokens"]}
     with path.open("a") as file, tqdm(total=len(todo), desc="pruned", unit="ex", dynamic_ncols=True) as bar:
-        for example, answer in answer_all(batcher, todo, pruner, progress=bar.update, **sizes):
+        for example, answer in answer_all(batcher, todo, pruner, progress=bar.update, **options):
             rows[example.id] = _row(example, answer, dense[example.id])
             file.write(json.dumps(rows[example.id]) + "\n")
             file.flush()
     return rows
 
 
-def _resumed(path: Path, signature_path: Path, signature: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Finished rows of an interrupted run; a half-written last line is dropped, another method's run is an error."""
-    if not path.exists() or not signature_path.exists():
+def _resumed(folder: Path, signature: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Finished rows of an interrupted run; a half-written last line is dropped, another configuration is an error."""
+    path, signed = folder / "predictions.jsonl", folder / SIGNATURE
+    if not path.exists() or not signed.exists():
         return {}
-    if json.loads(signature_path.read_text()) != json.loads(json.dumps(signature)):
-        raise PrunekitError(f"resume: '{path.parent}' holds a run of another configuration")
+    if json.loads(signed.read_text()) != json.loads(json.dumps(signature)):
+        raise PrunekitError(f"resume: '{folder}' holds a run of another configuration")
     rows = {}
     for line in path.read_text().splitlines():
         try:
@@ -196,6 +199,6 @@ def _cost(
 
 
 def _prefill_ratio(batcher: Batcher, examples: Sequence[Example], pruner: Pruner) -> float:
-    batch = next(iter(batcher.batches(examples[:TIMED_BATCH], TIMED_BATCH)))
-    inputs = batcher.inputs(batch)
+    # The shortest prompts: there are enough of one length, so that nothing of the batch is padding.
+    inputs = batcher.inputs(next(batcher.batches(examples, TIMED_BATCH)))
     return prefill_ratio(batcher.loaded.model, pruner, inputs)

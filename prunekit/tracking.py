@@ -61,7 +61,7 @@ def _start(
     except Exception as error:
         if mode == "offline":
             raise
-        reason = f" (the server did not answer: {type(error).__name__})"
+        reason = f" (going online failed: {type(error).__name__})"
         settings = wandb.Settings(silent=True, console="off")
         return wandb.init(mode="offline", settings=settings, **options), reason
 

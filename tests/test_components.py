@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 import prunekit
 from prunekit.components.schedules import cumulative_shares
@@ -181,6 +182,35 @@ class TestMerge:
         assert trace.tokens_per_layer[2].tolist() == [11, 11, 11]
         for b in range(3):
             assert (entering["pruned"][b, 3] - entering["dense"][b][batch.visual[b]].mean(0)).abs().max() < 1e-5
+
+
+class TestLearnedWeights:
+    def file(self, folder, **tensors):
+        save_file(tensors, str(folder / "w.safetensors"))
+        return prunekit.create("fusion", "learned", weights=str(folder / "w.safetensors"))
+
+    def test_another_depth_is_refused_by_name(self, tmp_path):
+        pruner = prunekit.Pruner(fusion=self.file(tmp_path, weights=torch.ones(5)))
+        with pytest.raises(ValueError, match=r"w\.safetensors' is for 5 layers, the decoder has 6"):
+            pruner.apply(tiny_model("llava"))
+
+    @pytest.mark.parametrize(
+        ("tensors", "word"),
+        [
+            ({"other": torch.ones(6)}, "weights"),
+            ({"weights": torch.ones(2, 3)}, "one-dimensional"),
+            ({"weights": torch.tensor([1.0, float("nan")])}, "finite"),
+            ({"weights": torch.zeros(6)}, "zero"),
+        ],
+    )
+    def test_files_that_hold_no_weights(self, tmp_path, tensors, word):
+        with pytest.raises(ValueError, match=word):
+            self.file(tmp_path, **tensors)
+
+    def test_a_file_that_is_no_safetensors(self, tmp_path):
+        (tmp_path / "w.safetensors").write_text("nothing")
+        with pytest.raises(ValueError, match="not a safetensors file"):
+            prunekit.create("fusion", "learned", weights=str(tmp_path / "w.safetensors"))
 
 
 class TestCost:

@@ -113,10 +113,7 @@ class Pruner:
         """Resolve the schedule on a model; raises for a layer past its depth and the like."""
         for component in self.components.values():
             component.check(family.depth)
-        if self.positions == "renumber" and (family.three_dimensional_positions or family.rotary is None):
-            raise PrunekitError(
-                f"positions=renumber: model type '{family.model_type}' has no one-dimensional positions"
-            )
+        self._check_family(family)
         ratio = self.keep_ratio if self.keep_ratio is not None else 0.5
         layers = [cut.layer for cut in self.schedule.cuts(family.depth, ratio)]
         evidence = {}
@@ -127,14 +124,24 @@ class Pruner:
                 raise PrunekitError(f"scorer '{name}' reads attention, but no layer lies before a cut at layer {layer}")
         return Plan(self, family.depth, tuple(layers), evidence)
 
+    def _check_family(self, family: Family) -> None:
+        """What the options ask of a model beyond dropping tokens."""
+        name = family.model_type
+        if self.positions == "renumber" and not family.renumbers:
+            where = "its decoder" if family.rotary is None else type(family.rotary).__name__
+            raise PrunekitError(f"positions=renumber: '{name}' has no plain one-dimensional rotary positions ({where})")
+        if self.reducer.changes_tokens and family.stacked:
+            kind, reducer = type(family.layers[0]).__name__, self.reducer.registered_name
+            raise PrunekitError(f"reducer '{reducer}': {kind} of '{name}' carries several hidden states for a token")
+
     def _evidence(self, family: Family, layers: list[int]) -> list[int]:
         """The layers that have evidence: a mean over many passes by those without attention, others cannot."""
         if not self.scorer.uses_attention:
             return layers
         blind = [layer for layer in layers if not family.attends(layer)]
         if blind and (self.fusion.joins_views or len(blind) == len(layers)):
-            name = self.fusion.registered_name
-            raise PrunekitError(f"fusion '{name}' reads layers {blind} of '{family.model_type}', which have no attention")
+            where = f"layers {blind} of '{family.model_type}'"
+            raise PrunekitError(f"fusion '{self.fusion.registered_name}' reads {where}, which have no attention")
         return [layer for layer in layers if layer not in blind]
 
     def apply(self, model: nn.Module) -> Handle:

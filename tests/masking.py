@@ -15,6 +15,7 @@ import torch
 
 from prunekit.families import Family, make_family
 from zoo import Batch
+from zoo.base import VOCAB, WORDS
 
 Hidden = dict[int, torch.Tensor]
 
@@ -37,8 +38,13 @@ def real_tokens(batch: Batch) -> torch.Tensor:
     return torch.ones_like(batch.visual) if mask is None else mask.bool()
 
 
+def mixes_neighbours(family: Family, layer: int) -> bool:
+    """Whether a layer mixes tokens by a state or a convolution, beside its attention or instead of it."""
+    return family.takes_padding_mask(layer) or "conv_mask" in family.layer_arguments
+
+
 def has_recurrent_layers(family: Family) -> bool:
-    return any(family.takes_padding_mask(i) for i in range(family.depth))
+    return any(mixes_neighbours(family, i) for i in range(family.depth))
 
 
 @contextmanager
@@ -61,9 +67,9 @@ def masked(model: Any, batch: Batch, hidden: Hidden):
                 gone |= positions & (index >= cut)
             if not gone.any():
                 continue
-            if family.takes_padding_mask(index):
+            if mixes_neighbours(family, index):
                 patched.append((layer, layer.forward))
-                layer.forward = _sample_by_sample(layer.forward, real_tokens(batch) & ~gone)
+                layer.forward = _sample_by_sample(layer, family.layer_arguments, real_tokens(batch) & ~gone)
             else:
                 hook = _close_columns(family.layer_arguments, gone, total)
                 handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
@@ -94,18 +100,37 @@ def _close_columns(names: tuple[str, ...], gone: torch.Tensor, total: dict[str, 
     return hook
 
 
-def _sample_by_sample(forward: Callable[..., Any], stays: torch.Tensor) -> Callable[..., Any]:
-    def run(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        assert not args and hidden.ndim == 3
-        size, out = hidden.shape[1], torch.zeros_like(hidden)
+def _sample_by_sample(layer: Any, names: tuple[str, ...], stays: torch.Tensor) -> Callable[..., Any]:
+    """The layer on each sample's remaining tokens alone, without a cache."""
+    forward = layer.forward
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        named = {**dict(zip(names, args, strict=False)), **kwargs, "past_key_values": None}
+        hidden = named.pop("hidden_states")
+        size, dense = hidden.shape[1], torch.zeros_like(hidden)
         for b in range(hidden.shape[0]):
             more = torch.ones(size - stays.shape[1], dtype=torch.bool)
             places = torch.cat([stays[b], more]).nonzero()[:, 0]
-            own = {k: _rows(k, v, b, places, size) for k, v in kwargs.items() if k != "past_key_values"}
-            out[b, places] = forward(hidden[b : b + 1, places], **{**own, "attention_mask": None})[0]
-        return out
+            own = {k: _rows(k, v, b, places, size) for k, v in named.items()}
+            with _true_distances(layer, places):
+                found = forward(hidden[b : b + 1, places], **own)
+            dense[b, places] = (found[0] if isinstance(found, tuple) else found)[0]
+        return (dense, *[None] * (len(found) - 1)) if isinstance(found, tuple) else dense
 
     return run
+
+
+@contextmanager
+def _true_distances(layer: Any, places: torch.Tensor):
+    """A bias by distance (Inkling) counts places of the dense sequence: ``places`` of those that remain."""
+    bias = getattr(getattr(layer, "self_attn", None), "rel_logits_proj", None)
+    hook = lambda module, args: (args[0], places, places)  # noqa: E731
+    handle = None if bias is None else bias.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
 
 
 def _rows(name: str, value: Any, b: int, places: torch.Tensor, size: int) -> Any:
@@ -113,7 +138,9 @@ def _rows(name: str, value: Any, b: int, places: torch.Tensor, size: int) -> Any
         return tuple(_rows(name, v, b, places, size) for v in value)
     if not isinstance(value, torch.Tensor) or size not in value.shape:
         return value
-    axis = value.ndim - 2 if name == "position_embeddings" else value.ndim - 1
+    if name == "attention_mask" and value.ndim == 4:
+        return value.expand(max(b + 1, len(value)), -1, -1, -1)[b : b + 1, :, places][..., places]
+    axis = {"position_embeddings": value.ndim - 2, "block_states": 1}.get(name, value.ndim - 1)
     value = value.index_select(axis, places)
     return value if value.shape[axis - 1] == 1 else value.narrow(axis - 1, b, 1)
 
@@ -127,26 +154,34 @@ def prompt_logits(model: Any, batch: Batch, hidden: Hidden, **more: Any) -> torc
 
 def step_logits(model: Any, batch: Batch, hidden: Hidden, new: int) -> torch.Tensor:
     """Logits [B, new, V] of greedy decoding, with the dense cache; families with recurrent layers run the whole
-    sequence again for each token (unpadded batches only)."""
+    sequence again for each token (not for right padding)."""
     if not has_recurrent_layers(make_family(model)):
         with torch.no_grad(), masked(model, batch, hidden):
             return generate(model, batch.inputs, new)
     inputs, steps = dict(batch.inputs), []
     for _ in range(new):
+        numbers = {}
+        if model.config.model_type == "inkling2":  # its queries are scaled by position, which generate counts anew
+            numbers["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
         with torch.no_grad(), masked(model, batch, hidden):
-            steps.append(model(**inputs, use_cache=False).logits[:, -1])
+            steps.append(model(**inputs, **numbers, use_cache=False).logits[:, -1])
         size = inputs["input_ids"].shape[1]
         for name, value in inputs.items():
             if isinstance(value, torch.Tensor) and value.shape[:2] == (len(batch.visual), size) and value.ndim == 2:
-                fresh = {"input_ids": steps[-1].argmax(-1), "attention_mask": torch.ones(len(value))}
+                fresh = {"input_ids": steps[-1][:, : WORDS[1]].argmax(-1), "attention_mask": torch.ones(len(value))}
                 column = fresh.get(name, torch.zeros(len(value))).to(value.dtype)
                 inputs[name] = torch.cat([value, column[:, None]], 1)
     return torch.stack(steps, 1)
 
 
 def generate(model: Any, inputs: dict[str, Any], new: int) -> torch.Tensor:
-    """Logits [B, new, V] of greedy ``generate``."""
+    """Logits [B, new, V] of greedy ``generate``, which chooses ordinary words only."""
     made = model.generate(
-        **inputs, max_new_tokens=new, do_sample=False, output_logits=True, return_dict_in_generate=True
+        **inputs,
+        max_new_tokens=new,
+        do_sample=False,
+        suppress_tokens=list(range(WORDS[1], VOCAB)),
+        output_logits=True,
+        return_dict_in_generate=True,
     )
     return torch.stack(made.logits, 1)

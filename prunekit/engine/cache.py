@@ -19,29 +19,30 @@ if TYPE_CHECKING:
     from prunekit.engine.hooks import Session
 
 
-
 class PrunedLayerMixin:
     """Put in front of a cache layer's class once a prefill has filled it with fewer keys than the sequence is long.
 
     Attributes:
         key_index: dense position of each stored key, [B, stored]; -1 for padding.
         dense_length: tokens that the model has seen.
+        prompt_length: those of the pruned prefill.
         removed: how many real tokens of each sample are missing, [B].
         padded: whether some sample has padding slots here.
         stage: number of the stage whose layers share these positions.
         lent: positions of the keys that the latest update returned, [B, stored + new].
-        gone: for each layer that borrows these keys after a later cut, the dense positions it must not see, bool [B, S].
+        gone: for each layer that borrows these keys after a later cut, the positions it must not see, bool [B, S].
     """
 
     key_index: torch.Tensor | None
     dense_length: int
-    prefill_length: int
+    prompt_length: int
     removed: torch.Tensor
     padded: bool
     stage: int
     lent: torch.Tensor
     gone: dict[int, torch.Tensor]
     owner: weakref.ref[Session]
+    keys: torch.Tensor
 
     def get_seq_length(self, *args: Any) -> int:
         return self.dense_length
@@ -57,12 +58,24 @@ class PrunedLayerMixin:
         found = super().update(key_states, *args, **kwargs)  # type: ignore[misc]
         index = torch.cat([self.key_index, new.expand(self.key_index.shape[0], -1)], dim=1)
         self.lent = index
-        self.key_index = index[:, index.shape[1] - self.keys.shape[-2] :]  # a sliding layer forgets its oldest keys
+        self.key_index = self._stored(index)
         self.dense_length += count
         return found
 
+    def _stored(self, index: torch.Tensor) -> torch.Tensor:
+        """Of the keys of an update those that are still there: a sliding layer forgets its oldest."""
+        return index[:, index.shape[1] - self.keys.shape[-2] :]
+
+    def columns(self, key_index: torch.Tensor, length: int, mask_length: int, queries: int) -> torch.Tensor:
+        """Where stored keys and ``queries`` new ones stand in a mask [.., mask_length] of the model: [B, stored + new].
+
+        ``length`` is the dense length without the new ones. Negative for padding, and for what a sliding window left.
+        """
+        new = torch.arange(length, length + queries, device=key_index.device).expand(key_index.shape[0], -1)
+        return torch.cat([key_index, new], dim=1) - (length + queries - mask_length)
+
     def lent_index(self, borrower: int, queries: int) -> torch.Tensor:
-        """The keys handed to a layer that borrows them, but for the ``queries`` new ones; -1 for what it must not see."""
+        """The keys handed to a layer that borrows them, without the ``queries`` new ones; -1 where it must not look."""
         index = self.lent[:, : self.lent.shape[1] - queries]
         if borrower not in self.gone:
             return index
@@ -74,7 +87,7 @@ class PrunedLayerMixin:
         count = abs(tokens_to_remove)
         if count and hasattr(self, "sliding_window"):
             raise PrunekitError("a pruned sliding-window KV cache cannot be cropped")
-        if self.dense_length - count < self.prefill_length:
+        if self.dense_length - count < self.prompt_length:
             raise PrunekitError("a pruned KV cache cannot be cropped into its pruned prompt")
         super().crop(tokens_to_remove)  # type: ignore[misc]
         if count and self.key_index is not None:
@@ -95,7 +108,7 @@ class PrunedLayerMixin:
 
     def reset(self) -> None:
         super().reset()  # type: ignore[misc]
-        self.key_index, self.dense_length, self.prefill_length = None, 0, 0
+        self.key_index, self.dense_length, self.prompt_length = None, 0, 0
 
     def _select(self, rows: torch.Tensor) -> None:
         if self.key_index is not None:
@@ -104,7 +117,39 @@ class PrunedLayerMixin:
             self.gone = {layer: gone[rows] for layer, gone in self.gone.items()}
 
 
+class PromptKeepingMixin(PrunedLayerMixin):
+    """The same for a layer whose window holds new tokens only, and which never forgets its prompt (Unlimited-OCR)."""
+
+    stored_prompt: int
+
+    def _stored(self, index: torch.Tensor) -> torch.Tensor:
+        return torch.cat([index[:, : self.stored_prompt], super()._stored(index[:, self.stored_prompt :])], dim=1)
+
+    def columns(self, key_index: torch.Tensor, length: int, mask_length: int, queries: int) -> torch.Tensor:
+        columns = super().columns(key_index, length, mask_length, queries)
+        columns[:, : self.stored_prompt] = key_index[:, : self.stored_prompt]
+        return columns
+
+    def crop(self, tokens_to_remove: int) -> None:
+        if tokens_to_remove:
+            raise PrunekitError("a pruned sliding-window KV cache cannot be cropped")
+
+
 _pruned_classes: dict[type, type] = {}
+
+
+def _pruned_class(kind: Any) -> Any:
+    """The pruned kind of a cache layer's class."""
+    if issubclass(kind, PrunedLayerMixin):
+        return kind
+    if kind not in _pruned_classes:
+        mixin = PromptKeepingMixin if hasattr(kind, "set_prefill_length") else PrunedLayerMixin
+        # transformers registers every subclass that has a _layer_type as what new caches are made of: this one has
+        # none while it is made.
+        made = type(f"Pruned{kind.__name__}", (mixin, kind), {"_layer_type": None})
+        made._layer_type = getattr(kind, "_layer_type", None)  # type: ignore[attr-defined]
+        _pruned_classes[kind] = made
+    return _pruned_classes[kind]
 
 
 def check_cache(cache: Any) -> None:
@@ -135,23 +180,24 @@ def seal(cache: Any, layer: int, stage: Stage, dense_length: int, lengths: tuple
     """Put a pruned layer in place of ``cache.layers[layer]``, which a pruned prefill filled; checks its keys' shape."""
     held = cache.layers[layer]
     assert stage.index is not None
-    window = getattr(held, "sliding_window", None)
-    expected = stage.index.shape[1] if window is None else min(stage.index.shape[1], window - 1)
-    if held.keys.shape[-2] != expected:
-        raise PrunekitError(f"layer {layer} stored {held.keys.shape[-2]} keys, {expected} were to stay")
-    kind: Any = type(held)
-    if not issubclass(kind, PrunedLayerMixin):
-        if kind not in _pruned_classes:
-            _pruned_classes[kind] = type(f"Pruned{kind.__name__}", (PrunedLayerMixin, kind), {})
-        kind = _pruned_classes[kind]
+    window, prompt = getattr(held, "sliding_window", None), getattr(held, "prefill_keys", None)
+    stored = (held.keys if prompt is None else prompt).shape[-2]
+    sliding = window is not None and prompt is None
+    expected = min(stage.index.shape[1], window - 1) if sliding else stage.index.shape[1]  # type: ignore[operator]
+    if stored != expected:
+        raise PrunekitError(f"layer {layer} stored {stored} keys, {expected} were to stay")
+    kind = _pruned_class(type(held))
     pruned = kind.__new__(kind)
     pruned.__dict__.update(held.__dict__)
     cache.layers[layer] = held = pruned
     index = stage.index if stage.valid is None else stage.index.masked_fill(~stage.valid, -1)
     held.key_index = index[:, index.shape[1] - expected :]
-    held.dense_length = held.prefill_length = dense_length
-    if window is not None:
+    held.dense_length = held.prompt_length = dense_length
+    if sliding:
         held.cumulative_length = dense_length  # what masks are sized by
+    elif prompt is not None:
+        held.prefill_length = held.prefill_cumulative_length = dense_length
+        held.stored_prompt = expected
     gone = [dense - now for dense, now in zip(lengths, stage.lengths, strict=True)]
     held.removed = torch.tensor(gone, device=stage.index.device)
     held.padded = stage.valid is not None

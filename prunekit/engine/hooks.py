@@ -9,8 +9,8 @@ A decode step only rewrites the mask of layers whose cache is sealed.
 
 from __future__ import annotations
 
-import copy
 import threading
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -18,33 +18,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from prunekit.engine.arguments import compact, foreign_keys
 from prunekit.engine.cache import PrunedLayerMixin, check_cache, holds_keys, seal
+from prunekit.engine.decode import decode_layer
 from prunekit.engine.layout import Layout, Stage, take
-from prunekit.engine.masks import decode_mask, prefill_mask, shared_mask, take_columns
-from prunekit.engine.rows import AttentionInputs
-from prunekit.engine.state import CutRecord, Prefill, Trace, gather_argument
+from prunekit.engine.state import CutRecord, Prefill, Trace
+from prunekit.engine.tap import Taps, attention_inputs
 from prunekit.errors import PrunekitError
 from prunekit.families import Family, family_of
 
 if TYPE_CHECKING:
     from prunekit.pruner import Plan, Pruner
 
-ATTENTION_NAME = "prunekit"
-"""The private name under which the attention tap stands in transformers' attention interface."""
-
-_taps: weakref.WeakKeyDictionary[nn.Module, Callable[..., Any]] = weakref.WeakKeyDictionary()
 _pruned: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Session]] = weakref.WeakKeyDictionary()
-
-
-def _tapped_attention(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Entry of the attention interface: only modules that a session tapped carry its name, each finds its own tap."""
-    return _taps[module](module, *args, **kwargs)
-
-
-def _register_tap() -> None:
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(ATTENTION_NAME, _tapped_attention)
 
 
 class Session:
@@ -57,11 +43,17 @@ class Session:
         self.trace = Trace()
         self._local = threading.local()
         self._handles: list[Any] = []
-        self._configs: list[tuple[nn.Module, Any]] = []
+        self._taps = Taps()
+        self._warned = False
 
     def inside(self) -> bool:
         """Whether the calling thread is in a forward pass of this session's model."""
         return getattr(self._local, "depth", 0) > 0
+
+    @property
+    def positions(self) -> torch.Tensor | None:
+        """The position ids of the running forward pass, as the model gave them to its rotary embedding."""
+        return getattr(self._local, "positions", None)
 
     @property
     def _adjusts(self) -> bool:
@@ -86,7 +78,11 @@ class Session:
                 self._handles.append(embeddings.register_forward_pre_hook(self._note_ids, with_kwargs=True))
             if (decoder := self.family.decoder) is not core:
                 self._handles.append(decoder.register_forward_pre_hook(self._enter_decoder, with_kwargs=True))
-            _register_tap()
+            if self.pruner.positions == "renumber" and (rotary := self.family.rotary) is not None:
+                self._handles.append(rotary.register_forward_pre_hook(self._note_positions, with_kwargs=True))
+            for index in range(self.plan.first_layer, self.family.depth):
+                if (bias := self.family.relative_bias(index)) is not None:
+                    self._handles.append(bias.register_forward_hook(self._bias_hook(index)))
             adjusted = range(self.plan.first_layer, self.family.depth) if self._adjusts else ()
             evidence = self.plan.evidence_layers if self.pruner.scorer.uses_attention else ()
             for index in sorted({*adjusted, *evidence}):
@@ -99,22 +95,16 @@ class Session:
         """Take everything off again; the model is as before. Idempotent."""
         for handle in self._handles:
             handle.remove()
-        for module, config in self._configs:
-            module.config = config  # type: ignore[assignment]
-            _taps.pop(module, None)
-        self._handles, self._configs = [], []
+        self._taps.remove()
+        self._handles = []
         if (held := _pruned.get(self.family.core)) is not None and held() is self:
             del _pruned[self.family.core]
 
-    # -- the attention tap ---------------------------------------------------------------------------------------
+    # -- attention -----------------------------------------------------------------------------------------------
 
     def _tap(self, index: int) -> None:
-        """Route one layer's attention through ``_observe``: its module gets a config of its own with our name in it,
-        so the model's config, and whoever shares it, keep theirs."""
-        module, original = self.family.attentions[index], self.family.attention_function(index)
-        own = copy.copy(module.config)
-        own._attn_implementation_internal = ATTENTION_NAME  # type: ignore[union-attr]
-        self._configs.append((module, module.config))
+        """Let ``_observe`` see what one layer hands to its attention function."""
+        original = self.family.attention_function(index)
 
         def tap(
             module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any
@@ -126,8 +116,24 @@ class Session:
                 self._observe(state, index, module, query, key, mask, kwargs)
             return original(module, query, key, value, mask, **kwargs)
 
-        _taps[module] = tap
-        module.config = own  # type: ignore[assignment]
+        module = self.family.attentions[index]
+        assert module is not None  # attention_function raises
+        self._taps.add(module, tap, self.family.implementation)
+
+    def _bias_hook(self, index: int) -> Callable[..., Any]:
+        """A layer's bias by distance, from true positions instead of places in the shortened sequence."""
+
+        def hook(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
+            state = self._prefill()
+            held = getattr(self._local, "held", None)
+            if state is not None and state.stage.index is not None:
+                return self.family.bias_at(module, args[0], state.stage.index, state.stage.index)
+            if state is None and isinstance(held, PrunedLayerMixin):
+                keys, queries = held.lent, args[0].shape[1]
+                return self.family.bias_at(module, args[0], keys[:, keys.shape[1] - queries :], keys)
+            return None
+
+        return hook
 
     def _observe(
         self,
@@ -141,21 +147,8 @@ class Session:
     ) -> None:
         if state.hidden is None or index in state.views or index in state.scores:
             return  # a second pass over the layer (gradient checkpointing) has nothing new
-        if (places := self._foreign_keys(index, state)) is not None:
-            key = take(key.transpose(1, 2), places).transpose(1, 2)
-            mask = None if mask is None else take_columns(mask, places)
         view = state.view(index, state.hidden, self.family.grid)
-        view.inputs = AttentionInputs(
-            queries=query,
-            keys=key,
-            mask=mask,
-            scaling=kwargs.get("scaling") or query.shape[-1] ** -0.5,
-            causal=bool(
-                kwargs["is_causal"] if kwargs.get("is_causal") is not None else getattr(module, "is_causal", True)
-            ),
-            softcap=kwargs.get("softcap"),
-            sinks=kwargs.get("s_aux"),
-        )
+        view.inputs = attention_inputs(module, query, key, mask, kwargs, foreign_keys(self, index, state))
         self._keep_evidence(state, index, view)
 
     def _keep_evidence(self, state: Prefill, index: int, view: Any) -> None:
@@ -182,7 +175,7 @@ class Session:
     def _enter(self, core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         local = self._local
         local.depth = getattr(local, "depth", 0) + 1
-        local.prefill, local.decode_memo = None, {}
+        local.prefill, local.decode_memo, local.held, local.positions = None, {}, None, None
         input_ids = kwargs.get("input_ids")
         if input_ids is None and args:
             input_ids = args[0]
@@ -206,7 +199,25 @@ class Session:
         layout = Layout.build(input_ids, kwargs.get("attention_mask"), visual)
         if not any(layout.counts):
             raise PrunekitError(f"no visual tokens in the batch: no placeholder {self.family.token_ids} in input_ids")
+        self._check_budget(input_ids.shape[1])
         local.prefill = Prefill.begin(layout)
+
+    def _check_budget(self, length: int) -> None:
+        """Attention that chooses keys by an index sees all of them only within its budget: warn once beyond."""
+        budget = self.family.sparse_budget
+        if budget is None or length <= budget or self._warned:
+            return
+        self._warned = True
+        name = self.family.model_type
+        warnings.warn(
+            f"'{name}': {length} tokens exceed the {budget} keys that its sparse attention chooses; it chooses anew "
+            "among what stays, so that removal no longer equals masking",
+            stacklevel=3,
+        )
+
+    def _note_positions(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.inside() and self.positions is None:  # later calls are prunekit's own
+            self._local.positions = args[1] if len(args) > 1 else kwargs.get("position_ids")
 
     def _note_ids(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._local.ids = args[0] if args else kwargs["input"]
@@ -245,45 +256,7 @@ class Session:
         if state.stage.index is None:
             return None
 
-        return (hidden,), {name: self._compact(index, name, value, state, hidden) for name, value in kwargs.items()}
-
-    def _compact(self, index: int, name: str, value: Any, state: Prefill, hidden: torch.Tensor) -> Any:
-        """A layer's argument as the current stage needs it; made once a stage and shared by its layers."""
-        if name != "attention_mask" and not isinstance(value, torch.Tensor | tuple | list | dict):
-            return value
-        keys = self._key_stage(index, state)
-        flags = self.family.takes_padding_mask(index), -1 if keys is None else keys.number
-        key = (name, id(value), state.stage.number, flags)
-        if key not in state.memo:
-            state.memo[key] = (value, self._make_compact(index, name, value, state, hidden))
-        return state.memo[key][1]
-
-    def _key_stage(self, index: int, state: Prefill) -> Stage | None:
-        """The stage of the keys that a layer borrows from an earlier one, None if they are those of its own stage."""
-        source = state.stages[self.family.key_layers[index]]
-        return source if source.number != state.stage.number else None
-
-    def _foreign_keys(self, index: int, state: Prefill) -> torch.Tensor | None:
-        """Where the slots of the current stage stand among borrowed keys, [B, M]; None for a layer's own keys."""
-        source = self._key_stage(index, state)
-        return None if source is None else state.stage.slots_in(source, state.layout.real.shape[1])
-
-    def _make_compact(self, index: int, name: str, value: Any, state: Prefill, hidden: torch.Tensor) -> Any:
-        stage = state.stage
-        assert stage.index is not None
-        if name == "attention_mask":
-            if value is None and self.family.takes_padding_mask(index):
-                return stage.valid
-            keys = self._key_stage(index, state)
-            if keys is not None:
-                size = state.layout.real.shape[1]
-                return shared_mask(value, stage, keys, size, self.family.implementation, hidden.dtype)
-            return prefill_mask(value, stage, self.family.implementation, hidden.dtype)
-        if self.pruner.positions == "renumber" and name in ("position_embeddings", "position_ids"):
-            used = torch.ones_like(stage.index) if stage.valid is None else stage.valid.long()
-            numbers = (used.cumsum(1) - 1).clamp(min=0)
-            return numbers if name == "position_ids" else self.family.rotary(hidden, numbers)  # type: ignore[misc]
-        return gather_argument(name, value, stage.index, state.layout.real.shape[1])
+        return (hidden,), {name: compact(self, index, name, value, state, hidden) for name, value in kwargs.items()}
 
     def _cut(self, index: int, state: Prefill, hidden: torch.Tensor) -> torch.Tensor:
         """Decide what stays before layer ``index`` and shorten the sequence to it."""
@@ -390,43 +363,8 @@ class Session:
         place = next(i for i, other in enumerate(state.cuts) if other is cut)
         return state.cuts[place - 1].kept if place else state.layout.exists
 
-    # -- decode --------------------------------------------------------------------------------------------------
-
     def _decode_layer(self, index: int, hidden: torch.Tensor, kwargs: dict[str, Any]) -> Any:
         cache = kwargs.get("past_key_values")
-        source = self.family.key_layers[index]
-        held = cache.layers[source] if cache is not None and source < len(cache.layers) else None
-        if not isinstance(held, PrunedLayerMixin):
-            return None
-        borrows = index in held.gone
-        renumber = self.pruner.positions == "renumber"
-        mask = kwargs.get("attention_mask")
-        assert held.key_index is not None
-        if not renumber and mask is None and not held.padded and not borrows:
-            return None
-        memo, key = self._local.decode_memo, (id(mask), held.stage, index if borrows else -1)
-        if key not in memo:
-            queries = hidden.shape[self.family.token_axis]
-            changed: dict[str, Any] = {
-                "attention_mask": decode_mask(
-                    mask,
-                    held.key_index if source == index else held.lent_index(index, queries),
-                    held.dense_length - (0 if source == index else queries),
-                    held.padded or borrows,
-                    queries,
-                    self.family.implementation,
-                    hidden.dtype,
-                )
-            }
-            if renumber:
-                changed |= self._decode_positions(hidden, held, kwargs)
-            memo[key] = (mask, changed)
-        return (hidden,), {**kwargs, **memo[key][1]}
-
-    def _decode_positions(self, hidden: torch.Tensor, held: PrunedLayerMixin, kwargs: dict[str, Any]) -> dict[str, Any]:
-        positions = kwargs.get("position_ids")
-        if positions is None:
-            start = held.dense_length
-            positions = torch.arange(start, start + hidden.shape[1], device=hidden.device)[None]
-        positions = positions - held.removed[:, None]
-        return {"position_ids": positions, "position_embeddings": self.family.rotary(hidden, positions)}  # type: ignore[misc]
+        held = cache.layers[index] if cache is not None and index < len(cache.layers) else None
+        self._local.held = held if isinstance(held, PrunedLayerMixin) and held.key_index is not None else None
+        return decode_layer(self, index, hidden, kwargs, self._local.decode_memo)

@@ -94,7 +94,7 @@ def shared_mask(
 def decode_mask(
     mask: torch.Tensor | None,
     key_index: torch.Tensor,
-    dense_length: int,
+    columns: torch.Tensor | None,
     padded: bool,
     queries: int,
     implementation: str,
@@ -102,8 +102,9 @@ def decode_mask(
 ) -> torch.Tensor | None:
     """The mask over stored and new keys when ``queries`` tokens are added to a pruned cache layer.
 
-    ``key_index`` [B, stored] are the positions of the stored keys among ``dense_length``, -1 for padding. None stays None if there is
-    no padding (a single query then sees every key).
+    ``key_index`` [B, stored] are the dense positions of the stored keys, -1 for padding, and ``columns``
+    [B, stored + new] where they and the new ones stand in ``mask``, negative where they do not. None stays None if
+    there is no padding (a single query then sees every key).
     """
     if mask is None and not padded:
         return None
@@ -115,13 +116,9 @@ def decode_mask(
         seen = torch.ones(batch, 1, queries, stored, dtype=torch.bool, device=key_index.device)
         seen = torch.cat([seen, order.expand(batch, 1, -1, -1)], dim=-1) & ~pad[:, None, None, :]
         return _express(seen, implementation, dtype)
-    # The model's mask may start past position 0, where a sliding window has left the rest behind.
-    offset = dense_length - (mask.shape[-1] - queries)
-    new = torch.arange(dense_length, dense_length + queries, device=key_index.device).expand(batch, -1)
-    columns = torch.cat([key_index, new], dim=1) - offset
+    assert columns is not None
     pad |= columns < 0
     columns = columns.clamp(min=0)
     if mask.ndim == 2:
         return take_columns(mask, columns) * (~pad).to(mask.dtype)
-    picked = take_columns(mask, columns)
-    return hide(picked, pad[:, None, None, :]) if padded or offset else picked
+    return hide(take_columns(mask, columns), pad[:, None, None, :])

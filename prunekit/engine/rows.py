@@ -17,7 +17,8 @@ class AttentionInputs:
     """What one decoder layer hands to its attention function, as transformers' attention interface passes it.
 
     Shapes: queries [B, H, S, D] and keys [B, H_kv, S, D] after the rotary embedding; ``mask`` is None (causal if
-    ``causal``), 2-D (padding, as flash attention wants it), or 4-D, bool (True = may attend) or additive.
+    ``causal``), 2-D (padding, as flash attention wants it), or 4-D, bool (True = may attend) or additive. ``sinks``
+    are logits [H], or [B, H, S, 1] where each query has its own; ``bias`` [B, H, S, S] is added to the logits.
     """
 
     queries: torch.Tensor
@@ -28,6 +29,7 @@ class AttentionInputs:
     softcap: float | None = None
     sinks: torch.Tensor | None = None
     window: int | None = None
+    bias: torch.Tensor | None = None
 
     def visible(self, index: torch.Tensor) -> torch.Tensor:
         """Which keys the queries at ``index`` [B, Q] may attend to: bool [B, Q, S]."""
@@ -50,13 +52,16 @@ class AttentionInputs:
         logits = (queries @ keys.transpose(2, 3)).float() * self.scaling
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap
+        if self.bias is not None:
+            logits = logits + _rows_of(self.bias, index).float()
         if self.mask is not None and self.mask.ndim == 4 and self.mask.dtype != torch.bool:
             logits = logits + self._mask_rows(index)
         else:
             logits = logits.masked_fill(~self.visible(index)[:, None], torch.finfo(torch.float32).min)
         if self.sinks is not None:
-            sink = self.sinks.float().reshape(1, -1, 1, 1).expand(*logits.shape[:3], 1)
-            return torch.cat([logits, sink], dim=-1).softmax(-1)[..., :-1]
+            own = self.sinks.ndim == 4
+            sink = _rows_of(self.sinks, index) if own else self.sinks.reshape(1, -1, 1, 1).expand(*logits.shape[:3], 1)
+            return torch.cat([logits, sink.float()], dim=-1).softmax(-1)[..., :-1]
         return logits.softmax(-1)
 
     def propagate(self, rows: torch.Tensor) -> torch.Tensor:
@@ -70,5 +75,9 @@ class AttentionInputs:
 
     def _mask_rows(self, index: torch.Tensor) -> torch.Tensor:
         assert self.mask is not None
-        mask = self.mask.expand(index.shape[0], -1, -1, -1)[..., : self.keys.shape[2]]
-        return take(mask.transpose(1, 2), index).transpose(1, 2)
+        return _rows_of(self.mask.expand(index.shape[0], -1, -1, -1)[..., : self.keys.shape[2]], index)
+
+
+def _rows_of(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Rows ``index`` [B, Q] of x [B, H, S, K]: [B, H, Q, K]."""
+    return take(x.transpose(1, 2), index).transpose(1, 2)

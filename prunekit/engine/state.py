@@ -55,6 +55,7 @@ class Prefill:
     views: dict[int, LayerView] = field(default_factory=dict)
     hidden: torch.Tensor | None = None
     sizes: torch.Tensor | None = None
+    cut_slots: torch.Tensor | None = None
     memo: dict[tuple[Any, ...], tuple[Any, Any]] = field(default_factory=dict)
 
     @classmethod
@@ -77,7 +78,7 @@ class Prefill:
         if stage.valid is not None:
             stays = stays & stage.valid
         slots, self.stage = stage.compact(stays, lengths, layout.extra)
-        self.kept = kept
+        self.kept, self.cut_slots = kept, slots
         # The new slot of an old one: how many slots before it stay, after the padding.
         rank = stays.cumsum(1) - 1 + slots.shape[1] - stays.sum(1, keepdim=True)
         self.slots = rank.clamp(min=0).gather(1, self.slots).masked_fill(~kept, 0)

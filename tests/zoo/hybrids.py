@@ -93,6 +93,13 @@ add("minicpmv4_6", lambda: MINICPM, strip(16, WIDE), video=strip(16, WIDE, movin
 add("minicpmv4_7", lambda: MINICPM | dict(
     image_start_id=START, image_end_id=END, slice_start_id=116, slice_end_id=117, newline_id=125),
     strip(16, WIDE), video=strip(16, WIDE, moving=True), finish=token_types())
+def _unlimited(model: torch.nn.Module) -> None:
+    """The dense model itself clamps its time steps in a prefill, and not at decode: without limits both agree."""
+    for module in model.modules():
+        if hasattr(module, "time_step_limit"):
+            module.time_step_limit = (0.0, float("inf"))
+
+
 add("nemotron_h_omni", lambda: dict(
     text_config=text(
         "nemotron_h", head_dim=8, mamba_num_heads=4, mamba_head_dim=8, n_groups=1, ssm_state_size=8, chunk_size=8,
@@ -104,7 +111,7 @@ add("nemotron_h_omni", lambda: dict(
                               num_registers=1, video_temporal_patch_size=2, summary_idxs=[0]),
     audio_config=None, vision_hidden_size=24, projector_hidden_size=32, image_token_id=IMAGE, video_token_id=VIDEO,
     audio_token_id=124),
-    patches(temporal=1, keys=("pixel_values", "image_grid_hw"), timed=False))
+    patches(temporal=1, keys=("pixel_values", "image_grid_hw"), timed=False), tune=_unlimited)
 
 
 def _cubes(pictures: Layout, generator: torch.Generator) -> tuple[dict[str, Any], Runs]:

@@ -1,14 +1,9 @@
-"""What is known of model families, in one place: where a loaded model keeps its decoder, its placeholders, its tower.
-
-Everything is found from the model itself: token ids from its config, modules from its structure. A family that fits
-the generic path is one line in ``VERIFIED``; an odd one registers a subclass of ``Family`` for its model type.
-"""
+"""The generic view of a loaded model: where it keeps its decoder, its placeholders, its tower."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-import os
 import sys
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -16,10 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from prunekit.engine.layout import Stage
 from prunekit.errors import PrunekitError
-
-VERIFIED = ("llava", "llava_next", "qwen2_vl")
-"""Model types whose removal is held equal to masking by the tests."""
 
 RECURRENT = ("linear_attention", "conv", "mamba", "recurrent")
 """Layer types that mix tokens by a state or a convolution instead of attention."""
@@ -38,6 +31,12 @@ class Family:
     token_axis: ClassVar[int] = 1
     """Axis of the tokens in the hidden states between layers; the batch is the axis before it."""
 
+    single_steps: ClassVar[bool] = False
+    """Whether a pruned cache can be continued by one token at a time only."""
+
+    stacked: ClassVar[bool] = False
+    """Whether several hidden states stand for a token, so that tokens cannot be merged."""
+
     def __init__(self, model: nn.Module) -> None:
         self.model = unwrap(model)
         self.config = getattr(self.model, "config", None)
@@ -52,7 +51,7 @@ class Family:
         self.key_layers = self._key_layers()
         names = inspect.signature(type(self.layers[0]).forward).parameters
         self.layer_arguments: tuple[str, ...] = tuple(names)[1:]
-        self.touches_hidden_between_layers: bool = "deepstack" in inspect.getsource(type(self.decoder).forward)
+        self.touches_hidden_between_layers: bool = self._touches_hidden_between_layers()
 
     @property
     def depth(self) -> int:
@@ -71,15 +70,39 @@ class Family:
         return tuple(dict.fromkeys(i for i in found if isinstance(i, int)))
 
     @property
-    def three_dimensional_positions(self) -> bool:
-        """Whether positions are (time, row, column) triples (M-RoPE)."""
-        parameters = getattr(self.text_config, "rope_parameters", None) or {}
-        return "mrope_section" in parameters
+    def rotary(self) -> nn.Module | None:
+        """The decoder's rotary embedding."""
+        return getattr(self.decoder, "rotary_emb", None)
 
     @property
-    def rotary(self) -> nn.Module | None:
-        """The decoder's rotary embedding: (hidden, position_ids) -> (cos, sin)."""
-        return getattr(self.decoder, "rotary_emb", None)
+    def renumbers(self) -> bool:
+        """Whether positions can be numbered anew: one rotary embedding, (hidden, position_ids [B, S]) -> (cos, sin)."""
+        rotary = self.rotary
+        if rotary is None or "position_embeddings" not in self.layer_arguments:
+            return False
+        arguments = list(inspect.signature(type(rotary).forward).parameters)[2:]
+        code = _source(type(rotary))
+        triples = "mrope" in code or "mrope_section" in (getattr(self.text_config, "rope_parameters", None) or {})
+        return arguments == ["position_ids"] and "return cos" in code and not triples
+
+    @property
+    def sparse_budget(self) -> int | None:
+        """How many keys a query may choose where attention is sparse by an index, None for dense attention."""
+        config = self.text_config
+        if (blocks := getattr(config, "index_topk_blocks", None)) is not None:
+            return blocks * config.index_block_size
+        return getattr(config, "index_topk", None) or getattr(config, "indexer_budget", None)
+
+    def refusal(self) -> str | None:
+        """Why this loaded model cannot be pruned exactly, None if it can."""
+        if self.implementation == "flex_attention":
+            return "flex_attention's block masks cannot be shortened; load it with attn_implementation='sdpa'"
+        if self.implementation.startswith("flash"):
+            for index, module in enumerate(self.attentions):
+                if getattr(module, "sliding_window", None):
+                    where = f"{type(module).__name__} of layer {index}"
+                    return f"under {self.implementation} {where} counts its window over what is left; use 'sdpa'"
+        return None
 
     @property
     def vision_tower(self) -> nn.Module | None:
@@ -122,6 +145,28 @@ class Family:
         """Correct a query [B, H, M, d] that the model scaled by its slot instead of its true position [B, M]."""
         return query
 
+    def fix_argument(self, name: str, value: Any, stage: Stage) -> Any:
+        """Correct a layer's argument that was gathered to a shortened sequence."""
+        return value
+
+    def decode_arguments(self, stored: int, queries: int, hidden: torch.Tensor) -> dict[str, Any]:
+        """Arguments that a layer with ``stored`` pruned keys needs in a decode step in place of the model's."""
+        return {}
+
+    def takes_local_mask(self, layer: int) -> bool:
+        """Whether a layer's mask at decode covers the new tokens alone."""
+        return False
+
+    def relative_bias(self, layer: int) -> nn.Module | None:
+        """The module that makes a layer's bias on attention logits from distances of places, if it has one."""
+        return None
+
+    def bias_at(
+        self, module: nn.Module, states: torch.Tensor, queries: torch.Tensor, keys: torch.Tensor
+    ) -> torch.Tensor:
+        """What ``relative_bias`` makes of ``states`` for true positions [B, Q] and [B, K]: [B, H, Q, K]."""
+        raise NotImplementedError
+
     def attention_function(self, layer: int) -> Callable[..., Any]:
         """The attention function that layer would call by itself."""
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -141,7 +186,7 @@ class Family:
         return None
 
     def _key_layers(self) -> list[int]:
-        """For each layer the one whose keys it attends to: itself, or an earlier one of its type that shares its own."""
+        """For each layer the one whose keys it attends to: itself, or an earlier one of its type that shares them."""
         found: list[int] = []
         last: dict[Any, int] = {}
         for index, module in enumerate(self.attentions):
@@ -159,6 +204,9 @@ class Family:
         """Whether a layer's mask is 2-D padding, as recurrent and convolution layers and flash attention want it."""
         kinds = getattr(self.text_config, "layer_types", None)
         return self.implementation.startswith("flash") or bool(kinds and kinds[layer] in RECURRENT)
+
+    def _touches_hidden_between_layers(self) -> bool:
+        return "deepstack" in _source(type(self.decoder))
 
     def _core(self) -> nn.Module:
         base = getattr(self.model, "base_model", None)
@@ -187,85 +235,19 @@ class Family:
         return next((m for m in layer.modules() if hasattr(m, "config") and _uses_interface(type(m))), None)
 
 
+def _source(kind: Any) -> str:
+    """The source of a module's forward, "" where there is none to read."""
+    return _read_source(kind)
+
+
 @functools.cache
+def _read_source(kind: Any) -> str:
+    try:
+        return inspect.getsource(kind.forward)
+    except (OSError, TypeError):
+        return ""
+
+
 def _uses_interface(kind: type[nn.Module]) -> bool:
     """Whether a module hands its queries and keys to transformers' attention interface."""
-    try:
-        return "attention_interface(" in inspect.getsource(kind.forward)
-    except (OSError, TypeError):
-        return False
-
-
-class QFormerLanguageModel(Family):
-    """BLIP-2 and InstructBLIP: ``generate`` of the whole embeds the prompt itself and calls the language model's."""
-
-    def _core(self) -> nn.Module:
-        if self.config.is_encoder_decoder or not self.token_ids:  # type: ignore[union-attr]
-            raise PrunekitError(f"model type '{self.model_type}' with an encoder-decoder: its image tokens never reach a decoder")
-        return self._decoder_of(self.model.language_model)  # type: ignore[arg-type]
-
-    @property
-    def input_embeddings(self) -> nn.Module | None:
-        return self.model.get_input_embeddings()  # type: ignore[operator]
-
-
-class Kosmos(Family):
-    """KOSMOS-2 and 2.5: visual positions come as ``image_embeds_position_mask``, not as token ids."""
-
-    def _core(self) -> nn.Module:
-        return self.model.text_model  # type: ignore[return-value]
-
-    def find_visual(self, input_ids: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
-        mask = inputs.get("image_embeds_position_mask")
-        return torch.zeros_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
-
-
-class Gemma3n(Family):
-    """Gemma 3n: AltUp carries several streams, hidden states are [streams, B, S, D]."""
-
-    token_axis = 2
-
-
-class Llama4(Family):
-    """Llama 4: layers without rotary embedding scale queries by the logarithm of their place in the sequence."""
-
-    def adjust_query(self, layer: int, query: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        module: Any = self.attentions[layer]
-        if module.use_rope or not module.attn_temperature_tuning:
-            return query
-
-        def scale(places: torch.Tensor) -> torch.Tensor:
-            return torch.log1p(torch.floor((places.float() + 1.0) / module.floor_scale)) * module.attn_scale + 1.0
-
-        slots = torch.arange(query.shape[2], device=query.device)
-        return (query * (scale(positions) / scale(slots))[:, None, :, None]).to(query.dtype)
-
-
-FAMILIES: dict[str, type[Family]] = {
-    "blip-2": QFormerLanguageModel,
-    "gemma3n": Gemma3n,
-    "instructblip": QFormerLanguageModel,
-    "instructblipvideo": QFormerLanguageModel,
-    "kosmos-2": Kosmos,
-    "kosmos-2.5": Kosmos,
-    "llama4": Llama4,
-}
-"""Model types that need more than the generic path."""
-
-
-def make_family(model: nn.Module) -> Family:
-    """A loaded model through its family's adapter, or the generic one."""
-    inner = unwrap(model)
-    return FAMILIES.get(getattr(getattr(inner, "config", None), "model_type", ""), Family)(model)
-
-
-def family_of(model: nn.Module) -> Family:
-    """The family of a loaded model; raises, naming the model type, where pruning it is not known to be exact."""
-    family = make_family(model)
-    model_type = family.model_type
-    if model_type not in VERIFIED and not os.environ.get("PK_ANY"):
-        raise PrunekitError(f"model type '{model_type}' is not supported yet; supported: {', '.join(VERIFIED)}")
-    layer_types = set(getattr(family.text_config, "layer_types", None) or ["full_attention"])
-    if not os.environ.get("PK_ANY") and (odd := layer_types - {"full_attention"}):
-        raise PrunekitError(f"model type '{model_type}': {', '.join(sorted(odd))} layers are not supported yet")
-    return family
+    return "attention_interface(" in _source(kind)

@@ -1,0 +1,79 @@
+"""Decode steps on a pruned cache: each layer's mask and positions, as the keys that it stored need them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from prunekit.engine.cache import PrunedLayerMixin
+from prunekit.engine.masks import decode_mask
+from prunekit.errors import PrunekitError
+
+if TYPE_CHECKING:
+    from prunekit.engine.hooks import Session
+
+
+def decode_layer(
+    session: Session, index: int, hidden: torch.Tensor, kwargs: dict[str, Any], memo: dict[tuple[Any, ...], Any]
+) -> tuple[tuple[torch.Tensor], dict[str, Any]] | None:
+    """The arguments of layer ``index`` in a decode step, None if they can stay; ``memo`` lasts for the step."""
+    cache = kwargs.get("past_key_values")
+    source = session.family.key_layers[index]
+    held = cache.layers[source] if cache is not None and source < len(cache.layers) else None
+    if not isinstance(held, PrunedLayerMixin) or held.key_index is None:
+        return None
+    borrows, renumber = index in held.gone, session.pruner.positions == "renumber"
+    mask, queries = kwargs.get("attention_mask"), hidden.shape[session.family.token_axis]
+    if queries > 1 and session.family.single_steps:
+        name = session.family.model_type
+        raise PrunekitError(f"'{name}' can only continue a pruned cache one token at a time, not {queries}")
+    own = session.family.decode_arguments(held.key_index.shape[1], queries, hidden)
+    if not own and not renumber and mask is None and not held.padded and not borrows:
+        return None
+    key = (id(mask), held.stage, index if borrows else -1)
+    if key not in memo:
+        changed: dict[str, Any] = dict(own)
+        if "attention_mask" not in own:
+            changed["attention_mask"] = _mask(session, held, index, source, mask, queries, hidden.dtype)
+        if renumber:
+            changed |= _positions(session, hidden, held, kwargs)
+        memo[key] = (mask, changed)
+    return (hidden,), {**kwargs, **memo[key][1]}
+
+
+def _mask(
+    session: Session,
+    held: PrunedLayerMixin,
+    index: int,
+    source: int,
+    mask: torch.Tensor | None,
+    queries: int,
+    dtype: torch.dtype,
+) -> torch.Tensor | None:
+    if session.family.takes_local_mask(index):
+        return mask
+    # A layer that borrows comes after its lender, which has stored the new keys already.
+    length = held.dense_length - (0 if source == index else queries)
+    key_index = held.key_index if source == index else held.lent_index(index, queries)
+    assert key_index is not None
+    columns = None if mask is None else held.columns(key_index, length, mask.shape[-1], queries)
+    padded = held.padded or index in held.gone
+    return decode_mask(mask, key_index, columns, padded, queries, session.family.implementation, dtype)
+
+
+def _positions(
+    session: Session, hidden: torch.Tensor, held: PrunedLayerMixin, kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Position ids less the tokens that went, and their rotary embeddings."""
+    positions = session.positions
+    if positions is None:
+        start = held.dense_length
+        positions = torch.arange(start, start + hidden.shape[1], device=hidden.device)[None]
+    positions = positions - held.removed[:, None]
+    changed: dict[str, Any] = {}
+    if kwargs.get("position_ids") is not None:
+        changed["position_ids"] = positions
+    if kwargs.get("position_embeddings") is not None:
+        changed["position_embeddings"] = session.family.rotary(hidden, positions)  # type: ignore[misc]
+    return changed

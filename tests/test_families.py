@@ -10,10 +10,10 @@ import itertools
 
 import pytest
 import torch
+from masking import generate, has_recurrent_layers, hidden_positions, prompt_logits, real_tokens, step_logits
 
 import prunekit
 import zoo
-from masking import generate, has_recurrent_layers, hidden_positions, prompt_logits, real_tokens, step_logits
 from prunekit.families import EXACT, REFUSED, make_family
 
 TOLERANCE, NEW = 1e-4, 3

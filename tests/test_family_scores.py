@@ -1,4 +1,4 @@
-"""Every family: ``instruction`` and ``visual`` scores equal plain means over the model's own eager attention weights."""
+"""Every family: ``instruction`` and ``visual`` scores equal plain means over the model's own attention weights."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import itertools
 
 import pytest
 import torch
+from masking import real_tokens
 
 import prunekit
 import zoo
-from masking import real_tokens
 from prunekit.families import EXACT, make_family
 
 TOLERANCE = 1e-4

@@ -113,7 +113,9 @@ class Session:
             if state is not None and state.stage.index is not None:
                 query = self.family.adjust_query(index, query, state.stage.index)
             if state is not None and index in self.plan.evidence_layers and self.pruner.scorer.uses_attention:
-                self._observe(state, index, module, query, key, mask, kwargs)
+                # A layer that will be run again must not save more for the backward pass than it will then.
+                with torch.set_grad_enabled(torch.is_grad_enabled() and not self._checkpoints()):
+                    self._observe(state, index, module, query, key, mask, kwargs)
             return original(module, query, key, value, mask, **kwargs)
 
         module = self.family.attentions[index]
@@ -200,6 +202,7 @@ class Session:
         if not any(layout.counts):
             raise PrunekitError(f"no visual tokens in the batch: no placeholder {self.family.token_ids} in input_ids")
         self._check_budget(input_ids.shape[1])
+        self._check_checkpointing()
         local.prefill = Prefill.begin(layout)
 
     def _check_budget(self, length: int) -> None:
@@ -214,6 +217,22 @@ class Session:
             "among what stays, so that removal no longer equals masking",
             stacklevel=3,
         )
+
+    def _check_checkpointing(self) -> None:
+        """A layer that is run again in the backward pass runs without what the forward pass knew."""
+        if not self._checkpoints() or not torch.is_grad_enabled():
+            return
+        kind, name = type(self.family.layers[0]), self.family.model_type
+        if self._adjusts or any(self.family.relative_bias(i) is not None for i in range(self.family.depth)):
+            raise PrunekitError(f"gradient checkpointing: {kind.__name__} of '{name}' depends on true positions inside")
+        if any("__call__" in vars(base) and "Checkpoint" in base.__name__ for base in kind.__mro__):
+            raise PrunekitError(
+                f"gradient checkpointing: {kind.__name__} of this transformers runs hooks twice; use 5.23"
+            )
+
+    def _checkpoints(self) -> bool:
+        layer: Any = self.family.layers[0]
+        return bool(getattr(layer, "gradient_checkpointing", False) and layer.training)
 
     def _note_positions(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.inside() and self.positions is None:  # later calls are prunekit's own

@@ -169,6 +169,11 @@ def check_cache(cache: Any) -> None:
     if bad or getattr(cache, "offloading", False):
         what = ", ".join(sorted(bad)) or "offloading"
         raise PrunekitError(f"{type(cache).__name__} with {what} cannot hold pruned keys: use a DynamicCache")
+    if wound := {type(layer).__name__ for layer in cache.layers if getattr(layer, "record_past", False)}:
+        what = ", ".join(sorted(wound))
+        raise PrunekitError(
+            f"a pruned {what} cannot be wound back: no assisted or prompt-lookup decoding of this model"
+        )
 
 
 def holds_keys(layer: Any) -> bool:

@@ -12,7 +12,9 @@ import prunekit
 @prunekit.register("selector", "stride")
 @dataclass
 class Stride(prunekit.Selector):
-    """Of a sample's n standing tokens, the K at which floor((r + 1)·K / n) steps up: evenly spaced; scores are ignored."""
+    """Of a sample's n standing tokens, the K where floor((r + 1)·K / n) steps up; scores are ignored."""
+
+    exact = True
 
     def select(self, scores: torch.Tensor, keep: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
         total = alive.sum(1, keepdim=True).clamp(min=1)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep
+from hydra.core.override_parser.types import ChoiceSweep, Sweep
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -32,14 +34,19 @@ _errors: list[Exception] = []
 class SweepSummary(Callback):
     """After a sweep: which jobs failed. They left a file, so that this holds for launchers with processes as well."""
 
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        self.start = time.time()
+
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
-        jobs = sorted((p for p in folder.glob("*") if (p / ".hydra").is_dir()), key=lambda p: (len(p.name), p.name))
-        failed = [p for p in jobs if (p / ERROR_FILE).exists()]
+        # A folder that was swept before holds older jobs too; their configuration was not written just now.
+        written = [p for p in folder.rglob(".hydra/hydra.yaml") if p.stat().st_mtime >= self.start - 1]
+        jobs = {str(p.parent.parent.relative_to(folder)): p.parent.parent for p in written}
+        failed = {name: job for name, job in jobs.items() if (job / ERROR_FILE).exists()}
         print(f"{len(jobs) - len(failed)} of {len(jobs)} jobs finished: {folder}")
-        for job in failed:
-            _failed_jobs.append(job.name)
-            print(f"failed: job {job.name}: {(job / ERROR_FILE).read_text().strip()}", file=sys.stderr)
+        for name in sorted(failed, key=lambda name: (len(name), name)):
+            _failed_jobs.append(name)
+            print(f"failed: job {name}: {(failed[name] / ERROR_FILE).read_text().strip()}", file=sys.stderr)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -55,7 +62,7 @@ def run(config: DictConfig) -> None:
         if HydraConfig.get().mode != RunMode.MULTIRUN:
             _errors.append(error)
             return
-        line = f"{' '.join(HydraConfig.get().overrides.task)}: {one_line(error)}"
+        line = f"{' '.join(HydraConfig.get().overrides.task)}: {one_line(error)}{kind_of(error)}"
         (folder / ERROR_FILE).write_text(line + "\n")
         print(f"failed: {line}", file=sys.stderr)
     else:
@@ -71,8 +78,8 @@ def _dispatch(config: DictConfig, folder: Path) -> None:
     hydra_config = HydraConfig.get()
     context = tasks.Context(
         folder=folder,
-        sweep=Path(hydra_config.sweep.dir).name if hydra_config.mode == RunMode.MULTIRUN else None,
-        choices={k: v for k, v in hydra_config.runtime.choices.items() if v and "hydra" not in k},
+        sweep="/".join(Path(hydra_config.sweep.dir).parts[-2:]) if hydra_config.mode == RunMode.MULTIRUN else None,
+        choices={k: v for k, v in hydra_config.runtime.choices.items() if v and "/" not in k},
     )
     table[config.task](OmegaConf.to_container(config, resolve=True), context)  # type: ignore[arg-type]
 
@@ -88,6 +95,23 @@ def one_line(error: BaseException) -> str:
     return " ".join(message.split()) or type(error).__name__
 
 
+def kind_of(error: BaseException) -> str:
+    """For an error that nobody raised on purpose: what it is, and how to see where it came from."""
+    if isinstance(error, ValueError | OSError | HydraException | OmegaConfBaseException):
+        return ""
+    return f" ({type(error).__name__}; PRUNEKIT_DEBUG=1 shows the traceback)"
+
+
+def tidy(arguments: list[str]) -> list[str]:
+    """The arguments with ``-m`` first, where argparse wants it; a flag that Hydra does not have is an error."""
+    known = {option for action in get_args_parser()._actions for option in action.option_strings}
+    for argument in arguments:
+        if argument.startswith("-") and "=" not in argument and argument not in known:
+            raise UnknownNameError("option", argument, known)
+    sweeps = [a for a in arguments if a in ("-m", "--multirun")]
+    return [*sweeps[:1], *(a for a in arguments if a not in sweeps)]
+
+
 def check_choices(arguments: list[str]) -> None:
     """Before Hydra composes: a group option that does not exist is named with the nearest one that does."""
     known: dict[str, list[str]] = {kind: registry.available(kind) for kind in KINDS} | {"method": list(methods())}
@@ -100,6 +124,8 @@ def check_choices(arguments: list[str]) -> None:
         if override.key_or_group not in known or override.is_delete() or override.is_add():
             continue
         value = override.value()
+        if isinstance(value, Sweep) and not isinstance(value, ChoiceSweep):
+            continue  # glob(...) and the like: Hydra knows what they match
         for choice in value.list if isinstance(value, ChoiceSweep) else [value]:
             if choice is not None and not (str(choice).startswith("_") or str(choice) in known[override.key_or_group]):
                 raise UnknownNameError(override.key_or_group, choice, known[override.key_or_group])
@@ -113,6 +139,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     try:
+        sys.argv[1:] = tidy(sys.argv[1:])
         check_choices(sys.argv[1:])
         register_options()
         for path in registry.user_files():
@@ -127,8 +154,6 @@ def main() -> None:
     except Exception as error:  # the last line of defence: one line, the traceback on request
         if os.environ.get("PRUNEKIT_DEBUG"):
             raise
-        known = isinstance(error, ValueError | OSError | HydraException | OmegaConfBaseException)
-        hint = "" if known else f" ({type(error).__name__}; PRUNEKIT_DEBUG=1 shows the traceback)"
-        sys.exit(f"prunekit: error: {one_line(error)}{hint}")
+        sys.exit(f"prunekit: error: {one_line(error)}{kind_of(error)}")
     if _failed_jobs:
         sys.exit(1)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import itertools
+import numbers
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -115,7 +118,7 @@ class Pruner:
             component.check(family.depth)
         self._check_family(family)
         ratio = self.keep_ratio if self.keep_ratio is not None else 0.5
-        layers = [cut.layer for cut in self.schedule.cuts(family.depth, ratio)]
+        layers = check_cuts(self.schedule, family.depth, ratio)
         evidence = {}
         for previous, layer in zip([0, *layers], layers, strict=False):
             evidence[layer] = self._evidence(family, list(self.fusion.layers(layer, previous)))
@@ -157,8 +160,7 @@ class Pruner:
     def describe(self) -> dict[str, Any]:
         """Names and options, as plain data; what ``save`` writes and ``load`` reads."""
         parts: dict[str, Any] = {
-            kind: {"name": c.registered_name, **dataclasses.asdict(c)}  # type: ignore[call-overload]
-            for kind, c in self.components.items()
+            kind: {"name": component_name(c), **_options(c)} for kind, c in self.components.items()
         }
         budget = {"keep_ratio": self.keep_ratio} if self.keep_tokens is None else {"keep_tokens": self.keep_tokens}
         return {"name": self.name, **parts, **budget, "positions": self.positions}
@@ -220,6 +222,25 @@ class PrunedBlock:
         self._handles.pop().remove()
 
 
+def check_cuts(schedule: Schedule, depth: int, ratio: float) -> list[int]:
+    """The cut layers of a schedule, or an error if what it returns is no plan for a decoder of ``depth`` layers."""
+    cuts, name = schedule.cuts(depth, ratio), component_name(schedule)
+    layers, ratios = [cut.layer for cut in cuts], [cut.ratio for cut in cuts]
+    if not cuts or any(cut.site != "decoder" for cut in cuts):
+        raise PrunekitError(f"schedule '{name}' must return cuts at the decoder, not {list(cuts)}")
+    if any(not 0 <= layer < depth for layer in layers) or any(b <= a for a, b in itertools.pairwise(layers)):
+        raise PrunekitError(f"schedule '{name}' must cut before rising layers of 0..{depth - 1}, not {layers}")
+    if any(b > a for a, b in itertools.pairwise([1.0, *ratios])) or abs(ratios[-1] - ratio) > 1e-9:
+        raise PrunekitError(f"schedule '{name}' must leave falling shares that end at {ratio:g}, not {ratios}")
+    return layers
+
+
+def component_name(component: Component) -> str:
+    """The name a component is registered under; its class's name if it is not (a parent's name would be a lie)."""
+    own = vars(type(component)).get("registered_name")
+    return own or type(component).__name__
+
+
 def _component(kind: str, given: Any) -> Any:
     made = registry.create(kind, given) if isinstance(given, str) else given
     if not isinstance(made, BASES[kind]):
@@ -227,16 +248,21 @@ def _component(kind: str, given: Any) -> Any:
     return made
 
 
+def _options(component: Component) -> dict[str, Any]:
+    fields = dataclasses.fields(component)  # type: ignore[arg-type]
+    return {f.name: copy.deepcopy(getattr(component, f.name)) for f in fields if f.init}
+
+
 def _budget(ratio: float | None, tokens: int | None, own: float | None) -> tuple[float | None, int | None]:
     if tokens is not None:
         if ratio is not None:
             raise PrunekitError("keep_ratio and keep_tokens exclude each other")
-        if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+        if isinstance(tokens, bool) or not isinstance(tokens, numbers.Integral) or tokens < 1:
             raise PrunekitError(f"keep_tokens must be a whole number from 1 on, not {tokens!r}")
-        return None, tokens
+        return None, int(tokens)
     if ratio is None:
         ratio = 0.5 if own is None else own
-    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 1:
+    if isinstance(ratio, bool) or not isinstance(ratio, numbers.Real) or not 0 < ratio <= 1:
         raise PrunekitError(f"keep_ratio must lie in (0, 1], not {ratio!r}")
     if own is not None and abs(own - ratio) > 1e-6 * own:
         raise PrunekitError(f"schedule.ratios multiply to {own:g}, but keep_ratio is {ratio:g}: set keep_ratio={own:g}")

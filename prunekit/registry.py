@@ -6,6 +6,8 @@ import dataclasses
 import importlib.util
 import os
 import sys
+import types
+import typing
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +33,8 @@ class Registry:
         def add(cls: T) -> T:
             if not dataclasses.is_dataclass(cls):
                 raise PrunekitError(f"{kind} '{name}': {cls.__name__} must be a dataclass (@register above @dataclass)")
+            if "name" in {f.name for f in dataclasses.fields(cls)}:
+                raise PrunekitError(f"{kind} '{name}': a field cannot be called 'name', that is the component's own")
             if name in table:
                 raise PrunekitError(f"{kind} '{name}' is already registered, by {table[name].__module__}")
             table[name] = cls
@@ -58,10 +62,7 @@ class Registry:
     def create(self, kind: str, name: str, **options: Any) -> Any:
         """An instance of component ``name`` with ``options`` as its fields."""
         cls = self.get(kind, name)
-        fields = [f.name for f in dataclasses.fields(cls) if f.init]
-        for option in options:
-            if option not in fields:
-                raise UnknownNameError(f"option of {kind} '{name}':", option, fields)
+        check_options(kind, name, cls, options)
         return cls(**options)
 
     def discover(self) -> list[Path]:
@@ -89,7 +90,7 @@ class Registry:
             module = importlib.util.module_from_spec(spec)
             sys.modules[name] = module
             spec.loader.exec_module(module)
-        except Exception as error:  # a user's file may fail in any way; the rest must go on
+        except (Exception, SystemExit) as error:  # a user's file may fail in any way; the rest must go on
             sys.modules.pop(name, None)
             self._classes = before
             self._files[path] = "broken"
@@ -103,6 +104,36 @@ class Registry:
         if kind not in self._classes:
             raise UnknownNameError("kind of component", kind, self._classes)
         return self._classes[kind]
+
+
+def check_options(kind: str, name: str, cls: type, options: dict[str, Any]) -> None:
+    """Raise for an option that component ``cls`` does not have, lacks, or has of another (plain) type."""
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    for option in options:
+        if option not in fields:
+            raise UnknownNameError(f"option of {kind} '{name}':", option, fields)
+    empty = (dataclasses.MISSING, dataclasses.MISSING)
+    for option, field in fields.items():
+        if option not in options and (field.default, field.default_factory) == empty:
+            raise PrunekitError(f"{kind} '{name}' needs the option '{option}'")
+    hints = typing.get_type_hints(cls)
+    for option, value in options.items():
+        if not _fits(value, hints[option]):
+            wanted = getattr(hints[option], "__name__", hints[option])
+            raise PrunekitError(f"{kind}.{option} must be of type {wanted}, not {value!r}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a plain type, an optional or list of plain types; any other type is not looked at."""
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return any(_fits(value, argument) for argument in arguments)
+    if typing.get_origin(hint) is list:
+        return isinstance(value, list | tuple) and all(_fits(entry, arguments[0]) for entry in value)
+    if hint in (int, float) and isinstance(value, bool):
+        return False
+    plain = {int: int, float: int | float, str: str, bool: bool, types.NoneType: types.NoneType}
+    return isinstance(value, plain[hint]) if hint in plain else True
 
 
 def source_folder(name: str) -> Path:

@@ -21,11 +21,18 @@ def save_pruner(pruner: Pruner, folder: Path) -> None:
     """Write ``pruner.yaml`` and, for a fusion with weights, ``fusion.safetensors`` beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     data = pruner.describe()
+    for kind, component in pruner.components.items():
+        if registry.classes(kind).get(data[kind]["name"]) is not type(component):
+            raise PrunekitError(f"{kind} {type(component).__name__} is not registered: it could not be loaded again")
     if source := data["fusion"].get("weights"):
         if Path(source).resolve() != (folder / WEIGHTS).resolve():
             shutil.copyfile(source, folder / WEIGHTS)
         data["fusion"]["weights"] = WEIGHTS
-    (folder / FILE).write_text(yaml.safe_dump(data, sort_keys=False))
+    try:
+        text = yaml.safe_dump(data, sort_keys=False)
+    except yaml.YAMLError as error:
+        raise PrunekitError(f"an option cannot be written as YAML: {' '.join(str(error).split())}") from None
+    (folder / FILE).write_text(text)
 
 
 def load_pruner(folder: Path) -> Pruner:

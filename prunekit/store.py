@@ -6,21 +6,29 @@ import copy
 import dataclasses
 import functools
 import typing
+import warnings
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from prunekit.presets import methods, preset
 from prunekit.registry import KINDS, registry
 
-GLOBAL = ("keep_ratio", "keep_tokens", "positions")
-
 
 def register_options() -> None:
-    """Put components and presets into Hydra's config store. Safe to call again."""
+    """Put components and presets into Hydra's config store. Safe to call again. What Hydra cannot hold is named and
+    left out, so that a user's file cannot stop the others."""
     for kind in KINDS:
         for name, cls in registry.classes(kind).items():
-            ConfigStore.instance().store(group=kind, name=name, node=config_class(name, cls))
+            try:
+                node = OmegaConf.structured(config_class(name, cls))
+            except (OmegaConfBaseException, TypeError, NameError) as error:
+                reason = " ".join(str(error).split())
+                warnings.warn(f"skipped {kind} '{name}' of {cls.__module__}: {reason}", stacklevel=2)
+            else:
+                ConfigStore.instance().store(group=kind, name=name, node=node)
     for name in methods():
         _register_method(name)
 
@@ -29,7 +37,7 @@ def config_class(name: str, cls: type, **values: Any) -> type:
     """A structured config of a component: its ``name`` and its fields; ``values`` replace defaults."""
     hints = typing.get_type_hints(cls)
     fields: list[Any] = [("name", str, dataclasses.field(default=name))]
-    for f in dataclasses.fields(cls):
+    for f in (f for f in dataclasses.fields(cls) if f.init):
         default = values.get(f.name, f.default)
         if f.default_factory is not dataclasses.MISSING and f.name not in values:
             default = f.default_factory()
@@ -68,5 +76,5 @@ def _register_method(name: str) -> None:
             option = f"_{name}"
             store.store(group=kind, name=option, node=config_class(component, registry.get(kind, component), **part))
         choices.append({f"override /{kind}": option})
-    node = {"defaults": [*choices, "_self_"], "preset": name, **{k: data[k] for k in GLOBAL if k in data}}
+    node = {"defaults": [*choices, "_self_"], "preset": name}
     store.store(group="method", name=name, node=node, package="_global_")

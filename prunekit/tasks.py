@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunekit.errors import PrunekitError
-from prunekit.pruner import Pruner
+from prunekit.errors import PrunekitError, check_choice
+from prunekit.presets import preset, with_preset
+from prunekit.pruner import Pruner, component_name
 from prunekit.registry import KINDS, registry
 
 
@@ -26,14 +27,13 @@ def build_pruner(config: dict[str, Any], **replaced: Any) -> Pruner:
     parts: dict[str, Any] = {}
     for kind in KINDS:
         options = dict(config[kind])
-        if kind == "scorer" and options["name"] == "random":
-            options["seed"] = options["seed"] or config["seed"]
-        if kind == "schedule" and options["name"] == "one_shot" and options["layer"] is options["depth"] is None:
-            options["layer"] = config["model"].get("cut_layer")
+        if "seed" in options and options["seed"] is None:
+            options["seed"] = config["seed"]
         parts[kind] = replaced.get(kind) or registry.create(kind, options.pop("name"), **options)
-    budget = {key: config[key] for key in ("keep_ratio", "keep_tokens")}
-    positions = config["positions"] or "keep"
-    return Pruner(**parts, **budget, positions=positions, name=config["preset"])
+    given = {key: config[key] for key in ("keep_ratio", "keep_tokens", "positions")}
+    rest = preset(config["preset"]) if config["preset"] else {}
+    settings = with_preset({key: value for key, value in rest.items() if key in given}, given)
+    return Pruner(**parts, **settings, name=config["preset"])
 
 
 def whole(config: dict[str, Any], key: str, low: int) -> int:
@@ -49,9 +49,9 @@ def whole(config: dict[str, Any], key: str, low: int) -> int:
 def load_examples(config: dict[str, Any]) -> list[Any]:
     """The examples that ``data`` names."""
     from prunekit.data.mini import SPLITS, load
-    from prunekit.errors import check_choice
 
     data = config["data"]
+    check_choice("data.name", data["name"], ("mini",))
     check_choice("data.split", data["split"], SPLITS)
     limit = None if data["limit"] is None else whole(config, "data.limit", 1)
     return load(data["split"], limit)
@@ -66,9 +66,11 @@ def _cached_model(options: tuple[tuple[str, Any], ...]) -> Any:
 
 def load(config: dict[str, Any]) -> Any:
     """The configured model; a sweep's jobs in one process share it."""
-    model = {k: v for k, v in config["model"].items() if k != "cut_layer"}
-    if not model["name"]:
-        raise PrunekitError("model.name is empty: name a hub id or a local folder")
+    model = config["model"]
+    if not isinstance(model["name"], str) or not model["name"]:
+        raise PrunekitError(f"model.name must be a hub id or a local folder, not {model['name']!r}")
+    if not isinstance(model["device_map"], str | None):
+        raise PrunekitError(f"model.device_map must be a word like 'auto', not {model['device_map']!r}")
     options = {**model, **{key: config[key] for key in ("device", "dtype", "attn")}}
     return _cached_model(tuple(sorted(options.items())))
 
@@ -80,7 +82,6 @@ def data_name(config: dict[str, Any]) -> str:
 
 def run_eval(config: dict[str, Any], context: Context) -> None:
     """``task=eval``: dense against pruned on the data; table, metrics.json, predictions.jsonl, kept.png, W&B."""
-    from prunekit.errors import check_choice
     from prunekit.evaluation.pictures import draw_kept
     from prunekit.evaluation.run import evaluate
     from prunekit.evaluation.table import print_tables
@@ -104,7 +105,8 @@ def run_eval(config: dict[str, Any], context: Context) -> None:
     )
     draw_kept(found.examples, found.rows, make_family(loaded.model).grid, context.folder / "kept.png")
     print_tables(found.metrics)
-    tags = [f"{kind}={choice}" for kind, choice in context.choices.items()]
+    parts = {kind: component_name(component) for kind, component in pruner.components.items()}
+    tags = [f"{kind}={choice}" for kind, choice in {**context.choices, **parts}.items()]
     line = log_run(
         context.folder,
         config["logger"]["mode"],
@@ -128,4 +130,6 @@ def run_layers(config: dict[str, Any], context: Context) -> None:
         data=data_name(config),
         batch_size=whole(config, "batch_size", 1),
         max_new_tokens=whole(config, "data.max_new_tokens", 1),
+        seed=whole(config, "seed", 0),
+        resume=bool(config["resume"]),
     )

@@ -28,14 +28,17 @@ def log_run(
     import wandb
 
     if mode == "auto":
-        mode = "online" if _has_credential(wandb) else "offline"
+        wished = os.environ.get("WANDB_MODE")
+        mode = wished if wished in ("offline", "disabled") else "online" if _has_credential(wandb) else "offline"
     run, note = _start(wandb, folder, mode, config, group, tags)
-    run.summary.update(_flat(metrics))
-    kept = folder / "kept.png"
-    if kept.exists():
-        run.log({"kept": wandb.Image(str(kept))})
-    where = Path(run.dir).parent if run.offline else None
-    run.finish()
+    try:
+        run.summary.update(_flat(metrics))
+        kept = folder / "kept.png"
+        if kept.exists():
+            run.log({"kept": wandb.Image(str(kept))})
+        where = Path(run.dir).parent if run.offline else None
+    finally:
+        run.finish()
     if where is None:
         return f"W&B: {run.url}"
     return f"W&B: offline{note}; to upload: wandb sync {where}"
@@ -74,4 +77,6 @@ def _flat(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
             flat |= _flat(value, f"{prefix}{key}/")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             flat[f"{prefix}{key}"] = value
+        elif isinstance(value, list) and len(value) == 2:  # an interval
+            flat |= {f"{prefix}{key}/low": value[0], f"{prefix}{key}/high": value[1]}
     return flat

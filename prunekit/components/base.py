@@ -104,8 +104,8 @@ class Schedule(Component):
 class Selector(Component):
     """Scores to the set that stays."""
 
-    exact: ClassVar[bool] = True
-    """Whether exactly ``keep`` tokens of each sample stay, so that the new length is known without looking."""
+    exact: ClassVar[bool] = False
+    """Whether always exactly ``keep`` tokens of each sample stay, so that the new length is known without looking."""
 
     def select(self, scores: torch.Tensor, keep: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
         """Bool [B, N], a subset of ``alive`` [B, N], from ``scores`` [B, N] and the counts ``keep`` [B]."""

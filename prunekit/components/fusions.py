@@ -100,14 +100,20 @@ class LearnedFusion(Fusion):
         return torch.einsum("l,lbn->bn", w, evidence)
 
 
-@functools.lru_cache(maxsize=8)
 def load_weights(path: str) -> torch.Tensor:
     """The tensor "weights" [depth] of a safetensors file, float32."""
+    if not Path(path).is_file():
+        raise PrunekitError(f"fusion.weights: no file '{path}'")
+    stat = Path(path).stat()
+    return _read_weights(path, (stat.st_mtime_ns, stat.st_size))
+
+
+@functools.lru_cache(maxsize=8)
+def _read_weights(path: str, version: tuple[int, int]) -> torch.Tensor:
+    """Read once for each ``version`` of the file."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not Path(path).is_file():
-        raise PrunekitError(f"fusion.weights: no file '{path}'")
     try:
         tensors = load_file(path)
     except SafetensorError as error:

@@ -94,14 +94,15 @@ class ToMeScorer(Scorer):
 @register("scorer", "random")
 @dataclass
 class RandomScorer(Scorer):
-    """Uniform noise, the control. Seeded by the sample's own unpadded tokens, so a sample draws the same numbers in
-    whatever batch it stands.
+    """Uniform noise, the control. Seeded by the sample's own unpadded token ids, so a sample draws the same numbers in
+    whatever batch it stands. Two images under the same words draw the same numbers too: average over seeds where that
+    matters.
 
     Args:
-        seed: another draw for the same sample.
+        seed: another draw for the same sample; 0 if not given (the command line's ``seed``).
     """
 
-    seed: int = 0
+    seed: int | None = None
 
     def score(self, view: LayerView) -> torch.Tensor:
         layout = view.layout
@@ -109,7 +110,7 @@ class RandomScorer(Scorer):
         for row, (ids, real, count) in enumerate(
             zip(layout.input_ids.cpu(), layout.real.cpu(), layout.counts, strict=True)
         ):
-            content = f"{self.seed}:{ids[real].tolist()}".encode()
+            content = f"{self.seed or 0}:{ids[real].tolist()}".encode()
             digest = int.from_bytes(hashlib.sha256(content).digest()[:7], "big")
             scores[row, :count] = torch.rand(count, generator=torch.Generator().manual_seed(digest))
         return scores.to(view.hidden_states.device)

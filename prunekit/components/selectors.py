@@ -15,6 +15,8 @@ from prunekit.registry import register
 class TopK(Selector):
     """The ``keep`` highest scores of each sample; of equal ones the earlier token."""
 
+    exact = True
+
     def select(self, scores: torch.Tensor, keep: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
         ranked = scores.masked_fill(~alive, -torch.inf).argsort(dim=1, descending=True, stable=True)
         places = torch.arange(scores.shape[1], device=scores.device).expand_as(ranked)

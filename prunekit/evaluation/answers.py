@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +25,13 @@ class Answer:
 
     Attributes:
         text: the decoded answer.
+        prompt_tokens: real tokens of the prompt.
         kept: indices of the visual tokens that stayed after the last cut, in sequence order (None: dense run).
         tokens: real tokens that each decoder layer processed (None: dense run).
     """
 
     text: str
+    prompt_tokens: int
     kept: list[int] | None = None
     tokens: list[int] | None = None
 
@@ -46,6 +48,7 @@ def answer_all(
     """Greedy answers, batch by batch in an order of its own; ``progress`` is told how many more are done."""
     for batch in batcher.batches(examples, batch_size):
         inputs = batcher.inputs(batch)
+        lengths = inputs["attention_mask"].sum(1).tolist()
         block: Any = pruner(batcher.loaded.model) if pruner is not None else nullcontext()
         with torch.inference_mode(), block as trace:
             tokens = batcher.loaded.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
@@ -53,15 +56,15 @@ def answer_all(
             tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
         )
         for row, (example, text) in enumerate(zip(batch, texts, strict=True)):
-            yield example, _answer(text.strip(), trace, row)
+            yield example, _answer(text.strip(), int(lengths[row]), trace, row)
         progress(len(batch))
 
 
-def _answer(text: str, trace: Trace | None, row: int) -> Answer:
+def _answer(text: str, length: int, trace: Trace | None, row: int) -> Answer:
     if trace is None:
-        return Answer(text)
+        return Answer(text, length)
     kept = trace.cuts[-1].kept[row].nonzero()[:, 0].tolist()
-    return Answer(text, kept, trace.tokens_per_layer[:, row].tolist())
+    return Answer(text, length, kept, trace.tokens_per_layer[:, row].tolist())
 
 
 def cache_folder() -> Path:
@@ -70,15 +73,17 @@ def cache_folder() -> Path:
 
 
 class DenseCache:
-    """Dense answers of one model, by example, in one JSON file named after the content of what produced them."""
+    """Dense answers of one model, by example: a file of JSON lines named after the content of what produced them."""
 
     def __init__(self, fingerprint: str, max_new_tokens: int) -> None:
-        key = hashlib.sha256(f"1 {fingerprint} {max_new_tokens}".encode()).hexdigest()[:24]
-        self.path = cache_folder() / "dense" / f"{key}.json"
+        key = hashlib.sha256(f"2 {fingerprint} {max_new_tokens}".encode()).hexdigest()[:24]
+        self.path = cache_folder() / "dense" / f"{key}.jsonl"
         self._answers: dict[str, str] = {}
-        # Nothing kept yet, or unreadable: the answers are computed anew.
-        with suppress(OSError, json.JSONDecodeError):
-            self._answers = json.loads(self.path.read_text())
+        with suppress(OSError):
+            for line in self.path.read_text(errors="replace").splitlines():
+                with suppress(ValueError, TypeError):  # a line cut short by an interruption counts as absent
+                    example, answer = json.loads(line)
+                    self._answers[example] = answer
 
     @staticmethod
     def key(example: Example) -> str:
@@ -91,11 +96,9 @@ class DenseCache:
         """The kept answer, None if there is none."""
         return self._answers.get(self.key(example))
 
-    def add(self, found: Iterable[tuple[Example, str]]) -> None:
-        """Keep answers, atomically; a folder that cannot be written is no error."""
-        self._answers |= {self.key(example): text for example, text in found}
+    def add(self, example: Example, answer: str) -> None:
+        """Keep an answer at once; a folder that cannot be written is no error."""
         with suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            part = self.path.with_suffix(f".{os.getpid()}.part")
-            part.write_text(json.dumps(self._answers))
-            part.replace(self.path)
+            with self.path.open("a") as file:
+                file.write(json.dumps([self.key(example), answer]) + "\n")

@@ -13,8 +13,8 @@ from prunekit.data.example import Example
 from prunekit.errors import PrunekitError
 from prunekit.models import LoadedModel
 
-CACHED_IMAGES = 1024
-"""Images whose features are held at a time; the least recently used go first."""
+CACHED_BYTES = 2**30
+"""Image features held at a time; those of the least recently used images go first."""
 
 
 class Batcher:
@@ -73,8 +73,9 @@ class Batcher:
         for example in examples:
             self._features.move_to_end(example.image_id)
             features.append(self._features[example.image_id])
-        while len(self._features) > max(CACHED_IMAGES, len(examples)):
-            self._features.popitem(last=False)
+        held = sum(feature.nbytes for feature in self._features.values())
+        while held > CACHED_BYTES and len(self._features) > len(examples):
+            held -= self._features.popitem(last=False)[1].nbytes
         for name in ("pixel_values", "image_sizes"):
             made.pop(name, None)
         made["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features)}

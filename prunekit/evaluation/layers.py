@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from prunekit.data.example import Example
+from prunekit.errors import PrunekitError
 from prunekit.evaluation.run import evaluate, write_json
 from prunekit.families import make_family
 from prunekit.models import LoadedModel
@@ -28,14 +29,19 @@ def select_layer(
     data: str,
     batch_size: int,
     max_new_tokens: int,
+    seed: int = 0,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Evaluate ``make_pruner(layer)`` for every layer from 1 on; print a table, write ``layer_selection.json``.
 
     Recommended is the cheapest (earliest) cut whose mean accuracy is at most ``TOLERANCE`` below dense; if there is
     none, the layer of the best accuracy. Meant for a validation split: the choice is made on the data it is given.
     """
-    rows = []
-    for layer in range(1, make_family(loaded.model).depth):
+    rows: list[dict[str, Any]] = []
+    depth = make_family(loaded.model).depth
+    if depth < 2:
+        raise PrunekitError(f"model '{loaded.name}' has {depth} decoder layer: there is no layer to choose")
+    for layer in range(1, depth):
         found = evaluate(
             loaded,
             examples,
@@ -44,6 +50,8 @@ def select_layer(
             data=data,
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
+            seed=seed,
+            resume=resume,
         ).metrics
         keys = ("accuracy", "accuracy_ci", "change", "change_ci")
         rows.append(

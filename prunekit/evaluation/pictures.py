@@ -20,7 +20,7 @@ def draw_kept(
     examples: Sequence[Example], rows: Sequence[dict[str, Any]], grid: tuple[int, int] | None, path: Path
 ) -> None:
     """A page of examples, one of each task first, wrong and right as they come: dropped patches dimmed, the answer's
-    region framed, question and answers below.."""
+    region framed, question and answers below."""
     chosen = _one_of_each_task(examples, COLUMNS * 2)
     by_id = {row["id"]: row for row in rows}
     lines = math.ceil(len(chosen) / COLUMNS)
@@ -67,7 +67,8 @@ def _panel(example: Example, row: dict[str, Any], grid: tuple[int, int] | None) 
         )
         draw.text((0, y), text, fill=RIGHT if good else WRONG, font=_font(14))
         y += 17
-    draw.text((0, y), f"{example.task}, {len(kept)} tokens stay", fill=(113, 113, 122), font=_font(12))
+    place = "" if grid is not None else ", places unknown: no fixed grid"
+    draw.text((0, y), f"{example.task}, {len(kept)} tokens stay{place}", fill=(113, 113, 122), font=_font(12))
     return panel
 
 

@@ -20,10 +20,10 @@ from prunekit.evaluation.statistics import accuracies, intervals, is_correct
 from prunekit.evaluation.timing import prefill_ratio
 from prunekit.families import Family, make_family
 from prunekit.models import LoadedModel
-from prunekit.pruner import Pruner
-from prunekit.registry import KINDS
+from prunekit.pruner import Pruner, component_name
 
 SCHEMA = 1
+OUTPUTS = ("predictions.jsonl", "metrics.json", "kept.png")
 SIGNATURE = "run.json"
 """What a run was of: a run of another configuration must not be resumed into it."""
 
@@ -58,18 +58,20 @@ def evaluate(
     """
     if not examples:
         raise PrunekitError(f"data '{data}': no examples")
-    family = make_family(loaded.model)
-    layers = pruner.plan(family).cut_layers
-    pruner.apply(loaded.model).remove()  # what the model cannot do is said before any work is done
+    handle = pruner.apply(loaded.model)  # what the model cannot do is said before any work is done
+    handle.remove()
+    layers, family = handle.plan.cut_layers, make_family(loaded.model)
     batcher = Batcher(loaded)
+    vision = _vision_macs(batcher, family, examples)
     options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
     signature = {**pruner.describe(), "model": loaded.fingerprint, "data": data, "max_new_tokens": max_new_tokens}
     folder.mkdir(parents=True, exist_ok=True)
     done = _resumed(folder, signature) if resume else {}
+    for name in OUTPUTS if not resume else ():  # of an earlier run: they must not pass for this one's
+        (folder / name).unlink(missing_ok=True)
     write_json(folder / SIGNATURE, signature)
     dense = _dense_answers(batcher, examples, options)
-    rows = {e.id: done[e.id] for e in examples if e.id in done}
-    rows = _pruned_rows(batcher, examples, pruner, dense, folder, rows, options)
+    rows = _pruned_rows(batcher, examples, pruner, dense, folder, done, options)
     ordered = [rows[e.id] for e in examples]
     metrics = {
         "schema": SCHEMA,
@@ -79,8 +81,9 @@ def evaluate(
         "seed": seed,
         "examples": len(examples),
         **_accuracy(examples, ordered),
-        **_cost(batcher, family, examples, ordered),
+        **_cost(family, ordered, vision),
         "prefill_ratio": _prefill_ratio(batcher, examples, pruner),
+        "prefill_ratio_includes_vision": not batcher.shares_features,
     }
     write_json(folder / "metrics.json", metrics)
     return Evaluation(metrics, ordered, list(examples))
@@ -99,9 +102,9 @@ def _dense_answers(batcher: Batcher, examples: Sequence[Example], options: dict[
     missing = [e for e in examples if e.id not in found]
     if missing:
         with tqdm(total=len(missing), desc="dense ", unit="ex", dynamic_ncols=True) as bar:
-            new = [(e, a.text) for e, a in answer_all(batcher, missing, None, progress=bar.update, **options)]
-        cache.add(new)
-        found |= {e.id: text for e, text in new}
+            for example, answer in answer_all(batcher, missing, None, progress=bar.update, **options):
+                cache.add(example, answer.text)
+                found[example.id] = answer.text
     return found
 
 
@@ -116,7 +119,9 @@ def _pruned_rows(
 ) -> dict[str, dict[str, Any]]:
     """``rows`` of predictions.jsonl by id, completed; each is written as soon as its batch is done."""
     path = folder / "predictions.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
+    part = path.with_suffix(".part")
+    part.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
+    part.replace(path)
     todo = [e for e in examples if e.id not in rows]
     with path.open("a") as file, tqdm(total=len(todo), desc="pruned", unit="ex", dynamic_ncols=True) as bar:
         for example, answer in answer_all(batcher, todo, pruner, progress=bar.update, **options):
@@ -155,12 +160,13 @@ def _row(example: Example, answer: Answer, dense: str) -> dict[str, Any]:
         "correct": is_correct(example, answer.text),
         "dense_correct": is_correct(example, dense),
         "kept": answer.kept,
+        "prompt_tokens": answer.prompt_tokens,
         "tokens_per_layer": answer.tokens,
     }
 
 
 def _method(pruner: Pruner, layers: Sequence[int]) -> dict[str, Any]:
-    names = {kind: pruner.components[kind].registered_name for kind in KINDS}
+    names = {kind: component_name(component) for kind, component in pruner.components.items()}
     budget = {"keep_ratio": pruner.keep_ratio}
     if pruner.keep_tokens is not None:
         budget["keep_tokens"] = pruner.keep_tokens
@@ -182,13 +188,19 @@ def _accuracy(examples: Sequence[Example], rows: Sequence[dict[str, Any]]) -> di
     }
 
 
-def _cost(
-    batcher: Batcher, family: Family, examples: Sequence[Example], rows: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
+def _vision_macs(batcher: Batcher, family: Family, examples: Sequence[Example]) -> float | None:
+    """MACs of the vision encoder for one image. Those of a data set differ in size with some families only; there the
+    first stands for all."""
+    image_processor = getattr(batcher.loaded.processor, "image_processor", None)
+    if image_processor is None:
+        return None
+    return vision_macs(family, image_processor(images=[examples[0].image()], return_tensors="pt"))
+
+
+def _cost(family: Family, rows: Sequence[dict[str, Any]], vision: float | None) -> dict[str, Any]:
     tokens = torch.tensor([row["tokens_per_layer"] for row in rows]).T
-    pixels = batcher.loaded.processor.image_processor(images=[examples[0].image()], return_tensors="pt")
-    # Images of one data set differ in size with some families only; there the first stands for all.
-    cost = prefill_cost(family, tokens, vision_macs(family, pixels) * len(examples))
+    prompt = torch.tensor([row["prompt_tokens"] for row in rows])
+    cost = prefill_cost(family, tokens, prompt, None if vision is None else vision * len(rows))
     return {
         "tokens_per_layer": tokens.double().mean(1).tolist(),
         "flops_formula": "gated",

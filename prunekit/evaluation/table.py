@@ -44,11 +44,13 @@ def cost_table(metrics: dict[str, Any]) -> Table:
     table = Table(title="cost, pruned / dense", title_justify="left", show_header=False)
     table.add_column(justify="left")
     table.add_column(justify="left")
+    both = metrics["flops_ratio_with_vision"]
+    with_vision = ", vision encoder included" if metrics["prefill_ratio_includes_vision"] else ""
     rows = {
         "FLOPs of the LLM's prefill (gated-MLP formula)": f"{metrics['flops_ratio']:.3f}",
-        "FLOPs with the vision encoder": f"{metrics['flops_ratio_with_vision']:.3f}",
+        "FLOPs with the vision encoder": "unknown layout" if both is None else f"{both:.3f}",
         "KV cache": f"{metrics['kv_ratio']:.3f}",
-        "prefill time, measured": f"{metrics['prefill_ratio']:.3f}",
+        f"prefill time, measured{with_vision}": f"{metrics['prefill_ratio']:.3f}",
         "tokens in each layer (mean)": " ".join(f"{n:.0f}" for n in metrics["tokens_per_layer"]),
     }
     for name, value in rows.items():

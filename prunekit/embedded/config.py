@@ -9,6 +9,8 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from prunekit.embedded.processor import ASSISTANT, BOS, EOS, IMAGE, PAD, build_tokenizer
 
+MARK = 0.5  # length of a row's and of a column's mark in the tower's position embeddings
+
 
 @dataclass(frozen=True)
 class Size:
@@ -77,6 +79,7 @@ def build_model(size: Size, seed: int = 0) -> LlavaForConditionalGeneration:
     )
     model = LlavaForConditionalGeneration(config)
     start_looking(model, size.heads // 2)
+    mark_places(model, size)
     model.generation_config.max_new_tokens = 6
     model.generation_config.do_sample = False
     model.generation_config.bos_token_id = token(BOS)
@@ -102,6 +105,20 @@ def start_looking(model: LlavaForConditionalGeneration, heads: int) -> None:
         attention.q_proj.weight[: heads * width] = queries
         attention.k_proj.weight[: heads * width] = torch.where(slow[:, None], queries, -queries)
         layer.mlp.down_proj.weight.mul_(0.2)
+
+
+@torch.no_grad()
+def mark_places(model: LlavaForConditionalGeneration, size: Size) -> None:
+    """Starts the tower's position embeddings with a direction for each row and each column.
+
+    What patches show can be learned without knowing where they are, so that places would reach the decoder too faintly.
+    """
+    directions = torch.linalg.qr(torch.randn(size.tower_width, 2 * size.grid)).Q.T
+    place = torch.arange(size.visual)
+    tower = model.model.vision_tower
+    embeddings = tower.embeddings if hasattr(tower, "embeddings") else tower.vision_model.embeddings
+    marks = directions[place // size.grid] + directions[size.grid + place % size.grid]
+    embeddings.position_embedding.weight[1:] += MARK * marks
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 from prunekit.data.questions import draw_question
 from prunekit.data.scene import Scene
 from prunekit.data.words import TASKS
+from prunekit.embedded.align import label_tokens, named_loss, patch_words
 from prunekit.embedded.forward import embed, run_decoder
 from prunekit.embedded.packing import IGNORE, PREFIX, Packed, block_mask, encode, pack, positions
 from prunekit.embedded.pool import HUES, ORDER, PARTS, THINGS, Part
@@ -23,8 +24,9 @@ from prunekit.embedded.progress import Log, load_checkpoint, optimiser, save_che
 from prunekit.embedded.tower import Heads, augment, pixels
 
 LENGTH = 208  # text positions of a packed row, about eighteen questions
-ADVANCE = 0.8  # attribute accuracy at which the curriculum takes the next part
-PATIENCE = 450  # steps after which it does so anyway
+FOCUS = ("attribute", "existence", "position", "text", "choice", "relation", "count")  # order in which tasks come
+LEARNED = 0.75  # accuracy at which the curriculum takes the next task or part of the pool
+PATIENCE = 200  # steps after which it does so anyway
 
 
 @dataclass
@@ -44,18 +46,18 @@ class Plan:
     ripen_layer: int = 6  # patches are classified from the input of this layer ...
     ripen_weight: float = 0.3  # ... with this weight, fading to zero at two thirds of the steps
     early_weight: float = 0.5  # of answering at the question's last word already: one step fewer to learn at first
-    tower_rate: float = 0.3  # of the rate
-    tower_weight: float = 0.2  # of the tower's own task
+    tower_rate: float = 0.6  # of the rate
+    tower_weight: float = 0.5  # of the tower's own task
     seed: int = 0
 
 
 @dataclass
 class Pool:
-    """Scenes with their images (uint8 [N, H, W, 3]) and labels: things and hues of patches [N, P], presence [N, C]."""
+    """Scenes with their images (uint8 [N, H, W, 3]) and labels, as `scene_labels` gives them."""
 
     scenes: list[Scene]
     images: np.ndarray
-    labels: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    labels: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
     parts: tuple[Part, ...] = PARTS
 
     def slice(self, stage: int) -> tuple[int, int]:
@@ -155,15 +157,22 @@ class Trainer:
         self.log, self.path = Log(folder, name), folder / f"{name}.pt"
         torch.manual_seed(plan.seed + 2)
         self.ripeness = Ripeness(model.config.text_config.hidden_size)
+        vision = model.config.vision_config
+        self.grid, self.tokens = vision.image_size // vision.patch_size, label_tokens(tokenizer)
         self.heads = Heads(model.config.vision_config.hidden_size)
         self.tower = model.model.vision_tower
         self.tower.set_attn_implementation("eager")  # see train_tower
         rest = nn.ModuleList([model.model.multi_modal_projector, model.model.language_model, model.lm_head])
-        shares = {rest: 1.0, self.ripeness: 1.0, self.tower: plan.tower_rate, self.heads: plan.tower_rate}
+        shares = {
+            rest: 1.0,
+            self.ripeness: 1.0,
+            self.tower: plan.tower_rate,
+            self.heads: plan.tower_rate,
+        }
         self.modules = {"model": model, "ripeness": self.ripeness, "heads": self.heads}
         self.optimizer = optimiser(shares, plan.rate)
         self.prefix = torch.tensor(tokenizer(PREFIX, add_special_tokens=False).input_ids)
-        self.step = self.stage = self.entered = 0
+        self.step = self.stage = self.focus = self.entered = 0
         self.recent: dict[str, float] = {task: 0.0 for task in TASKS}
 
     def restore(self, heads: dict[str, torch.Tensor]) -> None:
@@ -175,19 +184,20 @@ class Trainer:
                 module.load_state_dict(state[name])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.stage, self.entered = state["step"], state["stage"], state["entered"]
-            self.recent = state["recent"]
+            self.focus, self.recent = state["focus"], state["recent"]
 
     def save(self) -> None:
         """Writes the checkpoint."""
         states = {name: module.state_dict() for name, module in self.modules.items()}
-        places = {"step": self.step, "stage": self.stage, "entered": self.entered, "recent": self.recent}
-        save_checkpoint(self.path, **states, **places, optimizer=self.optimizer.state_dict())
+        places = {"step": self.step, "stage": self.stage, "focus": self.focus, "entered": self.entered}
+        save_checkpoint(self.path, **states, **places, recent=self.recent, optimizer=self.optimizer.state_dict())
 
     def task_weights(self) -> list[float]:
-        """The first part asks for single look-ups by name alone; later, tasks that lag are asked more often."""
-        if self.stage == 0:
-            return [float(task == "attribute") for task in TASKS]
-        return [1.3 - self.recent[task] for task in TASKS]
+        """One task after the other at first, those learned kept alive; later, tasks that lag are asked more often."""
+        if self.focus == len(FOCUS):
+            return [1.3 - self.recent[task] for task in TASKS]
+        learned = FOCUS[: self.focus]
+        return [1.0 if task == FOCUS[self.focus] else 0.15 * (task in learned) for task in TASKS]
 
     def blind_below(self, rng: random.Random) -> int:
         """The layer below which text is blind in this step."""
@@ -209,7 +219,7 @@ class Trainer:
     def train_step(self) -> dict[str, float]:
         """One update."""
         index, packed, blind = self.draw()
-        plan, (things, hues, present) = self.plan, (label[index] for label in self.pool.labels)
+        plan, (things, hues, present, orders) = self.plan, (label[index] for label in self.pool.labels)
         ripe: list[torch.Tensor] = []
         with torch.autocast("cpu", torch.bfloat16):
             shown = augment(pixels(self.pool.images[index]), np.array(index))
@@ -220,9 +230,10 @@ class Trainer:
             features = out.hidden_states[self.model.config.vision_feature_layer][:, 1:]
             start, head = len(self.prefix), len(self.prefix) + features.shape[1]
             masks = mask_chooser(packed, start, head - start, blind)
+            x = embed(self.model, self.prefix, features, packed.ids)
             hidden = run_decoder(
                 self.model.model.language_model,
-                embed(self.model, self.prefix, features, packed.ids),
+                x,
                 positions(packed, start, head - start),
                 lambda layer: masks[layer >= blind],
                 head,
@@ -236,13 +247,18 @@ class Trainer:
         early_loss = F.cross_entropy(early_logits, early[early != IGNORE])
         fade = max(0.0, 1 - self.step / (plan.steps * 2 / 3)) * plan.ripen_weight
         ripe_loss, ripeness = self.ripeness(ripe[0][:, start:head].float(), things, hues)
-        norm = self.update(loss + plan.early_weight * early_loss + fade * ripe_loss + plan.tower_weight * seen_loss)
+        words = self.model.model.language_model.embed_tokens.weight
+        named = patch_words(things, hues, orders, self.grid)
+        name_loss, names = named_loss(x[:, start:head].float(), words, self.tokens, named)
+        aside = fade * (ripe_loss + name_loss) + plan.tower_weight * seen_loss
+        norm = self.update(loss + plan.early_weight * early_loss + aside)
         self.remember(logits.detach(), packed)
         return {
             "loss": loss.item(),
             "early": early_loss.item(),
             "norm": norm,
             "ripe": ripeness,
+            "names": names,
             "patch": patch,
             "cls": found,
         }
@@ -264,10 +280,15 @@ class Trainer:
             self.recent[task] += 0.05 * (right - self.recent[task])
 
     def advance(self) -> None:
-        """Takes the next part of the curriculum when look-ups are learned on this one."""
-        done = self.recent["attribute"] > ADVANCE or self.step - self.entered >= PATIENCE
-        if done and self.stage < len(self.pool.parts) - 1 and self.step - self.entered >= 30:
-            self.stage, self.entered = self.stage + 1, self.step
+        """Takes the next task, and after the tasks the next part of the pool, when this one is learned well enough."""
+        spent = self.step - self.entered
+        if self.focus < len(FOCUS):
+            if spent >= 40 and (self.recent[FOCUS[self.focus]] > LEARNED or spent >= PATIENCE):
+                self.focus, self.entered = self.focus + 1, self.step
+                self.stage = len(self.pool.parts) - 1
+        elif self.stage < len(self.pool.parts) - 1 and spent >= 40:
+            if self.recent["attribute"] > LEARNED or spent >= PATIENCE:
+                self.stage, self.entered = self.stage + 1, self.step
 
     def run(self, until: int | None = None, every: int = 25, save_every: int = 50) -> None:
         """Trains to the plan's last step, or to step ``until`` if that comes sooner."""
@@ -278,6 +299,6 @@ class Trainer:
             self.advance()
             if self.step % every == 0:
                 recent = {task: round(value, 3) for task, value in self.recent.items()}
-                self.log(self.step, part=self.stage, **values, recent=recent)
+                self.log(self.step, part=self.stage, focus=self.focus, **values, recent=recent)
             if self.step % save_every == 0 or self.step == last:
                 self.save()

@@ -64,6 +64,7 @@ def export(model: LlavaForConditionalGeneration, size: Size, folder: Path, train
     halved.generation_config = model.generation_config
     halved.config.dtype = torch.float16
     halved.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
     build_processor(size.image, size.patch).save_pretrained(folder)
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     card = CARD.format(

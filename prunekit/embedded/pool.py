@@ -68,28 +68,29 @@ def _overlap(start: int, stop: int, patch: int, grid: int) -> np.ndarray:
     return (np.minimum(stop, edges + patch) - np.maximum(start, edges)).clip(0)
 
 
-def patch_labels(scene: Scene, patch: int) -> tuple[np.ndarray, np.ndarray]:
-    """What each patch shows most of: thing and hue, int64 [grid * grid] each, 0 where mostly ground.
+def patch_labels(scene: Scene, patch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What each patch shows most of: thing, hue, a letter's place in its code; int64 [grid * grid] each, 0 for none.
 
-    Letters win over the object labels by area alone; a patch less than a fifth covered is ground.
+    A patch less than a fifth covered is ground.
     """
     grid = SIZE // patch
     best = np.full((grid, grid), 0.2 * patch * patch)
     thing = np.zeros((grid, grid), dtype=np.int64)
     hue = np.zeros((grid, grid), dtype=np.int64)
+    order = np.zeros((grid, grid), dtype=np.int64)
     cover = partial(_overlap, patch=patch, grid=grid)
-    areas = [(item.box, THINGS.index(item.kind), HUES.index(item.color)) for item in scene.items]
+    areas = [(item.box, THINGS.index(item.kind), HUES.index(item.color), 0) for item in scene.items]
     for sign in scene.signs:
         left, top, right, bottom = sign.box
         start = left + (right - left - 15 * len(sign.code)) // 2
         for number, letter in enumerate(sign.code):
             box = (start + 15 * number, top, start + 15 * (number + 1), bottom)
-            areas.append((box, len(KINDS) + LETTERS.index(letter), HUES.index(sign.color)))
-    for (left, top, right, bottom), what, color in areas:
+            areas.append((box, len(KINDS) + LETTERS.index(letter), HUES.index(sign.color), number + 1))
+    for (left, top, right, bottom), what, color, number in areas:
         area = cover(top, bottom)[:, None] * cover(left, right)[None, :]
         wins = area > best
-        best[wins], thing[wins], hue[wins] = area[wins], what + 1, color + 1
-    return thing.reshape(-1), hue.reshape(-1)
+        best[wins], thing[wins], hue[wins], order[wins] = area[wins], what + 1, color + 1, number
+    return thing.reshape(-1), hue.reshape(-1), order.reshape(-1)
 
 
 def presence(scene: Scene) -> np.ndarray:

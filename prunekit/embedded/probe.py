@@ -216,7 +216,7 @@ def main() -> None:
     from pathlib import Path
 
     from prunekit.data import load
-    from prunekit.embedded.config import Size, build_model
+    from prunekit.embedded.config import Size
     from prunekit.embedded.processor import build_tokenizer
     from prunekit.embedded.train import load_trained
 
@@ -224,8 +224,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the run's folder")
     parser.add_argument("--limit", type=int, default=140)
     arguments = parser.parse_args()
-    model = build_model(Size()).eval()
-    step = load_trained(model, arguments.out)
+    model, step = load_trained(arguments.out, Size())
     bench = prepare(model, build_tokenizer(), load("validation", arguments.limit))
     row = {"step": step, **report(model, bench)}
     with (arguments.out / "probe.jsonl").open("a") as file:

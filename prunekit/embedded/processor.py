@@ -6,6 +6,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
 
 from prunekit.data.questions import vocabulary
+from prunekit.data.words import CORNERS, ORDINALS
 
 PAD, BOS, EOS, UNK, IMAGE, USER, ASSISTANT = "<pad>", "<s>", "</s>", "<unk>", "<image>", "<user>", "<assistant>"
 SPECIAL = (PAD, BOS, EOS, UNK, IMAGE, USER, ASSISTANT)
@@ -31,20 +32,29 @@ CHAT_TEMPLATE = (
 )
 
 
+CELL_NAMES = tuple(f"row {row} column {column}" for row in ORDINALS for column in ORDINALS)
+PLACES = (*CELL_NAMES, *CORNERS)  # one token each
+
+
 def word_list() -> list[str]:
-    """Whole words of the vocabulary, longest first."""
-    return sorted({*vocabulary(), *SYSTEM}, key=lambda word: (-len(word), word))
+    """Whole words of the vocabulary, sorted."""
+    return sorted({*vocabulary(), *SYSTEM})
+
+
+def piece(name: str) -> str:
+    """The token of a word or place."""
+    return SPACE + name.replace(" ", SPACE)
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer that lower-cases, drops marks it does not know, and spells unknown words in letters.
+    """A word-level tokenizer; places such as "top left" are one token, unknown words are spelt in letters.
 
     Words carry a leading space mark, letters none, so that the letters of a code join when they are decoded.
     """
     words = word_list()
-    pieces = [*SPECIAL, *sorted(SPACE + word for word in words), *SINGLE, *MARKS]
+    pieces = [*SPECIAL, *map(piece, words), *SINGLE, *MARKS, *map(piece, PLACES)]
     core = Tokenizer(models.WordLevel({piece: index for index, piece in enumerate(pieces)}, unk_token=UNK))
-    known = "|".join(words)
+    known = "|".join(sorted((piece(name)[1:] for name in (*words, *PLACES)), key=lambda name: (-len(name), name)))
     core.normalizer = normalizers.Sequence(
         [
             normalizers.Lowercase(),

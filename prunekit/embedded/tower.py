@@ -11,10 +11,12 @@ from torch.nn import functional as F
 from transformers import CLIPVisionModel
 
 from prunekit.data.scene import Scene
+from prunekit.data.words import KINDS
 from prunekit.embedded.pool import HUES, THINGS, patch_labels, presence
 from prunekit.embedded.progress import Log, load_checkpoint, optimiser, save_checkpoint, set_rate
 
 GROUND_WEIGHT = 0.1  # most patches are ground
+LETTER_WEIGHT = 5.0  # few show letters
 
 
 class Heads(nn.Module):
@@ -49,18 +51,19 @@ def pixels(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def scene_labels(scenes: list[Scene], patch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Things [N, P], hues [N, P], presence [N, THINGS] of all scenes."""
-    pairs = [patch_labels(scene, patch) for scene in scenes]
-    things = torch.from_numpy(np.stack([thing for thing, _ in pairs]))
-    hues = torch.from_numpy(np.stack([hue for _, hue in pairs]))
-    return things, hues, torch.from_numpy(np.stack([presence(scene) for scene in scenes]))
+def scene_labels(scenes: list[Scene], patch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Things [N, P], hues [N, P], presence [N, THINGS] and letters' places in their codes [N, P] of all scenes."""
+    found = [patch_labels(scene, patch) for scene in scenes]
+    things, hues, orders = (torch.from_numpy(np.stack(part)) for part in zip(*found, strict=True))
+    return things, hues, torch.from_numpy(np.stack([presence(scene) for scene in scenes])), orders
 
 
 def patch_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Cross-entropy [..., C] against [...], ground patches weighted down."""
     weight = torch.ones(logits.shape[-1])
     weight[0] = GROUND_WEIGHT
+    if logits.shape[-1] > len(THINGS):
+        weight[len(KINDS) + 1 :] = LETTER_WEIGHT
     return F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), weight=weight)
 
 
@@ -89,7 +92,7 @@ def train_tower(
         optimizer.load_state_dict(state["optimizer"])
     usual = tower.config._attn_implementation
     tower.set_attn_implementation("eager")  # twice as fast as SDPA for bf16 on a CPU, backward included
-    things, hues, present = scene_labels(scenes, tower.config.patch_size)
+    things, hues, present, _ = scene_labels(scenes, tower.config.patch_size)
     held = len(scenes) - 256
 
     def loss_of(index: np.ndarray) -> tuple[torch.Tensor, float, float]:

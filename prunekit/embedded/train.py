@@ -24,9 +24,11 @@ from prunekit.embedded.export import MODEL_FOLDER, export
 from prunekit.embedded.pool import pool_scenes, render_pool
 from prunekit.embedded.processor import build_tokenizer
 from prunekit.embedded.progress import load_checkpoint
+from prunekit.embedded.sharpen import sharpen
 from prunekit.embedded.tower import scene_labels, tower_features, train_tower
 
 ALIGNED = 6000  # scenes
+SHARPEN_AT, SHARPEN_STEPS = 1550, 330  # see prunekit.embedded.sharpen
 SHALLOW = 7  # decoder layers of the first questions, which learns look-ups in half the time
 FRONT = 4  # layers that the grown decoder has before those
 STAGES = ("tower", "align", "shallow", "decoder", "export")
@@ -57,8 +59,8 @@ def align(
     """The align stage, on the last ALIGNED scenes of the pool."""
     done = (folder / "align.pt").exists()
     features = torch.empty(0) if done else tower_features(model.model.vision_tower, images[-ALIGNED:])
-    things, hues, _ = scene_labels(scenes[-ALIGNED:], model.config.vision_config.patch_size)
-    train_align(model, build_tokenizer(), features, (things, hues), folder, steps)
+    things, hues, _, orders = scene_labels(scenes[-ALIGNED:], model.config.vision_config.patch_size)
+    train_align(model, build_tokenizer(), features, (things, hues, orders), folder, steps)
 
 
 def small_heads(folder: Path) -> dict[str, torch.Tensor]:
@@ -66,13 +68,19 @@ def small_heads(folder: Path) -> dict[str, torch.Tensor]:
     return load_checkpoint(folder / "shallow.pt")["heads"]
 
 
-def load_trained(model: LlavaForConditionalGeneration, folder: Path) -> int:
-    """Puts the newest checkpoint's weights into the model; returns its step."""
-    state = load_checkpoint(folder / "decoder.pt")
-    if state is None:
-        raise ValueError(f"no checkpoint of the decoder stage in {folder}")
-    model.load_state_dict(state["model"])
-    return state["step"]
+def load_trained(folder: Path, size: Size) -> tuple[LlavaForConditionalGeneration, dict[str, int]]:
+    """The newest checkpoint's model and the steps of its stages; a shallow one is grown to ``size`` first."""
+    shallow, decoder = load_checkpoint(folder / "shallow.pt"), load_checkpoint(folder / "decoder.pt")
+    if shallow is None:
+        raise ValueError(f"no checkpoint of the shallow stage in {folder}")
+    if decoder is not None:
+        model = build_model(size)
+        model.load_state_dict(decoder["model"])
+    else:
+        small = build_model(replace(size, layers=SHALLOW))
+        small.load_state_dict(shallow["model"])
+        model = grow(small, size, FRONT)
+    return model.eval(), {"shallow": shallow["step"], "decoder": decoder["step"] if decoder else 0}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -94,18 +102,22 @@ def main(argv: list[str] | None = None) -> None:
         first = Plan(steps=arguments.shallow_steps, blind={0: 1.0}, ripen_layer=SHALLOW // 2)
         trainer = Trainer(small, tokenizer, pool, folder, first, "shallow")
         trainer.restore(heads)
+        if trainer.step < SHARPEN_AT:
+            trainer.run(until=SHARPEN_AT)
+            sharpen(small, trainer.heads, tokenizer, images, pool.labels, folder, SHARPEN_STEPS, pool.slice(3)[0])
+            trainer.save()
         trainer.run(until=arguments.shallow_until)
     if "decoder" in arguments.stages:
         model = grow(small, size, FRONT, plan.seed)
-        stage = trainer.stage
+        stage, focus = trainer.stage, trainer.focus
         trainer = Trainer(model, tokenizer, pool, folder, plan)
-        trainer.stage = stage
+        trainer.stage, trainer.focus = stage, focus
         trainer.restore(small_heads(folder))
         trainer.run()
     if "export" in arguments.stages:
-        step = load_trained(model, folder)
-        training = {"steps": {"tower": arguments.tower_steps, "align": arguments.align_steps, "decoder": step}}
-        export(model, size, arguments.model, {**training, "plan": asdict(plan), "size": asdict(size)})
+        model, steps = load_trained(folder, size)
+        steps = {"tower": arguments.tower_steps, "align": arguments.align_steps, **steps}
+        export(model, size, arguments.model, {"steps": steps, "plan": asdict(plan), "size": asdict(size)})
 
 
 if __name__ == "__main__":

@@ -34,11 +34,13 @@ SLICE = [
 VARIANTS = [(name, attentions(name)[0], "left", "progressive", v) for name in NAMES for v in zoo.variants(name)[1:]]
 
 
-def difference(name: str, attn: str, padding: str, schedule: str, variant: str = "plain") -> dict[str, float]:
+def difference(
+    name: str, attn: str, padding: str, schedule: str, variant: str = "plain", layers: tuple[int, ...] = ()
+) -> dict[str, float]:
     """Largest differences of logits: prompt, decode steps; and how far hiding the tokens moves the prompt's."""
     model, batch = zoo.build(name, attn), zoo.batch(name, padding, variant=variant)
-    layers = [1] if schedule == "one_shot" else [1, 2]
-    cuts = prunekit.create("schedule", "progressive", layers=layers)
+    layers = layers or ((1,) if schedule == "one_shot" else (1, 2))
+    cuts = prunekit.create("schedule", "progressive", layers=list(layers))
     with torch.no_grad(), prunekit.Pruner("random", "single", cuts, keep_ratio=0.4)(model) as trace:
         prompt = model(**batch.inputs).logits
         hidden = hidden_positions(batch, trace.cuts)
@@ -57,8 +59,8 @@ def difference(name: str, attn: str, padding: str, schedule: str, variant: str =
     return found
 
 
-def check(*case: str) -> None:
-    found = difference(*case)
+def check(*case: str, layers: tuple[int, ...] = ()) -> None:
+    found = difference(*case, layers=layers)
     assert found["moved"] > 1e-3, "hiding changes nothing: the comparison proves nothing"
     assert found["prompt"] < TOLERANCE and found.get("decode", 0.0) < TOLERANCE, found
 
@@ -83,6 +85,31 @@ def test_removal_equals_masking_everywhere(case):
 @pytest.mark.parametrize("case", VARIANTS, ids="-".join)
 def test_several_images_none_and_video_everywhere(case):
     check(*case)
+
+
+@pytest.mark.parametrize("layers", [(3,), (1, 3), (3, 5)], ids=str)
+@pytest.mark.parametrize("padding", ["none", "left"])
+def test_a_cut_between_layers_that_share_their_choice_of_keys(padding, layers):
+    if "mistral_large4_index" not in NAMES:
+        pytest.skip("this transformers has no such family")
+    check("mistral_large4_index", "sdpa", padding, "progressive", layers=layers)
+
+
+def test_no_cut_between_a_lender_of_keys_and_a_borrower_that_chooses_among_its_own():
+    if "mistral_large4_shared" not in NAMES:
+        pytest.skip("this transformers has no such family")
+    schedule = prunekit.create("schedule", "one_shot", layer=3)
+    with pytest.raises(prunekit.PrunekitError, match="borrows the keys of layer 2"):
+        prunekit.Pruner(schedule=schedule).apply(zoo.build("mistral_large4_shared"))
+
+
+@pytest.mark.parametrize("name", ["gemma3n", "gemma4", "qwen3_5", "inkling2", "cohere_compass"])
+def test_late_cuts(name):
+    """Between and behind the layers that lend keys, and before the last."""
+    if name not in NAMES:
+        pytest.skip("this transformers has no such family")
+    depth = make_family(zoo.build(name, attentions(name)[0])).depth
+    check(name, attentions(name)[0], "left", "progressive", layers=(2, depth - 1))
 
 
 def test_every_exact_family_is_in_the_zoo():

@@ -1,4 +1,4 @@
-"""Generation beyond greedy: sampling, beams, several sequences, lookup decoding, turns, and the caches that are refused."""
+"""Generation beyond greedy: sampling, beams, several sequences, lookup decoding, turns, and refused caches."""
 
 from __future__ import annotations
 
@@ -111,11 +111,12 @@ def test_a_quantized_cache_is_refused():
         model(**batch.inputs, past_key_values=cache)
 
 
-@pytest.mark.parametrize(
-    "family", ["llava", "qwen2_vl", "gemma3", "gemma4", "unlimited_ocr", "qwen3_5", "minimax_m3_vl"]
-)
+TURNS = ("llava", "qwen2_vl", "gemma3", "gemma4", "unlimited_ocr", "qwen3_5", "minimax_m3_vl")
+
+
+@pytest.mark.parametrize("family", TURNS)
 def test_a_second_turn_goes_on_where_the_first_ended(family):
-    """Generation, more text, generation: equal to the masked model given the same turns (or one token at a time)."""
+    """Several tokens at once on a pruned cache equal the same tokens one by one."""
     if family not in zoo.NAMES:
         pytest.skip("this transformers has no such family")
     model, batch = zoo.build(family), zoo.batch(family)

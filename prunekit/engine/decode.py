@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from prunekit.engine.arguments import KEY_PLACES
 from prunekit.engine.cache import PrunedLayerMixin
 from prunekit.engine.masks import decode_mask
 from prunekit.errors import PrunekitError
@@ -29,9 +30,10 @@ def decode_layer(
         name = session.family.model_type
         raise PrunekitError(f"'{name}' can only continue a pruned cache one token at a time, not {queries}")
     own = session.family.decode_arguments(held.key_index.shape[1], queries, hidden)
+    own |= _places(session, index, cache, held, kwargs, queries)
     if not own and not renumber and mask is None and not held.padded and not borrows:
         return None
-    key = (id(mask), held.stage, index if borrows else -1)
+    key = (id(mask), held.stage, held.key_index.shape[1], index if borrows else -1)
     if key not in memo:
         changed: dict[str, Any] = dict(own)
         if "attention_mask" not in own:
@@ -40,6 +42,33 @@ def decode_layer(
             changed |= _positions(session, hidden, held, kwargs)
         memo[key] = (mask, changed)
     return (hidden,), {**kwargs, **memo[key][1]}
+
+
+def _places(
+    session: Session, index: int, cache: Any, held: PrunedLayerMixin, kwargs: dict[str, Any], queries: int
+) -> dict[str, Any]:
+    """Keys that the layer before chose [B, Q, K], as places among this layer's own if a cut lies between."""
+    before = cache.layers[session.family.key_layers[index - 1]] if index else held
+    theirs = before if isinstance(before, PrunedLayerMixin) else None
+    found = {name: kwargs[name] for name in KEY_PLACES if kwargs.get(name) is not None}
+    if not found or (theirs is not None and theirs.stage == held.stage):
+        return {}
+    assert held.key_index is not None
+    new = torch.arange(held.dense_length, held.dense_length + queries, device=held.key_index.device)
+    keys = torch.cat([held.key_index, new.expand(len(held.key_index), -1)], dim=1)
+    slots = torch.arange(keys.shape[1], device=keys.device).expand_as(keys)
+    spots = torch.full((len(keys), held.dense_length + queries + 1), -1, device=keys.device)
+    spots = spots.scatter(1, keys.masked_fill(keys < 0, spots.shape[1] - 1), slots)
+    spots[:, -1] = -1
+    for name, places in found.items():
+        chosen = places.long()
+        dense = chosen if theirs is None else theirs.lent.gather(1, chosen.clamp(min=0).flatten(1)).view_as(chosen)
+        moved = spots.gather(1, dense.clamp(min=0).flatten(1)).view_as(chosen)
+        # The query itself stands in for a key that went: it may be seen anyway.
+        itself = torch.arange(keys.shape[1] - queries, keys.shape[1], device=keys.device)[None, :, None]
+        moved = torch.where((moved < 0) | (dense < 0), itself, moved)
+        found[name] = torch.where(chosen < 0, chosen, moved).to(places.dtype)
+    return found
 
 
 def _mask(

@@ -40,6 +40,8 @@ class Session:
         self.pruner = pruner
         self.family: Family = family_of(model)
         self.plan: Plan = pruner.plan(self.family)
+        if reason := self.family.refuses_cuts(self.plan.cut_layers):
+            raise PrunekitError(f"model type '{self.family.model_type}' cannot be pruned here: {reason}")
         self.trace = Trace()
         self._local = threading.local()
         self._handles: list[Any] = []

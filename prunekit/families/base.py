@@ -145,6 +145,10 @@ class Family:
         """Correct a query [B, H, M, d] that the model scaled by its slot instead of its true position [B, M]."""
         return query
 
+    def refuses_cuts(self, layers: tuple[int, ...]) -> str | None:
+        """Why cuts before these layers cannot be exact, None if they can."""
+        return None
+
     def fix_argument(self, name: str, value: Any, stage: Stage) -> Any:
         """Correct a layer's argument that was gathered to a shortened sequence."""
         return value
@@ -190,11 +194,15 @@ class Family:
         found: list[int] = []
         last: dict[Any, int] = {}
         for index, module in enumerate(self.attentions):
-            kind = getattr(module, "layer_type", None)
+            kind = self._sharing_kind(module)
             if not getattr(module, "is_kv_shared_layer", False):
                 last[kind] = index
             found.append(last.get(kind, index))
         return found
+
+    def _sharing_kind(self, module: nn.Module | None) -> Any:
+        """Layers take keys from the last layer of the same kind."""
+        return getattr(module, "layer_type", None)
 
     def attends(self, layer: int) -> bool:
         """Whether a layer has attention rows to read (a recurrent or convolution layer has none)."""

@@ -75,6 +75,21 @@ class MiniMaxM3(Family):
         return {"position_ids": torch.arange(stored, stored + queries, device=hidden.device)[None]}
 
 
+class MistralLarge4(Family):
+    """Mistral Large 4: layers that borrow keys have an index of their own tokens beside them."""
+
+    def _sharing_kind(self, module: Any) -> Any:
+        return getattr(module, "use_rope", None)
+
+    def refuses_cuts(self, layers: tuple[int, ...]) -> str | None:
+        for borrower, lender in enumerate(self.key_layers):
+            if between := [layer for layer in layers if lender < layer <= borrower]:
+                return (
+                    f"layer {borrower} borrows the keys of layer {lender}, no cut can lie between (layer {between[0]})"
+                )
+        return None
+
+
 class Glm5Next(Family):
     """GLM 5: several streams for a token, [B, S, streams, D]; masks are 2-D everywhere, and local at decode."""
 
@@ -142,6 +157,7 @@ FAMILIES: dict[str, type[Family]] = {
     "kosmos-2.5": Kosmos,
     "llama4": Llama4,
     "minimax_m3_vl": MiniMaxM3,
+    "mistral_large4": MistralLarge4,
     "qwen4_exp": Qwen4,
 }
 """Model types that need more than the generic path."""

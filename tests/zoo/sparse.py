@@ -74,6 +74,9 @@ add("mistral_large4", mistral, SIZES)
 add("mistral_large4_shared", lambda: mistral(
     num_hidden_layers=6, no_rope_layers=[1, 0, 1, 0, 1, 0], kv_source_layers=[0, 1, 2, 3, 2, 3],
     indexer_types=["full", "full", "full", "shared", "full", "shared"]), SIZES, kind="mistral_large4")
+add("mistral_large4_index", lambda: mistral(
+    num_hidden_layers=6, indexer_types=["full", "shared", "full", "shared", "shared", "full"]), SIZES,
+    kind="mistral_large4")
 add("dots3_note", dots, patches(temporal=1), video=video(temporal=1))
 add("minimax_m3_vl", minimax, patches(), video=video())
 

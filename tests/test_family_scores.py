@@ -56,13 +56,15 @@ def expected_scores(weights: torch.Tensor, batch, scorer: str) -> list[list[floa
 def check(name: str, scorer: str, fusion: str, padding: str) -> None:
     reference, batch = zoo.build(name, "eager"), zoo.batch(name, padding)
     weights, family = eager_weights(reference, batch), make_family(reference)
-    layer = max(i for i in range(1, family.depth) if family.attends(i - 1))
+    layer = max(i for i in range(1, family.depth) if family.attends(i - 1) and not family.refuses_cuts((i,)))
     assert layer - 1 in weights, "the family returns no attention weights"
     pruner = prunekit.Pruner(scorer, fusion, prunekit.create("schedule", "one_shot", layer=layer))
     model = zoo.build(name, "sdpa") if "sdpa" in zoo.SUPPORTS[name] else reference
     with torch.no_grad(), pruner(model) as trace:
         model(**batch.inputs)
     layers = [layer - 1] if fusion == "single" else [i for i in range(layer) if i in weights]
+    if not all(weights[i][real_tokens(batch).any(1)].isfinite().all() for i in layers):
+        pytest.skip("the dense model itself is not finite here")
     evidence = [expected_scores(weights[i], batch, scorer) for i in layers]
     scores = trace.cuts[0].scores
     for b in range(len(scores)):

@@ -159,12 +159,12 @@ def check_cache(cache: Any) -> None:
     kinds = {type(layer) for layer in getattr(cache, "layers", ())} or {
         getattr(cache, "layer_class_to_replicate", type(cache))
     }
-    holds_no_keys = cache_utils.LinearAttentionCacheLayerMixin
+    names = ("DynamicLayer", "LinearAttentionCacheLayerMixin", "DummyLayer")  # not all of them in older releases
+    supported = tuple(getattr(cache_utils, name) for name in names if hasattr(cache_utils, name))
     bad = {
         kind.__name__
         for kind in kinds
-        if not issubclass(kind, cache_utils.DynamicLayer | holds_no_keys | cache_utils.DummyLayer)
-        or issubclass(kind, cache_utils.QuantizedLayer)
+        if not issubclass(kind, supported) or issubclass(kind, cache_utils.QuantizedLayer)
     }
     if bad or getattr(cache, "offloading", False):
         what = ", ".join(sorted(bad)) or "offloading"

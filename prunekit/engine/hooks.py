@@ -282,14 +282,14 @@ class Session:
     def _cut(self, index: int, state: Prefill, hidden: torch.Tensor) -> torch.Tensor:
         """Decide what stays before layer ``index`` and shorten the sequence to it."""
         layout, pruner = state.layout, self.pruner
-        scores = self._fused_scores(index, state, hidden)
-        scores = scores.masked_fill(~state.kept, torch.nan)
+        scores = self._fused_scores(index, state, hidden).to(state.kept.device)
+        scores.masked_fill(~state.kept, torch.nan)
         counts = [self.plan.keep(index, n) for n in layout.counts]
         lengths = tuple(full - n + k for full, n, k in zip(layout.lengths, layout.counts, counts, strict=True))
         if all(n == k for n, k in zip(layout.counts, counts, strict=True)):
             kept = state.kept
         else:
-            keep = torch.tensor(counts, device=hidden.device)
+            keep = torch.tensor(counts, device=state.kept.device)
             kept = pruner.selector.select(scores.nan_to_num(nan=-torch.inf), keep, state.kept)
             if not pruner.selector.exact:
                 stay = kept.sum(1).tolist()
@@ -314,12 +314,12 @@ class Session:
 
     def _reduce(self, state: Prefill, kept: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """Let the reducer change what stays, in place of the kept tokens' hidden states."""
-        tokens = take(hidden, state.slots)
-        sizes = state.sizes if state.sizes is not None else state.layout.exists.float()
-        tokens, state.sizes = self.pruner.reducer.reduce(tokens, sizes, kept, state.kept)
+        tokens, device = take(hidden, state.slots), hidden.device
+        sizes = (state.sizes if state.sizes is not None else state.layout.exists.float()).to(device)
+        tokens, state.sizes = self.pruner.reducer.reduce(tokens, sizes, kept.to(device), state.kept.to(device))
         # Tokens that are gone or pad all point somewhere: send them to an extra slot that is cut off again.
         spare = hidden.shape[1]
-        slots = state.slots.masked_fill(~kept, spare)[..., None].expand_as(tokens)
+        slots = state.slots.masked_fill(~kept, spare)[..., None].expand_as(tokens).to(device)
         longer = torch.cat([hidden, hidden.new_zeros(hidden.shape[0], 1, hidden.shape[2])], dim=1)
         return longer.scatter(1, slots, tokens)[:, :spare]
 
@@ -334,6 +334,7 @@ class Session:
         index = state.stage.index
         if state.stage.valid is not None:
             index = index.masked_fill(~state.stage.valid, size)
+        index = index.to(hidden.device)
         # Padding slots all write to an extra position, which is cut off again.
         axis = self.family.token_axis
         moved = hidden.movedim((axis - 1, axis), (0, 1))

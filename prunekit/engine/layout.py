@@ -27,6 +27,7 @@ def ragged_index(mask: torch.Tensor, size: int, pad_left: bool = False) -> tuple
 
 def take(x: torch.Tensor, index: torch.Tensor, axis: int = 1) -> torch.Tensor:
     """Gather tokens along ``axis``, which follows the batch axis: x [.., B, S, ..], index [B, M] -> [.., B, M, ..]."""
+    index = index.to(x.device)  # layers of one model may live on several devices
     rows = torch.arange(index.shape[0], device=index.device)[:, None]
     if axis == 1:
         return x[rows, index]

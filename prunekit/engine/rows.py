@@ -33,7 +33,7 @@ class AttentionInputs:
 
     def visible(self, index: torch.Tensor) -> torch.Tensor:
         """Which keys the queries at ``index`` [B, Q] may attend to: bool [B, Q, S]."""
-        mask = self.mask
+        mask, index = self.mask, index.to(self.keys.device)
         if mask is not None and mask.ndim == 4:
             rows = self._mask_rows(index)
             return (rows if rows.dtype == torch.bool else rows > torch.finfo(rows.dtype).min / 2).any(1)
@@ -46,6 +46,7 @@ class AttentionInputs:
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
         """Post-softmax attention of the queries at ``index`` [B, Q]: float32 [B, H, Q, S]."""
+        index = index.to(self.keys.device)
         queries = take(self.queries.transpose(1, 2), index).transpose(1, 2)
         groups = queries.shape[1] // self.keys.shape[1]
         keys = self.keys.repeat_interleave(groups, dim=1) if groups > 1 else self.keys

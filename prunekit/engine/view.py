@@ -98,12 +98,14 @@ class LayerView:
     def attention(self, queries: QuerySet) -> torch.Tensor:
         """Post-softmax attention rows [B, H, Q, S] of a query set, float32; zero rows where a sample has fewer."""
         index, valid = self.query_index(queries)
-        return self._attention().rows(index) * valid[:, None, :, None]
+        rows = self._attention().rows(index)
+        return rows * valid[:, None, :, None].to(rows.device)
 
     def visible(self, queries: QuerySet) -> torch.Tensor:
         """Which slots each query may attend to, bool [B, Q, S]; False rows where a sample has fewer queries."""
         index, valid = self.query_index(queries)
-        return self._attention().visible(index) & valid[..., None]
+        seen = self._attention().visible(index)
+        return seen & valid[..., None].to(seen.device)
 
     def one_hot(self, queries: QuerySet) -> torch.Tensor:
         """The rows of the identity that belong to a query set, float32 [B, Q, S]."""

@@ -74,7 +74,7 @@ add("muse_spark", lambda: dict(
         head_dim=8, **MUSE_TEXT, num_local_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
         moe_hidden_size=16),
     audio_config=dict(hidden_sizes=[8, 8, 8, 16], depths=[1, 1, 1, 1], out_hidden_size=32), **MUSE),
-    patches(), video=video())
+    patches(), video=video(), gain=0.8)
 add("paddleocr_vl", lambda: dict(
     text_config=TEXT | dict(head_dim=8, rope_parameters=mrope()), vision_config=BARE | dict(image_size=32), **IDS),
     patches(temporal=1, flat=False), finish=token_types())

@@ -118,6 +118,13 @@ def run_eval(config: dict[str, Any], context: Context) -> None:
     print(f"files: {context.folder} (metrics.json, predictions.jsonl, kept.png)\n{line}")
 
 
+def run_families(config: dict[str, Any], context: Context) -> None:
+    """``task=families``: the table of model families, from the measurements that ship with prunekit."""
+    from prunekit.evaluation.families import print_families
+
+    print_families()
+
+
 def run_layers(config: dict[str, Any], context: Context) -> None:
     """``task=layers``: a one-shot cut at every layer; accuracy and cost of each, and the layer to choose."""
     from prunekit.evaluation.layers import select_layer

@@ -116,6 +116,13 @@ def test_layer_selection(monkeypatch, tmp_path, model_folder):
     assert flops == sorted(flops) and "recommended: schedule=one_shot schedule.layer=1" in out
 
 
+def test_the_table_of_families(monkeypatch, tmp_path):
+    code, out, err = run_main(monkeypatch, "task=families", f"hydra.run.dir={tmp_path}")
+    assert code == 0, err
+    for word in ("llava_next", "qwen2_vl", "mllama", "cross-attention", "transformers 5."):
+        assert word in out
+
+
 def options():
     register_options()
     conf = {g: [p.stem for p in (cli.CONF / g).glob("*.yaml")] for g in ("model", "data", "experiment")}

@@ -26,7 +26,7 @@ from prunekit.embedded.tower import Heads, augment, pixels
 LENGTH = 208  # text positions of a packed row, about eighteen questions
 FOCUS = ("attribute", "existence", "position", "text", "choice", "relation", "count")  # order in which tasks come
 LEARNED = 0.75  # accuracy at which the curriculum takes the next task or part of the pool
-PATIENCE = 200  # steps after which it does so anyway
+PATIENCE = 150  # steps after which it does so anyway
 
 
 @dataclass
@@ -38,11 +38,11 @@ class Plan:
     in which the bound is zero, as it always is in use. Where the text looks is never supervised.
     """
 
-    steps: int = 2600
+    steps: int = 360
     rate: float = 1e-3
     batch: int = 6
-    blind: dict[int, float] = field(default_factory=lambda: {3: 0.4, 4: 0.25, 5: 0.2, 6: 0.15})
-    sighted: float = 0.15
+    blind: dict[int, float] = field(default_factory=lambda: {4: 1.0})
+    sighted: float = 0.3
     ripen_layer: int = 6  # patches are classified from the input of this layer ...
     ripen_weight: float = 0.3  # ... with this weight, fading to zero at two thirds of the steps
     early_weight: float = 0.5  # of answering at the question's last word already: one step fewer to learn at first
@@ -265,7 +265,7 @@ class Trainer:
 
     def update(self, loss: torch.Tensor) -> float:
         """Steps the optimiser; returns the gradient's norm before clipping."""
-        set_rate(self.optimizer, self.plan.rate, self.step, self.plan.steps, warmup=100)
+        set_rate(self.optimizer, self.plan.rate, self.step, self.plan.steps, warmup=min(100, self.plan.steps // 10))
         self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

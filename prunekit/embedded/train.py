@@ -43,7 +43,7 @@ def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tower-steps", type=int, default=1200)
     parser.add_argument("--align-steps", type=int, default=400)
     parser.add_argument("--shallow-steps", type=int, default=3000, help="sets the learning rate's decline")
-    parser.add_argument("--shallow-until", type=int, default=1600, help="step at which the decoder grows")
+    parser.add_argument("--shallow-until", type=int, default=2200, help="step at which the decoder grows")
     parser.add_argument("--decoder-steps", type=int, default=Plan.steps)
     parser.add_argument("--model", type=Path, default=MODEL_FOLDER, help="folder that export writes")
     parser.add_argument("--threads", type=int, default=2)
@@ -86,7 +86,7 @@ def load_trained(folder: Path, size: Size) -> tuple[LlavaForConditionalGeneratio
 def main(argv: list[str] | None = None) -> None:
     arguments = arguments_of(argv)
     torch.set_num_threads(arguments.threads)
-    size, plan, folder = Size(), Plan(steps=arguments.decoder_steps), arguments.out
+    size, plan, folder = Size(), Plan(steps=arguments.decoder_steps, rate=8e-4), arguments.out
     model, tokenizer = build_model(size, plan.seed), build_tokenizer()
     if set(arguments.stages) & {"tower", "align", "shallow", "decoder"}:
         scenes = pool_scenes()

@@ -283,7 +283,7 @@ class Session:
         """Decide what stays before layer ``index`` and shorten the sequence to it."""
         layout, pruner = state.layout, self.pruner
         scores = self._fused_scores(index, state, hidden).to(state.kept.device)
-        scores.masked_fill(~state.kept, torch.nan)
+        scores = scores.masked_fill(~state.kept, torch.nan)
         counts = [self.plan.keep(index, n) for n in layout.counts]
         lengths = tuple(full - n + k for full, n, k in zip(layout.lengths, layout.counts, counts, strict=True))
         if all(n == k for n, k in zip(layout.counts, counts, strict=True)):

@@ -9,6 +9,7 @@ from masking import hidden_positions, prompt_logits, real_tokens
 import prunekit
 import zoo
 from tiny import make_batch, tiny_model
+from zoo.base import OLD
 
 PRUNER = dict(keep_ratio=0.3)
 
@@ -28,6 +29,10 @@ def test_gradient_checkpointing_gives_the_same_gradients(family, scorer):
     pruner = prunekit.Pruner(scorer, **PRUNER)
     plain = gradients(model, batch, pruner)
     model.gradient_checkpointing_enable()
+    if OLD:  # there hooks run again in the backward pass
+        with pytest.raises(ValueError, match="gradient checkpointing"):
+            gradients(model, batch, pruner)
+        return
     again = gradients(model, batch, pruner)
     assert plain.keys() == again.keys() and any(g.abs().sum() > 0 for g in plain.values())
     assert all(torch.allclose(plain[name], again[name], atol=1e-6) for name in plain)

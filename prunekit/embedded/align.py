@@ -88,14 +88,14 @@ def train_align(
             rng = np.random.default_rng([12, step])
             set_rate(optimizer, RATE, step, steps, warmup=20)
             index = torch.from_numpy(np.sort(rng.choice(held, batch, replace=False)))
-            named = patch_words(*(label[index] for label in labels), grid)
+            named = patch_words(labels[0][index], labels[1][index], labels[2][index], grid)
             loss, _ = named_loss(projector(features[index].float()), words.weight, tokens, named)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             if step % 50 == 49:
                 index = torch.arange(held, held + 256)
-                named = patch_words(*(label[index] for label in labels), grid)
+                named = patch_words(labels[0][index], labels[1][index], labels[2][index], grid)
                 with torch.no_grad():
                     loss, right = named_loss(projector(features[index].float()), words.weight, tokens, named)
                 log(step + 1, loss=loss.item(), right=right)

@@ -60,13 +60,13 @@ def interval(examples: list[Example], found: Found, draws: int = 1000) -> tuple[
     by_image: dict[str, list[tuple[int, bool]]] = defaultdict(list)
     for example, (task, right) in zip(examples, found, strict=True):
         by_image[example.image_id].append((TASKS.index(task), right))
-    right, asked = np.zeros((len(by_image), len(TASKS))), np.zeros((len(by_image), len(TASKS)))
+    hits, asked = np.zeros((len(by_image), len(TASKS))), np.zeros((len(by_image), len(TASKS)))
     for row, answers in enumerate(by_image.values()):
-        for task, correct in answers:
-            right[row, task] += correct
-            asked[row, task] += 1
+        for place, correct in answers:
+            hits[row, place] += correct
+            asked[row, place] += 1
     index = np.random.RandomState(0).randint(0, len(by_image), (draws, len(by_image)))
-    means = (right[index].sum(axis=1) / asked[index].sum(axis=1).clip(1)).mean(axis=1)
+    means = (hits[index].sum(axis=1) / asked[index].sum(axis=1).clip(1)).mean(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
 

@@ -61,7 +61,8 @@ def pack(rows: Sequence[Sequence[Asked]], length: int, pad: int) -> Packed:
     prompt = torch.zeros(shape, dtype=torch.bool)
     tasks: list[list[str]] = []
     for row, questions in enumerate(rows):
-        start, kept = 0, []
+        start = 0
+        kept: list[str] = []
         for question in questions:
             tokens = (*question.prompt, *question.answer[:-1])
             stop = start + len(tokens)

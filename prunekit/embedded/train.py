@@ -63,9 +63,12 @@ def align(
     train_align(model, build_tokenizer(), features, (things, hues, orders), folder, steps)
 
 
-def small_heads(folder: Path) -> dict[str, torch.Tensor]:
-    """The tower's read-outs as the shallow stage left them."""
-    return load_checkpoint(folder / "shallow.pt")["heads"]
+def stage_heads(folder: Path, stage: str) -> dict[str, torch.Tensor]:
+    """The tower's read-outs as a stage left them."""
+    state = load_checkpoint(folder / f"{stage}.pt")
+    if state is None:
+        raise ValueError(f"no checkpoint of the {stage} stage in {folder}")
+    return state["heads"]
 
 
 def load_trained(folder: Path, size: Size) -> tuple[LlavaForConditionalGeneration, dict[str, int]]:
@@ -98,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
         align(small, scenes, images, folder, arguments.align_steps)
     if set(arguments.stages) & {"shallow", "decoder"}:
         pool = Pool(scenes, images, scene_labels(scenes, size.patch))
-        heads = load_checkpoint(folder / "tower.pt")["heads"]
+        heads = stage_heads(folder, "tower")
         first = Plan(steps=arguments.shallow_steps, blind={0: 1.0}, ripen_layer=SHALLOW // 2)
         trainer = Trainer(small, tokenizer, pool, folder, first, "shallow")
         trainer.restore(heads)
@@ -112,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
         stage, focus = trainer.stage, trainer.focus
         trainer = Trainer(model, tokenizer, pool, folder, plan)
         trainer.stage, trainer.focus = stage, focus
-        trainer.restore(small_heads(folder))
+        trainer.restore(stage_heads(folder, "shallow"))
         trainer.run()
     if "export" in arguments.stages:
         model, steps = load_trained(folder, size)

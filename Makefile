@@ -21,7 +21,7 @@ demo: $(VENV)/core
 	$(BIN)/python -m prunekit scorer=instruction fusion=multi schedule=progressive
 
 test: $(VENV)/all
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/all
 	$(BIN)/ruff check .

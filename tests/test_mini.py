@@ -26,11 +26,12 @@ def finished(tmp_path_factory):
     return done, json.loads((folder / "run" / "metrics.json").read_text()), folder / "run"
 
 
-def test_the_model_answers_and_pruning_costs_little(finished):
-    """On 210 questions; the whole split's figures stand in docs/embedded-model.md."""
+def test_the_model_answers_as_recorded_and_pruning_costs_little(finished):
+    """On 210 questions. The whole test split gave 0.479 (docs/embedded-model.md); 0.08 is over two standard errors."""
     _, metrics, _ = finished
-    assert metrics["dense_accuracy"]["mean"] > 0.75
-    assert metrics["change"]["mean"] >= -0.12
+    assert metrics["dense_accuracy"]["mean"] == pytest.approx(0.479, abs=0.08)
+    assert metrics["dense_accuracy"]["attribute"] > 0.8
+    assert metrics["change"]["mean"] >= -0.10
 
 
 def test_costs_are_what_half_the_tokens_from_a_quarter_of_the_depth_on_cost(finished):

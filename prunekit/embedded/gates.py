@@ -186,12 +186,12 @@ def foreign_kept(bench: Bench, kept: torch.Tensor) -> torch.Tensor:
     return kept[[order[row] for row in range(len(bench.examples))]]
 
 
-def write(results: Results, doc: Path) -> None:
+def write(results: Results, doc: Path, questions: int) -> None:
     """Puts the tables between the markers of the document."""
     gates = ["| gate | measured | |", "| --- | --- | --- |", *(f"| {' | '.join(line)} |" for line in results.lines)]
     text = doc.read_text()
     before, after = text.split(START)[0], text.split(END)[1]
-    body = "\n\n".join(["\n".join(gates), *results.tables])
+    body = "\n\n".join([f"{questions} questions of each split.", "\n".join(gates), *results.tables])
     doc.write_text(f"{before}{START}\n{body}\n{END}{after}")
 
 
@@ -206,8 +206,7 @@ def main() -> None:
     gates.accuracy()
     gates.cuts()
     gates.attention()
-    if arguments.limit is None:
-        write(gates.results, arguments.doc)
+    write(gates.results, arguments.doc, len(gates.test.examples))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import random
 import subprocess
@@ -131,7 +132,7 @@ def naive_bayes(train: list[Example]) -> Callable[[str], str]:
 
 def features(question: str) -> list[str]:
     words = question.split()
-    return words + [f"{a} {b}" for a, b in zip(words, words[1:], strict=False)]
+    return words + [f"{a} {b}" for a, b in itertools.pairwise(words)]
 
 
 def test_answers_follow_from_the_scene() -> None:

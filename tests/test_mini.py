@@ -45,7 +45,7 @@ def test_costs_are_what_half_the_tokens_from_a_quarter_of_the_depth_on_cost(fini
 
 
 def test_the_sweep_shares_the_dense_run(finished, tmp_path):
-    _, metrics, run_folder = finished
+    _, _metrics, run_folder = finished
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PRUNEKIT_CACHE": str(run_folder.parent / "cache")}
     options = ["scorer=random,visual", "data.limit=70", f"hydra.sweep.dir={tmp_path}"]
     command = [sys.executable, "-m", "prunekit", "-m", *options, "logger.mode=disabled"]

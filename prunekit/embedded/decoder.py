@@ -286,9 +286,10 @@ class Trainer:
             if spent >= 40 and (self.recent[FOCUS[self.focus]] > LEARNED or spent >= PATIENCE):
                 self.focus, self.entered = self.focus + 1, self.step
                 self.stage = len(self.pool.parts) - 1
-        elif self.stage < len(self.pool.parts) - 1 and spent >= 40:
-            if self.recent["attribute"] > LEARNED or spent >= PATIENCE:
-                self.stage, self.entered = self.stage + 1, self.step
+        elif self.stage < len(self.pool.parts) - 1 and (
+            spent >= PATIENCE or (spent >= 40 and self.recent["attribute"] > LEARNED)
+        ):
+            self.stage, self.entered = self.stage + 1, self.step
 
     def run(self, until: int | None = None, every: int = 25, save_every: int = 50) -> None:
         """Trains to the plan's last step, or to step ``until`` if that comes sooner."""

@@ -119,3 +119,19 @@ def test_half_precision_is_as_near_to_full_as_the_masked_model_is(name, dtype):
         masked = prompt_logits(half, zoo.Batch(rounded, batch.visual), hidden)
     own = (masked.float() - full)[text].abs().mean()
     assert (pruned.float() - full)[text].abs().mean() < 2 * own + 1e-3
+
+
+def test_a_compiled_decode_step_on_a_pruned_cache():
+    """Prefill eager, decode steps through torch.compile (its graph capture; no code generator): the same logits."""
+    model, batch = tiny_model("llava"), make_batch("llava", "left")
+    compiled = torch.compile(model, backend="eager")
+    steps = []
+    with torch.no_grad(), prunekit.Pruner(**PRUNER)(model):
+        for step in (model, compiled):
+            cache, mask, found = model(**batch.inputs).past_key_values, batch.inputs["attention_mask"], []
+            for token in (5, 6):
+                mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+                ids = torch.full((3, 1), token)
+                found.append(step(input_ids=ids, attention_mask=mask, past_key_values=cache).logits)
+            steps.append(torch.cat(found, 1))
+    assert (steps[0] - steps[1]).abs().max() < 1e-5

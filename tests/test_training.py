@@ -135,3 +135,26 @@ def test_a_compiled_decode_step_on_a_pruned_cache():
                 found.append(step(input_ids=ids, attention_mask=mask, past_key_values=cache).logits)
             steps.append(torch.cat(found, 1))
     assert (steps[0] - steps[1]).abs().max() < 1e-5
+
+
+def test_a_dispatched_model_with_layers_on_disk(tmp_path):
+    """``device_map`` puts accelerate's hooks on the layers; here every other layer lives on disk (no second device)."""
+    from accelerate import dispatch_model
+
+    model, batch = tiny_model("llava"), make_batch("llava", "left")
+
+    def run():
+        with torch.no_grad(), prunekit.Pruner(**PRUNER)(model):
+            tokens = model.generate(**batch.inputs, max_new_tokens=3, do_sample=False)
+            return model(**batch.inputs).logits, tokens
+
+    logits, tokens = run()
+    text = model.model.language_model
+    names = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
+    names += [f"model.language_model.{name}" for name in ("embed_tokens", "norm", "rotary_emb")]
+    places = dict.fromkeys(names, "cpu")
+    places |= {f"model.language_model.layers.{i}": "cpu" if i % 2 else "disk" for i in range(len(text.layers))}
+    model = dispatch_model(model, places, main_device="cpu", offload_dir=tmp_path)
+    assert {str(next(layer.parameters()).device) for layer in text.layers} == {"cpu", "meta"}
+    again, again_tokens = run()
+    assert torch.equal(logits, again) and torch.equal(tokens, again_tokens)

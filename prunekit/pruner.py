@@ -17,6 +17,7 @@ from prunekit import components as _components  # noqa: F401  (registers the bui
 from prunekit.components.base import Component, Fusion, Reducer, RowScorer, Schedule, Scorer, Selector
 from prunekit.engine.hooks import Session
 from prunekit.engine.state import Trace
+from prunekit.engine.view import Regions
 from prunekit.errors import PrunekitError, check_choice
 from prunekit.families import Family
 from prunekit.registry import KINDS, registry
@@ -55,6 +56,11 @@ class Plan:
     def evidence_layers(self) -> frozenset[int]:
         """All layers from which evidence is taken."""
         return frozenset(layer for layers in self.evidence.values() for layer in layers)
+
+    @property
+    def last_evidence(self) -> frozenset[int]:
+        """For each cut the last layer that decides it, together."""
+        return frozenset(layers[-1] for layers in self.evidence.values() if layers)
 
     def keep(self, cut_layer: int, count: int) -> int:
         """How many of a sample's ``count`` visual tokens stay after the cut before ``cut_layer``."""
@@ -106,6 +112,9 @@ class Pruner:
         if self.fusion.joins_views and not isinstance(self.scorer, RowScorer):
             names = self.fusion.registered_name, self.scorer.registered_name
             raise PrunekitError(f"fusion '{names[0]}' joins attention rows; scorer '{names[1]}' reads none")
+        if self.selector.counts_rows and not isinstance(self.scorer, RowScorer):
+            names = self.selector.registered_name, self.scorer.registered_name
+            raise PrunekitError(f"selector '{names[0]}' counts by attention rows; scorer '{names[1]}' reads none")
 
     @property
     def components(self) -> dict[str, Component]:
@@ -122,7 +131,8 @@ class Pruner:
         evidence = {}
         for previous, layer in zip([0, *layers], layers, strict=False):
             evidence[layer] = self._evidence(family, list(self.fusion.layers(layer, previous)))
-            if not evidence[layer] and (self.scorer.uses_attention or self.fusion.joins_views):
+            reads = self.scorer.uses_attention and not self.scorer.works_blind
+            if not evidence[layer] and (reads or self.fusion.joins_views or self.selector.counts_rows):
                 name = self.scorer.registered_name
                 raise PrunekitError(f"scorer '{name}' reads attention, but no layer lies before a cut at layer {layer}")
         return Plan(self, family.depth, tuple(layers), evidence)
@@ -133,12 +143,17 @@ class Pruner:
         if self.positions == "renumber" and not family.renumbers:
             where = "its decoder" if family.rotary is None else type(family.rotary).__name__
             raise PrunekitError(f"positions=renumber: '{name}' has no plain one-dimensional rotary positions ({where})")
-        if self.reducer.changes_tokens and family.stacked:
+        if (self.reducer.changes_tokens or self.reducer.adds_tokens) and family.stacked:
             kind, reducer = type(family.layers[0]).__name__, self.reducer.registered_name
             raise PrunekitError(f"reducer '{reducer}': {kind} of '{name}' carries several hidden states for a token")
 
     def _evidence(self, family: Family, layers: list[int]) -> list[int]:
         """The layers that have evidence: a mean over many passes by those without attention, others cannot."""
+        if self.fusion.looks_ahead and self.scorer.uses_attention:
+            for layer in layers:
+                if (lender := family.key_layers[layer]) != layer:
+                    name = self.fusion.registered_name
+                    raise PrunekitError(f"fusion '{name}': layer {layer} borrows the keys of layer {lender}")
         if not self.scorer.uses_attention:
             return layers
         blind = [layer for layer in layers if not family.attends(layer)]
@@ -147,15 +162,20 @@ class Pruner:
             raise PrunekitError(f"fusion '{self.fusion.registered_name}' reads {where}, which have no attention")
         return [layer for layer in layers if layer not in blind]
 
-    def apply(self, model: nn.Module) -> Handle:
-        """Prune every prefill of ``model`` until the handle is removed. Applying twice is an error."""
-        session = Session(self, model)
+    def apply(self, model: nn.Module, regions: Regions | None = None) -> Handle:
+        """Prune every prefill of ``model`` until the handle is removed. Applying twice is an error.
+
+        Args:
+            regions: where the answer of each sample of the batches to come is, for a scorer that asks (``oracle``):
+                boxes (x0, y0, x1, y1) as fractions of the image.
+        """
+        session = Session(self, model, regions)
         session.install()
         return Handle(session)
 
-    def __call__(self, model: nn.Module) -> PrunedBlock:
+    def __call__(self, model: nn.Module, regions: Regions | None = None) -> PrunedBlock:
         """``with pruner(model) as trace:`` prunes inside the block and leaves the model as it was."""
-        return PrunedBlock(self, model)
+        return PrunedBlock(self, model, regions)
 
     def describe(self) -> dict[str, Any]:
         """Names and options, as plain data; what ``save`` writes and ``load`` reads."""
@@ -208,12 +228,12 @@ class Handle:
 class PrunedBlock:
     """The context that ``pruner(model)`` returns."""
 
-    def __init__(self, pruner: Pruner, model: nn.Module) -> None:
-        self._pruner, self._model = pruner, model
+    def __init__(self, pruner: Pruner, model: nn.Module, regions: Regions | None = None) -> None:
+        self._pruner, self._model, self._regions = pruner, model, regions
         self._handles: list[Handle] = []
 
     def __enter__(self) -> Trace:
-        self._handles.append(self._pruner.apply(self._model))
+        self._handles.append(self._pruner.apply(self._model, self._regions))
         return self._handles[-1].trace
 
     def __exit__(

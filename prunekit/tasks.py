@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import PrunekitError, check_choice
-from prunekit.presets import preset, with_preset
+from prunekit.presets import preset, with_preset, with_variant
 from prunekit.pruner import Pruner, component_name
 from prunekit.registry import KINDS, registry
 
@@ -25,8 +25,9 @@ class Context:
 def build_pruner(config: dict[str, Any], **replaced: Any) -> Pruner:
     """The pruner of a configuration; ``replaced`` components take the place of its own."""
     parts: dict[str, Any] = {}
+    chosen = with_variant({kind: dict(config[kind]) for kind in KINDS}, config.get("variant"))
     for kind in KINDS:
-        options = dict(config[kind])
+        options = chosen[kind]
         if "seed" in options and options["seed"] is None:
             options["seed"] = config["seed"]
         parts[kind] = replaced.get(kind) or registry.create(kind, options.pop("name"), **options)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 if TYPE_CHECKING:
-    from prunekit.engine.view import LayerView
+    from prunekit.engine.view import LayerView, QuerySet
 
 
 class Component:
@@ -32,6 +32,9 @@ class Scorer(Component):
     uses_attention: ClassVar[bool] = False
     """Whether ``score`` reads the layer's attention, queries or keys. If not, none are captured for it."""
 
+    works_blind: ClassVar[bool] = False
+    """Whether ``score`` has an answer without attention too (``view.inputs`` is None): a cut before layer 0."""
+
     def score(self, view: LayerView) -> torch.Tensor:
         """Scores [B, N] from one layer, called for each layer that the fusion asks for."""
         raise TypeError(f"{type(self).__name__} defines no score(view)")
@@ -47,12 +50,16 @@ class RowScorer(Scorer):
         """Which queries' rows it reads: "text", "last", "visual" or "all"."""
         raise TypeError(f"{type(self).__name__} defines no query_set")
 
+    def chosen_queries(self, view: LayerView) -> QuerySet:
+        """The queries of one layer: ``query_set``, or a bool mask [B, S] for a scorer that chooses them by content."""
+        return self.query_set
+
     def score_rows(self, rows: torch.Tensor, view: LayerView) -> torch.Tensor:
-        """Scores [B, N] from the rows [B, H, Q, S] of ``query_set``."""
+        """Scores [B, N] from the rows [B, H, Q, S] of ``chosen_queries``."""
         raise TypeError(f"{type(self).__name__} defines no score_rows(rows, view)")
 
     def score(self, view: LayerView) -> torch.Tensor:
-        return self.score_rows(view.attention(self.query_set), view)
+        return self.score_rows(view.attention(self.chosen_queries(view)), view)
 
 
 class Fusion(Component):
@@ -61,8 +68,12 @@ class Fusion(Component):
     joins_views: ClassVar[bool] = False
     """Whether ``fuse_views`` is called, on whole layers, instead of ``fuse`` on their scores."""
 
+    looks_ahead: ClassVar[bool] = False
+    """Whether ``layers`` may name the cut layer itself: what it would see of the tokens that are about to go. Its norm
+    and projections are run for that once more, without the cache, up to its attention function."""
+
     def layers(self, cut: int, previous: int) -> list[int]:
-        """Layers (ascending, all < ``cut``) whose evidence decides the cut before layer ``cut``.
+        """Layers (ascending, all < ``cut``, or ``cut`` itself where ``looks_ahead``) that decide the cut before ``cut``.
 
         ``previous`` is the layer of the cut before this one, 0 if there was none.
         """
@@ -107,6 +118,18 @@ class Selector(Component):
     exact: ClassVar[bool] = False
     """Whether always exactly ``keep`` tokens of each sample stay, so that the new length is known without looking."""
 
+    counts_rows: ClassVar[bool] = False
+    """Whether ``counts`` is asked first. It gets the attention rows of the last layer of evidence, so that the scorer
+    must be a ``RowScorer``."""
+
+    def counts(self, rows: torch.Tensor, keep: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
+        """How many tokens stay of each sample, long [B], where that depends on the evidence (dynamic ratios).
+
+        ``rows`` [B, Q, N] is the head-mean attention from the scorer's queries to the visual tokens, zero where there
+        is no query or no token; ``keep`` [B] is what the schedule would leave of ``alive`` [B, N].
+        """
+        raise TypeError(f"{type(self).__name__} defines no counts(rows, keep, alive)")
+
     def select(self, scores: torch.Tensor, keep: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
         """Bool [B, N], a subset of ``alive`` [B, N], from ``scores`` [B, N] and the counts ``keep`` [B]."""
         raise TypeError(f"{type(self).__name__} defines no select(scores, keep, alive)")
@@ -126,3 +149,26 @@ class Reducer(Component):
         ``tokens`` are the hidden states entering the cut layer and ``sizes`` how many original tokens each stands for.
         """
         raise TypeError(f"{type(self).__name__} defines no reduce(tokens, sizes, kept, alive)")
+
+    adds_tokens: ClassVar[bool] = False
+    """Whether ``add`` is called, to make further tokens of those that go."""
+
+    def share(self, standing: int, keep: int) -> tuple[int, int]:
+        """Of a sample with ``standing`` tokens and a budget of ``keep``: how many are selected, how many are added."""
+        return keep, 0
+
+    def add(
+        self,
+        tokens: torch.Tensor,
+        sizes: torch.Tensor,
+        scores: torch.Tensor,
+        kept: torch.Tensor,
+        alive: torch.Tensor,
+        count: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """New tokens, sizes, and ``added`` (bool [B, N], ``count`` [B] each, none of them kept): where new ones stand.
+
+        A new token takes the name, and under ``positions=keep`` the place, of the token at whose index it is written;
+        under ``positions=renumber`` it moves behind the kept tokens of its image. The rest as in ``reduce``.
+        """
+        raise TypeError(f"{type(self).__name__} defines no add(tokens, sizes, scores, kept, alive, count)")

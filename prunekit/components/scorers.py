@@ -25,7 +25,7 @@ class ReceivedAttention(RowScorer):
 
     def score_rows(self, rows: torch.Tensor, view: LayerView) -> torch.Tensor:
         rows_BQS = rows.mean(1) if self.heads == "mean" else rows.amax(1)
-        seen_BQS = view.visible(self.query_set)
+        seen_BQS = view.visible(self.chosen_queries(view))
         total_BS = (rows_BQS * seen_BQS).sum(1)
         return view.visual(total_BS / seen_BQS.sum(1).clamp(min=1))
 

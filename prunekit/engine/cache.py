@@ -18,6 +18,9 @@ from prunekit.errors import PrunekitError
 if TYPE_CHECKING:
     from prunekit.engine.hooks import Session
 
+CACHE_NAMES = ("cache", "past_key_values")
+"""What transformers calls the cache: from 5.24 on, and before."""
+
 
 class PrunedLayerMixin:
     """Put in front of a cache layer's class once a prefill has filled it with fewer keys than the sequence is long.
@@ -150,6 +153,11 @@ def _pruned_class(kind: Any) -> Any:
         made._layer_type = getattr(kind, "_layer_type", None)  # type: ignore[attr-defined]
         _pruned_classes[kind] = made
     return _pruned_classes[kind]
+
+
+def cache_in(arguments: Any) -> Any:
+    """The KV cache among the arguments, or in the output, of a model or a layer; None if there is none."""
+    return next((found for name in CACHE_NAMES if (found := arguments.get(name)) is not None), None)
 
 
 def check_cache(cache: Any) -> None:

@@ -12,18 +12,22 @@ from __future__ import annotations
 import threading
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from prunekit.engine.ahead import Peeked, view_ahead
 from prunekit.engine.arguments import compact, foreign_keys
-from prunekit.engine.cache import PrunedLayerMixin, check_cache, holds_keys, seal
+from prunekit.engine.cache import PrunedLayerMixin, cache_in, check_cache, holds_keys, seal
+from prunekit.engine.choice import choose, reduce
 from prunekit.engine.decode import decode_layer
 from prunekit.engine.layout import Layout, Stage, take
 from prunekit.engine.state import CutRecord, Prefill, Trace
 from prunekit.engine.tap import Taps, attention_inputs
+from prunekit.engine.view import LayerView, Regions
 from prunekit.errors import PrunekitError
 from prunekit.families import Family, family_of
 
@@ -36,8 +40,8 @@ _pruned: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Session]] = weakref.We
 class Session:
     """One pruner applied to one model, from ``install`` to ``remove``. All per-forward state is thread-local."""
 
-    def __init__(self, pruner: Pruner, model: nn.Module) -> None:
-        self.pruner = pruner
+    def __init__(self, pruner: Pruner, model: nn.Module, regions: Regions | None = None) -> None:
+        self.pruner, self.regions = pruner, regions
         self.family: Family = family_of(model)
         self.plan: Plan = pruner.plan(self.family)
         if reason := self.family.refuses_cuts(self.plan.cut_layers):
@@ -51,6 +55,15 @@ class Session:
     def inside(self) -> bool:
         """Whether the calling thread is in a forward pass of this session's model."""
         return getattr(self._local, "depth", 0) > 0
+
+    @contextmanager
+    def looking_ahead(self) -> Iterator[None]:
+        """While a layer runs up to its attention function alone: its tap raises ``Peeked`` there."""
+        self._local.ahead = True
+        try:
+            yield
+        finally:
+            self._local.ahead = False
 
     @property
     def positions(self) -> torch.Tensor | None:
@@ -115,6 +128,8 @@ class Session:
             if state is not None and state.stage.index is not None:
                 query = self.family.adjust_query(index, query, state.stage.index)
             if state is not None and index in self.plan.evidence_layers and self.pruner.scorer.uses_attention:
+                if getattr(self._local, "ahead", False):  # the layer runs for this alone
+                    raise Peeked(attention_inputs(module, query, key, mask, kwargs, None))
                 # A layer that will be run again must not save more for the backward pass than it will then.
                 with torch.set_grad_enabled(torch.is_grad_enabled() and not self._checkpoints()):
                     self._observe(state, index, module, query, key, mask, kwargs)
@@ -155,10 +170,10 @@ class Session:
         view.inputs = attention_inputs(module, query, key, mask, kwargs, foreign_keys(self, index, state))
         self._keep_evidence(state, index, view)
 
-    def _keep_evidence(self, state: Prefill, index: int, view: Any) -> None:
-        if self.pruner.fusion.joins_views:
+    def _keep_evidence(self, state: Prefill, index: int, view: LayerView) -> None:
+        if self.pruner.fusion.joins_views or self.pruner.selector.counts_rows and index in self.plan.last_evidence:
             state.views[index] = view
-        else:
+        if not self.pruner.fusion.joins_views:
             state.scores[index] = self._scores(view)
 
     def _scores(self, view: Any) -> torch.Tensor:
@@ -186,7 +201,7 @@ class Session:
         if input_ids is None and (noted := getattr(local, "ids", None)) is not None:
             given = kwargs.get("inputs_embeds")
             input_ids = noted if given is not None and noted.shape == given.shape[:2] else None
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         fresh = cache is None or cache.get_seq_length() == 0
         if input_ids is None:
             if fresh:
@@ -205,7 +220,7 @@ class Session:
             raise PrunekitError(f"no visual tokens in the batch: no placeholder {self.family.token_ids} in input_ids")
         self._check_budget(input_ids.shape[1])
         self._check_checkpointing()
-        local.prefill = Prefill.begin(layout)
+        local.prefill = Prefill.begin(layout, self.regions)
 
     def _check_budget(self, length: int) -> None:
         """Attention that chooses keys by an index sees all of them only within its budget: warn once beyond."""
@@ -268,60 +283,51 @@ class Session:
     def _prefill_layer(self, index: int, state: Prefill, hidden: torch.Tensor, kwargs: dict[str, Any]) -> Any:
         if self.family.touches_hidden_between_layers and state.stage.index is not None:
             hidden = take(hidden, state.stage.index, self.family.token_axis)
+        if index == 0:
+            state.inputs_embeds = self.family.one_state(hidden)
         if index in self.plan.cut_layers:
-            hidden = self._cut(index, state, hidden)
+            hidden = self._cut(index, state, hidden, kwargs)
         state.stages.append(state.stage)
-        state.hidden = hidden if index in self.plan.evidence_layers else None
-        if state.hidden is not None and not self.pruner.scorer.uses_attention:
-            self._keep_evidence(state, index, state.view(index, hidden, self.family.grid))
+        state.hidden = self.family.one_state(hidden) if index in self.plan.evidence_layers else None
+        ahead = index in state.scores or index in state.views
+        if state.hidden is not None and not ahead and not self.pruner.scorer.uses_attention:
+            self._keep_evidence(state, index, state.view(index, state.hidden, self.family.grid))
         if state.stage.index is None:
             return None
 
         return (hidden,), {name: compact(self, index, name, value, state, hidden) for name, value in kwargs.items()}
 
-    def _cut(self, index: int, state: Prefill, hidden: torch.Tensor) -> torch.Tensor:
+    def _cut(self, index: int, state: Prefill, hidden: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
         """Decide what stays before layer ``index`` and shorten the sequence to it."""
-        layout, pruner = state.layout, self.pruner
+        if index in self.plan.evidence[index]:
+            self._keep_evidence(state, index, view_ahead(self, index, state, hidden, arguments))
         scores = self._fused_scores(index, state, hidden).to(state.kept.device)
         scores = scores.masked_fill(~state.kept, torch.nan)
-        counts = [self.plan.keep(index, n) for n in layout.counts]
-        lengths = tuple(full - n + k for full, n, k in zip(layout.lengths, layout.counts, counts, strict=True))
-        if all(n == k for n, k in zip(layout.counts, counts, strict=True)):
-            kept = state.kept
-        else:
-            keep = torch.tensor(counts, device=state.kept.device)
-            kept = pruner.selector.select(scores.nan_to_num(nan=-torch.inf), keep, state.kept)
-            if not pruner.selector.exact:
-                stay = kept.sum(1).tolist()
-                lengths = tuple(f - n + k for f, n, k in zip(layout.lengths, layout.counts, stay, strict=True))
-        state.cuts.append(CutRecord("decoder", index, kept, scores))
-        if lengths == state.stage.lengths:
+        choice = choose(self, index, state, scores)
+        wanted = {layer for cut, layers in self.plan.evidence.items() if cut > index for layer in layers}
+        state.views = {layer: view for layer, view in state.views.items() if layer in wanted}
+        if choice.lengths == state.stage.lengths:
+            state.cuts.append(CutRecord("decoder", index, choice.kept, scores))
             return hidden
-        if pruner.reducer.changes_tokens:
-            hidden = self._reduce(state, kept, hidden)
-        return take(hidden, state.shorten(kept, lengths), self.family.token_axis)
+        added = None
+        if choice.added or self.pruner.reducer.changes_tokens:
+            hidden, added = reduce(self, state, choice, scores, hidden)
+        kept = choice.kept if added is None else choice.kept | added
+        state.cuts.append(CutRecord("decoder", index, kept, scores, added))
+        hidden = take(hidden, state.shorten(kept, choice.lengths), self.family.token_axis)
+        if added is not None and self.pruner.positions == "renumber":
+            hidden = take(hidden, state.move_behind(added), self.family.token_axis)
+        return hidden
 
     def _fused_scores(self, index: int, state: Prefill, hidden: torch.Tensor) -> torch.Tensor:
         layers = self.plan.evidence[index]
         fusion = self.pruner.fusion
         if fusion.joins_views:
-            views = [state.views.pop(layer) for layer in layers]
-            return fusion.fuse_views(views, self.pruner.scorer)
+            return fusion.fuse_views([state.views[layer] for layer in layers], self.pruner.scorer)
         if not layers:
-            return self._scores(state.view(index, hidden, self.family.grid))
+            return self._scores(state.view(index, self.family.one_state(hidden), self.family.grid))
         found = [state.scores[layer].to(hidden.device) for layer in layers]
         return fusion.fuse(torch.stack(found), layers)
-
-    def _reduce(self, state: Prefill, kept: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        """Let the reducer change what stays, in place of the kept tokens' hidden states."""
-        tokens, device = take(hidden, state.slots), hidden.device
-        sizes = (state.sizes if state.sizes is not None else state.layout.exists.float()).to(device)
-        tokens, state.sizes = self.pruner.reducer.reduce(tokens, sizes, kept.to(device), state.kept.to(device))
-        # Tokens that are gone or pad all point somewhere: send them to an extra slot that is cut off again.
-        spare = hidden.shape[1]
-        slots = state.slots.masked_fill(~kept, spare)[..., None].expand_as(tokens).to(device)
-        longer = torch.cat([hidden, hidden.new_zeros(hidden.shape[0], 1, hidden.shape[2])], dim=1)
-        return longer.scatter(1, slots, tokens)[:, :spare]
 
     def _to_dense(self, layer: nn.Module, args: Any, output: Any) -> Any:
         """After the last layer (after each, where the model adds to hidden states between layers): back to the dense
@@ -356,9 +362,9 @@ class Session:
                 raise PrunekitError(
                     f"NaN scores at the cut before layer {cut.layer}, samples {bad.nonzero()[:, 0].tolist()}"
                 )
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         if cache is None:
-            cache = output.get("past_key_values") if hasattr(output, "get") else None
+            cache = cache_in(output) if hasattr(output, "get") else None
         if cache is not None:
             self._seal(cache, state)
         self.trace.cuts = state.cuts
@@ -386,7 +392,7 @@ class Session:
         return state.cuts[place - 1].kept if place else state.layout.exists
 
     def _decode_layer(self, index: int, hidden: torch.Tensor, kwargs: dict[str, Any]) -> Any:
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         held = cache.layers[index] if cache is not None and index < len(cache.layers) else None
         self._local.held = held if isinstance(held, PrunedLayerMixin) and held.key_index is not None else None
         return decode_layer(self, index, hidden, kwargs, self._local.decode_memo)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from prunekit.engine.layout import Layout, Stage, take
-from prunekit.engine.view import LayerView
+from prunekit.engine.view import LayerView, Regions
+from prunekit.errors import PrunekitError
 
 
 @dataclass(frozen=True)
@@ -18,14 +19,18 @@ class CutRecord:
     Attributes:
         site: "vision", "input" or "decoder".
         layer: the decoder layer before which the tokens went.
-        kept: visual tokens that stay after it, cumulative, bool [B, N] in sequence order, padded with False.
+        kept: visual tokens that stay after it, cumulative, bool [B, N] in sequence order, padded with False. Includes
+            ``added``.
         scores: float [B, N], NaN where a token was already gone or pads.
+        added: tokens that a reducer made of those that went, bool [B, N], each under the name of one of them; None if
+            there are none.
     """
 
     site: str
     layer: int
     kept: torch.Tensor
     scores: torch.Tensor
+    added: torch.Tensor | None = None
 
 
 @dataclass
@@ -57,15 +62,24 @@ class Prefill:
     sizes: torch.Tensor | None = None
     cut_slots: torch.Tensor | None = None
     memo: dict[tuple[Any, ...], tuple[Any, Any]] = field(default_factory=dict)
+    inputs_embeds: torch.Tensor | None = None
+    regions: Regions | None = None
+    once: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, layout: Layout) -> Prefill:
-        """The dense start: everything stands."""
-        return cls(layout, Stage(0, None, None, layout.lengths), layout.exists, layout.visual_index)
+    def begin(cls, layout: Layout, regions: Regions | None = None) -> Prefill:
+        """The dense start: everything stands. ``regions`` of fewer samples than there are (beams) are repeated."""
+        state = cls(layout, Stage(0, None, None, layout.lengths), layout.exists, layout.visual_index)
+        if regions is not None:
+            repeats, rest = divmod(len(layout.counts), len(regions))
+            if rest or not repeats:
+                raise PrunekitError(f"regions of {len(regions)} samples do not fit a batch of {len(layout.counts)}")
+            state.regions = [boxes for boxes in regions for _ in range(repeats)]
+        return state
 
     def view(self, layer: int, hidden: torch.Tensor, grid: tuple[int, int] | None) -> LayerView:
         """What a scorer sees of ``layer`` now."""
-        return LayerView(hidden, layer, self.layout, self.stage, self.kept, self.slots, grid)
+        return LayerView(hidden, layer, self.layout, self.stage, self.kept, self.slots, grid, prefill=self)
 
     def shorten(self, kept: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
         """Go to the next stage, where of the visual tokens only ``kept`` [B, N] stands: surviving slots [B, M]."""
@@ -83,6 +97,25 @@ class Prefill:
         rank = stays.cumsum(1) - 1 + slots.shape[1] - stays.sum(1, keepdim=True)
         self.slots = rank.clamp(min=0).gather(1, self.slots).masked_fill(~kept, 0)
         return slots
+
+    def move_behind(self, added: torch.Tensor) -> torch.Tensor:
+        """Reorder the visual slots so that ``added`` tokens [B, N] follow the others of their image: where each slot
+        [B, M] takes its content from. The slots keep their own places, so this is for positions without gaps."""
+        image = self.layout.image.to(added.device)
+        spare = self.layout.real.shape[1]
+        # Slots of an image are contiguous in both orders, so sorting the kept ones alone is a permutation of them.
+        order = (2 * image + added.long()) * (spare + 1) + self.slots
+        ranked = order.masked_fill(~self.kept, torch.iinfo(order.dtype).max).argsort(dim=1, stable=True)
+        standing = self.slots.masked_fill(~self.kept, spare).sort(dim=1).values  # the slots they share, in order
+        place = torch.empty_like(self.slots).scatter(1, ranked, standing)
+        assert self.stage.index is not None
+        batch, size = self.stage.index.shape
+        source = torch.arange(spare + 1, device=added.device).expand(batch, -1)
+        source = source.scatter(1, place, self.slots.masked_fill(~self.kept, spare))[:, :size]
+        self.slots = place.masked_fill(~self.kept, 0)
+        assert self.cut_slots is not None
+        self.cut_slots = self.cut_slots.gather(1, source)
+        return source
 
 
 def gather_argument(name: str, value: Any, index: torch.Tensor, size: int) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -10,7 +12,13 @@ from prunekit.engine.layout import Layout, Stage, ragged_index, take
 from prunekit.engine.rows import AttentionInputs
 from prunekit.errors import PrunekitError, UnknownNameError
 
+if TYPE_CHECKING:
+    from prunekit.engine.state import Prefill
+
+T = TypeVar("T")
 QuerySet = str | torch.Tensor
+Box = tuple[float, float, float, float]
+Regions = Sequence[Sequence[Box]]
 
 
 @dataclass
@@ -36,6 +44,7 @@ class LayerView:
     slots: torch.Tensor
     grid: tuple[int, int] | None = None
     inputs: AttentionInputs | None = field(default=None, repr=False)
+    prefill: Prefill | None = field(default=None, repr=False)
 
     def visual(self, x: torch.Tensor) -> torch.Tensor:
         """Gather the visual tokens of x [B, S, ...]: [B, N, ...], arbitrary where not ``alive``."""
@@ -115,6 +124,30 @@ class LayerView:
     def propagate(self, rows: torch.Tensor) -> torch.Tensor:
         """rows [B, Q, S] times this layer's head-mean attention matrix, float32 [B, Q, S]."""
         return self._attention().propagate(rows)
+
+    @property
+    def inputs_embeds(self) -> torch.Tensor:
+        """What entered layer 0, of the dense sequence: [B, S_dense, D]; ``layout`` says where its tokens stand."""
+        assert self.prefill is not None and self.prefill.inputs_embeds is not None
+        return self.prefill.inputs_embeds
+
+    @property
+    def regions(self) -> Regions:
+        """Where the answer of each sample is: boxes (x0, y0, x1, y1), fractions of its image's width and height.
+
+        Known only if the caller told the pruner (``pruner(model, regions=...)``); raises otherwise.
+        """
+        assert self.prefill is not None
+        if self.prefill.regions is None:
+            raise PrunekitError("regions: nothing says where the answers are; this data does not know it")
+        return self.prefill.regions
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """``make()``, called once in a prefill for each ``name``: for what does not depend on the layer."""
+        assert self.prefill is not None
+        if name not in self.prefill.once:
+            self.prefill.once[name] = make()
+        return self.prefill.once[name]
 
     def _attention(self) -> AttentionInputs:
         if self.inputs is None:

@@ -1,0 +1,84 @@
+"""At a cut: how many tokens stay and which, and what the reducer makes of the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from prunekit.components.base import RowScorer
+from prunekit.engine.layout import take
+from prunekit.engine.state import Prefill
+
+if TYPE_CHECKING:
+    from prunekit.engine.hooks import Session
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The outcome of a selection.
+
+    Attributes:
+        kept: tokens that stay as they are, bool [B, N].
+        added: how many tokens the reducer is to add for each sample; empty if none anywhere.
+        lengths: real tokens of each sample from here on, the added ones included.
+    """
+
+    kept: torch.Tensor
+    added: tuple[int, ...]
+    lengths: tuple[int, ...]
+
+
+def choose(session: Session, index: int, state: Prefill, scores: torch.Tensor) -> Choice:
+    """What stays before layer ``index`` of what stands, by ``scores`` [B, N] (NaN where gone).
+
+    The new lengths follow from counts on the host; the data are looked at only for selectors that are not exact.
+    """
+    layout, pruner = state.layout, session.pruner
+    selector, reducer = pruner.selector, pruner.reducer
+    text = [full - n for full, n in zip(layout.lengths, layout.counts, strict=True)]
+    standing = [now - t for now, t in zip(state.stage.lengths, text, strict=True)]
+    counts = [min(session.plan.keep(index, n), now) for n, now in zip(layout.counts, standing, strict=True)]
+    if counts == standing:
+        return Choice(state.kept, (), state.stage.lengths)
+    if selector.counts_rows:
+        keep = torch.tensor(counts, device=scores.device)
+        counts = selector.counts(_rows(session, index, state).to(scores.device), keep, state.kept).tolist()
+    shares = [reducer.share(now, k) if k < now else (k, 0) for now, k in zip(standing, counts, strict=True)]
+    keep = torch.tensor([selected for selected, _ in shares], device=scores.device)
+    kept = selector.select(scores.nan_to_num(nan=-torch.inf), keep, state.kept)
+    selected = [selected for selected, _ in shares] if selector.exact else kept.sum(1).tolist()
+    added = [min(more, now - k) for (_, more), now, k in zip(shares, standing, selected, strict=True)]
+    lengths = tuple(t + k + more for t, k, more in zip(text, selected, added, strict=True))
+    return Choice(kept, tuple(added) if any(added) else (), lengths)
+
+
+def _rows(session: Session, index: int, state: Prefill) -> torch.Tensor:
+    """Head-mean attention [B, Q, N] of the scorer's queries in the last layer of evidence, zero where nothing is."""
+    scorer, view = session.pruner.scorer, state.views[session.plan.evidence[index][-1]]
+    assert isinstance(scorer, RowScorer)  # Pruner refuses any other
+    rows_BQS = view.attention(scorer.chosen_queries(view)).mean(1)
+    return view.visual(rows_BQS.transpose(1, 2)).transpose(1, 2) * state.kept[:, None].to(rows_BQS.device)
+
+
+def reduce(
+    session: Session, state: Prefill, choice: Choice, scores: torch.Tensor, hidden: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Let the reducer change what stays, and add to it: hidden states [B, S, D] with the new tokens in their slots,
+    and which are added, bool [B, N] (None if none are)."""
+    reducer, tokens, device = session.pruner.reducer, take(hidden, state.slots), hidden.device
+    kept, alive, added = choice.kept.to(device), state.kept.to(device), None
+    sizes = (state.sizes if state.sizes is not None else state.layout.exists.float()).to(device)
+    if reducer.changes_tokens:
+        tokens, sizes = reducer.reduce(tokens, sizes, kept, alive)
+    if choice.added:
+        count = torch.tensor(choice.added, device=device)
+        tokens, sizes, added = reducer.add(tokens, sizes, scores.to(device), kept, alive, count)
+    state.sizes = sizes
+    # Tokens that are gone or pad all point somewhere: send them to an extra slot that is cut off again.
+    spare, stays = hidden.shape[1], kept if added is None else kept | added
+    slots = state.slots.to(device).masked_fill(~stays, spare)[..., None].expand_as(tokens)
+    longer = torch.cat([hidden, hidden.new_zeros(hidden.shape[0], 1, hidden.shape[2])], dim=1)
+    hidden = longer.scatter(1, slots, tokens)[:, :spare]
+    return hidden, None if added is None else added.to(state.kept.device)

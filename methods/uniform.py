@@ -22,3 +22,7 @@ class Stride(prunekit.Selector):
         step = ((rank + 1) * keep[:, None]).div(total, rounding_mode="floor")
         before = (rank * keep[:, None]).div(total, rounding_mode="floor")
         return alive & (step > before)
+
+
+# One cut at a quarter of the depth; the selector ignores the scores.
+prunekit.compose("uniform", scorer="random", fusion="single", schedule="one_shot", selector="stride")

@@ -32,7 +32,9 @@ def methods() -> dict[str, Path]:
 def presets() -> dict[str, tuple[Path, dict[str, Any]]]:
     """File and checked composition of all named methods."""
     composed = registry.compositions()
-    sources = [(name, path or IN_PYTHON, entries) for name, (entries, path) in composed.items()]
+    sources: list[tuple[str, Path, dict[str, Any] | None]] = [
+        (name, path or IN_PYTHON, entries) for name, (entries, path) in composed.items()
+    ]
     for folder in method_folders():
         sources += [(path.stem, path, None) for path in sorted(folder.glob("*.yaml"))]
     found: dict[str, tuple[Path, dict[str, Any]]] = {}

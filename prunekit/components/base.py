@@ -73,7 +73,8 @@ class Fusion(Component):
     and projections are run for that once more, without the cache, up to its attention function."""
 
     def layers(self, cut: int, previous: int) -> list[int]:
-        """Layers (ascending, all < ``cut``, or ``cut`` itself where ``looks_ahead``) that decide the cut before ``cut``.
+        """Layers (ascending, all < ``cut``) whose evidence decides the cut before layer ``cut``; where ``looks_ahead``,
+        ``cut`` itself may be among them.
 
         ``previous`` is the layer of the cut before this one, 0 if there was none.
         """

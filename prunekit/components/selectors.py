@@ -12,7 +12,7 @@ from prunekit.registry import register
 
 
 def top(scores: torch.Tensor, count: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
-    """The ``count`` [B] highest ``scores`` [B, N] of those in ``among`` [B, N]; of equal ones the earlier. Bool [B, N]."""
+    """The ``count`` [B] highest ``scores`` [B, N] of those in ``among``, of equal ones the earlier: bool [B, N]."""
     ranked = scores.masked_fill(~among, -torch.inf).argsort(dim=1, descending=True, stable=True)
     places = torch.arange(scores.shape[1], device=scores.device).expand_as(ranked)
     rank = torch.empty_like(ranked).scatter_(1, ranked, places)
@@ -38,8 +38,8 @@ class RankRule(TopK):
     Rows are those of the scorer's queries: SparseVLM's raters, or the instruction, or the last token.
 
     Args:
-        variant: "code" (default) keeps the schedule's counts. "paper" removes n = λ · (L − rank(P)) of L tokens, P being
-            the rows' attention to them: an image that says more different things to the question keeps more.
+        variant: "code" (default) keeps the schedule's counts. "paper" removes n = λ · (L − rank(P)) of L tokens, P
+            being the rows' attention to them: an image that says more different things to the question keeps more.
         scale: λ; by default the share that the schedule would remove, so that rank 0 is the schedule's count.
     """
 
@@ -62,4 +62,5 @@ class RankRule(TopK):
         smallest = values[:, :1] * torch.maximum(standing, queries)[:, None] * eps  # as numpy's matrix_rank
         rank = (values > smallest).sum(1)
         scale = 1 - keep / standing.clamp(min=1) if self.scale is None else self.scale
-        return standing - (scale * (standing - rank)).round().long().clamp(min=torch.zeros_like(standing), max=standing - 1)
+        goes = (scale * (standing - rank)).round().long()
+        return (standing - goes.clamp(min=0)).clamp(min=1).minimum(standing)

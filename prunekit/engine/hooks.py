@@ -171,7 +171,8 @@ class Session:
         self._keep_evidence(state, index, view)
 
     def _keep_evidence(self, state: Prefill, index: int, view: LayerView) -> None:
-        if self.pruner.fusion.joins_views or self.pruner.selector.counts_rows and index in self.plan.last_evidence:
+        counted = self.pruner.selector.counts_rows and index in self.plan.last_evidence
+        if self.pruner.fusion.joins_views or counted:
             state.views[index] = view
         if not self.pruner.fusion.joins_views:
             state.scores[index] = self._scores(view)

@@ -19,11 +19,13 @@ class Oracle(prunekit.Scorer):
     the evaluation does. Works for one image a sample whose tokens form a grid over the whole image.
     """
 
+    uses_regions = True
+
     def score(self, view) -> torch.Tensor:
         regions = view.regions
         if view.grid is None or any(n != view.grid[0] * view.grid[1] for n in view.layout.counts):
             raise PrunekitError("scorer 'oracle' needs one image a sample, on a fixed grid of patches")
-        if any(not boxes for boxes in regions):
+        if not all(regions):
             raise PrunekitError("scorer 'oracle': an example has no region that holds its answer")
         size = max(len(boxes) for boxes in regions)
         padded = [[*boxes, *[boxes[0]] * (size - len(boxes))] for boxes in regions]

@@ -35,6 +35,9 @@ class Scorer(Component):
     works_blind: ClassVar[bool] = False
     """Whether ``score`` has an answer without attention too (``view.inputs`` is None): a cut before layer 0."""
 
+    uses_regions: ClassVar[bool] = False
+    """Whether ``score`` reads ``view.regions``: where the answers are. The caller must know and tell the pruner."""
+
     def score(self, view: LayerView) -> torch.Tensor:
         """Scores [B, N] from one layer, called for each layer that the fusion asks for."""
         raise TypeError(f"{type(self).__name__} defines no score(view)")

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from prunekit.cost import prefill_cost, vision_macs
 from prunekit.data.example import Example
 from prunekit.errors import PrunekitError
-from prunekit.evaluation.answers import Answer, DenseCache, answer_all
+from prunekit.evaluation.answers import Answer, DenseCache, answer_all, regions_for
 from prunekit.evaluation.batches import Batcher
 from prunekit.evaluation.statistics import accuracies, intervals, is_correct
 from prunekit.evaluation.timing import prefill_ratio
@@ -50,18 +50,20 @@ def evaluate(
     batch_size: int = 32,
     max_new_tokens: int = 8,
     resume: bool = False,
+    batcher: Batcher | None = None,
 ) -> Evaluation:
     """Evaluate ``pruner`` against the dense model and write ``metrics.json`` and ``predictions.jsonl`` to ``folder``.
 
     Dense answers are kept by content and not computed twice. With ``resume`` the predictions already in the folder
-    stand, if they are of the same method.
+    stand, if they are of the same method. Runs that share a ``batcher`` encode each image once.
     """
     if not examples:
         raise PrunekitError(f"data '{data}': no examples")
     handle = pruner.apply(loaded.model)  # what the model cannot do is said before any work is done
     handle.remove()
+    regions_for(pruner, examples)  # and so is what the data does not know
     layers, family = handle.plan.cut_layers, make_family(loaded.model)
-    batcher = Batcher(loaded)
+    batcher = batcher or Batcher(loaded)
     vision = _vision_macs(batcher, family, examples)
     options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
     signature = {**pruner.describe(), "model": loaded.fingerprint, "data": data, "max_new_tokens": max_new_tokens}
@@ -212,5 +214,5 @@ def _cost(family: Family, rows: Sequence[dict[str, Any]], vision: float | None) 
 
 def _prefill_ratio(batcher: Batcher, examples: Sequence[Example], pruner: Pruner) -> float:
     # The shortest prompts: there are enough of one length, so that nothing of the batch is padding.
-    inputs = batcher.inputs(next(batcher.batches(examples, TIMED_BATCH)))
-    return prefill_ratio(batcher.loaded.model, pruner, inputs)
+    batch = next(batcher.batches(examples, TIMED_BATCH))
+    return prefill_ratio(batcher.loaded.model, pruner, batcher.inputs(batch), regions=regions_for(pruner, batch))

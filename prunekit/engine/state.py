@@ -84,13 +84,13 @@ class Prefill:
     def shorten(self, kept: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
         """Go to the next stage, where of the visual tokens only ``kept`` [B, N] stands: surviving slots [B, M]."""
         layout, stage = self.layout, self.stage
-        dropped = (layout.exists & ~kept).to(torch.uint8)
-        goes = torch.zeros_like(layout.visual, dtype=torch.uint8).scatter_add(1, layout.visual_index, dropped)
-        stays = layout.present & ~goes.bool()
-        if stage.index is not None:
-            stays = stays.gather(1, stage.index)
+        stays = layout.present if stage.index is None else layout.present.gather(1, stage.index)
         if stage.valid is not None:
             stays = stays & stage.valid
+        spare = stays.shape[1]  # what stays, or is gone already, points there
+        places = self.slots.masked_fill(kept | ~self.kept, spare)
+        goes = torch.zeros(len(stays), spare + 1, dtype=torch.bool, device=stays.device).scatter(1, places, True)
+        stays = stays & ~goes[:, :spare]
         slots, self.stage = stage.compact(stays, lengths, layout.extra)
         self.kept, self.cut_slots = kept, slots
         # The new slot of an old one: how many slots before it stay, after the padding.

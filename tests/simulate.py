@@ -18,7 +18,7 @@ Scores = dict[int, float]
 
 @dataclass
 class Seen:
-    """What one layer saw: names of its tokens (visual ones 0.., text None), what entered it, its attention [H, n, n]."""
+    """What one layer saw: names of its tokens (visual ones from 0 on, text None), what entered it, its attention."""
 
     names: list[int | None]
     text: list[bool]
@@ -89,7 +89,9 @@ def run(sample: Sample, cuts: dict[int, Callable[[Sample, int], None]]) -> np.nd
         if index in cuts:
             cuts[index](sample, index)
         size = len(sample.names)
-        mask = torch.zeros(size, size).masked_fill(~torch.ones(size, size).tril().bool(), torch.finfo(torch.float32).min)
+        mask = torch.zeros(size, size).masked_fill(
+            ~torch.ones(size, size).tril().bool(), torch.finfo(torch.float32).min
+        )
         places = torch.tensor(sample.places)[None]
         caught = {}
         hook = layer.self_attn.register_forward_hook(lambda m, a, out, caught=caught: caught.update(weights=out[1]))

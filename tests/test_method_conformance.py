@@ -11,11 +11,11 @@ import math
 
 import numpy as np
 import pytest
+import simulate
 import torch
+from simulate import Sample, best, received, rotate, rows, share
 
 import prunekit
-import simulate
-from simulate import Sample, best, received, rotate, rows, share
 from tiny import PADDINGS, make_batch, tiny_model
 
 TOLERANCE = 1e-4

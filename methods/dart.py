@@ -14,7 +14,7 @@ from prunekit.errors import PrunekitError
 @dataclass
 class Dart(prunekit.Scorer):
     """Stop Looking for Important Tokens in Multimodal Language Models: Duplication Matters More (EMNLP 2025,
-    https://arxiv.org/abs/2502.11494, section 4).
+    https://arxiv.org/abs/2502.11494, section 3).
 
     Pivots are the visual tokens of largest norm. They stay, and of the others those least similar to any pivot: the
     score is minus the largest cosine to a pivot. Norms and cosines are of the hidden states of the layer that the

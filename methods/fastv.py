@@ -16,7 +16,7 @@ QUERIES = {"code": "last", "paper": "all"}
 @prunekit.register("scorer", "fastv")
 @dataclass
 class FastV(prunekit.RowScorer):
-    """An Image is Worth 1/2 Tokens After Layer 2 (ECCV 2024, https://arxiv.org/abs/2403.06764, section 4.1).
+    """An Image is Worth 1/2 Tokens After Layer 2 (ECCV 2024, https://arxiv.org/abs/2403.06764, section 4).
 
     The score of a token is the head-mean attention that it receives in the layer before the cut. Before a cut at
     layer 0 there is no such layer: there the authors' code drops tokens at random, and so does this.

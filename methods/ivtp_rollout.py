@@ -17,7 +17,7 @@ from prunekit.errors import PrunekitError
 @dataclass
 class ChosenWords(ReceivedAttention):
     """IVTP: Instruction-guided Visual Token Pruning for Large Vision-Language Models (ECCV 2024,
-    https://www.ecva.net/papers/eccv_2024/papers_ECCV/html/2375_ECCV_2024_paper.php), the stage in the LLM.
+    https://doi.org/10.1007/978-3-031-72643-9_13), the stage in the LLM.
 
     Known here only through a third-party note, and not checked against the paper. Of the instruction those tokens count
     that resemble the image; the mean of their rows ranks the visual tokens. Where the note leaves a choice open it is

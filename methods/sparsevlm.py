@@ -22,7 +22,7 @@ COUNTS = {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66,
 @dataclass
 class SparseVLM(ReceivedAttention):
     """SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference (ICML 2025,
-    https://arxiv.org/abs/2410.04417, section 3.2).
+    https://arxiv.org/abs/2410.04417, section 3).
 
     Raters are the instruction's tokens that the image looks like more than average, chosen once, on what enters
     layer 0: r = mean over visual v of softmax over text of H_v H_textᵀ, unscaled; raters = {i : r_i > mean r}. The

@@ -91,7 +91,7 @@ def run_eval(config: dict[str, Any], context: Context) -> None:
 
     check_choice("logger.mode", config["logger"]["mode"], MODES)
     pruner = build_pruner(config)
-    sizes = {"batch_size": whole(config, "batch_size", 1), "seed": whole(config, "seed", 0)}
+    sizes: dict[str, Any] = {"batch_size": whole(config, "batch_size", 1), "seed": whole(config, "seed", 0)}
     examples = load_examples(config)
     loaded = load(config)
     found = evaluate(
@@ -141,3 +141,28 @@ def run_layers(config: dict[str, Any], context: Context) -> None:
         seed=whole(config, "seed", 0),
         resume=bool(config["resume"]),
     )
+
+
+def run_methods(config: dict[str, Any], context: Context) -> None:
+    """``task=methods``: every method at several keep ratios on the same examples; a table for docs/results.md."""
+    from prunekit.evaluation.results import Runs, compare, write_results
+    from prunekit.presets import methods
+
+    table = config["table"]
+    keeps, names = table["keep"], table["methods"] or list(methods())
+    for keep in keeps if isinstance(keeps, list) else [keeps]:
+        if isinstance(keep, bool) or not isinstance(keep, int | float) or not 0 < keep <= 1:
+            raise PrunekitError(f"table.keep must list ratios in (0, 1], not {keep!r}")
+    for name in names:
+        preset(name)  # raises for one that does not exist
+    runs = Runs(
+        load(config),
+        load_examples(config),
+        context.folder,
+        data=data_name(config),
+        batch_size=whole(config, "batch_size", 1),
+        max_new_tokens=whole(config, "data.max_new_tokens", 1),
+        seeds=whole(config, "table.seeds", 1),
+        resume=bool(config["resume"]),
+    )
+    write_results(compare(runs, names, keeps, config["variant"]), context.folder, table["file"])

@@ -35,6 +35,9 @@ class Scorer(Component):
     works_blind: ClassVar[bool] = False
     """Whether ``score`` has an answer without attention too (``view.inputs`` is None): a cut before layer 0."""
 
+    draws: ClassVar[bool] = False
+    """Whether scores are drawn at random by an option ``seed``, so that tables average over seeds."""
+
     uses_regions: ClassVar[bool] = False
     """Whether ``score`` reads ``view.regions``: where the answers are. The caller must know and tell the pruner."""
 
@@ -121,6 +124,9 @@ class Selector(Component):
 
     exact: ClassVar[bool] = False
     """Whether always exactly ``keep`` tokens of each sample stay, so that the new length is known without looking."""
+
+    ignores_scores: ClassVar[bool] = False
+    """Whether the choice does not depend on the scores."""
 
     counts_rows: ClassVar[bool] = False
     """Whether ``counts`` is asked first. It gets the attention rows of the last layer of evidence, so that the scorer

@@ -16,7 +16,7 @@ from prunekit.registry import register
 @register("reducer", "recycle")
 @dataclass
 class Recycle(Reducer):
-    """Token recycling (SparseVLM, ICML 2025, https://arxiv.org/abs/2410.04417, section 3.4).
+    """Token recycling (SparseVLM, ICML 2025, https://arxiv.org/abs/2410.04417, section 3).
 
     Of n tokens that go the best m = int(.3 n) + 1 by score form int(m / 10) + 1 clusters by density peaks, on distances
     of hidden states over √D. A cluster's token takes the name of its centre; with ``positions=renumber`` it follows the

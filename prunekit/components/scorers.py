@@ -104,6 +104,8 @@ class RandomScorer(Scorer):
 
     seed: int | None = None
 
+    draws = True
+
     def score(self, view: LayerView) -> torch.Tensor:
         layout = view.layout
         scores = torch.zeros(layout.exists.shape)

@@ -33,7 +33,8 @@ class TopK(Selector):
 @register("selector", "rank")
 @dataclass
 class RankRule(TopK):
-    """The top k, k being the schedule's count or adapted to the sample by a rank (SparseVLM, ICML 2025, section 3.3).
+    """The top k, k being the schedule's count or adapted to the sample by a rank (SparseVLM, ICML 2025,
+    https://arxiv.org/abs/2410.04417, section 3).
 
     Rows are those of the scorer's queries: SparseVLM's raters, or the instruction, or the last token.
 

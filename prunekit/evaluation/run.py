@@ -66,7 +66,7 @@ def evaluate(
     batcher = batcher or Batcher(loaded)
     vision = _vision_macs(batcher, family, examples)
     options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
-    signature = {**pruner.describe(), "model": loaded.fingerprint, "data": data, "max_new_tokens": max_new_tokens}
+    signature = sign(loaded, pruner, data, max_new_tokens)
     folder.mkdir(parents=True, exist_ok=True)
     done = _resumed(folder, signature) if resume else {}
     for name in OUTPUTS if not resume else ():  # of an earlier run: they must not pass for this one's
@@ -89,6 +89,28 @@ def evaluate(
     }
     write_json(folder / "metrics.json", metrics)
     return Evaluation(metrics, ordered, list(examples))
+
+
+def sign(loaded: LoadedModel, pruner: Pruner, data: str, max_new_tokens: int) -> dict[str, Any]:
+    """What a run is of, as ``run.json`` holds it."""
+    return {**pruner.describe(), "model": loaded.fingerprint, "data": data, "max_new_tokens": max_new_tokens}
+
+
+def holds(folder: Path, signature: dict[str, Any]) -> bool:
+    """Whether ``folder`` has a run of this signature, finished or not."""
+    signed = folder / SIGNATURE
+    return signed.exists() and json.loads(signed.read_text()) == json.loads(json.dumps(signature))
+
+
+def finished(folder: Path, signature: dict[str, Any], examples: Sequence[Example]) -> Evaluation | None:
+    """The run in ``folder`` if it is whole, of this ``signature`` and of just these examples; else None."""
+    if not holds(folder, signature) or not (folder / "metrics.json").exists():
+        return None
+    rows = _resumed(folder, signature)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    if metrics["examples"] != len(examples) or any(e.id not in rows for e in examples):
+        return None
+    return Evaluation(metrics, [rows[e.id] for e in examples], list(examples))
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -135,10 +157,10 @@ def _pruned_rows(
 
 def _resumed(folder: Path, signature: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Finished rows of an interrupted run; a half-written last line is dropped, another configuration is an error."""
-    path, signed = folder / "predictions.jsonl", folder / SIGNATURE
-    if not path.exists() or not signed.exists():
+    path = folder / "predictions.jsonl"
+    if not path.exists() or not (folder / SIGNATURE).exists():
         return {}
-    if json.loads(signed.read_text()) != json.loads(json.dumps(signature)):
+    if not holds(folder, signature):
         raise PrunekitError(f"resume: '{folder}' holds a run of another configuration")
     rows = {}
     for line in path.read_text().splitlines():

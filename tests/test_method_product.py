@@ -25,9 +25,9 @@ from tiny import make_batch, tiny_model
 METHODS = list(prunekit.methods())
 NAMED = (
     "ivtp", "ivtp_rollout", "fastv", "sparsevlm", "sparsevlm_keep", "pyramiddrop", "dart",
-    "random", "uniform", "oracle",
+    "random", "uniform", "oracle", "average_pool",
 )  # fmt: skip
-RENUMBERS = ("pyramiddrop", "sparsevlm")
+RENUMBERS = ("pyramiddrop", "sparsevlm", "average_pool")
 FAMILIES = {"llava": "a CLIP tower", "deepseek_vl": "a SigLIP tower", "qwen2_vl": "M-RoPE"}
 REFUSALS = {
     **{(name, "qwen2_vl"): "positions=renumber" for name in RENUMBERS},

@@ -1,3 +1,3 @@
 """The built-in components; importing this registers them."""
 
-from prunekit.components import fusions, recycle, reducers, schedules, scorers, selectors  # noqa: F401
+from prunekit.components import compressors, fusions, recycle, reducers, schedules, scorers, selectors  # noqa: F401

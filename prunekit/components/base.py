@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -24,6 +25,11 @@ class Component:
 
     def check(self, depth: int) -> None:
         """Raise ``PrunekitError`` if this component cannot work on a decoder of ``depth`` layers."""
+
+    def save_weights(self, path: Path) -> bool:
+        """Write what training has made of this component as safetensors, for its option ``weights``; whether there was
+        anything to write."""
+        return False
 
 
 class Scorer(Component):

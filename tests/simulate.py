@@ -38,7 +38,7 @@ class Sample:
     places: list[int]
     seen: list[Seen] = field(default_factory=list)
     standing: list[set[int]] = field(default_factory=list)  # names after each cut
-    scores: list[Scores] = field(default_factory=list)
+    drops: list[tuple] = field(default_factory=list)  # what each cut did, to do it again
     embeds: np.ndarray | None = None
 
     @property
@@ -49,6 +49,7 @@ class Sample:
     def drop(self, keep: set[int], added: dict[int, np.ndarray] | None = None, renumber: bool = False) -> None:
         """Leave the visual tokens of ``keep``; ``added`` come right behind the last visual one of those."""
         added = added or {}
+        self.drops.append((keep, added, renumber))
         rows = [(i, None) for i, name in enumerate(self.names) if name is None or name in keep]
         last = max((at for at, (i, _) in enumerate(rows) if self.names[i] is not None), default=-1)
         new = [(None, name) for name in sorted(added)]
@@ -64,9 +65,9 @@ class Sample:
         self.standing.append(keep | set(added))
 
 
-def start(model: torch.nn.Module, batch: Batch, b: int) -> Sample:
-    """Sample ``b`` of a batch, unpadded, with its image's features in place."""
-    ids = batch.ids[b][batch.mask[b]]
+def start(model: torch.nn.Module, batch: Batch, b: int, more: tuple[int, ...] = ()) -> Sample:
+    """Sample ``b`` of a batch, unpadded, with its image's features in place and the tokens ``more`` at its end."""
+    ids = torch.cat([batch.ids[b][batch.mask[b]], torch.tensor(more, dtype=torch.long)])
     with torch.no_grad():
         features = model.get_image_features(batch.inputs["pixel_values"][b : b + 1])
         features = torch.cat(list(getattr(features, "pooler_output", features))).reshape(-1, model.lm_head.in_features)
@@ -107,6 +108,13 @@ def run(sample: Sample, cuts: dict[int, Callable[[Sample, int], None]]) -> np.nd
         sample.hidden = (out[0] if isinstance(out, tuple) else out)[0]
     with torch.no_grad():
         return sample.model.lm_head(decoder.norm(sample.hidden))[-1].double().numpy()
+
+
+def go_on(batch: Batch, b: int, prompt: Sample, layers: list[int], tokens: tuple[int, ...]) -> np.ndarray:
+    """Logits [V] after ``tokens`` were generated: the whole sequence again, cut as its prompt was."""
+    sample = start(prompt.model, batch, b, tokens)
+    again = {layer: lambda s, _, d=drop: s.drop(*d) for layer, drop in zip(layers, prompt.drops, strict=True)}
+    return run(sample, again)
 
 
 def best(scores: Scores, count: int) -> set[int]:

@@ -225,3 +225,22 @@ def test_kept_sets_and_logits_are_those_of_the_formula(case, padding):
             assert set(cut.kept[b].nonzero()[:, 0].tolist()) == standing, (b, cut.layer)
         last = batch.mask[b].nonzero()[-1, 0]
         assert np.abs(logits[b, last].double().numpy() - expected).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("case", ["sparsevlm code", "sparsevlm on top", "sparsevlm later", "pyramiddrop", "dart"])
+def test_generation_goes_on_from_what_stands(case):
+    """Logits of three greedy steps on the pruned cache against the whole sequence by hand, cut as the prompt was."""
+    make, cuts = CASES[case]
+    model, batch = tiny_model("llava"), make_batch("llava", "left", seed=4)
+    with torch.no_grad(), make(0.375)(model) as trace:
+        out = model.generate(
+            **batch.inputs, max_new_tokens=3, do_sample=False, output_logits=True, return_dict_in_generate=True
+        )
+    tokens, layers = out.sequences[:, batch.ids.shape[1] :], [cut.layer for cut in trace.cuts]
+    by_hand = tiny_model("llava", "eager")
+    for b in range(3):
+        prompt = simulate.start(by_hand, batch, b)
+        simulate.run(prompt, cuts(0.375))
+        for step in range(3):
+            expected = simulate.go_on(batch, b, prompt, layers, tuple(tokens[b, :step].tolist()))
+            assert np.abs(out.logits[step][b].double().numpy() - expected).max() < TOLERANCE, (b, step)

@@ -104,6 +104,14 @@ def test_keep_tokens_64_of_576(name):
         assert plan.keep(plan.cut_layers[-1], 576) == 64
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_saved_loads_again(name, tmp_path):
+    pruner = prunekit.method(name, keep_ratio=0.25)
+    pruner.save(tmp_path)
+    again = prunekit.Pruner.load(tmp_path)
+    assert again.describe() == pruner.describe() and again.name == name
+
+
 def pair_outcome(first: dict, second: dict, kind: str) -> str | None:
     """None if the first method with one part of the second composes and has a plan, else the refusal."""
     parts = {**first, kind: second.get(kind, DEFAULTS[kind])}
@@ -128,7 +136,7 @@ def test_every_ordered_pair_with_one_component_swapped(name):
     for line in refused.values():
         assert "\n" not in line and len(line) < 200
     if name in NAMED:
-        # What reads no rows cannot be joined by rollout, what needs some has none before layer 0; nothing else is refused.
+        # What reads no rows cannot be joined by rollout, what needs some has none before layer 0; that is all.
         mine = {key: line for key, line in refused.items() if key[0] in NAMED}
         allowed = ("joins attention rows", "no layer lies before a cut at layer 0")
         assert all(any(word in line for word in allowed) for line in mine.values()), mine

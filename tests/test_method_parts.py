@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import sys
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -12,9 +13,9 @@ import torch
 from test_method_conformance import clusters, recycle
 
 import prunekit
+import zoo
 from prunekit.components.recycle import density_peaks
 from prunekit.engine.layout import Layout
-from prunekit.engine.state import Prefill
 from tiny import IMAGE, hidden_keys, make_batch, tiny_model
 
 SEEDS = range(6)
@@ -132,34 +133,51 @@ class TestRecycle:
         assert (total + 16 * standing) / 32 == pytest.approx(average, abs=0.06)
 
 
-def test_added_tokens_move_behind_those_of_their_image():
-    """Two images with text between; against sorting a list of names."""
-    ids = torch.tensor([[5, *[IMAGE] * 5, 6, 7, *[IMAGE] * 4, 8, 9], [0, 0, 5, *[IMAGE] * 6, 6, *[IMAGE] * 3, 8]])
-    mask = (ids != 0).long()
-    layout = Layout.build(ids, mask, (ids == IMAGE) & mask.bool())
-    state = Prefill.begin(layout)
-    kept = torch.zeros(2, 9, dtype=torch.bool)
-    kept[0, [0, 2, 4, 5, 8]] = kept[1, [1, 2, 3, 7, 8]] = True
-    added = torch.zeros_like(kept)
-    added[0, [0, 5]] = added[1, [1, 2, 7]] = True
-    lengths = tuple(full - n + 5 for full, n in zip(layout.lengths, layout.counts, strict=True))
-    content = torch.arange(ids.shape[1]).expand(2, -1)  # a token is its dense position
-    content = content.gather(1, state.shorten(kept, lengths))
-    content = content.gather(1, state.move_behind(added))
-    for b in range(2):
-        dense = layout.visual_index[b].tolist()
+@dataclass
+class Mark(prunekit.Reducer):
+    """Adds the first and the last of the tokens that go, unchanged."""
+
+    adds_tokens = True
+
+    def share(self, standing, keep):
+        return keep - 2, 2
+
+    def add(self, tokens, sizes, scores, kept, alive, count):
+        gone = alive & ~kept
+        order = gone.cumsum(1)
+        return tokens, sizes, gone & ((order == 1) | (order == order[:, -1:]))
+
+
+@pytest.mark.parametrize(("positions", "padding"), [("renumber", "none"), ("renumber", "left"), ("keep", "left")])
+def test_added_tokens_stand_behind_those_of_their_image(positions, padding):
+    """Two images with text between; the rows that enter the cut layer against a list made by hand."""
+    model, batch = zoo.build("llava"), zoo.batch("llava", padding, variant="two_images")
+    norm = model.get_decoder().layers[2].input_layernorm
+    schedule, entered = prunekit.create("schedule", "one_shot", layer=2), []
+    hook = norm.register_forward_pre_hook(lambda m, args: entered.append(args[0]))
+    pruner = prunekit.Pruner("random", "single", schedule, reducer=Mark(), keep_tokens=9, positions=positions)
+    with torch.no_grad():
+        model(**batch.inputs)
+        with pruner(model) as trace:
+            model(**batch.inputs)
+    hook.remove()
+    dense, pruned = entered
+    cut = trace.cuts[0]
+    assert cut.kept.sum(1).tolist() == [9, 9, 9] and cut.added.sum(1).tolist() == [2, 2, 2]
+    real = batch.inputs["attention_mask"].bool()
+    for b in range(3):
+        names = {place: name for name, place in enumerate(batch.visual[b].nonzero()[:, 0].tolist())}
         expected, block = [], []
-        for place in [*range(ids.shape[1]), None]:
-            name = dense.index(place) if place in dense[: layout.counts[b]] else None
-            if name is not None:
-                block += [(bool(added[b, name]), place)] if kept[b, name] else []
+        for place in [*real[b].nonzero()[:, 0].tolist(), None]:
+            if place in names:
+                block += [place] if cut.kept[b, names[place]] else []
                 continue
-            expected += [p for _, p in sorted(block)]
+            if positions == "renumber":
+                block.sort(key=lambda p: (bool(cut.added[b, names[p]]), p))
+            expected += [*block, place]
             block = []
-            expected += [place] if place is not None and mask[b, place] else []
-        assert content[b, -len(expected) :].tolist() == expected
-        for name in kept[b].nonzero()[:, 0].tolist():
-            assert int(content[b, state.slots[b, name]]) == dense[name]
+        expected.pop()
+        assert torch.equal(pruned[b, -len(expected) :], dense[b, expected])
 
 
 class TestDart:

@@ -111,12 +111,12 @@ def recycle(x: dict[int, np.ndarray], scores: dict[int, float], count: int, mean
     distance = {(a, b): np.linalg.norm(x[a] - x[b]) / math.sqrt(len(x[a])) for a in pool for b in pool}
     density = {}
     for a in pool:
-        near = sorted(distance[a, b] for b in pool if b != a)[:5]
-        density[a] = math.exp(-sum(d**2 for d in near) / len(near)) if near else 1.0
+        near = sorted(distance[a, b] for b in pool)[:count]
+        density[a] = math.exp(-sum(d**2 for d in near) / len(near))
     peak = {}
     for i, a in enumerate(pool):
         denser = [b for j, b in enumerate(pool) if density[b] > density[a] or (density[b] == density[a] and j < i)]
-        delta = min(distance[a, b] for b in denser) if denser else max(distance[a, b] for b in pool)
+        delta = min(distance[a, b] for b in denser) if denser else max(distance.values())
         peak[a] = density[a] * delta
     centres = sorted(best(peak, count))
     groups = {c: [c] for c in centres}

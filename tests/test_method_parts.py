@@ -111,7 +111,7 @@ class TestRecycle:
 
     def test_equal_points_do_not_make_it_depend_on_chance(self):
         valid = torch.ones(1, 7, dtype=torch.bool)
-        centres = density_peaks(torch.zeros(1, 7, 7), valid, torch.tensor([2]), 5)
+        centres = density_peaks(torch.zeros(1, 7, 7), valid, torch.tensor([2]), torch.tensor([5]))
         assert centres[0].tolist() == [True, True, *[False] * 5]
 
     @pytest.mark.parametrize("standing", [2, 7, 64, 576])

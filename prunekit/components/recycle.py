@@ -24,20 +24,21 @@ class Recycle(Reducer):
 
     Args:
         variant: "code" (default) makes a cluster the mean of its tokens, "paper" their sum.
-        neighbours: nearest others that say how dense a token lies.
+        neighbours: how many of the nearest tokens, itself included, say how dense a token lies; by default as many as
+            there are clusters, as in the authors' code.
         on_top: whether clusters come on top of the budget, as in the authors' code (their 64 processes 82 tokens on
             average). By default they are part of it, at most half, so that exactly as many tokens stand as asked for.
     """
 
     variant: str = "code"
-    neighbours: int = 5
+    neighbours: int | None = None
     on_top: bool = False
 
     adds_tokens = True
 
     def __post_init__(self) -> None:
         check_choice("variant", self.variant, ("code", "paper"))
-        if self.neighbours < 1:
+        if self.neighbours is not None and self.neighbours < 1:
             raise PrunekitError(f"reducer.neighbours must be at least 1, not {self.neighbours}")
 
     def share(self, standing: int, keep: int) -> tuple[int, int]:
@@ -60,7 +61,8 @@ class Recycle(Reducer):
         index, valid = ragged_index(top(scores, pool, gone), int(pool.max()))
         x_BMD = take(tokens.float(), index) * valid[..., None]
         distance_BMM = torch.cdist(x_BMD, x_BMD, compute_mode="donot_use_mm_for_euclid_dist") / x_BMD.shape[-1] ** 0.5
-        centres = density_peaks(distance_BMM, valid, count, self.neighbours)
+        nearest = count if self.neighbours is None else torch.full_like(count, self.neighbours)
+        centres = density_peaks(distance_BMM, valid, count, nearest)
         member_BMM = members(distance_BMM, centres, valid)
         summed = member_BMM @ x_BMD
         if self.variant == "code":
@@ -80,24 +82,27 @@ def clusters(gone: int) -> int:
     return (int(0.3 * gone) + 1) // 10 + 1 if gone else 0
 
 
-def density_peaks(distance: torch.Tensor, valid: torch.Tensor, count: torch.Tensor, neighbours: int) -> torch.Tensor:
+def density_peaks(
+    distance: torch.Tensor, valid: torch.Tensor, count: torch.Tensor, neighbours: torch.Tensor
+) -> torch.Tensor:
     """The ``count`` [B] cluster centres, bool [B, M], of points at ``distance`` [B, M, M] (Rodriguez and Laio, Science
     2014, with the density of Du et al., 2016).
 
-    ρ = exp(−mean d² to the nearest others), δ = distance to the nearest denser point (of equally dense ones the earlier
-    counts as denser; for the densest the largest distance); centres are the points of largest ρ·δ, taken in logarithms.
+    ρ = exp(−mean d² to the ``neighbours`` [B] nearest, itself one of them), δ = distance to the nearest denser point
+    (of equally dense ones the earlier counts as denser; for the densest the largest distance of all); centres are the
+    points of largest ρ·δ, taken in logarithms.
     """
     size = distance.shape[1]
-    apart = ~torch.eye(size, dtype=torch.bool, device=distance.device) & valid[:, None] & valid[..., None]
-    nearest = distance.masked_fill(~apart, torch.inf).sort(-1).values[..., :neighbours]
-    found = nearest.isfinite()
+    pairs = valid[:, None] & valid[..., None]
+    nearest = distance.masked_fill(~pairs, torch.inf).sort(-1).values
+    found = nearest.isfinite() & (torch.arange(size, device=distance.device) < neighbours[:, None, None])
     log_density = -(nearest.masked_fill(~found, 0.0) ** 2).sum(-1) / found.sum(-1).clamp(min=1)
     order = log_density.masked_fill(~valid, -torch.inf).argsort(dim=1, descending=True, stable=True)
     places = torch.arange(size, device=distance.device).expand_as(order)
     rank = torch.empty_like(order).scatter_(1, order, places)
-    denser = apart & (rank[:, None] < rank[..., None])
+    denser = pairs & (rank[:, None] < rank[..., None])
     delta = distance.masked_fill(~denser, torch.inf).amin(-1)
-    widest = distance.masked_fill(~apart, 0.0).amax(-1)
+    widest = distance.masked_fill(~pairs, 0.0).amax((1, 2))[:, None]
     return top(log_density + torch.where(rank == 0, widest, delta).log(), count, valid)
 
 

@@ -14,12 +14,16 @@ from typing import Any
 from torch import nn
 
 from prunekit import components as _components  # noqa: F401  (registers the built-in names)
-from prunekit.components.base import Component, Fusion, Reducer, RowScorer, Schedule, Scorer, Selector
+from prunekit.components.base import Component, Cut, Fusion, Reducer, RowScorer, Schedule, Scorer, Selector
+from prunekit.engine.alone import EncoderSession
+from prunekit.engine.encoder import EncoderPlan
 from prunekit.engine.hooks import Session
 from prunekit.engine.state import Trace
 from prunekit.engine.view import Regions
 from prunekit.errors import PrunekitError, check_choice
 from prunekit.families import Family
+from prunekit.families.vision import VisionTower, is_timm
+from prunekit.planning import plan_vision
 from prunekit.registry import KINDS, registry
 
 DEFAULTS = {
@@ -38,19 +42,29 @@ class Plan:
     """A pruner's schedule resolved on one model.
 
     Attributes:
-        cut_layers: layers before which tokens go, in order.
+        cut_layers: layers before which tokens go, in order; a cut at the input is one before layer 0.
         evidence: for each cut layer, the layers whose evidence decides it.
+        at_input: whether the first of them is a cut at the input.
+        tower: the vision encoder, where something is noted or goes inside it.
+        vision: what goes inside it.
     """
 
     pruner: Pruner
     depth: int
     cut_layers: tuple[int, ...]
     evidence: dict[int, list[int]]
+    at_input: bool = False
+    tower: VisionTower | None = None
+    vision: EncoderPlan | None = None
 
     @property
     def first_layer(self) -> int:
         """The first layer that may see fewer tokens."""
-        return self.cut_layers[0]
+        return 0 if self.vision is not None else self.cut_layers[0]
+
+    def site(self, cut_layer: int) -> str:
+        """Where the cut before a layer is said to be."""
+        return "input" if self.at_input and cut_layer == 0 else "decoder"
 
     @property
     def evidence_layers(self) -> frozenset[int]:
@@ -127,7 +141,9 @@ class Pruner:
             component.check(family.depth)
         self._check_family(family)
         ratio = self.keep_ratio if self.keep_ratio is not None else 0.5
-        layers = check_cuts(self.schedule, family.depth, ratio)
+        cuts = check_cuts(self.schedule, family.depth, ratio)
+        layers, at_input = [cut.layer for cut in cuts], bool(cuts) and cuts[0].site == "input"
+        tower, vision = plan_vision(self, family, at_input)
         evidence = {}
         for previous, layer in zip([0, *layers], layers, strict=False):
             evidence[layer] = self._evidence(family, list(self.fusion.layers(layer, previous)))
@@ -135,7 +151,17 @@ class Pruner:
             if not evidence[layer] and (reads or self.fusion.joins_views or self.selector.counts_rows):
                 name = self.scorer.registered_name
                 raise PrunekitError(f"scorer '{name}' reads attention, but no layer lies before a cut at layer {layer}")
-        return Plan(self, family.depth, tuple(layers), evidence)
+        return Plan(self, family.depth, tuple(layers), evidence, at_input, tower, vision)
+
+    @property
+    def reads_vision(self) -> bool:
+        """Whether a component looks at the encoder's side of the visual tokens."""
+        return any(part.uses_vision for part in (self.scorer, self.selector, self.reducer))
+
+    @property
+    def needs_pixels(self) -> bool:
+        """Whether the vision encoder must run under this pruner, so that features made before do not do."""
+        return self.reads_vision or self.reducer.before_projector or self.schedule.in_encoder
 
     def _check_family(self, family: Family) -> None:
         """What the options ask of a model beyond dropping tokens."""
@@ -169,7 +195,7 @@ class Pruner:
             regions: where the answer of each sample of the batches to come is, for a scorer that asks (``oracle``):
                 boxes (x0, y0, x1, y1) as fractions of the image.
         """
-        session = Session(self, model, regions)
+        session = EncoderSession(self, model) if is_timm(model) else Session(self, model, regions)
         session.install()
         return Handle(session)
 
@@ -207,7 +233,7 @@ class Pruner:
 class Handle:
     """A pruner on a model: ``trace`` of the latest prefill, ``remove()`` to take it off."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session | EncoderSession) -> None:
         self._session = session
 
     @property
@@ -216,8 +242,8 @@ class Handle:
         return self._session.trace
 
     @property
-    def plan(self) -> Plan:
-        """The schedule as resolved on this model."""
+    def plan(self) -> Any:
+        """The schedule as resolved on this model: a ``Plan``, or an ``EncoderPlan`` for an encoder alone."""
         return self._session.plan
 
     def remove(self) -> None:
@@ -242,17 +268,19 @@ class PrunedBlock:
         self._handles.pop().remove()
 
 
-def check_cuts(schedule: Schedule, depth: int, ratio: float) -> list[int]:
-    """The cut layers of a schedule, or an error if what it returns is no plan for a decoder of ``depth`` layers."""
+def check_cuts(schedule: Schedule, depth: int, ratio: float) -> tuple[Cut, ...]:
+    """The cuts of a schedule, or an error if what it returns is no plan for a decoder of ``depth`` layers."""
     cuts, name = schedule.cuts(depth, ratio), component_name(schedule)
     layers, ratios = [cut.layer for cut in cuts], [cut.ratio for cut in cuts]
-    if not cuts or any(cut.site != "decoder" for cut in cuts):
-        raise PrunekitError(f"schedule '{name}' must return cuts at the decoder, not {list(cuts)}")
+    if not cuts and schedule.in_encoder:
+        return ()
+    if not cuts or any((cut.site, cut.layer) != ("input", 0) and cut.site != "decoder" for cut in cuts):
+        raise PrunekitError(f"schedule '{name}' must return cuts at the input or the decoder, not {list(cuts)}")
     if any(not 0 <= layer < depth for layer in layers) or any(b <= a for a, b in itertools.pairwise(layers)):
         raise PrunekitError(f"schedule '{name}' must cut before rising layers of 0..{depth - 1}, not {layers}")
     if any(b > a for a, b in itertools.pairwise([1.0, *ratios])) or abs(ratios[-1] - ratio) > 1e-9:
         raise PrunekitError(f"schedule '{name}' must leave falling shares that end at {ratio:g}, not {ratios}")
-    return layers
+    return cuts
 
 
 def component_name(component: Component) -> str:

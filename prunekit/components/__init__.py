@@ -1,3 +1,12 @@
 """The built-in components; importing this registers them."""
 
-from prunekit.components import compressors, fusions, recycle, reducers, schedules, scorers, selectors  # noqa: F401
+from prunekit.components import (  # noqa: F401
+    compressors,
+    fusions,
+    recycle,
+    reducers,
+    schedules,
+    scorers,
+    selectors,
+    sites,
+)

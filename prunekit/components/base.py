@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 if TYPE_CHECKING:
-    from prunekit.engine.view import LayerView, QuerySet
+    from prunekit.engine.view import LayerView, QuerySet, View
 
 
 class Component:
@@ -33,7 +33,18 @@ class Component:
 
 
 class Scorer(Component):
-    """One number a visual token."""
+    """One number a visual token.
+
+    ``score`` is called with a ``LayerView`` of a decoder layer, or, where tokens go inside the vision encoder, with an
+    ``EncoderView`` of one of its blocks, in which samples are images and visual tokens their patches; ``view.site``
+    tells which.
+    """
+
+    sites: ClassVar[tuple[str, ...]] = ("input", "decoder")
+    """Where it can work: "vision" (inside the encoder), "input" (before decoder layer 0), "decoder"."""
+
+    uses_vision: ClassVar[bool] = False
+    """Whether it reads ``view.vision``, the encoder's side of the visual tokens. If not, nothing is noted for it."""
 
     uses_attention: ClassVar[bool] = False
     """Whether ``score`` reads the layer's attention, queries or keys. If not, none are captured for it."""
@@ -120,6 +131,18 @@ class Schedule(Component):
         """
         raise TypeError(f"{type(self).__name__} defines no cuts(depth, keep_ratio)")
 
+    in_encoder: bool = False
+    """Whether ``vision_cuts`` is asked as well, and needs an answer."""
+
+    def vision_cuts(self, blocks: int, patches: int, keep_ratio: float) -> tuple[Cut, ...]:
+        """The cuts inside a vision encoder of which the first ``blocks`` blocks count, in order.
+
+        ``ratio`` is the share of an image's ``patches`` that stays; ``layer`` the block inside which the others go,
+        between its attention and its MLP. Where ``cuts`` has none the last ratio is the keep ratio, or the nearest to
+        it that can be reached.
+        """
+        return ()
+
     def own_ratio(self) -> float | None:
         """The keep ratio that the schedule's own options imply, None if they leave it open."""
         return None
@@ -127,6 +150,9 @@ class Schedule(Component):
 
 class Selector(Component):
     """Scores to the set that stays."""
+
+    uses_vision: ClassVar[bool] = False
+    """Whether ``select_in`` reads ``view.vision``."""
 
     exact: ClassVar[bool] = False
     """Whether always exactly ``keep`` tokens of each sample stay, so that the new length is known without looking."""
@@ -150,12 +176,27 @@ class Selector(Component):
         """Bool [B, N], a subset of ``alive`` [B, N], from ``scores`` [B, N] and the counts ``keep`` [B]."""
         raise TypeError(f"{type(self).__name__} defines no select(scores, keep, alive)")
 
+    def select_in(self, view: View, scores: torch.Tensor, keep: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
+        """The same for a selector that looks at more than scores: ``view`` shows the layer that the tokens enter (in an
+        encoder the block that they are in). This is what is called."""
+        return self.select(scores, keep, alive)
+
 
 class Reducer(Component):
     """What becomes of the tokens that do not stay."""
 
     changes_tokens: ClassVar[bool] = False
     """Whether ``reduce`` is to be called at all; if not, the rest is dropped."""
+
+    uses_vision: ClassVar[bool] = False
+    """Whether it reads ``view.vision``."""
+
+    before_projector: ClassVar[bool] = False
+    """Whether at the input ``tokens`` are what the projector reads, [B, N, C], instead of what it makes of them; what
+    stays is projected afterwards."""
+
+    weighs_attention: bool = False
+    """Whether inside an encoder the logarithm of a token's size is added to its attention logits from then on."""
 
     def reduce(
         self, tokens: torch.Tensor, sizes: torch.Tensor, kept: torch.Tensor, alive: torch.Tensor
@@ -188,3 +229,39 @@ class Reducer(Component):
         under ``positions=renumber`` it moves behind the kept tokens of its image. The rest as in ``reduce``.
         """
         raise TypeError(f"{type(self).__name__} defines no add(tokens, sizes, scores, kept, alive, count)")
+
+    def reduce_in(
+        self, view: View, tokens: torch.Tensor, sizes: torch.Tensor, kept: torch.Tensor, alive: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``reduce`` with the view of the cut (see ``Selector.select_in``); this is what is called."""
+        return self.reduce(tokens, sizes, kept, alive)
+
+    def add_in(
+        self,
+        view: View,
+        tokens: torch.Tensor,
+        sizes: torch.Tensor,
+        scores: torch.Tensor,
+        kept: torch.Tensor,
+        alive: torch.Tensor,
+        count: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """``add`` with the view of the cut; this is what is called."""
+        return self.add(tokens, sizes, scores, kept, alive, count)
+
+    def targets_in(
+        self, view: View, scores: torch.Tensor, kept: torch.Tensor, alive: torch.Tensor
+    ) -> torch.Tensor | None:
+        """Under which token's name each token that goes lives on, long [B, N], -1 where under none; None if none do.
+
+        For the map of sources that a trace keeps; what stands at ``kept`` is ignored.
+        """
+        return None
+
+    def ranks_in(self, view: View, scores: torch.Tensor, kept: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
+        """In which order what stays follows each other in an image, long [B, N]: by rank, then by place.
+
+        By default what was ``added`` comes last. Used where the order is free: inside an encoder, and under
+        ``positions=renumber``.
+        """
+        return added.long()

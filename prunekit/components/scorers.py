@@ -46,6 +46,8 @@ class InstructionScorer(ReceivedAttention):
     rows: str = "text"
     heads: str = "mean"
 
+    sites = ("decoder",)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("rows", self.rows, ("text", "last", "all"))
@@ -66,6 +68,8 @@ class VisualScorer(ReceivedAttention):
 
     heads: str = "mean"
 
+    sites = ("vision", "decoder")
+
     @property
     def query_set(self) -> str:
         return "visual"
@@ -81,6 +85,7 @@ class ToMeScorer(Scorer):
     """
 
     uses_attention = True
+    sites = ("vision", "decoder")
 
     def score(self, view: LayerView) -> torch.Tensor:
         keys_BND = torch.nn.functional.normalize(view.visual(view.keys.mean(1)).float(), dim=-1)

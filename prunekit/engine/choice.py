@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from prunekit.components.base import RowScorer
-from prunekit.engine.layout import take
+from prunekit.engine.layout import ragged_index, take
 from prunekit.engine.state import Prefill
+from prunekit.engine.view import LayerView
 
 if TYPE_CHECKING:
     from prunekit.engine.hooks import Session
@@ -30,7 +31,7 @@ class Choice:
     lengths: tuple[int, ...]
 
 
-def choose(session: Session, index: int, state: Prefill, scores: torch.Tensor) -> Choice:
+def choose(session: Session, index: int, state: Prefill, scores: torch.Tensor, view: LayerView) -> Choice:
     """What stays before layer ``index`` of what stands, by ``scores`` [B, N] (NaN where gone).
 
     The new lengths follow from counts on the host; the data are looked at only for selectors that are not exact.
@@ -47,7 +48,7 @@ def choose(session: Session, index: int, state: Prefill, scores: torch.Tensor) -
         counts = selector.counts(_rows(session, index, state).to(scores.device), keep, state.kept).tolist()
     shares = [reducer.share(now, k) if k < now else (k, 0) for now, k in zip(standing, counts, strict=True)]
     keep = torch.tensor([selected for selected, _ in shares], device=scores.device)
-    kept = selector.select(scores.nan_to_num(nan=-torch.inf), keep, state.kept)
+    kept = selector.select_in(view, scores.nan_to_num(nan=-torch.inf), keep, state.kept)
     selected = [selected for selected, _ in shares] if selector.exact else kept.sum(1).tolist()
     added = [min(more, now - k) for (_, more), now, k in zip(shares, standing, selected, strict=True)]
     lengths = tuple(t + k + more for t, k, more in zip(text, selected, added, strict=True))
@@ -63,22 +64,50 @@ def _rows(session: Session, index: int, state: Prefill) -> torch.Tensor:
 
 
 def reduce(
-    session: Session, state: Prefill, choice: Choice, scores: torch.Tensor, hidden: torch.Tensor
+    session: Session, state: Prefill, choice: Choice, scores: torch.Tensor, hidden: torch.Tensor, view: LayerView
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Let the reducer change what stays, and add to it: hidden states [B, S, D] with the new tokens in their slots,
     and which are added, bool [B, N] (None if none are)."""
-    reducer, tokens, device = session.pruner.reducer, take(hidden, state.slots), hidden.device
+    reducer, device = session.pruner.reducer, hidden.device
+    before = reducer.before_projector and view.site == "input"
+    tokens = view.vision.features if before else take(hidden, state.slots)
     kept, alive, added = choice.kept.to(device), state.kept.to(device), None
+    if before:  # what no patch stands behind is not the projector's to make
+        kept, alive = kept & view.vision.exists, alive & view.vision.exists
     sizes = (state.sizes if state.sizes is not None else state.layout.exists.float()).to(device)
+    ranked = scores.to(device).nan_to_num(nan=-torch.inf)
     if reducer.changes_tokens:
-        tokens, sizes = reducer.reduce(tokens, sizes, kept, alive)
+        tokens, sizes = reducer.reduce_in(view, tokens, sizes, kept, alive)
     if choice.added:
         count = torch.tensor(choice.added, device=device)
-        tokens, sizes, added = reducer.add(tokens, sizes, scores.to(device), kept, alive, count)
+        tokens, sizes, added = reducer.add_in(view, tokens, sizes, ranked, kept, alive, count)
     state.sizes = sizes
+    stays = kept if added is None else kept | added
+    if before:
+        tokens = _projected(session, tokens, stays, max(choice.lengths))
     # Tokens that are gone or pad all point somewhere: send them to an extra slot that is cut off again.
-    spare, stays = hidden.shape[1], kept if added is None else kept | added
-    slots = state.slots.to(device).masked_fill(~stays, spare)[..., None].expand_as(tokens)
+    spare = hidden.shape[1]
+    slots = state.slots.to(device).masked_fill(~stays, spare)[..., None].expand(-1, -1, hidden.shape[2])
     longer = torch.cat([hidden, hidden.new_zeros(hidden.shape[0], 1, hidden.shape[2])], dim=1)
-    hidden = longer.scatter(1, slots, tokens)[:, :spare]
+    hidden = longer.scatter(1, slots, tokens.to(hidden.dtype))[:, :spare]
     return hidden, None if added is None else added.to(state.kept.device)
+
+
+def _projected(session: Session, tokens: torch.Tensor, stays: torch.Tensor, most: int) -> torch.Tensor:
+    """Features [B, N, C] through the projector, at ``stays`` [B, N] alone (at most ``most`` a sample): [B, N, D]."""
+    index, valid = ragged_index(stays, min(most, stays.shape[1]))
+    assert session.encoder is not None
+    made = session.encoder.project(take(tokens, index))
+    spare = stays.shape[1]
+    places = index.masked_fill(~valid, spare)[..., None].expand_as(made)
+    return made.new_zeros(len(made), spare + 1, made.shape[2]).scatter(1, places, made)[:, :spare]
+
+
+def carry_sources(state: Prefill, kept: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The map of sources [B, N] after a cut that leaves ``kept``, where what goes lives on under ``targets``."""
+    own = torch.arange(kept.shape[1], device=kept.device).expand_as(kept)
+    step = torch.where(kept, own, targets.to(kept.device))
+    before = state.cuts[-1].sources if state.cuts else None
+    if before is None:
+        before = own.masked_fill(~state.kept, -1)
+    return torch.where(before < 0, -1, step.gather(1, before.clamp(min=0)))

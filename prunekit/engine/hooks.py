@@ -22,10 +22,13 @@ from torch import nn
 from prunekit.engine.ahead import Peeked, view_ahead
 from prunekit.engine.arguments import compact, foreign_keys
 from prunekit.engine.cache import PrunedLayerMixin, cache_in, check_cache, holds_keys, seal
-from prunekit.engine.choice import choose, reduce
+from prunekit.engine.choice import carry_sources, choose, reduce
 from prunekit.engine.decode import decode_layer
+from prunekit.engine.encoder import EncoderHooks, make_encoder_hooks
+from prunekit.engine.guards import check_budget, check_checkpointing, checkpoints
 from prunekit.engine.layout import Layout, Stage, take
 from prunekit.engine.state import CutRecord, Prefill, Trace
+from prunekit.engine.vision import arrive
 from prunekit.engine.tap import Taps, attention_inputs
 from prunekit.engine.view import LayerView, Regions
 from prunekit.errors import PrunekitError
@@ -34,7 +37,20 @@ from prunekit.families import Family, family_of
 if TYPE_CHECKING:
     from prunekit.pruner import Plan, Pruner
 
-_pruned: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Session]] = weakref.WeakKeyDictionary()
+_pruned: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Any]] = weakref.WeakKeyDictionary()
+
+
+def hold(module: nn.Module, session: Any) -> None:
+    """Note that a session prunes a model; raises if another does."""
+    if (held := _pruned.get(module)) is not None and held() is not None:
+        raise PrunekitError(f"{type(module).__name__} is pruned already: remove that pruner first")
+    _pruned[module] = weakref.ref(session)
+
+
+def release(module: nn.Module, session: Any) -> None:
+    """Forget that a session prunes a model, if it does."""
+    if (held := _pruned.get(module)) is not None and held() is session:
+        del _pruned[module]
 
 
 class Session:
@@ -44,13 +60,14 @@ class Session:
         self.pruner, self.regions = pruner, regions
         self.family: Family = family_of(model)
         self.plan: Plan = pruner.plan(self.family)
+        self.encoder: EncoderHooks | None = make_encoder_hooks(pruner, self.plan)
         if reason := self.family.refuses_cuts(self.plan.cut_layers):
             raise PrunekitError(f"model type '{self.family.model_type}' cannot be pruned here: {reason}")
         self.trace = Trace()
         self._local = threading.local()
         self._handles: list[Any] = []
         self._taps = Taps()
-        self._warned = False
+        self.warned = False
 
     def inside(self) -> bool:
         """Whether the calling thread is in a forward pass of this session's model."""
@@ -71,17 +88,15 @@ class Session:
         return getattr(self._local, "positions", None)
 
     @property
-    def _adjusts(self) -> bool:
+    def adjusts(self) -> bool:
         """Whether the family corrects queries, so that every layer from the cut on is tapped."""
         return type(self.family).adjust_query is not Family.adjust_query
 
     def install(self) -> None:
         """Put the hooks on. A model that another pruner holds is refused; a failure leaves the model untouched."""
         core = self.family.core
-        if (held := _pruned.get(core)) is not None and held() is not None:
-            raise PrunekitError(f"{type(self.family.model).__name__} is pruned already: remove that pruner first")
+        hold(core, self)
         try:
-            _pruned[core] = weakref.ref(self)
             self._handles.append(core.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True))
             for index, layer in enumerate(self.family.layers):
                 hook = self._layer_hook(index)
@@ -89,6 +104,8 @@ class Session:
             for layer in self.family.layers if self.family.touches_hidden_between_layers else self.family.layers[-1:]:
                 self._handles.append(layer.register_forward_hook(self._to_dense))
             self._handles.append(core.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
+            if self.encoder is not None:
+                self.encoder.install(core)
             if (embeddings := self.family.input_embeddings) is not None:
                 self._handles.append(embeddings.register_forward_pre_hook(self._note_ids, with_kwargs=True))
             if (decoder := self.family.decoder) is not core:
@@ -98,7 +115,7 @@ class Session:
             for index in range(self.plan.first_layer, self.family.depth):
                 if (bias := self.family.relative_bias(index)) is not None:
                     self._handles.append(bias.register_forward_hook(self._bias_hook(index)))
-            adjusted = range(self.plan.first_layer, self.family.depth) if self._adjusts else ()
+            adjusted = range(self.plan.first_layer, self.family.depth) if self.adjusts else ()
             evidence = self.plan.evidence_layers if self.pruner.scorer.uses_attention else ()
             for index in sorted({*adjusted, *evidence}):
                 self._tap(index)
@@ -111,9 +128,10 @@ class Session:
         for handle in self._handles:
             handle.remove()
         self._taps.remove()
+        if self.encoder is not None:
+            self.encoder.remove()
         self._handles = []
-        if (held := _pruned.get(self.family.core)) is not None and held() is self:
-            del _pruned[self.family.core]
+        release(self.family.core, self)
 
     # -- attention -----------------------------------------------------------------------------------------------
 
@@ -131,7 +149,7 @@ class Session:
                 if getattr(self._local, "ahead", False):  # the layer runs for this alone
                     raise Peeked(attention_inputs(module, query, key, mask, kwargs, None))
                 # A layer that will be run again must not save more for the backward pass than it will then.
-                with torch.set_grad_enabled(torch.is_grad_enabled() and not self._checkpoints()):
+                with torch.set_grad_enabled(torch.is_grad_enabled() and not checkpoints(self.family)):
                     self._observe(state, index, module, query, key, mask, kwargs)
             return original(module, query, key, value, mask, **kwargs)
 
@@ -219,38 +237,11 @@ class Session:
         layout = Layout.build(input_ids, kwargs.get("attention_mask"), visual)
         if not any(layout.counts):
             raise PrunekitError(f"no visual tokens in the batch: no placeholder {self.family.token_ids} in input_ids")
-        self._check_budget(input_ids.shape[1])
-        self._check_checkpointing()
+        check_budget(self, input_ids.shape[1])
+        check_checkpointing(self)
         local.prefill = Prefill.begin(layout, self.regions)
-
-    def _check_budget(self, length: int) -> None:
-        """Attention that chooses keys by an index sees all of them only within its budget: warn once beyond."""
-        budget = self.family.sparse_budget
-        if budget is None or length <= budget or self._warned:
-            return
-        self._warned = True
-        name = self.family.model_type
-        warnings.warn(
-            f"'{name}': {length} tokens exceed the {budget} keys that its sparse attention chooses; it chooses anew "
-            "among what stays, so that removal no longer equals masking",
-            stacklevel=3,
-        )
-
-    def _check_checkpointing(self) -> None:
-        """A layer that is run again in the backward pass runs without what the forward pass knew."""
-        if not self._checkpoints() or not torch.is_grad_enabled():
-            return
-        kind, name = type(self.family.layers[0]), self.family.model_type
-        if self._adjusts or any(self.family.relative_bias(i) is not None for i in range(self.family.depth)):
-            raise PrunekitError(f"gradient checkpointing: {kind.__name__} of '{name}' depends on true positions inside")
-        if any("__call__" in vars(base) and "Checkpoint" in base.__name__ for base in kind.__mro__):
-            raise PrunekitError(
-                f"gradient checkpointing: {kind.__name__} of this transformers runs hooks twice; use 5.23"
-            )
-
-    def _checkpoints(self) -> bool:
-        layer: Any = self.family.layers[0]
-        return bool(getattr(layer, "gradient_checkpointing", False) and layer.training)
+        if self.encoder is not None and any("pixel" in name for name, value in kwargs.items() if value is not None):
+            self.encoder.take()  # what an earlier run left: this forward pass encodes its own
 
     def _note_positions(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.inside() and self.positions is None:  # later calls are prunekit's own
@@ -286,6 +277,8 @@ class Session:
             hidden = take(hidden, state.stage.index, self.family.token_axis)
         if index == 0:
             state.inputs_embeds = self.family.one_state(hidden)
+            if self.encoder is not None:
+                hidden = arrive(self.encoder.take(), state, hidden, self.family.token_axis)
         if index in self.plan.cut_layers:
             hidden = self._cut(index, state, hidden, kwargs)
         state.stages.append(state.stage)
@@ -302,22 +295,28 @@ class Session:
         """Decide what stays before layer ``index`` and shorten the sequence to it."""
         if index in self.plan.evidence[index]:
             self._keep_evidence(state, index, view_ahead(self, index, state, hidden, arguments))
+        site = self.plan.site(index)
         scores = self._fused_scores(index, state, hidden).to(state.kept.device)
         scores = scores.masked_fill(~state.kept, torch.nan)
-        choice = choose(self, index, state, scores)
+        view = state.view(index, self.family.one_state(hidden), self.family.grid, site)
+        choice = choose(self, index, state, scores, view)
         wanted = {layer for cut, layers in self.plan.evidence.items() if cut > index for layer in layers}
         state.views = {layer: view for layer, view in state.views.items() if layer in wanted}
         if choice.lengths == state.stage.lengths:
-            state.cuts.append(CutRecord("decoder", index, choice.kept, scores))
+            state.cuts.append(CutRecord(site, index, choice.kept, scores))
             return hidden
-        added = None
-        if choice.added or self.pruner.reducer.changes_tokens:
-            hidden, added = reduce(self, state, choice, scores, hidden)
+        reducer, before, added = self.pruner.reducer, state.kept, None
+        if choice.added or reducer.changes_tokens:
+            hidden, added = reduce(self, state, choice, scores, hidden, view)
         kept = choice.kept if added is None else choice.kept | added
-        state.cuts.append(CutRecord("decoder", index, kept, scores, added))
+        ranked = scores.nan_to_num(nan=-torch.inf)
+        targets = reducer.targets_in(view, ranked, choice.kept, before)
+        sources = None if targets is None else carry_sources(state, kept, targets)
+        state.cuts.append(CutRecord(site, index, kept, scores, added, sources))
         hidden = take(hidden, state.shorten(kept, choice.lengths), self.family.token_axis)
-        if added is not None and self.pruner.positions == "renumber":
-            hidden = take(hidden, state.move_behind(added), self.family.token_axis)
+        if self.pruner.positions == "renumber" and (added is not None or reducer.changes_tokens):
+            ranks = reducer.ranks_in(view, ranked, choice.kept, torch.zeros_like(kept) if added is None else added)
+            hidden = take(hidden, state.rearrange(ranks), self.family.token_axis)
         return hidden
 
     def _fused_scores(self, index: int, state: Prefill, hidden: torch.Tensor) -> torch.Tensor:
@@ -326,7 +325,8 @@ class Session:
         if fusion.joins_views:
             return fusion.fuse_views([state.views[layer] for layer in layers], self.pruner.scorer)
         if not layers:
-            return self._scores(state.view(index, self.family.one_state(hidden), self.family.grid))
+            view = state.view(index, self.family.one_state(hidden), self.family.grid, self.plan.site(index))
+            return self._scores(view)
         found = [state.scores[layer].to(hidden.device) for layer in layers]
         return fusion.fuse(torch.stack(found), layers)
 
@@ -370,6 +370,8 @@ class Session:
             self._seal(cache, state)
         self.trace.cuts = state.cuts
         self.trace.tokens_per_layer = torch.tensor([stage.lengths for stage in state.stages])
+        if state.vision is not None:
+            self.trace.vision_tokens = torch.tensor(state.vision.record.tokens)
 
     def _seal(self, cache: Any, state: Prefill) -> None:
         """Put pruned layers in place of the cache layers behind a cut, and tell lenders what borrowers must not see."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from prunekit.engine.layout import Layout, Stage, take
 from prunekit.engine.view import LayerView, Regions
 from prunekit.errors import PrunekitError
+
+if TYPE_CHECKING:
+    from prunekit.engine.vision import VisionView
 
 
 @dataclass(frozen=True)
@@ -18,12 +21,14 @@ class CutRecord:
 
     Attributes:
         site: "vision", "input" or "decoder".
-        layer: the decoder layer before which the tokens went.
+        layer: the decoder layer before which the tokens went; at site "vision" the encoder's block inside which.
         kept: visual tokens that stay after it, cumulative, bool [B, N] in sequence order, padded with False. Includes
             ``added``.
         scores: float [B, N], NaN where a token was already gone or pads.
         added: tokens that a reducer made of those that went, bool [B, N], each under the name of one of them; None if
             there are none.
+        sources: the visual token under whose name each lives on after merging, long [B, N], -1 where it is lost; None
+            where nothing keeps a map.
     """
 
     site: str
@@ -31,6 +36,7 @@ class CutRecord:
     kept: torch.Tensor
     scores: torch.Tensor
     added: torch.Tensor | None = None
+    sources: torch.Tensor | None = None
 
 
 @dataclass
@@ -39,11 +45,24 @@ class Trace:
 
     Attributes:
         cuts: the cuts in order.
-        tokens_per_layer: real tokens that each decoder layer processed, long [layers, B].
+        tokens_per_layer: real tokens that each decoder layer processed, long [layers, B]; of an encoder alone (timm)
+            those of its blocks.
+        vision_tokens: tokens that entered each block of the vision encoder, long [blocks, images], where it was
+            watched.
+        index: of an encoder alone, where the token that stands for each patch is in its output, long [images, P].
     """
 
     cuts: list[CutRecord] = field(default_factory=list)
     tokens_per_layer: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))
+    vision_tokens: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))
+    index: torch.Tensor | None = None
+
+    def unmerge(self, tokens: torch.Tensor) -> torch.Tensor:
+        """An encoder's output [T, M, C] with a token for every patch again, [T, P, C]: merged ones share theirs, what
+        is lost has zeros (ToMe, ICLR 2023, section 3)."""
+        if self.index is None:
+            raise PrunekitError("unmerge: no encoder has run on its own under this pruner")
+        return take(tokens, self.index.clamp(min=0)) * (self.index >= 0)[..., None].to(tokens.dtype)
 
 
 @dataclass
@@ -65,6 +84,7 @@ class Prefill:
     inputs_embeds: torch.Tensor | None = None
     regions: Regions | None = None
     once: dict[str, Any] = field(default_factory=dict)
+    vision: VisionView | None = None
 
     @classmethod
     def begin(cls, layout: Layout, regions: Regions | None = None) -> Prefill:
@@ -77,9 +97,11 @@ class Prefill:
             state.regions = [boxes for boxes in regions for _ in range(repeats)]
         return state
 
-    def view(self, layer: int, hidden: torch.Tensor, grid: tuple[int, int] | None) -> LayerView:
+    def view(
+        self, layer: int, hidden: torch.Tensor, grid: tuple[int, int] | None, site: str = "decoder"
+    ) -> LayerView:
         """What a scorer sees of ``layer`` now."""
-        return LayerView(hidden, layer, self.layout, self.stage, self.kept, self.slots, grid, prefill=self)
+        return LayerView(hidden, layer, self.layout, self.stage, self.kept, self.slots, grid, prefill=self, site=site)
 
     def shorten(self, kept: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
         """Go to the next stage, where of the visual tokens only ``kept`` [B, N] stands: surviving slots [B, M]."""
@@ -98,19 +120,20 @@ class Prefill:
         self.slots = rank.clamp(min=0).gather(1, self.slots).masked_fill(~kept, 0)
         return slots
 
-    def move_behind(self, added: torch.Tensor) -> torch.Tensor:
-        """Reorder the visual slots so that ``added`` tokens [B, N] follow the others of their image: where each slot
-        [B, M] takes its content from. The slots keep their own places, so this is for positions without gaps."""
-        image = self.layout.image.to(added.device)
+    def rearrange(self, ranks: torch.Tensor) -> torch.Tensor:
+        """Reorder the visual slots so that the tokens of an image follow each other by ``ranks`` [B, N], then by place:
+        where each slot [B, M] takes its content from. The slots keep their own places, so this is for positions
+        without gaps."""
+        image, ranks = self.layout.image.to(ranks.device), ranks.to(self.slots.device)
         spare = self.layout.real.shape[1]
         # Slots of an image are contiguous in both orders, so sorting the kept ones alone is a permutation of them.
-        order = (2 * image + added.long()) * (spare + 1) + self.slots
+        order = (image * (ranks.amax() + 1) + ranks) * (spare + 1) + self.slots
         ranked = order.masked_fill(~self.kept, torch.iinfo(order.dtype).max).argsort(dim=1, stable=True)
         standing = self.slots.masked_fill(~self.kept, spare).sort(dim=1).values  # the slots they share, in order
         place = torch.empty_like(self.slots).scatter(1, ranked, standing)
         assert self.stage.index is not None
         batch, size = self.stage.index.shape
-        source = torch.arange(spare + 1, device=added.device).expand(batch, -1)
+        source = torch.arange(spare + 1, device=ranks.device).expand(batch, -1)
         source = source.scatter(1, place, self.slots.masked_fill(~self.kept, spare))[:, :size]
         self.slots = place.masked_fill(~self.kept, 0)
         assert self.cut_slots is not None

@@ -1,4 +1,4 @@
-"""What a scorer may look at in one decoder layer, computed only when touched."""
+"""What a scorer may look at in one decoder layer or encoder block, computed only when touched."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from prunekit.errors import PrunekitError, UnknownNameError
 
 if TYPE_CHECKING:
     from prunekit.engine.state import Prefill
+    from prunekit.engine.vision import VisionView
 
 T = TypeVar("T")
 QuerySet = str | torch.Tensor
@@ -21,8 +22,76 @@ Box = tuple[float, float, float, float]
 Regions = Sequence[Sequence[Box]]
 
 
+class View:
+    """What the views of a decoder layer and of an encoder block share.
+
+    Attributes:
+        site: "vision" (inside the encoder), "input" (before decoder layer 0) or "decoder".
+        hidden_states: input of the layer, [B, S, D].
+        layer: index of the layer, or of the encoder's block.
+        alive: visual tokens still there, bool [B, N].
+        slots: where they stand in the sequence, long [B, N], arbitrary where not ``alive``.
+        grid: rows and columns of patches of an image, where they are fixed, else None.
+    """
+
+    site: str
+    hidden_states: torch.Tensor
+    layer: int
+    alive: torch.Tensor
+    slots: torch.Tensor
+    grid: tuple[int, int] | None
+    inputs: AttentionInputs | None
+
+    def visual(self, x: torch.Tensor) -> torch.Tensor:
+        """Gather the visual tokens of x [B, S, ...]: [B, N, ...], arbitrary where not ``alive``."""
+        return take(x, self.slots)
+
+    @property
+    def queries(self) -> torch.Tensor:
+        """Queries [B, H, S, d] after the rotary embedding."""
+        return self._attention().queries
+
+    @property
+    def keys(self) -> torch.Tensor:
+        """Keys [B, H_kv, S, d] after the rotary embedding."""
+        return self._attention().keys
+
+    def query_index(self, queries: QuerySet) -> tuple[torch.Tensor, torch.Tensor]:
+        """Slots [B, Q] of a query set and which of them exist [B, Q] (samples may have fewer than Q)."""
+        raise NotImplementedError
+
+    def attention(self, queries: QuerySet) -> torch.Tensor:
+        """Post-softmax attention rows [B, H, Q, S] of a query set, float32; zero rows where a sample has fewer."""
+        index, valid = self.query_index(queries)
+        rows = self._attention().rows(index)
+        return rows * valid[:, None, :, None].to(rows.device)
+
+    def visible(self, queries: QuerySet) -> torch.Tensor:
+        """Which slots each query may attend to, bool [B, Q, S]; False rows where a sample has fewer queries."""
+        index, valid = self.query_index(queries)
+        seen = self._attention().visible(index)
+        return seen & valid[..., None].to(seen.device)
+
+    def one_hot(self, queries: QuerySet) -> torch.Tensor:
+        """The rows of the identity that belong to a query set, float32 [B, Q, S]."""
+        index, valid = self.query_index(queries)
+        return torch.nn.functional.one_hot(index, self.hidden_states.shape[1]).float() * valid[..., None]
+
+    def propagate(self, rows: torch.Tensor) -> torch.Tensor:
+        """rows [B, Q, S] times this layer's head-mean attention matrix, float32 [B, Q, S]."""
+        return self._attention().propagate(rows)
+
+    def _attention(self) -> AttentionInputs:
+        if self.inputs is None:
+            raise PrunekitError(
+                f"layer {self.layer}: attention was not captured; a scorer that reads attention, queries or keys "
+                "must set the class attribute uses_attention = True"
+            )
+        return self.inputs
+
+
 @dataclass
-class LayerView:
+class LayerView(View):
     """One decoder layer of one prefill, as a scorer sees it.
 
     B samples, S slots of the sequence that this layer processes (already without what earlier cuts removed), N visual
@@ -45,10 +114,7 @@ class LayerView:
     grid: tuple[int, int] | None = None
     inputs: AttentionInputs | None = field(default=None, repr=False)
     prefill: Prefill | None = field(default=None, repr=False)
-
-    def visual(self, x: torch.Tensor) -> torch.Tensor:
-        """Gather the visual tokens of x [B, S, ...]: [B, N, ...], arbitrary where not ``alive``."""
-        return take(x, self.slots)
+    site: str = "decoder"
 
     def in_stage(self, dense: torch.Tensor) -> torch.Tensor:
         """A per-token tensor of the dense sequence [B, S_dense] as this layer's sequence [B, S] has it."""
@@ -75,16 +141,6 @@ class LayerView:
         """Token ids [B, S]."""
         return self.in_stage(self.layout.input_ids)
 
-    @property
-    def queries(self) -> torch.Tensor:
-        """Queries [B, H, S, d] after the rotary embedding (scorers with ``uses_attention``)."""
-        return self._attention().queries
-
-    @property
-    def keys(self) -> torch.Tensor:
-        """Keys [B, H_kv, S, d] after the rotary embedding (scorers with ``uses_attention``)."""
-        return self._attention().keys
-
     def query_index(self, queries: QuerySet) -> tuple[torch.Tensor, torch.Tensor]:
         """Slots [B, Q] of a query set and which of them exist [B, Q] (samples may have fewer than Q).
 
@@ -103,27 +159,6 @@ class LayerView:
             last = (real * torch.arange(1, real.shape[1] + 1, device=real.device)).argmax(1, keepdim=True)
             return last, torch.ones_like(last, dtype=torch.bool)
         raise UnknownNameError("queries", queries, ("text", "last", "visual", "all"))
-
-    def attention(self, queries: QuerySet) -> torch.Tensor:
-        """Post-softmax attention rows [B, H, Q, S] of a query set, float32; zero rows where a sample has fewer."""
-        index, valid = self.query_index(queries)
-        rows = self._attention().rows(index)
-        return rows * valid[:, None, :, None].to(rows.device)
-
-    def visible(self, queries: QuerySet) -> torch.Tensor:
-        """Which slots each query may attend to, bool [B, Q, S]; False rows where a sample has fewer queries."""
-        index, valid = self.query_index(queries)
-        seen = self._attention().visible(index)
-        return seen & valid[..., None].to(seen.device)
-
-    def one_hot(self, queries: QuerySet) -> torch.Tensor:
-        """The rows of the identity that belong to a query set, float32 [B, Q, S]."""
-        index, valid = self.query_index(queries)
-        return torch.nn.functional.one_hot(index, self.hidden_states.shape[1]).float() * valid[..., None]
-
-    def propagate(self, rows: torch.Tensor) -> torch.Tensor:
-        """rows [B, Q, S] times this layer's head-mean attention matrix, float32 [B, Q, S]."""
-        return self._attention().propagate(rows)
 
     @property
     def inputs_embeds(self) -> torch.Tensor:
@@ -149,10 +184,44 @@ class LayerView:
             self.prefill.once[name] = make()
         return self.prefill.once[name]
 
-    def _attention(self) -> AttentionInputs:
-        if self.inputs is None:
+    @property
+    def vision(self) -> VisionView:
+        """The encoder's side of the visual tokens: patch features, keys, CLS attention (components with
+        ``uses_vision``)."""
+        if self.prefill is None or self.prefill.vision is None:
             raise PrunekitError(
-                f"layer {self.layer}: attention was not captured; a scorer that reads attention, queries or keys "
-                "must set the class attribute uses_attention = True"
+                "view.vision was not noted; a component that reads it must set the class attribute uses_vision = True"
             )
-        return self.inputs
+        return self.prefill.vision
+
+
+@dataclass
+class EncoderView(View):
+    """One block of a vision encoder: "samples" are images, "visual tokens" their patches, the sequence is the block's.
+
+    Query sets are "cls" (the first token, where the encoder has one), "visual" (the patches that stand) and "all".
+    """
+
+    hidden_states: torch.Tensor
+    layer: int
+    alive: torch.Tensor
+    slots: torch.Tensor
+    grid: tuple[int, int] | None
+    inputs: AttentionInputs | None = field(default=None, repr=False)
+    has_cls: bool = True
+    site: str = "vision"
+
+    def query_index(self, queries: QuerySet) -> tuple[torch.Tensor, torch.Tensor]:
+        if isinstance(queries, torch.Tensor):
+            return ragged_index(queries, int(queries.sum(1).max()))
+        if queries == "visual":
+            return self.slots, self.alive
+        if queries == "all":
+            places = torch.arange(self.hidden_states.shape[1], device=self.slots.device)
+            index = places.expand(len(self.slots), -1)
+            return index, torch.ones_like(index, dtype=torch.bool)
+        if queries == "cls" and self.has_cls:
+            first = torch.zeros_like(self.slots[:, :1])
+            return first, torch.ones_like(first, dtype=torch.bool)
+        known = ("cls", "visual", "all") if self.has_cls else ("visual", "all")
+        raise UnknownNameError("queries of an encoder:", queries, known)

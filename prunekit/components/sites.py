@@ -158,6 +158,7 @@ class BySite(Scorer):
     decoder: str = "instruction"
 
     sites = ("vision", "input", "decoder")
+    works_blind = True  # before layer 0 the input's scorer answers
 
     def __post_init__(self) -> None:
         self._scorers: dict[str, Scorer] = {}

@@ -232,13 +232,14 @@ class EncoderHooks:
     def _tap(self, number: int) -> Callable[..., Any]:
         original = attention_function(self.tower, number)
 
-        def tap(module: nn.Module, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any) -> Any:
+        def tap(module: nn.Module, query: Any, key: Any, value: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
+            mask = attention_mask
             if self._run() is not None:
                 bias = self._bias()
                 if bias is not None:
                     mask = bias.to(query.dtype) if mask is None else mask + bias.to(query.dtype)
                 self._observe(number, query, key, mask, kwargs.get("scaling") or query.shape[-1] ** -0.5)
-            return original(module, query, key, value, mask, **kwargs)
+            return original(module, query, key, value, attention_mask=mask, **kwargs)
 
         return tap
 
@@ -318,17 +319,18 @@ class EncoderHooks:
         ranked = scores.nan_to_num(nan=-torch.inf)
         kept = pruner.selector.select_in(view, ranked, wanted, alive)
         targets = reducer.targets_in(view, ranked, kept, alive)
-        tokens, sizes, stays = take(hidden, run.index), run.sizes, kept
+        tokens, sizes, added = take(hidden, run.index), run.sizes, torch.zeros_like(kept)
         if reducer.changes_tokens:
             tokens, sizes = reducer.reduce_in(view, tokens, sizes, kept, alive)
         if more:
             tokens, sizes, added = reducer.add_in(view, tokens, sizes, ranked, kept, alive, wanted * 0 + more)
-            stays = kept | added
+        stays = kept | added
         own = torch.arange(alive.shape[1], device=alive.device).expand_as(alive)
         step = torch.where(stays, own, targets if targets is not None else torch.full_like(own, -1))
         run.sources = torch.where(run.sources < 0, -1, step.gather(1, run.sources.clamp(min=0)))
         run.sizes = sizes
-        places = run.shorten(stays, reducer.order_in(view, stays), keep)
+        ranks = reducer.ranks_in(view, ranked, kept, added)
+        places = run.shorten(stays, ranks * (run.length + 1) + run.index, selected + more)
         run.record.cuts.append(CutRecord("vision", number, stays, scores, sources=run.sources))
         return torch.cat([hidden[:, : run.prefix], take(tokens, places)], dim=1)
 

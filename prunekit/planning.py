@@ -6,7 +6,7 @@ import itertools
 import warnings
 from typing import TYPE_CHECKING
 
-from prunekit.components.base import Cut, RowScorer
+from prunekit.components.base import RowScorer
 from prunekit.engine.encoder import EncoderPlan
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
@@ -37,19 +37,29 @@ def plan_vision(pruner: Pruner, family: Family, at_input: bool) -> tuple[VisionT
 def plan_encoder(pruner: Pruner, tower: VisionTower, alone: bool = True) -> EncoderPlan:
     """What goes inside an encoder; ``alone`` if nothing goes after it, so that the keep ratio must be met inside."""
     schedule, name = pruner.schedule, pruner.schedule.registered_name
+    if not schedule.in_encoder:
+        raise PrunekitError(f"schedule '{name}' has no cut inside a vision encoder, and '{tower.name}' is nothing else")
+    if pruner.schedule.cuts(64, pruner.keep_ratio or 0.5) and tower.projector is None:
+        raise PrunekitError(f"schedule '{name}' cuts behind the vision encoder, and '{tower.name}' is nothing else")
     check_site(pruner, "vision")
-    if reason := tower.refuses_cuts():
+    if tower.packed and schedule.image_grid((1, 1), 1.0) is not None:
+        raise PrunekitError(f"'{tower.name}' takes patches, not images: shrink them in its processor (max_pixels)")
+    if tower.grid is None or tower.patches is None or (reason := tower.refuses_cuts()):
+        reason = tower.refuses_cuts() or "its images differ in size"
         raise PrunekitError(f"site=vision: no token can go inside the encoder of '{tower.name}': {reason}")
     if pruner.reducer.weighs_attention and tower.implementation.startswith("flash"):
         raise PrunekitError(f"{tower.implementation} cannot weigh attention by sizes: load the model with 'sdpa'")
     if not pruner.selector.exact:
         selector = pruner.selector.registered_name
-        raise PrunekitError(f"selector '{selector}' keeps another number for each image; inside an encoder all keep one")
-    assert tower.patches is not None
+        raise PrunekitError(
+            f"selector '{selector}' keeps another number for each image; inside an encoder all keep one"
+        )
     tokens, ratio = pruner.keep_tokens, pruner.keep_ratio
     if tokens is not None:
         ratio = min(1.0, tokens / tower.patches)
     assert ratio is not None
+    if (grid := schedule.image_grid(tower.grid, ratio)) is not None:
+        return _shrunk(pruner, tower, grid, ratio)
     blocks = tower.read + 1
     cuts = schedule.vision_cuts(blocks, tower.patches, ratio)
     layers, shares = [cut.layer for cut in cuts], [1.0, *(cut.ratio for cut in cuts)]
@@ -58,8 +68,18 @@ def plan_encoder(pruner: Pruner, tower: VisionTower, alone: bool = True) -> Enco
     if any(b > a for a, b in itertools.pairwise(shares)):
         raise PrunekitError(f"schedule '{name}' must leave falling shares inside the encoder, not {shares[1:]}")
     counts = {cut.layer: max(1, round(cut.ratio * tower.patches)) for cut in cuts}
-    _say_nearest(pruner, cuts, tower.patches, ratio, alone)
+    if alone:
+        _say_nearest(pruner, counts[layers[-1]] if layers else tower.patches, tower.patches, ratio)
     return EncoderPlan(counts, _evidence(pruner, layers))
+
+
+def _shrunk(pruner: Pruner, tower: VisionTower, grid: tuple[int, int], ratio: float) -> EncoderPlan:
+    """The image itself is shrunk to ``grid`` patches."""
+    if not tower.pixels:
+        raise PrunekitError(f"the encoder of '{tower.name}' takes images of one size: they cannot be shrunk before it")
+    assert tower.patches is not None
+    _say_nearest(pruner, grid[0] * grid[1], tower.patches, ratio)
+    return EncoderPlan({}, {}, None if grid == tower.grid else grid)
 
 
 def check_site(pruner: Pruner, site: str) -> None:
@@ -80,13 +100,16 @@ def _evidence(pruner: Pruner, layers: list[int]) -> dict[int, list[int]]:
             raise PrunekitError(f"fusion '{fusion.registered_name}' names no block before the cut inside block {layer}")
         found[layer] = blocks
     if fusion.joins_views and not isinstance(scorer, RowScorer):
-        raise PrunekitError(f"fusion '{fusion.registered_name}' joins attention rows; '{scorer.registered_name}' reads none")
+        raise PrunekitError(
+            f"fusion '{fusion.registered_name}' joins attention rows; '{scorer.registered_name}' reads none"
+        )
     return found
 
 
-def _say_nearest(pruner: Pruner, cuts: tuple[Cut, ...], patches: int, ratio: float, alone: bool) -> None:
+def _say_nearest(pruner: Pruner, found: int, patches: int, ratio: float) -> None:
     """Where the keep ratio cannot be met, say what is."""
-    wanted, found = max(1, round(ratio * patches)), max(1, round(cuts[-1].ratio * patches)) if cuts else patches
-    if alone and wanted != found:
+    wanted = max(1, round(ratio * patches))
+    if wanted != found:
         name = pruner.name or pruner.schedule.registered_name
-        warnings.warn(f"'{name}' keeps {found} of an image's {patches} patches, the nearest to {wanted} that it can", stacklevel=2)
+        text = f"'{name}' keeps {found} of an image's {patches} patches, the nearest to {wanted} that it can"
+        warnings.warn(text, stacklevel=2)

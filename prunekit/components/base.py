@@ -143,6 +143,11 @@ class Schedule(Component):
         """
         return ()
 
+    def image_grid(self, grid: tuple[int, int], keep_ratio: float) -> tuple[int, int] | None:
+        """Rows and columns of patches to which the image itself is shrunk before the encoder, whose images have ``grid``;
+        None leaves it as it is (asked of schedules that are ``in_encoder``)."""
+        return None
+
     def own_ratio(self) -> float | None:
         """The keep ratio that the schedule's own options imply, None if they leave it open."""
         return None
@@ -230,10 +235,20 @@ class Reducer(Component):
         """
         raise TypeError(f"{type(self).__name__} defines no add(tokens, sizes, scores, kept, alive, count)")
 
+    def share_in(self, view: View, standing: int, keep: int) -> tuple[int, int]:
+        """``share`` with the view of the cut (see ``Selector.select_in``); this is what is called."""
+        return self.share(standing, keep)
+
     def reduce_in(
-        self, view: View, tokens: torch.Tensor, sizes: torch.Tensor, kept: torch.Tensor, alive: torch.Tensor
+        self,
+        view: View,
+        tokens: torch.Tensor,
+        sizes: torch.Tensor,
+        scores: torch.Tensor,
+        kept: torch.Tensor,
+        alive: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """``reduce`` with the view of the cut (see ``Selector.select_in``); this is what is called."""
+        """``reduce`` with the view of the cut and the scores; this is what is called."""
         return self.reduce(tokens, sizes, kept, alive)
 
     def add_in(
@@ -250,11 +265,11 @@ class Reducer(Component):
         return self.add(tokens, sizes, scores, kept, alive, count)
 
     def targets_in(
-        self, view: View, scores: torch.Tensor, kept: torch.Tensor, alive: torch.Tensor
+        self, view: View, scores: torch.Tensor, kept: torch.Tensor, added: torch.Tensor, alive: torch.Tensor
     ) -> torch.Tensor | None:
         """Under which token's name each token that goes lives on, long [B, N], -1 where under none; None if none do.
 
-        For the map of sources that a trace keeps; what stands at ``kept`` is ignored.
+        For the map of sources that a trace keeps; what stands at ``kept`` or ``added`` is ignored.
         """
         return None
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from prunekit.engine.view import EncoderView, View
 
 
+DEPTHS = [0.25, 0.5, 0.75]
+
+
 @register("schedule", "input")
 @dataclass
 class Input(Schedule):
@@ -35,7 +38,8 @@ class Encoder(Schedule):
 
     Args:
         layers: the blocks.
-        depths: the same as fractions of the blocks that count; [0.25, 0.5, 0.75] if neither is given (3, 6, 9 of 12).
+        depths: the same as fractions of the blocks that count; [0.25, 0.5, 0.75] if neither is given (3, 6, 9 of 12;
+            an encoder with too few blocks for three has fewer cuts).
         ratios: the share that each cut leaves of what stood before it; their product must be the keep ratio. By
             default equal steps.
     """
@@ -47,15 +51,15 @@ class Encoder(Schedule):
     in_encoder = True
 
     def __post_init__(self) -> None:
-        if self.layers is None and self.depths is None:
-            self.depths = [0.25, 0.5, 0.75]
-        Progressive(self.layers, self.depths, self.ratios)  # the same rules
+        Progressive(self.layers, self.depths or (None if self.layers else DEPTHS), self.ratios)  # the same rules
 
     def cuts(self, depth: int, keep_ratio: float) -> tuple[Cut, ...]:
         return ()
 
     def vision_cuts(self, blocks: int, patches: int, keep_ratio: float) -> tuple[Cut, ...]:
-        places = self.layers if self.layers is not None else block_places(self.depths or [], blocks)
+        places = (
+            self.layers if self.layers is not None else block_places(self.depths or DEPTHS, blocks, self.depths is None)
+        )
         shares = cumulative_shares(self.ratios, len(places), keep_ratio)
         return tuple(Cut(place, share, "vision") for place, share in zip(places, shares, strict=True))
 
@@ -103,12 +107,25 @@ class Sites(Schedule):
         return len(self.vision or ()) + int(self.at_input) + len(self.decoder or ())
 
 
-def block_places(fractions: list[float], blocks: int) -> list[int]:
-    """The encoder blocks at fractions of the first ``blocks``; raises where two fall on the same."""
+def block_places(fractions: list[float], blocks: int, fewer: bool = False) -> list[int]:
+    """The encoder blocks at fractions of the first ``blocks``; where two fall on the same, it is one if ``fewer`` is
+    allowed, else an error."""
     places = [min(blocks - 1, round(fraction * blocks)) for fraction in fractions]
+    if fewer:
+        return list(dict.fromkeys(places))
     if any(b <= a for a, b in itertools.pairwise(places)):
         raise PrunekitError(f"schedule: fractions {fractions} fall on the same of {blocks} blocks: {places}")
     return places
+
+
+def cell_grid(rows: torch.Tensor, columns: torch.Tensor, share: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The grid a × b, at most rows × columns, of the shape's proportions whose number of cells is nearest to ``share``."""
+    best = torch.ones_like(rows), torch.ones_like(rows)
+    for high in range(1, int(rows.max()) + 1):
+        wide = torch.clamp((high * columns / rows).round().long(), min=1).minimum(columns)
+        nearer = (high <= rows) & ((high * wide - share).abs() < (best[0] * best[1] - share).abs())
+        best = torch.where(nearer, high, best[0]), torch.where(nearer, wide, best[1])
+    return best
 
 
 @register("scorer", "cls")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -10,6 +10,7 @@ from torch import nn
 from prunekit.engine.encoder import EncoderHooks, EncoderPlan
 from prunekit.engine.hooks import hold, release
 from prunekit.engine.state import Trace
+from prunekit.engine.vision import VisionRecord
 from prunekit.families.vision import timm_tower
 
 if TYPE_CHECKING:
@@ -26,14 +27,13 @@ class EncoderSession:
         self.plan: EncoderPlan = plan_encoder(pruner, self.tower)
         self.trace = Trace()
         self._hooks = EncoderHooks(pruner, self.tower, self.plan, frozenset())
-        self._handles: list[Any] = []
+        self._hooks.publish = self._publish
 
     def install(self) -> None:
         """Put the hooks on; a failure leaves the model untouched."""
         hold(self.model, self)
         try:
             self._hooks.install()
-            self._handles.append(self.model.register_forward_hook(self._publish))
         except BaseException:
             self.remove()
             raise
@@ -41,13 +41,8 @@ class EncoderSession:
     def remove(self) -> None:
         """Take everything off again. Idempotent."""
         self._hooks.remove()
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
         release(self.model, self)
 
-    def _publish(self, model: nn.Module, args: Any, output: Any) -> None:
-        record = self._hooks.take()
-        if record is not None:
-            self.trace.cuts, self.trace.index = record.cuts, record.index
-            self.trace.tokens_per_layer = self.trace.vision_tokens = torch.tensor(record.tokens)
+    def _publish(self, record: VisionRecord) -> None:
+        self.trace.cuts, self.trace.index = record.cuts, record.index
+        self.trace.tokens_per_layer = self.trace.vision_tokens = torch.tensor(record.tokens)

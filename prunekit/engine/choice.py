@@ -46,13 +46,26 @@ def choose(session: Session, index: int, state: Prefill, scores: torch.Tensor, v
     if selector.counts_rows:
         keep = torch.tensor(counts, device=scores.device)
         counts = selector.counts(_rows(session, index, state).to(scores.device), keep, state.kept).tolist()
-    shares = [reducer.share(now, k) if k < now else (k, 0) for now, k in zip(standing, counts, strict=True)]
+    shares = [reducer.share_in(view, now, k) if k < now else (k, 0) for now, k in zip(standing, counts, strict=True)]
+    if projects_after(session, view) and view.vision.record.rows is not None:
+        shares = _of_patches(shares, (view.vision.exists & state.kept).sum(1).tolist())
     keep = torch.tensor([selected for selected, _ in shares], device=scores.device)
     kept = selector.select_in(view, scores.nan_to_num(nan=-torch.inf), keep, state.kept)
     selected = [selected for selected, _ in shares] if selector.exact else kept.sum(1).tolist()
     added = [min(more, now - k) for (_, more), now, k in zip(shares, standing, selected, strict=True)]
     lengths = tuple(t + k + more for t, k, more in zip(text, selected, added, strict=True))
     return Choice(kept, tuple(added) if any(added) else (), lengths)
+
+
+def projects_after(session: Session, view: LayerView) -> bool:
+    """Whether the reducer works on what the projector reads."""
+    return session.pruner.reducer.before_projector and view.site == "input"
+
+
+def _of_patches(shares: list[tuple[int, int]], patches: list[int]) -> list[tuple[int, int]]:
+    """Shares of selected and added tokens where only so many have a patch behind them, to make others of."""
+    limits = [min(more, max(0, n - selected)) for (selected, more), n in zip(shares, patches, strict=True)]
+    return [(selected + more - m, m) for (selected, more), m in zip(shares, limits, strict=True)]
 
 
 def _rows(session: Session, index: int, state: Prefill) -> torch.Tensor:
@@ -69,7 +82,7 @@ def reduce(
     """Let the reducer change what stays, and add to it: hidden states [B, S, D] with the new tokens in their slots,
     and which are added, bool [B, N] (None if none are)."""
     reducer, device = session.pruner.reducer, hidden.device
-    before = reducer.before_projector and view.site == "input"
+    before = projects_after(session, view)
     tokens = view.vision.features if before else take(hidden, state.slots)
     kept, alive, added = choice.kept.to(device), state.kept.to(device), None
     if before:  # what no patch stands behind is not the projector's to make
@@ -77,7 +90,7 @@ def reduce(
     sizes = (state.sizes if state.sizes is not None else state.layout.exists.float()).to(device)
     ranked = scores.to(device).nan_to_num(nan=-torch.inf)
     if reducer.changes_tokens:
-        tokens, sizes = reducer.reduce_in(view, tokens, sizes, kept, alive)
+        tokens, sizes = reducer.reduce_in(view, tokens, sizes, ranked, kept, alive)
     if choice.added:
         count = torch.tensor(choice.added, device=device)
         tokens, sizes, added = reducer.add_in(view, tokens, sizes, ranked, kept, alive, count)

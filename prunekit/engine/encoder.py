@@ -31,10 +31,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EncoderPlan:
-    """What happens inside an encoder: the patches of an image that stay after each cut, and the blocks that decide."""
+    """What happens inside an encoder: the patches of an image that stay after each cut, and the blocks that decide;
+    ``grid`` is what the image itself is shrunk to before, in patches."""
 
     counts: dict[int, int]
     evidence: dict[int, list[int]]
+    grid: tuple[int, int] | None = None
 
     @property
     def evidence_blocks(self) -> frozenset[int]:
@@ -74,6 +76,20 @@ class EncoderRun:
         self.index, self.sources = places + self.prefix, places
         self.sizes = torch.ones(images, size, device=hidden.device)
 
+    def shrink(self, grid: tuple[int, int], small: tuple[int, int]) -> None:
+        """The image has been shrunk from ``grid`` to ``small`` patches: each stands at the centre of its cell."""
+        (rows, columns), (high, wide), images = grid, small, len(self.kept)
+        row, column = (torch.arange(n, device=self.kept.device) for n in grid)
+        centre = ((2 * (row * high // rows) + 1) * rows // (2 * high)) * columns
+        sources = (centre[:, None] + (2 * (column * wide // columns) + 1) * columns // (2 * wide)).flatten()
+        kept = torch.zeros(rows * columns, dtype=torch.bool, device=self.kept.device)
+        kept[sources] = True
+        self.kept, self.sources = kept.expand(images, -1), sources.expand(images, -1)
+        self.index = ((kept.cumsum(0) - 1).clamp(min=0) + self.prefix).expand(images, -1)
+        self.sizes = torch.ones(images, rows * columns, device=kept.device)
+        scores = torch.zeros(images, rows * columns, device=kept.device)
+        self.record.cuts.append(CutRecord("vision", -1, self.kept, scores, sources=self.sources))
+
     @property
     def standing(self) -> int:
         """Patches of an image that still have a token."""
@@ -106,13 +122,15 @@ class EncoderHooks:
         self._handles: list[Any] = []
         self._taps = Taps()
         self._packing: Any = None
+        self.publish: Callable[[VisionRecord], None] | None = None
 
     # -- on and off ----------------------------------------------------------------------------------------------
 
     def install(self, core: nn.Module | None = None) -> None:
         """Put the hooks on; ``core`` is the model around the encoder."""
         tower, add = self.tower, self._handles.append
-        add(tower.module.register_forward_pre_hook(self._enter))
+        if tower.projector is not None:  # an encoder alone may be run without its own forward: its first block begins
+            add(tower.module.register_forward_pre_hook(self._enter, with_kwargs=True))
         for number, block in enumerate(tower.blocks):
             add(block.register_forward_pre_hook(self._block_hook(number), with_kwargs=True, prepend=True))
         for number in sorted(self._observed()):
@@ -130,7 +148,7 @@ class EncoderHooks:
             add(tower.projector.register_forward_pre_hook(self._enter_projector))
             add(tower.projector.register_forward_hook(self._leave_projector))
         else:
-            add(tower.module.register_forward_hook(self._leave_alone))
+            add(tower.blocks[-1].register_forward_hook(self._leave_alone))
 
     def remove(self) -> None:
         """Take everything off again. Idempotent."""
@@ -185,12 +203,22 @@ class EncoderHooks:
     def _run(self) -> EncoderRun | None:
         return getattr(self._local, "run", None)
 
-    def _enter(self, module: nn.Module, args: Any) -> None:
-        self._local.run = EncoderRun(VisionRecord(self.tower), self.tower.prefix)
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._local.run = run = EncoderRun(VisionRecord(self.tower), self.tower.prefix)
         self._local.record = None
+        if self.tower.packed:
+            run.record.grids = packed_grids(self.tower, args[1] if len(args) > 1 else kwargs["grid_thw"])
+        if self.plan.grid is None:
+            return None
+        pixels = args[0] if args else kwargs.pop("pixel_values")
+        size = [cells * pixels.shape[-2 + i] // self.tower.grid[i] for i, cells in enumerate(self.plan.grid)]  # type: ignore[index]
+        small = nn.functional.interpolate(pixels.float(), size, mode="bicubic", antialias=True, align_corners=False)
+        return (small.to(pixels.dtype), *args[1:]), {**kwargs, "interpolate_pos_encoding": True}
 
     def _block_hook(self, number: int) -> Callable[..., None]:
         def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if number == 0 and self.tower.projector is None:
+                self._local.run = EncoderRun(VisionRecord(self.tower), self.tower.prefix)
             run = self._run()
             if run is None:
                 return
@@ -200,6 +228,8 @@ class EncoderHooks:
                 return
             if number == 0:
                 run.begin(hidden)
+                if self.plan.grid is not None and self.tower.grid is not None:
+                    run.shrink(self.tower.grid, self.plan.grid)
             run.length = hidden.shape[1]
             run.record.tokens.append([run.length] * len(hidden))
 
@@ -263,7 +293,8 @@ class EncoderHooks:
         if self.tower.packed:
             return
         assert run.hidden is not None
-        run.view = EncoderView(run.hidden, number, run.kept, run.index, self.tower.grid, inputs, self.tower.has_cls)
+        tower = self.tower
+        run.view = EncoderView(run.hidden, number, run.kept, run.index, tower.grid, inputs, tower.has_cls, tower.prefix)
         if number in self.plan.evidence_blocks:
             if self.pruner.fusion.joins_views:
                 run.views[number] = run.view
@@ -314,17 +345,17 @@ class EncoderHooks:
             run.record.cuts.append(CutRecord("vision", number, run.kept, scores, sources=run.sources))
             return hidden
         reducer, alive = pruner.reducer, run.kept
-        selected, more = reducer.share(standing, keep)
+        selected, more = reducer.share_in(view, standing, keep)
         wanted = torch.full((len(alive),), selected, device=alive.device)
         ranked = scores.nan_to_num(nan=-torch.inf)
         kept = pruner.selector.select_in(view, ranked, wanted, alive)
-        targets = reducer.targets_in(view, ranked, kept, alive)
         tokens, sizes, added = take(hidden, run.index), run.sizes, torch.zeros_like(kept)
         if reducer.changes_tokens:
-            tokens, sizes = reducer.reduce_in(view, tokens, sizes, kept, alive)
+            tokens, sizes = reducer.reduce_in(view, tokens, sizes, ranked, kept, alive)
         if more:
             tokens, sizes, added = reducer.add_in(view, tokens, sizes, ranked, kept, alive, wanted * 0 + more)
         stays = kept | added
+        targets = reducer.targets_in(view, ranked, kept, added, alive)
         own = torch.arange(alive.shape[1], device=alive.device).expand_as(alive)
         step = torch.where(stays, own, targets if targets is not None else torch.full_like(own, -1))
         run.sources = torch.where(run.sources < 0, -1, step.gather(1, run.sources.clamp(min=0)))
@@ -356,6 +387,7 @@ class EncoderHooks:
             record.images = [x.keys.shape[2] // self.tower.group for x in held.inputs]
         else:
             record.images = [run.kept.shape[1]] * len(run.kept)
+            record.grids = [self.tower.grid] * len(run.kept) if self.tower.grid is not None else []
         record.features = given if not record.cuts else self._dense(run, given)
 
     def _leave_projector(self, projector: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor | None:
@@ -369,7 +401,9 @@ class EncoderHooks:
         if (run := self._run()) is not None:
             found = run.index.gather(1, run.sources.clamp(min=0))
             run.record.index = found.masked_fill(run.sources < 0, -1)
-            self._local.run, self._local.record = None, run.record
+            self._local.run = None
+            if self.publish is not None:
+                self.publish(run.record)
 
     def _dense(self, run: EncoderRun, x: torch.Tensor) -> torch.Tensor:
         """x [T, M, C] of what stands, at the places of its patches: [T, P, C], zero elsewhere."""
@@ -386,6 +420,12 @@ def attention_function(tower: VisionTower, number: int) -> Callable[..., Any]:
     code = sys.modules[type(tower.attentions[number]).__module__]
     eager = getattr(code, "eager_attention_forward", None)
     return ALL_ATTENTION_FUNCTIONS.get_interface(tower.implementation, eager)
+
+
+def packed_grids(tower: VisionTower, grids: torch.Tensor) -> list[tuple[int, int]]:
+    """Rows and columns of visual tokens of each image or frame, from [images, (frames, rows, columns)] of patches."""
+    side = round(tower.group**0.5)
+    return [(rows // side, columns // side) for frames, rows, columns in grids.tolist() for _ in range(frames)]
 
 
 def packed_rows(pack: Callable[..., Any], features: Any, args: Any, kwargs: Any, newline: bool) -> torch.Tensor:

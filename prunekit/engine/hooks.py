@@ -309,13 +309,13 @@ class Session:
         if choice.added or reducer.changes_tokens:
             hidden, added = reduce(self, state, choice, scores, hidden, view)
         kept = choice.kept if added is None else choice.kept | added
-        ranked = scores.nan_to_num(nan=-torch.inf)
-        targets = reducer.targets_in(view, ranked, choice.kept, before)
+        ranked, more = scores.nan_to_num(nan=-torch.inf), torch.zeros_like(kept) if added is None else added
+        targets = reducer.targets_in(view, ranked, choice.kept, more, before)
         sources = None if targets is None else carry_sources(state, kept, targets)
         state.cuts.append(CutRecord(site, index, kept, scores, added, sources))
         hidden = take(hidden, state.shorten(kept, choice.lengths), self.family.token_axis)
         if self.pruner.positions == "renumber" and (added is not None or reducer.changes_tokens):
-            ranks = reducer.ranks_in(view, ranked, choice.kept, torch.zeros_like(kept) if added is None else added)
+            ranks = reducer.ranks_in(view, ranked, choice.kept, more)
             hidden = take(hidden, state.rearrange(ranks), self.family.token_axis)
         return hidden
 

@@ -97,11 +97,11 @@ class Prefill:
             state.regions = [boxes for boxes in regions for _ in range(repeats)]
         return state
 
-    def view(
-        self, layer: int, hidden: torch.Tensor, grid: tuple[int, int] | None, site: str = "decoder"
-    ) -> LayerView:
+    def view(self, layer: int, hidden: torch.Tensor, grid: tuple[int, int] | None, site: str = "decoder") -> LayerView:
         """What a scorer sees of ``layer`` now."""
-        return LayerView(hidden, layer, self.layout, self.stage, self.kept, self.slots, grid, prefill=self, site=site)
+        view = LayerView(hidden, layer, self.layout, self.stage, self.kept, self.slots, grid, prefill=self, site=site)
+        view.notes = self.once
+        return view
 
     def shorten(self, kept: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
         """Go to the next stage, where of the visual tokens only ``kept`` [B, N] stands: surviving slots [B, M]."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -41,6 +41,7 @@ class View:
     slots: torch.Tensor
     grid: tuple[int, int] | None
     inputs: AttentionInputs | None
+    notes: dict[str, Any]
 
     def visual(self, x: torch.Tensor) -> torch.Tensor:
         """Gather the visual tokens of x [B, S, ...]: [B, N, ...], arbitrary where not ``alive``."""
@@ -81,6 +82,13 @@ class View:
         """rows [B, Q, S] times this layer's head-mean attention matrix, float32 [B, Q, S]."""
         return self._attention().propagate(rows)
 
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """``make()``, called once for each ``name``: in a prefill, for what does not depend on the layer; in an encoder
+        once a block."""
+        if name not in self.notes:
+            self.notes[name] = make()
+        return self.notes[name]
+
     def _attention(self) -> AttentionInputs:
         if self.inputs is None:
             raise PrunekitError(
@@ -115,6 +123,7 @@ class LayerView(View):
     inputs: AttentionInputs | None = field(default=None, repr=False)
     prefill: Prefill | None = field(default=None, repr=False)
     site: str = "decoder"
+    notes: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def in_stage(self, dense: torch.Tensor) -> torch.Tensor:
         """A per-token tensor of the dense sequence [B, S_dense] as this layer's sequence [B, S] has it."""
@@ -177,13 +186,6 @@ class LayerView(View):
             raise PrunekitError("regions: nothing says where the answers are; this data does not know it")
         return self.prefill.regions
 
-    def once(self, name: str, make: Callable[[], T]) -> T:
-        """``make()``, called once in a prefill for each ``name``: for what does not depend on the layer."""
-        assert self.prefill is not None
-        if name not in self.prefill.once:
-            self.prefill.once[name] = make()
-        return self.prefill.once[name]
-
     @property
     def vision(self) -> VisionView:
         """The encoder's side of the visual tokens: patch features, keys, CLS attention (components with
@@ -200,6 +202,7 @@ class EncoderView(View):
     """One block of a vision encoder: "samples" are images, "visual tokens" their patches, the sequence is the block's.
 
     Query sets are "cls" (the first token, where the encoder has one), "visual" (the patches that stand) and "all".
+    ``prefix`` tokens stand before the patches.
     """
 
     hidden_states: torch.Tensor
@@ -209,7 +212,9 @@ class EncoderView(View):
     grid: tuple[int, int] | None
     inputs: AttentionInputs | None = field(default=None, repr=False)
     has_cls: bool = True
+    prefix: int = 1
     site: str = "vision"
+    notes: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def query_index(self, queries: QuerySet) -> tuple[torch.Tensor, torch.Tensor]:
         if isinstance(queries, torch.Tensor):

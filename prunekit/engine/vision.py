@@ -42,6 +42,8 @@ class VisionRecord:
         images: rows of each image or tile.
         cuts: what happened inside the encoder, [T, P] each.
         tokens: tokens that each block processed, of each image.
+        grids: rows and columns of rows of each image or tile.
+        index: of an encoder alone, where the token that stands for each patch is in its output, [T, P].
     """
 
     tower: VisionTower
@@ -52,6 +54,7 @@ class VisionRecord:
     images: list[int] = field(default_factory=list)
     cuts: list[CutRecord] = field(default_factory=list)
     tokens: list[list[int]] = field(default_factory=list)
+    grids: list[tuple[int, int]] = field(default_factory=list)
     index: torch.Tensor | None = None
 
     def flat(self, x: torch.Tensor) -> torch.Tensor:
@@ -99,11 +102,6 @@ class VisionView:
         """Whether the encoder has a CLS token."""
         return self.record.tower.has_cls
 
-    @property
-    def grid(self) -> tuple[int, int] | None:
-        """Rows and columns of an image's patches, where all images have the same."""
-        return self.record.tower.grid
-
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
         """Per-row values [R, ...] as the visual tokens have them: [B, N, ...], zero where there is no row."""
         source = self.source.to(rows.device)
@@ -116,6 +114,18 @@ class VisionView:
         counts = torch.tensor(self.record.images, device=self.source.device)
         number = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
         return number[self.source.clamp(min=0)].masked_fill(self.source < 0, -1)
+
+    @cached_property
+    def places(self) -> tuple[torch.Tensor, ...]:
+        """Row and column of each token in its image or tile, that one's rows and columns, and its number (``image``):
+        five of long [B, N]; the last is -1, and the others mean nothing, where no patch stands behind a token."""
+        record, device = self.record, self.source.device
+        sizes = torch.tensor(record.grids, device=device)
+        starts = torch.tensor([0, *record.images], device=device).cumsum(0)
+        image = self.image.clamp(min=0)
+        rows, columns = sizes[image].unbind(-1)
+        within = (self.source - starts[image]).clamp(min=0)
+        return within // columns, within % columns, rows, columns, self.image
 
     @cached_property
     def features(self) -> torch.Tensor:
@@ -154,7 +164,9 @@ class VisionView:
         tower = self.record.tower
         number = tower.read if block is None else block % len(tower.blocks)
         if (held := self.record.blocks.get(number)) is None:
-            raise PrunekitError(f"view.vision: block {number} of the encoder was not kept, only {[*self.record.blocks]}")
+            raise PrunekitError(
+                f"view.vision: block {number} of the encoder was not kept, only {[*self.record.blocks]}"
+            )
         found = [read(given)[:, tower.prefix :] for given in held.inputs]
         values = torch.cat([x.flatten(0, 1) for x in found]) if tower.packed else torch.cat(found)
         if held.index is not None:
@@ -181,7 +193,9 @@ def _joined(given: AttentionInputs) -> AttentionInputs:
 def arrive(record: VisionRecord | None, state: Prefill, hidden: torch.Tensor, axis: int) -> torch.Tensor:
     """What the encoder left reaches layer 0: hidden states without the visual tokens that went inside it."""
     if record is None:
-        raise PrunekitError("the vision encoder did not run under this pruner: give it pixels, not features made before")
+        raise PrunekitError(
+            "the vision encoder did not run under this pruner: give it pixels, not features made before"
+        )
     source = record.source(state.layout).to(state.kept.device)
     state.vision = VisionView(record, source)
     for cut in record.cuts:

@@ -168,7 +168,9 @@ def timm_tower(model: Any) -> VisionTower:
     name, block = type(model).__name__, model.blocks[0]
     plain = all(hasattr(block, part) for part in ("norm1", "attn", "norm2", "mlp", "drop_path2"))
     if not plain or not hasattr(block.attn, "k_norm") or type(block).__name__ not in ("Block", "LayerScaleBlock"):
-        raise PrunekitError(f"timm's {name} has blocks of the kind {type(block).__name__}: only plain ViTs can be pruned")
+        raise PrunekitError(
+            f"timm's {name} has blocks of the kind {type(block).__name__}: only plain ViTs can be pruned"
+        )
     if getattr(model, "fc_norm", None) is None or not hasattr(model, "num_prefix_tokens"):
         raise PrunekitError(f"timm's {name} is no VisionTransformer: only plain ViTs can be pruned")
     return VisionTower(
@@ -185,5 +187,6 @@ def timm_tower(model: Any) -> VisionTower:
         tail="drop_path2",
         implementation="",
         has_cls=getattr(model, "cls_token", None) is not None,
+        pixels=False,
         name=name,
     )

@@ -18,9 +18,9 @@ class Relevance(prunekit.Scorer):
     """Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in MLLMs (NeurIPS 2025,
     https://arxiv.org/abs/2506.10967, section 3.3): the relevance q of a token for the instruction.
 
-    The negative mean cosine to the text, scaled to [0, 1] in each sample. The paper takes CLIP's embeddings of image and
-    text; a loaded LVLM has no CLIP text tower, so these are what enters layer 0: visual tokens after the projector and
-    the embeddings of the instruction's tokens.
+    The negative mean cosine to the text, scaled to [0, 1] in each sample. The paper takes CLIP's embeddings of image
+    and text; a loaded LVLM has no CLIP text tower, so these are what enters layer 0: visual tokens after the projector
+    and the embeddings of the instruction's tokens.
     """
 
     def score(self, view) -> torch.Tensor:
@@ -45,7 +45,7 @@ class Dpp(prunekit.Selector):
 
     exact = True
 
-    def select_in(self, view, scores, keep, alive):
+    def select_in(self, view, scores, keep, alive) -> torch.Tensor:
         units = torch.nn.functional.normalize(view.visual(view.hidden_states).float(), dim=-1)
         q = torch.where(alive, scores, 0).to(units.device).float().clamp(min=0)
         kernel = q[..., None] * (units @ units.transpose(1, 2)) * q[:, None]

@@ -16,13 +16,13 @@ class MaxMin(prunekit.Selector):
     https://arxiv.org/abs/2503.02175, section 3.3).
 
     Distance is one minus the cosine of the tokens that enter the layer (at the input: what the projector makes). The
-    first pick is the token farthest from its nearest neighbour, each next one the farthest from all picks so far. Scores
-    are ignored. A step costs O(N) on distances that are computed once.
+    first pick is the token farthest from its nearest neighbour, each next one the farthest from all picks so far.
+    Scores are ignored. A step costs O(N) on distances that are computed once.
     """
 
     exact = ignores_scores = True
 
-    def select_in(self, view, scores, keep, alive):
+    def select_in(self, view, scores, keep, alive) -> torch.Tensor:
         units = torch.nn.functional.normalize(view.visual(view.hidden_states).float(), dim=-1)
         alive, keep = alive.to(units.device), keep.to(units.device)
         return farthest(1 - units @ units.transpose(1, 2), keep, alive).to(scores.device)

@@ -13,9 +13,10 @@ from prunekit.components.sites import cell_grid
 @prunekit.register("schedule", "downsample")
 @dataclass
 class Downsample(prunekit.Schedule):
-    """Pixels are shrunk (bicubic, antialiased) to the grid of patches, of the image's proportions, that is nearest to the
-    budget, and the encoder interpolates its position embeddings, as transformers' ``interpolate_pos_encoding`` does. It
-    then costs what so few patches cost. Each patch takes the place of the one at its centre in the whole image.
+    """Pixels are shrunk (bicubic, antialiased) to the grid of patches of the image's proportions nearest to the budget.
+
+    The encoder interpolates its position embeddings, as transformers' ``interpolate_pos_encoding`` does, and costs what
+    so few patches cost. Each patch takes the place of the one at its centre in the whole image.
     """
 
     in_encoder = True

@@ -45,15 +45,17 @@ class EvitSchedule(Encoder):
 @prunekit.register("reducer", "fuse")
 @dataclass
 class Fuse(prunekit.Reducer):
-    """One token more, Σ a_i x_i over what goes, with the scores a as they are (EViT, section 3.3). It is an ordinary token
-    from then on, comes last, and bears the name of the best that goes."""
+    """One token more, Σ a_i x_i over what goes, with the scores a as they are (EViT, section 3.3).
+
+    It is an ordinary token from then on, comes last, and bears the name of the best that goes.
+    """
 
     adds_tokens = True
 
     def share(self, standing: int, keep: int) -> tuple[int, int]:
         return (keep - 1, 1) if keep > 1 else (keep, 0)
 
-    def add(self, tokens, sizes, scores, kept, alive, count):
+    def add(self, tokens, sizes, scores, kept, alive, count) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         gone = alive & ~kept
         weights = torch.where(gone, scores, 0)
         weights = weights.masked_fill(weights <= torch.finfo(weights.dtype).min, 0)  # what has no score has no weight
@@ -62,7 +64,7 @@ class Fuse(prunekit.Reducer):
         added = top(scores, count, gone)
         return torch.where(added[..., None], fused, tokens), torch.where(added, mass, sizes), added
 
-    def targets_in(self, view, scores, kept, added, alive):
+    def targets_in(self, view, scores, kept, added, alive) -> torch.Tensor:
         one = added.long().argmax(1, keepdim=True)
         return torch.where(added.any(1, keepdim=True), one, -1).expand_as(kept)
 

@@ -17,13 +17,13 @@ from prunekit.components.sites import cell_grid
 class Cells(prunekit.Selector):
     """One token of each cell of a regular grid over the image, the nearest to the cell's centre; scores are ignored.
 
-    Of a budget of K the grid is the a × b nearest to K with cells as square as the patches' grid allows; of several images
-    (or tiles) of a sample each gets its share. What is nearest is said once.
+    The grid is the a × b of the image's proportions that is nearest to the budget, which several images (or tiles) of a
+    sample share by their patches. What is nearest is said once.
     """
 
     ignores_scores = uses_vision = True
 
-    def select_in(self, view, scores, keep, alive):
+    def select_in(self, view, scores, keep, alive) -> torch.Tensor:
         row, column, rows, columns, image = view.vision.places
         patches = alive & (image >= 0)
         area = rows * columns
@@ -60,25 +60,22 @@ def _say(keep: torch.Tensor, chosen: torch.Tensor) -> None:
 @prunekit.register("reducer", "pool")
 @dataclass
 class Pool(prunekit.Reducer):
-    """Each token that goes is averaged, by sizes, into the kept token of its image that is nearest to it on the grid."""
+    """Each token that goes is averaged, by sizes, into the kept one of its image that is nearest to it on the grid."""
 
     changes_tokens = uses_vision = True
 
-    def reduce_in(self, view, tokens, sizes, scores, kept, alive):
+    def reduce_in(self, view, tokens, sizes, scores, kept, alive) -> tuple[torch.Tensor, torch.Tensor]:
+        own = torch.arange(kept.shape[1], device=kept.device)
         target = self.targets_in(view, scores, kept, torch.zeros_like(kept), alive)
-        target = target.masked_fill(target < 0, kept.shape[1]).where(
-            ~kept, torch.arange(kept.shape[1], device=kept.device)
-        )
-        mass = torch.cat([sizes * alive, torch.zeros_like(sizes[:, :1])], 1)[:, : kept.shape[1]]
-        room = torch.zeros(len(kept), kept.shape[1] + 1, device=tokens.device)
-        total = room.scatter_add(1, target, mass.float())[:, :-1]
-        wide = room[..., None].expand(-1, -1, tokens.shape[2]).to(tokens.dtype)
+        target = torch.where(kept | (target < 0), own, target)
+        mass = sizes * alive
+        total = torch.zeros_like(mass).scatter_add(1, target, mass)
         weighted = tokens * mass[..., None].to(tokens.dtype)
-        summed = wide.scatter_add(1, target[..., None].expand_as(tokens), weighted)[:, :-1]
+        summed = torch.zeros_like(tokens).scatter_add(1, target[..., None].expand_as(tokens), weighted)
         merged = summed / total.clamp(min=1)[..., None].to(tokens.dtype)
         return torch.where(kept[..., None], merged, tokens), torch.where(kept, total, sizes)
 
-    def targets_in(self, view, scores, kept, added, alive):
+    def targets_in(self, view, scores, kept, added, alive) -> torch.Tensor:
         row, column, _, _, image = view.vision.places
         place = torch.stack([row, column], -1).float()
         far = torch.cdist(place, place, compute_mode="donot_use_mm_for_euclid_dist")

@@ -34,8 +34,8 @@ class Outliers(prunekit.Selector):
     """Scores above Q3 + 1.5·IQR of an image's (LLaVA-PruMerge, section 3.2); at least the highest.
 
     Args:
-        adaptive: keep as many as there are, whatever the budget (the paper's choice). If not, the highest as many as the
-            budget says (the authors' fixed ratio).
+        adaptive: keep as many as there are, whatever the budget (the paper's choice). If not, as many of the highest as
+            the budget says (the authors' fixed ratio).
         spread: keep every int(step / 3)-th patch of the raster as well, step = int(1 / share of outliers) (PruMerge+).
             Without ``adaptive`` half of the budget are outliers, the rest evenly spaced.
         fence: the multiple of the IQR.
@@ -49,10 +49,10 @@ class Outliers(prunekit.Selector):
 
     def check(self, depth: int) -> None:
         if self.adaptive:
-            text = "selector 'outliers' keeps as many tokens as it finds, whatever keep_ratio; selector.adaptive=false obeys"
+            text = "selector 'outliers' keeps what it finds, whatever keep_ratio says; selector.adaptive=false obeys it"
             warnings.warn(text, stacklevel=2)
 
-    def select_in(self, view, scores, keep, alive):
+    def select_in(self, view, scores, keep, alive) -> torch.Tensor:
         alive = alive & (scores > torch.finfo(scores.dtype).min)  # newlines between tiles have no score
         if not self.adaptive:
             chosen = top(scores, keep if not self.spread else (keep + 1) // 2, alive)
@@ -106,7 +106,7 @@ class PruMerge(prunekit.Reducer):
     def share(self, standing: int, keep: int) -> tuple[int, int]:
         return (keep - 1, 1) if keep > 1 else (keep, 0)
 
-    def reduce_in(self, view, tokens, sizes, scores, kept, alive):
+    def reduce_in(self, view, tokens, sizes, scores, kept, alive) -> tuple[torch.Tensor, torch.Tensor]:
         units = torch.nn.functional.normalize(self._keys(view, tokens), dim=-1)
         itself = torch.eye(kept.shape[1], dtype=torch.bool, device=kept.device)
         cosine = (units @ units.transpose(1, 2)).masked_fill(itself | ~alive[:, None], -torch.inf)
@@ -116,18 +116,20 @@ class PruMerge(prunekit.Reducer):
         absorbed = (self._shared(weights) @ tokens.float()).to(tokens.dtype)
         return torch.where(kept[..., None], tokens + absorbed, tokens), sizes
 
-    def add_in(self, view, tokens, sizes, scores, kept, alive, count):
+    def add_in(
+        self, view, tokens, sizes, scores, kept, alive, count
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         gone = alive & ~kept
         weights = self._shared(torch.where(gone, scores, 0).float()[:, None])
         one = (weights @ tokens.float()).to(tokens.dtype)
         added = top(scores, count, gone)
         return torch.where(added[..., None], one, tokens), sizes, added
 
-    def targets_in(self, view, scores, kept, added, alive):
+    def targets_in(self, view, scores, kept, added, alive) -> torch.Tensor:
         one = added.long().argmax(1, keepdim=True)
         return torch.where(added.any(1, keepdim=True), one, -1).expand_as(kept)
 
-    def ranks_in(self, view, scores, kept, added):
+    def ranks_in(self, view, scores, kept, added) -> torch.Tensor:
         order = scores.argsort(dim=1, descending=True, stable=True)
         places = torch.arange(order.shape[1], device=order.device).expand_as(order)
         return torch.empty_like(order).scatter(1, order, places).masked_fill(added, order.shape[1])

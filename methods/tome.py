@@ -16,8 +16,8 @@ from prunekit.errors import PrunekitError
 class Bipartite(prunekit.Scorer):
     """Token Merging: Your ViT But Faster (ICLR 2023, https://arxiv.org/abs/2210.09461, section 3): who merges.
 
-    The tokens of a block at even places, the CLS token included, form the set A, those at odd places B. A patch in A has
-    minus its largest key cosine to B (keys averaged over heads), so that the most similar go first; B stays.
+    The tokens of a block at even places, the CLS token included, form the set A, those at odd places B. A patch in A
+    has minus its largest key cosine to B (keys averaged over heads), so that the most similar go first; B stays.
     """
 
     sites = ("vision",)
@@ -50,12 +50,13 @@ def in_sequence(view, patches: torch.Tensor) -> torch.Tensor:
 @prunekit.register("reducer", "bipartite")
 @dataclass
 class BipartiteMerge(prunekit.Reducer):
-    """ToMe, section 3: a token that goes is averaged, by sizes, into the most similar of the other set; A comes before B
-    then. Outside an encoder, into the most similar token that stays.
+    """ToMe, section 3: what goes is averaged, by sizes, into the most similar token of the other set.
+
+    The two sets are concatenated then, A before B. Outside an encoder it goes into the most similar token that stays.
 
     Args:
-        proportional: add the logarithm of a token's size to its attention logits from then on (for encoders trained with
-            supervision; off for MAE).
+        proportional: add the logarithm of a token's size to its attention logits from then on (for encoders trained
+            with supervision; off for MAE).
     """
 
     proportional: bool = True
@@ -66,7 +67,7 @@ class BipartiteMerge(prunekit.Reducer):
     def weighs_attention(self) -> bool:
         return self.proportional
 
-    def reduce_in(self, view, tokens, sizes, scores, kept, alive):
+    def reduce_in(self, view, tokens, sizes, scores, kept, alive) -> tuple[torch.Tensor, torch.Tensor]:
         goes = alive & ~kept
         target = self.targets_in(view, scores, kept, torch.zeros_like(kept), alive)
         target = torch.where(goes, target, torch.arange(kept.shape[1], device=kept.device))
@@ -77,7 +78,7 @@ class BipartiteMerge(prunekit.Reducer):
         merged = summed / total.clamp(min=1)[..., None].to(tokens.dtype)
         return torch.where(kept[..., None], merged, tokens), torch.where(kept, total, sizes)
 
-    def targets_in(self, view, scores, kept, added, alive):
+    def targets_in(self, view, scores, kept, added, alive) -> torch.Tensor:
         if view.site != "vision":
             units = torch.nn.functional.normalize(view.visual(view.hidden_states).float(), dim=-1)
             return (units @ units.transpose(1, 2)).masked_fill(~kept[:, None], -torch.inf).argmax(-1)
@@ -93,7 +94,7 @@ class BipartiteMerge(prunekit.Reducer):
         patch = patch.scatter(1, view.slots.masked_fill(~alive, stays.shape[1]), own)
         return patch.gather(1, place.gather(1, view.slots))
 
-    def ranks_in(self, view, scores, kept, added):
+    def ranks_in(self, view, scores, kept, added) -> torch.Tensor:
         return (view.slots % 2) if view.site == "vision" else torch.zeros_like(view.slots)
 
 
@@ -138,9 +139,7 @@ class EveryBlock(prunekit.Schedule):
         """How many tokens are to be gone after each block."""
         if self.counts is not None:
             if len(self.counts) != blocks:
-                raise PrunekitError(
-                    f"schedule.counts has {len(self.counts)} entries for {blocks} blocks of the encoder"
-                )
+                raise PrunekitError(f"schedule.counts has {len(self.counts)} entries for an encoder of {blocks} blocks")
             return list(itertools.accumulate(self.counts))
         slopes = [2 * i / (blocks - 1) - 1 if blocks > 1 else 0.0 for i in range(blocks)]
         shape = [1 + self.inflection * slope for slope in slopes]  # mean 1

@@ -43,7 +43,9 @@ class Contextual(prunekit.Reducer):
         added = min(round(self.context * keep) + int(self._has_cls(view)), keep - 1)
         return keep - added, added
 
-    def add_in(self, view, tokens, sizes, scores, kept, alive, count):
+    def add_in(
+        self, view, tokens, sizes, scores, kept, alive, count
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         rest, cls = alive & ~kept, self._has_cls(view)
         targets = stride(rest, count - int(cls))
         nearest = self._nearest(view, tokens, rest, targets)
@@ -60,13 +62,13 @@ class Contextual(prunekit.Reducer):
             added = targets | first
         return tokens, torch.where(targets, mass, sizes), added
 
-    def targets_in(self, view, scores, kept, added, alive):
+    def targets_in(self, view, scores, kept, added, alive) -> torch.Tensor:
         rest = alive & ~kept
         targets = stride(rest, added.sum(1) - int(self._has_cls(view)))
         tokens = view.vision.features if view.site == "input" else view.visual(view.hidden_states)
         return self._nearest(view, tokens, rest, targets).masked_fill(~rest, -1)
 
-    def ranks_in(self, view, scores, kept, added):
+    def ranks_in(self, view, scores, kept, added) -> torch.Tensor:
         targets = stride(view.alive & ~kept & self._exists(view), added.sum(1) - int(self._has_cls(view)))
         return torch.where(targets, 2, 1).masked_fill(added & ~targets, 0)
 

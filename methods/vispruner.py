@@ -18,8 +18,8 @@ class VisPruner(prunekit.Selector):
     """Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs (ICCV 2025,
     https://arxiv.org/abs/2412.01818, section 3.3).
 
-    The best int(important · K) by score stay. Of the rest, in the order of their scores, every second one is compared with
-    the others in between, and the ``step`` most similar (cosine of the encoder's features) go; what is left of them, by
+    The best int(important · K) by score stay. Of the rest, in the order of their scores, every second one is compared
+    with those in between, and the ``step`` most similar (cosine of the encoder's features) go; what is left of them, by
     falling similarity, precedes the others; this is repeated until the rest of the budget is left.
 
     Args:
@@ -38,7 +38,7 @@ class VisPruner(prunekit.Selector):
         if self.step < 1:
             raise PrunekitError(f"selector.step must be at least 1, not {self.step}")
 
-    def select_in(self, view, scores, keep, alive):
+    def select_in(self, view, scores, keep, alive) -> torch.Tensor:
         features = view.vision.features if view.site != "vision" else view.visual(view.hidden_states)
         units = torch.nn.functional.normalize(features.float(), dim=-1)
         patches = alive & (scores > torch.finfo(scores.dtype).min)  # newlines between tiles have no features

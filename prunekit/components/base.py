@@ -144,8 +144,10 @@ class Schedule(Component):
         return ()
 
     def image_grid(self, grid: tuple[int, int], keep_ratio: float) -> tuple[int, int] | None:
-        """Rows and columns of patches to which the image itself is shrunk before the encoder, whose images have ``grid``;
-        None leaves it as it is (asked of schedules that are ``in_encoder``)."""
+        """Rows and columns of patches to which the image itself is shrunk before an encoder whose images have ``grid``.
+
+        None leaves it as it is. Asked of schedules that are ``in_encoder``.
+        """
         return None
 
     def own_ratio(self) -> float | None:

@@ -57,9 +57,9 @@ class Encoder(Schedule):
         return ()
 
     def vision_cuts(self, blocks: int, patches: int, keep_ratio: float) -> tuple[Cut, ...]:
-        places = (
-            self.layers if self.layers is not None else block_places(self.depths or DEPTHS, blocks, self.depths is None)
-        )
+        places = self.layers
+        if places is None:
+            places = block_places(self.depths or DEPTHS, blocks, fewer=self.depths is None)
         shares = cumulative_shares(self.ratios, len(places), keep_ratio)
         return tuple(Cut(place, share, "vision") for place, share in zip(places, shares, strict=True))
 
@@ -119,7 +119,7 @@ def block_places(fractions: list[float], blocks: int, fewer: bool = False) -> li
 
 
 def cell_grid(rows: torch.Tensor, columns: torch.Tensor, share: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The grid a × b, at most rows × columns, of the shape's proportions whose number of cells is nearest to ``share``."""
+    """The grid a × b, at most rows × columns, of their proportions, whose number of cells is nearest to ``share``."""
     best = torch.ones_like(rows), torch.ones_like(rows)
     for high in range(1, int(rows.max()) + 1):
         wide = torch.clamp((high * columns / rows).round().long(), min=1).minimum(columns)
@@ -156,7 +156,7 @@ class ClsScorer(RowScorer):
 
 
 def encoder_attention(view: EncoderView) -> torch.Tensor:
-    """Head-mean attention [T, P] that patches get in a block: from the CLS token, or without one from all on average."""
+    """Head-mean attention [T, P] that patches get in a block: from the CLS token, without one from all on average."""
     assert view.inputs is not None
     return view.visual(received(view.inputs, 0 if view.has_cls else None))
 
@@ -184,8 +184,14 @@ class BySite(Scorer):
             if site not in scorer.sites:
                 raise PrunekitError(f"scorer '{getattr(self, site)}' cannot work at site={site}")
             self._scorers[site] = scorer
-        self.uses_attention = self._scorers["decoder"].uses_attention
-        self.uses_vision = any(self._scorers[site].uses_vision for site in ("input", "decoder"))
+
+    @property
+    def uses_attention(self) -> bool:  # type: ignore[override]
+        return self._scorers["decoder"].uses_attention
+
+    @property
+    def uses_vision(self) -> bool:  # type: ignore[override]
+        return any(self._scorers[site].uses_vision for site in ("input", "decoder"))
 
     def score(self, view: View) -> torch.Tensor:
         return self._scorers[view.site].score(view)  # type: ignore[arg-type]

@@ -97,10 +97,9 @@ class EncoderRun:
 
     def log_sizes(self) -> torch.Tensor:
         """The logarithm of every token's size [T, 1, 1, S], 0 for the prefix."""
-        images, size = self.kept.shape
         spare = self.length
         slots = self.index.masked_fill(~self.kept, spare)
-        logs = torch.zeros(images, spare + 1, device=self.sizes.device).scatter(1, slots, self.sizes.log())
+        logs = torch.zeros(len(slots), spare + 1, device=self.sizes.device).scatter(1, slots, self.sizes.log())
         return logs[:, None, None, :spare]
 
     def shorten(self, stays: torch.Tensor, order: torch.Tensor, count: int) -> torch.Tensor:
@@ -161,7 +160,7 @@ class EncoderHooks:
             self._packing = None
 
     def _note_packing(self, core: Any) -> None:
-        """Tiles are packed by a method of the model, with newlines between their rows: it packs their numbers as well."""
+        """Tiles are packed by a method of the model, with newlines between rows: it packs their numbers as well."""
         pack = core.pack_image_features
 
         def packing(image_features: Any, *args: Any, image_newline: Any = None, **kwargs: Any) -> Any:
@@ -302,7 +301,7 @@ class EncoderHooks:
                 run.scores[number] = self._scores(run.view)
 
     def _scores(self, view: EncoderView) -> torch.Tensor:
-        scores = self.pruner.scorer.score(view)
+        scores = self.pruner.scorer.score(view)  # type: ignore[arg-type]  # a scorer of this site takes it
         if not isinstance(scores, torch.Tensor) or scores.shape != view.alive.shape:
             shape = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
             name = type(self.pruner.scorer).__name__

@@ -10,7 +10,6 @@ A decode step only rewrites the mask of layers whose cache is sealed.
 from __future__ import annotations
 
 import threading
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,9 +27,9 @@ from prunekit.engine.encoder import EncoderHooks, make_encoder_hooks
 from prunekit.engine.guards import check_budget, check_checkpointing, checkpoints
 from prunekit.engine.layout import Layout, Stage, take
 from prunekit.engine.state import CutRecord, Prefill, Trace
-from prunekit.engine.vision import arrive
 from prunekit.engine.tap import Taps, attention_inputs
 from prunekit.engine.view import LayerView, Regions
+from prunekit.engine.vision import arrive
 from prunekit.errors import PrunekitError
 from prunekit.families import Family, family_of
 

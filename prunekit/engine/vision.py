@@ -6,6 +6,7 @@ them one after the other, C width of the encoder, B samples, N visual tokens of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -160,7 +161,7 @@ class VisionView:
         first = 0 if self.has_cls else None
         return self._per_token(block, lambda given: received(_joined(given), first)[..., None])[..., 0]
 
-    def _per_token(self, block: int | None, read) -> torch.Tensor:  # type: ignore[no-untyped-def]
+    def _per_token(self, block: int | None, read: Callable[[AttentionInputs], torch.Tensor]) -> torch.Tensor:
         tower = self.record.tower
         number = tower.read if block is None else block % len(tower.blocks)
         if (held := self.record.blocks.get(number)) is None:
@@ -211,7 +212,7 @@ def arrive(record: VisionRecord | None, state: Prefill, hidden: torch.Tensor, ax
 
 
 def _within_samples(cut: CutRecord, source: torch.Tensor) -> torch.Tensor | None:
-    """An encoder's map of sources [T, P] for the visual tokens of each sample, [B, N]; rows of a sample are contiguous."""
+    """An encoder's map of sources [T, P] for the visual tokens of each sample, [B, N], whose rows are contiguous."""
     if cut.sources is None:
         return None
     images, size = cut.sources.shape

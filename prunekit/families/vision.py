@@ -1,4 +1,4 @@
-"""Vision encoders: where a model keeps its blocks, their queries and keys, its CLS token and what the projector reads."""
+"""Vision encoders: where a model keeps its blocks, their queries and keys, its CLS token, what the projector reads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from prunekit.families.base import Family
 
 PLAIN_VITS = {"clip_vision_model": 1, "siglip_vision_model": 0}
-"""Encoders laid out as a plain ViT over patches of one size, by model type: how many tokens stand before the patches."""
+"""Encoders laid out as a plain ViT over images of one size, by model type: how many tokens precede the patches."""
 
 LLAVA_LIKE = ("llava", "llava_next", "llava_onevision", "paligemma")
 """Families whose ``vision_tower`` may be a plain ViT and whose projector maps each patch to a visual token."""
@@ -104,7 +104,7 @@ def _plain(family: Family, tower: nn.Module) -> VisionTower:
         raise _unknown(name, f"its projector reads several layers, {list(layer)}")
     if (strategy == "default") != bool(prefix):
         raise _unknown(name, f"vision_feature_select_strategy='{strategy}' on {config.model_type}")
-    blocks = next(m.layers for m in tower.modules() if isinstance(getattr(m, "layers", None), nn.ModuleList))
+    blocks: Any = next(m.layers for m in tower.modules() if isinstance(getattr(m, "layers", None), nn.ModuleList))
     read = layer % (len(blocks) + 1) - 1
     if read < 0:
         raise _unknown(name, "its projector reads the patch embedding")
@@ -112,7 +112,7 @@ def _plain(family: Family, tower: nn.Module) -> VisionTower:
     return VisionTower(
         module=tower,
         blocks=blocks,
-        attentions=tuple(block.self_attn for block in blocks),  # type: ignore[misc]
+        attentions=tuple(block.self_attn for block in blocks),
         prefix=prefix,
         read=read,
         patches=side * side,

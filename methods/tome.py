@@ -145,8 +145,10 @@ class EveryBlock(prunekit.Schedule):
         shape = [1 + self.inflection * slope for slope in slopes]  # mean 1
         if self.r is not None:
             return list(itertools.accumulate(int(self.r * share) for share in shape))
-        total = patches - max(1, round(keep_ratio * patches))
-        return [round(total * done / blocks) for done in itertools.accumulate(shape)]
+        keep = max(1, round(keep_ratio * patches))
+        planned = [round((patches - keep) * done / blocks) for done in itertools.accumulate(shape)]
+        # A block halves at most: what the later ones cannot do must be done before.
+        return [max(gone, patches - keep * 2 ** (blocks - 1 - block)) for block, gone in enumerate(planned)]
 
 
 prunekit.compose(

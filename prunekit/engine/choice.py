@@ -99,8 +99,9 @@ def reduce(
     if before:
         tokens = _projected(session, tokens, stays, max(choice.lengths))
     # Tokens that are gone or pad all point somewhere: send them to an extra slot that is cut off again.
-    spare = hidden.shape[1]
-    slots = state.slots.to(device).masked_fill(~stays, spare)[..., None].expand(-1, -1, hidden.shape[2])
+    # A sample of which nothing goes stays as it is, whatever becomes of the others in its batch.
+    spare, written = hidden.shape[1], stays & (state.kept.to(device) & ~stays).any(1, keepdim=True)
+    slots = state.slots.to(device).masked_fill(~written, spare)[..., None].expand(-1, -1, hidden.shape[2])
     longer = torch.cat([hidden, hidden.new_zeros(hidden.shape[0], 1, hidden.shape[2])], dim=1)
     hidden = longer.scatter(1, slots, tokens.to(hidden.dtype))[:, :spare]
     return hidden, None if added is None else added.to(state.kept.device)

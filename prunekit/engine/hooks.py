@@ -287,7 +287,6 @@ class Session:
             self._keep_evidence(state, index, state.view(index, state.hidden, self.family.grid))
         if state.stage.index is None:
             return None
-
         return (hidden,), {name: compact(self, index, name, value, state, hidden) for name, value in kwargs.items()}
 
     def _cut(self, index: int, state: Prefill, hidden: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
@@ -314,7 +313,8 @@ class Session:
         state.cuts.append(CutRecord(site, index, kept, scores, added, sources))
         hidden = take(hidden, state.shorten(kept, choice.lengths), self.family.token_axis)
         if self.pruner.positions == "renumber" and (added is not None or reducer.changes_tokens):
-            ranks = reducer.ranks_in(view, ranked, choice.kept, more)
+            goes = (before & ~kept).any(1, keepdim=True)  # a sample of which nothing goes stays as it is
+            ranks = reducer.ranks_in(view, ranked, choice.kept, more).to(goes.device) * goes
             hidden = take(hidden, state.rearrange(ranks), self.family.token_axis)
         return hidden
 

@@ -49,7 +49,7 @@ def answer_all(
 ) -> Iterator[tuple[Example, Answer]]:
     """Greedy answers, batch by batch in an order of its own; ``progress`` is told how many more are done."""
     for batch in batcher.batches(examples, batch_size):
-        inputs = batcher.inputs(batch)
+        inputs = batcher.inputs(batch, pruner)
         lengths = inputs["attention_mask"].sum(1).tolist()
         block: Any = nullcontext() if pruner is None else pruner(batcher.loaded.model, regions_for(pruner, batch))
         with torch.inference_mode(), block as trace:

@@ -85,7 +85,7 @@ def evaluate(
         **_accuracy(examples, ordered),
         **_cost(family, ordered, vision),
         "prefill_ratio": _prefill_ratio(batcher, examples, pruner),
-        "prefill_ratio_includes_vision": not batcher.shares_features,
+        "prefill_ratio_includes_vision": not batcher.shares(pruner),
     }
     write_json(folder / "metrics.json", metrics)
     return Evaluation(metrics, ordered, list(examples))
@@ -237,4 +237,5 @@ def _cost(family: Family, rows: Sequence[dict[str, Any]], vision: float | None) 
 def _prefill_ratio(batcher: Batcher, examples: Sequence[Example], pruner: Pruner) -> float:
     # The shortest prompts: there are enough of one length, so that nothing of the batch is padding.
     batch = next(batcher.batches(examples, TIMED_BATCH))
-    return prefill_ratio(batcher.loaded.model, pruner, batcher.inputs(batch), regions=regions_for(pruner, batch))
+    inputs = batcher.inputs(batch, pruner)
+    return prefill_ratio(batcher.loaded.model, pruner, inputs, regions=regions_for(pruner, batch))

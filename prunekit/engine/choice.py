@@ -47,12 +47,16 @@ def choose(session: Session, index: int, state: Prefill, scores: torch.Tensor, v
         keep = torch.tensor(counts, device=scores.device)
         counts = selector.counts(_rows(session, index, state).to(scores.device), keep, state.kept).tolist()
     shares = [reducer.share_in(view, now, k) if k < now else (k, 0) for now, k in zip(standing, counts, strict=True)]
-    if projects_after(session, view) and view.vision.record.rows is not None:
+    tiled = projects_after(session, view) and view.vision.record.rows is not None
+    if tiled:
         shares = _of_patches(shares, (view.vision.exists & state.kept).sum(1).tolist())
     keep = torch.tensor([selected for selected, _ in shares], device=scores.device)
     kept = selector.select_in(view, scores.nan_to_num(nan=-torch.inf), keep, state.kept)
     selected = [selected for selected, _ in shares] if selector.exact else kept.sum(1).tolist()
-    added = [min(more, now - k) for (_, more), now, k in zip(shares, standing, selected, strict=True)]
+    rest = [now - k for now, k in zip(standing, selected, strict=True)]
+    if tiled:  # of newlines nothing can be made
+        rest = (view.vision.exists & state.kept & ~kept).sum(1).tolist()
+    added = [min(more, n) for (_, more), n in zip(shares, rest, strict=True)]
     lengths = tuple(t + k + more for t, k, more in zip(text, selected, added, strict=True))
     return Choice(kept, tuple(added) if any(added) else (), lengths)
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 PLAIN_VITS = {"clip_vision_model": 1, "siglip_vision_model": 0}
 """Encoders laid out as a plain ViT over images of one size, by model type: how many tokens precede the patches."""
 
-LLAVA_LIKE = ("llava", "llava_next", "llava_onevision", "paligemma")
-"""Families whose ``vision_tower`` may be a plain ViT and whose projector maps each patch to a visual token."""
+LLAVA_LIKE = ("deepseek_vl", "llava", "llava_next", "llava_onevision", "paligemma")
+"""Families whose encoder may be a plain ViT and whose projector maps each patch to a visual token."""
 
 TILED = ("llava_next", "llava_onevision")
 """Those that cut an image into tiles and pack their patches with newline tokens."""
@@ -80,16 +80,17 @@ def vision_of(family: Family) -> VisionTower:
         PrunekitError: where it is not known which patches stand behind each visual token.
     """
     name, tower = family.model_type, family.vision_tower
-    if name not in KNOWN or tower is None or family.projector is None:
+    projector = family.projector or getattr(family.core, "aligner", None)
+    if name not in KNOWN or tower is None or projector is None:
         raise _unknown(name, f"known for {', '.join(KNOWN)}")
-    return _qwen2_vl(family, tower) if name == "qwen2_vl" else _plain(family, tower)
+    return _qwen2_vl(family, tower) if name == "qwen2_vl" else _plain(family, tower, projector)
 
 
 def _unknown(name: str, why: str) -> PrunekitError:
     return PrunekitError(f"'{name}': which patches stand behind each visual token is not known ({why})")
 
 
-def _plain(family: Family, tower: nn.Module) -> VisionTower:
+def _plain(family: Family, tower: nn.Module, projector: nn.Module) -> VisionTower:
     """CLIP or SigLIP, read by a projector that maps patch by patch."""
     config: Any = tower.config
     name = family.model_type
@@ -97,7 +98,7 @@ def _plain(family: Family, tower: nn.Module) -> VisionTower:
         raise _unknown(name, f"its encoder is '{config.model_type}', not {' or '.join(PLAIN_VITS)}")
     prefix = PLAIN_VITS[config.model_type]
     layer, strategy = -1, "full"
-    if name != "paligemma":
+    if name not in ("paligemma", "deepseek_vl"):  # these two read the encoder's output
         layer = getattr(family.config, "vision_feature_layer", -1)
         strategy = getattr(family.config, "vision_feature_select_strategy", "full")
     if not isinstance(layer, int):
@@ -118,7 +119,7 @@ def _plain(family: Family, tower: nn.Module) -> VisionTower:
         patches=side * side,
         grid=(side, side),
         group=1,
-        projector=family.projector,
+        projector=projector,
         norm="layer_norm2",
         tail="mlp",
         implementation=_implementation(blocks[0].self_attn),

@@ -16,7 +16,7 @@ EPSILON = 1e-6
 @dataclass
 class Relevance(prunekit.Scorer):
     """Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in MLLMs (NeurIPS 2025,
-    https://arxiv.org/abs/2506.10967, section 3.3): the relevance q of a token for the instruction.
+    https://arxiv.org/abs/2506.10967, section 3): the relevance q of a token for the instruction.
 
     The negative mean cosine to the text, scaled to [0, 1] in each sample. The paper takes CLIP's embeddings of image
     and text; a loaded LVLM has no CLIP text tower, so these are what enters layer 0: visual tokens after the projector
@@ -37,7 +37,7 @@ class Relevance(prunekit.Scorer):
 @prunekit.register("selector", "dpp")
 @dataclass
 class Dpp(prunekit.Selector):
-    """Greedy MAP of a determinantal point process with the kernel diag(q) S diag(q) (CDPruner, section 3.2).
+    """Greedy MAP of a determinantal point process with the kernel diag(q) S diag(q) (CDPruner, section 3).
 
     S is the cosine of the tokens that enter the layer (at the input: what the projector makes), q their scores. Picks
     are those of Chen et al. (NeurIPS 2018): the token that raises the determinant most.

@@ -13,7 +13,7 @@ import prunekit
 @dataclass
 class MaxMin(prunekit.Selector):
     """DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models (CVPR 2025,
-    https://arxiv.org/abs/2503.02175, section 3.3).
+    https://arxiv.org/abs/2503.02175, section 3).
 
     Distance is one minus the cosine of the tokens that enter the layer (at the input: what the projector makes). The
     first pick is the token farthest from its nearest neighbour, each next one the farthest from all picks so far.

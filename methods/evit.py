@@ -45,7 +45,7 @@ class EvitSchedule(Encoder):
 @prunekit.register("reducer", "fuse")
 @dataclass
 class Fuse(prunekit.Reducer):
-    """One token more, Σ a_i x_i over what goes, with the scores a as they are (EViT, section 3.3).
+    """One token more, Σ a_i x_i over what goes, with the scores a as they are (EViT, section 3).
 
     It is an ordinary token from then on, comes last, and bears the name of the best that goes.
     """

@@ -15,7 +15,7 @@ from prunekit.errors import PrunekitError
 @dataclass
 class Contextual(prunekit.Reducer):
     """VisionZip: Longer is Better but Not Necessary in Vision Language Models (CVPR 2025,
-    https://arxiv.org/abs/2412.04467, sections 3.2 and 3.3), blind to the question.
+    https://arxiv.org/abs/2412.04467, section 3), blind to the question.
 
     Of a budget of K, c contextual tokens are made of what is not selected: every (rest // c)-th of it, in raster order,
     is a target; every other goes to the target of the largest key cosine; a contextual token is its target plus the

@@ -16,7 +16,7 @@ from prunekit.errors import PrunekitError
 @dataclass
 class VisPruner(prunekit.Selector):
     """Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs (ICCV 2025,
-    https://arxiv.org/abs/2412.01818, section 3.3).
+    https://arxiv.org/abs/2412.01818, section 3).
 
     The best int(important · K) by score stay. Of the rest, in the order of their scores, every second one is compared
     with those in between, and the ``step`` most similar (cosine of the encoder's features) go; what is left of them, by
@@ -57,9 +57,11 @@ class VisPruner(prunekit.Selector):
         left = torch.where(want > 0, left, 0)
         while True:
             goes = torch.minimum((left - want).clamp(max=self.step), (left + 1) // 2).clamp(min=0)
-            if not bool(goes.any()):
+            width, most = torch.stack([left.max(), goes.max()]).tolist()
+            if not most:
                 break
-            order, left = self._round(cosine, order, left, goes), left - goes
+            order = torch.cat([self._round(cosine, order[:, :width], left, goes), order[:, width:]], 1)
+            left = left - goes
         marks = torch.zeros_like(order, dtype=torch.bool)
         return marks.scatter(1, order, places < left[:, None])
 

@@ -7,7 +7,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from prunekit.components.base import RowScorer
-from prunekit.engine.encoder import EncoderPlan
+from prunekit.engine.encoder_run import EncoderPlan
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
 from prunekit.families.vision import VisionTower, vision_of

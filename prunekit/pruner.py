@@ -16,7 +16,7 @@ from torch import nn
 from prunekit import components as _components  # noqa: F401  (registers the built-in names)
 from prunekit.components.base import Component, Cut, Fusion, Reducer, RowScorer, Schedule, Scorer, Selector
 from prunekit.engine.alone import EncoderSession
-from prunekit.engine.encoder import EncoderPlan
+from prunekit.engine.encoder_run import EncoderPlan
 from prunekit.engine.hooks import Session
 from prunekit.engine.state import Trace
 from prunekit.engine.view import Regions

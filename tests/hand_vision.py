@@ -119,7 +119,7 @@ def read(model: Any, image: Image) -> np.ndarray:
 
 
 def looked(model: Any, image: Image) -> list[float]:
-    """Head-mean attention of the CLS token to each patch in the block that is read, or what each receives on average."""
+    """Head-mean attention of the CLS token to each patch in the block that is read; without one, what each receives."""
     weights = image.attention[model.config.vision_feature_layer % (len(image.inputs) + 1) - 1]
     size = weights.shape[-1]
     if model.config.vision_feature_select_strategy == "default":

@@ -1,4 +1,4 @@
-"""Methods before the decoder against plain loops over an encoder run by hand in float64: what is kept, and its features."""
+"""Methods before the decoder against loops over an encoder run by hand in float64: what is kept, and its features."""
 
 from __future__ import annotations
 

@@ -7,10 +7,10 @@ import warnings
 
 import pytest
 import torch
+from hand_vision import siglip_model
 
 import prunekit
 import zoo
-from hand_vision import siglip_model
 from tiny import make_batch
 
 AT_INPUT = ("visionzip", "prumerge", "prumerge_plus", "fastervlm", "vispruner", "divprune", "cdpruner", "pooling")

@@ -1,4 +1,4 @@
-"""Cuts at the input and inside the encoder: removal equals masking, what scorers see, what is saved, what is refused."""
+"""Cuts at the input and in the encoder: removal equals masking, what scorers see, what is saved, what is refused."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class TestInput:
         from test_removal import two_images_and_none
 
         model, batch = tiny_model("llava"), two_images_and_none()
-        prompt, tokens, trace = pruned(model, batch, prunekit.Pruner("cls", "single", "input", keep_ratio=0.25))
+        prompt, _, trace = pruned(model, batch, prunekit.Pruner("cls", "single", "input", keep_ratio=0.25))
         assert trace.cuts[0].kept.sum(1).tolist() == [8, 4, 0]
         images = run(exact_model("clip"), batch.inputs["pixel_values"].double())
         scores = [looked(exact_model("clip"), image) for image in images]

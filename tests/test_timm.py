@@ -111,7 +111,7 @@ def test_evit(kind):
         stays, gone = sorted(order[:count]), order[count:]
         fused = sum(scores[i] * x[i] for i in gone)
         kept = [*range(prefix), *stays]
-        return np.stack([*x[kept], fused]), size, [*[patches[i] for i in kept], sum([patches[i] for i in gone], [])]
+        return np.stack([*x[kept], fused]), size, [*[patches[i] for i in kept], [p for i in gone for p in patches[i]]]
 
     schedule = prunekit.create("schedule", "evit", keep=0.7)
     with torch.no_grad(), prunekit.method("evit", schedule=schedule, keep_tokens=8)(model) as trace:

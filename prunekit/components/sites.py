@@ -67,6 +67,59 @@ class Encoder(Schedule):
         return None if self.ratios is None else math.prod(self.ratios)
 
 
+@register("schedule", "every_block")
+@dataclass
+class EveryBlock(Schedule):
+    """Some tokens go inside every block of the encoder (ToMe, section 3), never more than half of the patches in one.
+
+    Args:
+        r: tokens that go in a block; by default as many as the keep ratio needs, evenly spread.
+        inflection: 0 takes the same number in every block, -1 falls linearly from twice that to none, 1 rises.
+        counts: the number for each block instead.
+    """
+
+    r: int | None = None
+    inflection: float = 0.0
+    counts: list[int] | None = None
+
+    in_encoder = True
+
+    def __post_init__(self) -> None:
+        if self.r is not None and self.counts is not None:
+            raise PrunekitError("schedule.r and schedule.counts exclude each other")
+        if not -1 <= self.inflection <= 1:
+            raise PrunekitError(f"schedule.inflection must lie in [-1, 1], not {self.inflection}")
+        if min([self.r or 0, *(self.counts or [])]) < 0:
+            raise PrunekitError(f"schedule: no block can merge fewer than 0 tokens: {self.counts or self.r}")
+
+    def cuts(self, depth: int, keep_ratio: float) -> tuple[Cut, ...]:
+        return ()
+
+    def vision_cuts(self, blocks: int, patches: int, keep_ratio: float) -> tuple[Cut, ...]:
+        gone, cuts = 0, []
+        for block, until in enumerate(self._until(blocks, patches, keep_ratio)):
+            step = min(until - gone, (patches - gone) // 2)
+            if step > 0:
+                gone += step
+                cuts.append(Cut(block, (patches - gone) / patches, "vision"))
+        return tuple(cuts)
+
+    def _until(self, blocks: int, patches: int, keep_ratio: float) -> list[int]:
+        """How many tokens are to be gone after each block."""
+        if self.counts is not None:
+            if len(self.counts) != blocks:
+                raise PrunekitError(f"schedule.counts has {len(self.counts)} entries for an encoder of {blocks} blocks")
+            return list(itertools.accumulate(self.counts))
+        slopes = [2 * i / (blocks - 1) - 1 if blocks > 1 else 0.0 for i in range(blocks)]
+        shape = [1 + self.inflection * slope for slope in slopes]  # mean 1
+        if self.r is not None:
+            return list(itertools.accumulate(int(self.r * share) for share in shape))
+        keep = max(1, round(keep_ratio * patches))
+        planned = [round((patches - keep) * done / blocks) for done in itertools.accumulate(shape)]
+        # A block halves at most: what the later ones cannot do must be done before.
+        return [max(gone, patches - keep * 2 ** (blocks - 1 - block)) for block, gone in enumerate(planned)]
+
+
 @register("schedule", "sites")
 @dataclass
 class Sites(Schedule):

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from prunekit.engine.encoder import EncoderHooks, EncoderPlan
+from prunekit.engine.encoder import EncoderHooks
+from prunekit.engine.encoder_run import EncoderPlan
 from prunekit.engine.hooks import hold, release
 from prunekit.engine.state import Trace
 from prunekit.engine.vision import VisionRecord

@@ -100,7 +100,7 @@ class EncoderHooks:
     def take(self) -> VisionRecord | None:
         """What the latest run of this thread left, once."""
         record = getattr(self._local, "record", None)
-        self._local.record = None
+        self._local.record, self._local.runs = None, 0
         return record
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
@@ -310,6 +310,7 @@ class EncoderHooks:
         """The run is over; tokens that went leave zeros, so that the model finds as many features as placeholders."""
         if (run := self._run()) is None:
             return None
+        run.record.runs = self._local.runs = getattr(self._local, "runs", 0) + 1
         self._local.run, self._local.record = None, run.record
         return self._dense(run, output) if run.record.cuts else None
 

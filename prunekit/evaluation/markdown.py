@@ -14,7 +14,8 @@ def render(results: dict[str, Any]) -> str:
         f"`{results['model']}` on `{results['data']}`, {results['examples']} questions. Dense: {dense:.1f} % "
         f"[{100 * low:.1f}, {100 * high:.1f}]. Accuracies are means over tasks in percent; brackets are 95 % bootstrap "
         "intervals over images; changes are paired on the same questions. Costs are pruned over dense: FLOPs of the "
-        "LLM's prefill by the gated-MLP formula, the same with the vision encoder, stored keys, measured prefill time.",
+        "LLM's prefill by the gated-MLP formula, the same with the vision encoder, stored keys, measured prefill time "
+        "(†: with the vision encoder). Methods cut at layers of their own: read accuracies beside FLOPs.",
     ]
     for keep in dict.fromkeys(cell["keep_ratio"] for cell in results["cells"]):
         cells = [cell for cell in results["cells"] if cell["keep_ratio"] == keep]
@@ -31,7 +32,8 @@ def _main(cells: Sequence[dict[str, Any]]) -> list[str]:
         costs = [_number(cell[k]) for k in ("flops_ratio", "flops_ratio_with_vision", "kv_ratio", "prefill_ratio")]
         shown = [_interval(cell, name) for name in ("accuracy", "change", "over_random")]
         shown += [f"{cell['kept']:.1f}", *costs]
-        lines.append(f"| {cell['method']}{seeds} | {' | '.join(shown)} |")
+        dagger = " †" if cell["time_with_vision"] else ""
+        lines.append(f"| {cell['method']}{seeds} | {' | '.join(shown)}{dagger} |")
     return lines
 
 

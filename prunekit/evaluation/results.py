@@ -70,7 +70,7 @@ class Entry:
     dense: list[float] = field(default_factory=list)
     kept: float = 0.0
     seeds: int = 1
-    costs: dict[str, float | None] = field(default_factory=dict)
+    costs: dict[str, Any] = field(default_factory=dict)
     refusal: str | None = None
 
 
@@ -103,6 +103,7 @@ def measure(runs: Runs, name: str, keep: float, variant: str | None) -> Entry:
     for cost in COSTS:
         values = [run.metrics[cost] for run in found]
         entry.costs[cost] = None if None in values else float(np.mean(values))
+    entry.costs["time_with_vision"] = found[0].metrics["prefill_ratio_includes_vision"]
     return entry
 
 

@@ -55,7 +55,8 @@ def masked(model: Any, batch: Batch, hidden: Hidden):
     handles, patched = [], []
 
     def count_tokens(module: Any, args: Any, kwargs: Any) -> None:
-        ids, cache = kwargs.get("input_ids", args[0] if args else None), kwargs.get("past_key_values")
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        cache = kwargs.get("cache", kwargs.get("past_key_values"))  # renamed in transformers 5.24
         new = ids.shape[1] if ids is not None else kwargs["inputs_embeds"].shape[1]
         total["tokens"] = new + (cache.get_seq_length() if cache is not None else 0)
 
@@ -105,7 +106,8 @@ def _sample_by_sample(layer: Any, names: tuple[str, ...], stays: torch.Tensor) -
     forward = layer.forward
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        named = {**dict(zip(names, args, strict=False)), **kwargs, "past_key_values": None}
+        named = {**dict(zip(names, args, strict=False)), **kwargs}
+        named |= dict.fromkeys({"cache", "past_key_values"} & named.keys())
         hidden = named.pop("hidden_states")
         size, dense = hidden.shape[1], torch.zeros_like(hidden)
         for b in range(hidden.shape[0]):

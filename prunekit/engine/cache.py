@@ -152,6 +152,12 @@ def _pruned_class(kind: Any) -> Any:
     return _pruned_classes[kind]
 
 
+def cache_of(named: Any) -> Any:
+    """The KV cache among a forward's keywords or outputs, None without one; transformers renamed it in 5.24."""
+    found = named.get("cache")
+    return named.get("past_key_values") if found is None else found
+
+
 def check_cache(cache: Any) -> None:
     """Raise for a cache whose layers cannot hold a shortened sequence."""
     from transformers import cache_utils

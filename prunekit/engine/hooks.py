@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from prunekit.engine.arguments import compact, foreign_keys
-from prunekit.engine.cache import PrunedLayerMixin, check_cache, holds_keys, seal
+from prunekit.engine.cache import PrunedLayerMixin, cache_of, check_cache, holds_keys, seal
 from prunekit.engine.decode import decode_layer
 from prunekit.engine.layout import Layout, Stage, take
 from prunekit.engine.state import CutRecord, Prefill, Trace
@@ -186,7 +186,7 @@ class Session:
         if input_ids is None and (noted := getattr(local, "ids", None)) is not None:
             given = kwargs.get("inputs_embeds")
             input_ids = noted if given is not None and noted.shape == given.shape[:2] else None
-        cache = kwargs.get("past_key_values")
+        cache = cache_of(kwargs)
         fresh = cache is None or cache.get_seq_length() == 0
         if input_ids is None:
             if fresh:
@@ -356,9 +356,9 @@ class Session:
                 raise PrunekitError(
                     f"NaN scores at the cut before layer {cut.layer}, samples {bad.nonzero()[:, 0].tolist()}"
                 )
-        cache = kwargs.get("past_key_values")
+        cache = cache_of(kwargs)
         if cache is None:
-            cache = output.get("past_key_values") if hasattr(output, "get") else None
+            cache = cache_of(output) if hasattr(output, "get") else None
         if cache is not None:
             self._seal(cache, state)
         self.trace.cuts = state.cuts
@@ -386,7 +386,7 @@ class Session:
         return state.cuts[place - 1].kept if place else state.layout.exists
 
     def _decode_layer(self, index: int, hidden: torch.Tensor, kwargs: dict[str, Any]) -> Any:
-        cache = kwargs.get("past_key_values")
+        cache = cache_of(kwargs)
         held = cache.layers[index] if cache is not None and index < len(cache.layers) else None
         self._local.held = held if isinstance(held, PrunedLayerMixin) and held.key_index is not None else None
         return decode_layer(self, index, hidden, kwargs, self._local.decode_memo)

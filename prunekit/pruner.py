@@ -14,7 +14,9 @@ from typing import Any
 from torch import nn
 
 from prunekit import components as _components  # noqa: F401  (registers the built-in names)
+from prunekit.budget import Allotment, Budget, allot, for_prompt
 from prunekit.components.base import Component, Fusion, Reducer, RowScorer, Schedule, Scorer, Selector
+from prunekit.cost.shapes import Stack
 from prunekit.engine.hooks import Session
 from prunekit.engine.state import Trace
 from prunekit.errors import PrunekitError, check_choice
@@ -39,12 +41,14 @@ class Plan:
     Attributes:
         cut_layers: layers before which tokens go, in order.
         evidence: for each cut layer, the layers whose evidence decides it.
+        allotment: what a budget came to on this decoder, None without one.
     """
 
     pruner: Pruner
     depth: int
     cut_layers: tuple[int, ...]
     evidence: dict[int, list[int]]
+    allotment: Allotment | None = None
 
     @property
     def first_layer(self) -> int:
@@ -56,14 +60,17 @@ class Plan:
         """All layers from which evidence is taken."""
         return frozenset(layer for layers in self.evidence.values() for layer in layers)
 
-    def keep(self, cut_layer: int, count: int) -> int:
-        """How many of a sample's ``count`` visual tokens stay after the cut before ``cut_layer``."""
+    def keep(self, cut_layer: int, count: int, length: int | None = None) -> int:
+        """How many of a sample's ``count`` visual tokens stay after the cut before ``cut_layer``; a budget asks for its
+        ``length`` in all as well."""
         if not count:
             return 0
-        tokens = self.pruner.keep_tokens
-        ratio = self.pruner.keep_ratio if tokens is None else min(1.0, tokens / count)
-        assert ratio is not None
-        cuts = self.pruner.schedule.cuts(self.depth, ratio)
+        schedule, tokens = self.pruner.schedule, self.pruner.keep_tokens
+        if self.allotment is not None:
+            schedule, ratio = self.allotment.schedule, self.allotment.share(count, length)
+        else:
+            ratio = self.pruner.share if tokens is None else min(1.0, tokens / count)
+        cuts = schedule.cuts(self.depth, ratio)
         return max(1, round(next(cut.ratio for cut in cuts if cut.layer == cut_layer) * count))
 
 
@@ -74,6 +81,7 @@ class Pruner:
         scorer, fusion, schedule, selector, reducer: a registered name, or a component.
         keep_ratio: share of the original visual tokens that stays after the last cut, in (0, 1]; 0.5 by default.
         keep_tokens: the same as a count per sample; excludes ``keep_ratio``.
+        budget: a target for the cost instead of either, "flops:0.5", "mean_tokens:192" or "final:64" (``Budget``).
         positions: "keep" leaves the kept tokens their position ids, "renumber" closes the gaps.
         name: the published method this is, if it is one.
 
@@ -92,6 +100,7 @@ class Pruner:
         *,
         keep_ratio: float | None = None,
         keep_tokens: int | None = None,
+        budget: str | Budget | None = None,
         positions: str = "keep",
         name: str | None = None,
     ) -> None:
@@ -102,7 +111,12 @@ class Pruner:
         self.reducer: Reducer = _component("reducer", reducer)
         check_choice("positions", positions, POSITIONS)
         self.positions, self.name = positions, name
-        self.keep_ratio, self.keep_tokens = _budget(keep_ratio, keep_tokens, self.schedule.own_ratio())
+        self.budget = None if budget is None else Budget.parse(budget)
+        if self.budget is not None and not (keep_ratio is None and keep_tokens is None):
+            raise PrunekitError(f"budget {self.budget} and {'keep_ratio' if keep_tokens is None else 'keep_tokens'} exclude each other")
+        self.keep_ratio, self.keep_tokens = None, None
+        if self.budget is None:
+            self.keep_ratio, self.keep_tokens = _budget(keep_ratio, keep_tokens, self.schedule.own_ratio())
         if self.fusion.joins_views and not isinstance(self.scorer, RowScorer):
             names = self.fusion.registered_name, self.scorer.registered_name
             raise PrunekitError(f"fusion '{names[0]}' joins attention rows; scorer '{names[1]}' reads none")
@@ -117,15 +131,42 @@ class Pruner:
         for component in self.components.values():
             component.check(family.depth)
         self._check_family(family)
-        ratio = self.keep_ratio if self.keep_ratio is not None else 0.5
-        layers = check_cuts(self.schedule, family.depth, ratio)
+        schedule, allotment = self._placed(family)
+        layers = check_cuts(schedule, family.depth, self.share)
         evidence = {}
         for previous, layer in zip([0, *layers], layers, strict=False):
             evidence[layer] = self._evidence(family, list(self.fusion.layers(layer, previous)))
             if not evidence[layer] and (self.scorer.uses_attention or self.fusion.joins_views):
                 name = self.scorer.registered_name
                 raise PrunekitError(f"scorer '{name}' reads attention, but no layer lies before a cut at layer {layer}")
-        return Plan(self, family.depth, tuple(layers), evidence)
+        return Plan(self, family.depth, tuple(layers), evidence, allotment)
+
+    def outline(self, stack: Stack) -> Plan:
+        """The plan on a decoder of which only the shape is known, for the cost meter."""
+        schedule, allotment = self.schedule, None
+        if self.budget is not None:
+            allotment = allot(self.budget, schedule, stack.layers, stack.hidden, stack.mlp_width)
+            schedule = allotment.schedule
+        layers = check_cuts(schedule, stack.layers, self.share)
+        steps = zip([0, *layers], layers, strict=False)
+        evidence = {layer: list(self.fusion.layers(layer, previous)) for previous, layer in steps}
+        return Plan(self, stack.layers, tuple(layers), evidence, allotment)
+
+    @property
+    def share(self) -> float:
+        """The keep ratio; 0.5 where it differs from sample to sample."""
+        return 0.5 if self.keep_ratio is None else self.keep_ratio
+
+    def _placed(self, family: Family) -> tuple[Schedule, Allotment | None]:
+        """The schedule with its cuts where the budget needs them."""
+        if self.budget is None:
+            return self.schedule, None
+        budget, config = self.budget, family.text_config
+        if budget.visual is None and (grid := family.grid) is not None:
+            budget = for_prompt(budget, grid[0] * grid[1], budget.text)
+        mlp_width = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+        allotment = allot(budget, self.schedule, family.depth, config.hidden_size, mlp_width)
+        return allotment.schedule, allotment
 
     def _check_family(self, family: Family) -> None:
         """What the options ask of a model beyond dropping tokens."""
@@ -162,8 +203,14 @@ class Pruner:
         parts: dict[str, Any] = {
             kind: {"name": component_name(c), **_options(c)} for kind, c in self.components.items()
         }
-        budget = {"keep_ratio": self.keep_ratio} if self.keep_tokens is None else {"keep_tokens": self.keep_tokens}
-        return {"name": self.name, **parts, **budget, "positions": self.positions}
+        return {"name": self.name, **parts, **self.kept_share, "positions": self.positions}
+
+    @property
+    def kept_share(self) -> dict[str, Any]:
+        """How much stays, under the name of the option that says so."""
+        if self.budget is not None:
+            return {"budget": str(self.budget)}
+        return {"keep_ratio": self.keep_ratio} if self.keep_tokens is None else {"keep_tokens": self.keep_tokens}
 
     def save(self, folder: str | Path) -> None:
         """Write ``pruner.yaml`` to a folder, and fusion weights beside it."""
@@ -180,8 +227,8 @@ class Pruner:
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{kind}={component!r}" for kind, component in self.components.items())
-        budget = f"keep_ratio={self.keep_ratio}" if self.keep_tokens is None else f"keep_tokens={self.keep_tokens}"
-        return f"Pruner({parts}, {budget}, positions={self.positions!r})"
+        ((option, value),) = self.kept_share.items()
+        return f"Pruner({parts}, {option}={value!r}, positions={self.positions!r})"
 
 
 class Handle:

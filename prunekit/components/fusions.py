@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from prunekit.components.base import Fusion, RowScorer, Scorer
+from prunekit.components.base import Fusion, LayerWork, RowScorer, Scorer
 from prunekit.engine.view import LayerView
 from prunekit.errors import PrunekitError
 from prunekit.registry import register
@@ -162,3 +162,10 @@ class RolloutFusion(Fusion):
         for view in reversed(views[:-1]):
             rows_BQS = self.residual * rows_BQS + (1 - self.residual) * view.propagate(rows_BQS)
         return scorer.score_rows(rows_BQS[:, None], last)
+
+    def macs(self, works: Sequence[LayerWork], scorer: Scorer) -> float:
+        assert isinstance(scorer, RowScorer)
+        *earlier, last = works
+        queries = last.queries(scorer.query_set)
+        passed = sum(work.row_macs(work.tokens) + queries * work.tokens**2 for work in earlier)
+        return last.row_macs(queries) + passed

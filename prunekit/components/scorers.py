@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from prunekit.components.base import RowScorer, Scorer
+from prunekit.components.base import LayerWork, RowScorer, Scorer
 from prunekit.engine.view import LayerView
 from prunekit.errors import check_choice
 from prunekit.registry import register
@@ -89,6 +89,9 @@ class ToMeScorer(Scorer):
         # A single visual token has no other: its similarity is that of nothing, -1, rather than an infinity.
         others = cosine_BNN.masked_fill(itself | ~view.alive[:, None, :], -1.0)
         return -others.amax(-1)
+
+    def macs(self, work: LayerWork) -> float:
+        return float(work.visual**2 * work.head_dim)
 
 
 @register("scorer", "random")

@@ -284,7 +284,7 @@ class Session:
         layout, pruner = state.layout, self.pruner
         scores = self._fused_scores(index, state, hidden).to(state.kept.device)
         scores = scores.masked_fill(~state.kept, torch.nan)
-        counts = [self.plan.keep(index, n) for n in layout.counts]
+        counts = [self.plan.keep(index, n, full) for n, full in zip(layout.counts, layout.lengths, strict=True)]
         lengths = tuple(full - n + k for full, n, k in zip(layout.lengths, layout.counts, counts, strict=True))
         if all(n == k for n, k in zip(layout.counts, counts, strict=True)):
             kept = state.kept

@@ -136,8 +136,9 @@ class Allotment:
             )
         return self.solve(visual, text) / visual
 
-    def describe(self, visual: int, text: int) -> str:
-        """Layers, counts and tokens per layer for one prompt, in one line."""
+    def describe(self) -> str:
+        """Layers, counts and tokens per layer for the prompt that the layers are chosen for, in one line."""
+        visual, text = self.budget.visual or NOMINAL, self.budget.text
         final = self.solve(visual, text)
         counts = self.tokens(final, visual)
         layers = [cut.layer for cut in self.schedule.cuts(self.depth, final / visual)]

@@ -72,7 +72,12 @@ def run(config: DictConfig) -> None:
 def _dispatch(config: DictConfig, folder: Path) -> None:
     from prunekit import tasks
 
-    table = {"eval": tasks.run_eval, "families": tasks.run_families, "layers": tasks.run_layers}
+    table = {
+        "eval": tasks.run_eval,
+        "bench": tasks.run_bench,
+        "families": tasks.run_families,
+        "layers": tasks.run_layers,
+    }
     if config.task not in table:
         raise UnknownNameError("task", config.task, table)
     hydra_config = HydraConfig.get()

@@ -1,7 +1,7 @@
 """Published methods as named compositions: one YAML file each, read by Python and by the command line alike.
 
 A file ``methods/NAME.yaml`` holds what differs from the defaults: components (a name, or a mapping of ``name`` and
-options), ``keep_ratio`` or ``keep_tokens``, and ``positions``. ``./methods`` and ``PRUNEKIT_METHODS`` are read as well.
+options), one of ``keep_ratio``, ``keep_tokens`` and ``budget``, and ``positions``. ``./methods`` and ``PRUNEKIT_METHODS`` are read as well.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from prunekit.pruner import Pruner
 from prunekit.registry import KINDS, check_options, method_folders, registry
 from prunekit.saving import build
 
-BUDGET = ("keep_ratio", "keep_tokens")
+BUDGET = ("keep_ratio", "keep_tokens", "budget")
 ENTRIES = (*KINDS, *BUDGET, "positions")
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from prunekit import components as _components  # noqa: F401  (registers the built-in names)
 from prunekit.budget import Allotment, Budget, allot, for_prompt
 from prunekit.components.base import Component, Fusion, Reducer, RowScorer, Schedule, Scorer, Selector
+from prunekit.cost.reading import mlp_width
 from prunekit.cost.shapes import Stack
 from prunekit.engine.hooks import Session
 from prunekit.engine.state import Trace
@@ -152,6 +153,19 @@ class Pruner:
         evidence = {layer: list(self.fusion.layers(layer, previous)) for previous, layer in steps}
         return Plan(self, stack.layers, tuple(layers), evidence, allotment)
 
+    def for_prompt(self, visual: int, text: int) -> Pruner:
+        """The same with its budget's layers chosen for prompts of ``visual`` visual and ``text`` other tokens."""
+        assert self.budget is not None
+        other = copy.copy(self)
+        other.budget = for_prompt(self.budget, visual, text)
+        return other
+
+    def describe_budget(self, family: Family) -> str:
+        """What the budget came to on a model, for the prompt that its layers are chosen for, in one line."""
+        allotment = self.plan(family).allotment
+        assert allotment is not None
+        return allotment.describe()
+
     @property
     def share(self) -> float:
         """The keep ratio; 0.5 where it differs from sample to sample."""
@@ -164,8 +178,7 @@ class Pruner:
         budget, config = self.budget, family.text_config
         if budget.visual is None and (grid := family.grid) is not None:
             budget = for_prompt(budget, grid[0] * grid[1], budget.text)
-        mlp_width = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-        allotment = allot(budget, self.schedule, family.depth, config.hidden_size, mlp_width)
+        allotment = allot(budget, self.schedule, family.depth, config.hidden_size, mlp_width(config))
         return allotment.schedule, allotment
 
     def _check_family(self, family: Family) -> None:

@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 
 def flop_counter() -> FlopCounterMode:
-    """A ``FlopCounterMode`` that also counts the fused attention of CPUs, which torch's own (2.14) passes over.
+    """A ``FlopCounterMode`` that also counts what torch's own (2.14) passes over: the fused attention of CPUs and the
+    grouped products of experts.
 
     Like torch for its other fused kernels it counts all S² pairs, masked or not: the convention ``counter``.
     """
@@ -17,5 +18,9 @@ def flop_counter() -> FlopCounterMode:
     def attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
         return sdpa_flop_count(query, key, value)
 
-    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return FlopCounterMode(display=False, custom_mapping={fused: attention})
+    def experts(tokens: torch.Size, weights: torch.Size, *_: Any, **__: Any) -> int:
+        return 2 * tokens[0] * weights[-2] * weights[-1]
+
+    aten = torch.ops.aten
+    more = {aten._scaled_dot_product_flash_attention_for_cpu: attention, aten._grouped_mm: experts}
+    return FlopCounterMode(display=False, custom_mapping=more)

@@ -9,7 +9,7 @@ import torch
 
 from prunekit.cost.estimate import tower_macs
 from prunekit.cost.formulas import layer_macs
-from prunekit.cost.reading import tower_of
+from prunekit.cost.reading import mlp_width, tower_of
 from prunekit.families import Family
 
 
@@ -38,9 +38,9 @@ def prefill_cost(
     """
     config = family.text_config
     dense_tokens = prompt_tokens.expand_as(tokens_per_layer)
-    mlp_width = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     dense, pruned = (
-        float(layer_macs(tokens, config.hidden_size, mlp_width).sum()) for tokens in (dense_tokens, tokens_per_layer)
+        float(layer_macs(tokens, config.hidden_size, mlp_width(config)).sum())
+        for tokens in (dense_tokens, tokens_per_layer)
     )
     both = None if vision_macs is None else (pruned + vision_macs) / (dense + vision_macs)
     return PrefillCost(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from statistics import mean
 from typing import Any
 
 import torch
@@ -106,22 +107,39 @@ def _without_memory(config: Any) -> nn.Module:
 
 
 def _decoder(family: Family, config: Any) -> Stack:
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None)
-    nope, rope = (getattr(config, f"qk_{part}_head_dim", None) for part in ("nope", "rope"))
+    heads, width = _number(config, "num_attention_heads"), _number(config, "hidden_size")
+    assert heads is not None and width is not None
+    nope, rope = (_number(config, f"qk_{part}_head_dim") for part in ("nope", "rope"))
     latent = nope is not None and rope is not None  # keys of two parts, values of a width of their own
+    own = [module.head_dim for module in family.attentions if isinstance(getattr(module, "head_dim", None), int)]
     return Stack(
-        hidden=config.hidden_size,
+        hidden=width,
         layers=family.depth,
         heads=heads,
-        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=(nope + rope) if latent else width or config.hidden_size // heads,
-        mlp=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+        kv_heads=_number(config, "num_key_value_heads") or heads,
+        head_dim=(nope + rope) if latent else round(mean(own)) if own else _number(config, "head_dim"),
+        mlp=mlp_width(config),
         gated=not _plain_mlp(family),
-        value_dim=getattr(config, "v_head_dim", None) if latent else None,
+        value_dim=_number(config, "v_head_dim") if latent else None,
         weights=tuple(_layer_weights(layer, config) for layer in family.layers),
         attends=tuple(family.attends(layer) for layer in range(family.depth)),
     )
+
+
+def mlp_width(config: Any) -> int:
+    """Width of the decoder's MLPs, their mean where layers differ; four times the hidden width if none is given."""
+    return _number(config, "intermediate_size") or 4 * config.hidden_size
+
+
+def _number(config: Any, name: str) -> int | None:
+    """A whole number of a config; of one for each layer the mean."""
+    try:
+        value = getattr(config, name, None)
+    except (AttributeError, RuntimeError):  # it differs from layer to layer
+        return None
+    if isinstance(value, list | tuple):
+        return round(mean(value))
+    return value if isinstance(value, int) and value > 0 else None
 
 
 def _plain_mlp(family: Family) -> bool:
@@ -132,7 +150,8 @@ def _plain_mlp(family: Family) -> bool:
 
 def _layer_weights(layer: nn.Module, config: Any) -> int:
     """Weights that one token meets in a decoder layer; of stacked experts those that are chosen."""
-    chosen = next((getattr(config, name) for name in CHOSEN if getattr(config, name, None)), 1)
-    linear = sum(module.weight.numel() for module in layer.modules() if isinstance(module, nn.Linear))
-    stacked = [p for p in layer.parameters() if p.ndim == 3 and not isinstance(p, nn.parameter.UninitializedParameter)]
-    return linear + sum(p.shape[1] * p.shape[2] * min(chosen, p.shape[0]) for p in stacked)
+    chosen = next((count for name in CHOSEN if (count := _number(config, name))), 1)
+    tables = {id(p) for module in layer.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+    weights = [p for p in layer.parameters() if id(p) not in tables]
+    stacked = (p.shape[1] * p.shape[2] * min(chosen, p.shape[0]) for p in weights if p.ndim == 3)
+    return sum(p.numel() for p in weights if p.ndim == 2) + sum(stacked)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from prunekit.engine.arguments import compact, foreign_keys
+from prunekit.engine.arguments import KEY_PLACES, compact, foreign_keys
 from prunekit.engine.cache import PrunedLayerMixin, cache_of, check_cache, holds_keys, seal
 from prunekit.engine.decode import decode_layer
 from prunekit.engine.layout import Layout, Stage, take
@@ -47,6 +47,16 @@ class Session:
         self._handles: list[Any] = []
         self._taps = Taps()
         self._warned = False
+        kind = type(self.family)
+        arguments = set(KEY_PLACES) & set(self.family.layer_arguments)
+        self._corrects_steps = bool(
+            pruner.positions == "renumber"
+            or kind.decode_arguments is not Family.decode_arguments
+            or kind.takes_local_mask is not Family.takes_local_mask
+            or any(self.family.relative_bias(i) is not None for i in range(self.family.depth))
+            or arguments
+            or self.family.single_steps
+        )
 
     def inside(self) -> bool:
         """Whether the calling thread is in a forward pass of this session's model."""
@@ -179,7 +189,7 @@ class Session:
     def _enter(self, core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         local = self._local
         local.depth = getattr(local, "depth", 0) + 1
-        local.prefill, local.decode_memo, local.held, local.positions = None, {}, None, None
+        local.prefill, local.decode_memo, local.held, local.positions, local.plain = None, {}, None, None, False
         input_ids = kwargs.get("input_ids")
         if input_ids is None and args:
             input_ids = args[0]
@@ -191,13 +201,15 @@ class Session:
         if input_ids is None:
             if fresh:
                 raise PrunekitError("prunekit finds visual tokens by input_ids; inputs_embeds alone do not show them")
+            local.plain = self._plain(cache)
             return
-        visual = self.family.find_visual(input_ids, kwargs)
         if not fresh:
             pixels = any("pixel" in name or name == "mm_encoder_outputs" for name, v in kwargs.items() if v is not None)
-            if pixels and bool(visual.any()):
+            if pixels and bool(self.family.find_visual(input_ids, kwargs).any()):
                 raise PrunekitError("new images on top of a KV cache cannot be pruned: prefill them in one go")
+            local.plain = self._plain(cache)
             return
+        visual = self.family.find_visual(input_ids, kwargs)
         if cache is not None:
             check_cache(cache)
         layout = Layout.build(input_ids, kwargs.get("attention_mask"), visual)
@@ -254,7 +266,7 @@ class Session:
 
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             state = self._prefill()
-            if state is None and (index < ahead or not self.inside()):
+            if state is None and (index < ahead or not self.inside() or self._idle(args, kwargs)):
                 return None
             # By name, whichever way the model passes them; hidden states stay positional for gradient checkpointing.
             named = {**dict(zip(self.family.layer_arguments, args, strict=False)), **kwargs}
@@ -264,6 +276,16 @@ class Session:
             return self._decode_layer(index, hidden, named)
 
         return hook
+
+    def _idle(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a layer's decode step can stay as it is: no mask, and nothing else in this step to correct."""
+        return self._local.plain and len(args) < 2 and kwargs.get("attention_mask") is None
+
+    def _plain(self, cache: Any) -> bool:
+        """Whether decode steps on a cache need nothing but a mask's columns: no padding, no lending, no renumbering, no
+        correction of the family's."""
+        held = [layer for layer in cache.layers if isinstance(layer, PrunedLayerMixin)]
+        return not self._corrects_steps and not any(layer.padded or layer.gone for layer in held)
 
     def _prefill_layer(self, index: int, state: Prefill, hidden: torch.Tensor, kwargs: dict[str, Any]) -> Any:
         if self.family.touches_hidden_between_layers and state.stage.index is not None:
@@ -388,5 +410,5 @@ class Session:
     def _decode_layer(self, index: int, hidden: torch.Tensor, kwargs: dict[str, Any]) -> Any:
         cache = cache_of(kwargs)
         held = cache.layers[index] if cache is not None and index < len(cache.layers) else None
-        self._local.held = held if isinstance(held, PrunedLayerMixin) and held.key_index is not None else None
+        self._local.held = held if isinstance(held, PrunedLayerMixin) and held.prompt_index is not None else None
         return decode_layer(self, index, hidden, kwargs, self._local.decode_memo)

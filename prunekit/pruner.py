@@ -261,8 +261,10 @@ class Handle:
         return self._session.plan
 
     def remove(self) -> None:
-        """Leave the model as it was before ``apply``; a second call does nothing."""
+        """Leave the model as it was before ``apply``; a second call does nothing. Raises if the latest prefill's scores
+        were NaN and that could not be said yet."""
         self._session.remove()
+        self._session.check_scores()
 
 
 class PrunedBlock:
@@ -279,7 +281,11 @@ class PrunedBlock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._handles.pop().remove()
+        handle = self._handles.pop()
+        if kind is None:
+            handle.remove()
+        else:
+            handle._session.remove()
 
 
 def check_cuts(schedule: Schedule, depth: int, ratio: float) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -23,11 +24,25 @@ class ReceivedAttention(RowScorer):
     def __post_init__(self) -> None:
         check_choice("heads", self.heads, HEADS)
 
+    def score(self, view: LayerView) -> torch.Tensor:
+        received_BS: torch.Tensor | float = 0.0
+        seeing_BS: torch.Tensor | float = 0.0
+        for rows_BHQS, seen_BQS in view.attention_blocks(self.query_set):
+            received_BS = received_BS + self._received(rows_BHQS, seen_BQS)
+            seeing_BS = seeing_BS + seen_BQS.sum(1)
+        return self._mean(received_BS, seeing_BS, view)
+
     def score_rows(self, rows: torch.Tensor, view: LayerView) -> torch.Tensor:
-        rows_BQS = rows.mean(1) if self.heads == "mean" else rows.amax(1)
         seen_BQS = view.visible(self.query_set)
-        total_BS = (rows_BQS * seen_BQS).sum(1)
-        return view.visual(total_BS / seen_BQS.sum(1).clamp(min=1))
+        return self._mean(self._received(rows, seen_BQS), seen_BQS.sum(1), view)
+
+    def _received(self, rows_BHQS: torch.Tensor, seen_BQS: torch.Tensor) -> torch.Tensor:
+        rows_BQS = rows_BHQS.mean(1) if self.heads == "mean" else rows_BHQS.amax(1)
+        return (rows_BQS * seen_BQS).sum(1)
+
+    @staticmethod
+    def _mean(received_BS: Any, seeing_BS: Any, view: LayerView) -> torch.Tensor:
+        return view.visual(received_BS / seeing_BS.clamp(min=1))
 
 
 @register("scorer", "instruction")

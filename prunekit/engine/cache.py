@@ -211,8 +211,10 @@ def holds_keys(layer: Any) -> bool:
     return getattr(layer, "keys", None) is not None
 
 
-def seal(cache: Any, layer: int, stage: Stage, dense_length: int, lengths: tuple[int, ...], owner: Session) -> None:
-    """Put a pruned layer in place of ``cache.layers[layer]``, which a pruned prefill filled; checks its keys' shape."""
+def seal(cache: Any, layer: int, stage: Stage, dense_length: int, removed: torch.Tensor, owner: Session) -> None:
+    """Put a pruned layer in place of ``cache.layers[layer]``, which a pruned prefill filled; checks its keys' shape.
+
+    ``removed`` [B] counts the real tokens of each sample that are missing."""
     held = cache.layers[layer]
     assert stage.index is not None
     window, prompt = getattr(held, "sliding_window", None), getattr(held, "prefill_keys", None)
@@ -233,8 +235,7 @@ def seal(cache: Any, layer: int, stage: Stage, dense_length: int, lengths: tuple
     elif prompt is not None:
         held.prefill_length = held.prefill_cumulative_length = dense_length
         held.stored_prompt = expected
-    gone = [dense - now for dense, now in zip(lengths, stage.lengths, strict=True)]
-    held.removed = torch.tensor(gone, device=stage.index.device)
+    held.removed = removed
     held.padded = stage.valid is not None
     held.stage, held.lent_count, held.gone = stage.number, expected, {}
     held.owner = weakref.ref(owner)

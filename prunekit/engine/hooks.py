@@ -21,7 +21,7 @@ from torch import nn
 from prunekit.engine.arguments import KEY_PLACES, compact, foreign_keys
 from prunekit.engine.cache import PrunedLayerMixin, cache_of, check_cache, holds_keys, seal
 from prunekit.engine.decode import decode_layer
-from prunekit.engine.layout import Layout, Stage, take
+from prunekit.engine.layout import Layout, Stage, on_device, take
 from prunekit.engine.state import CutRecord, Prefill, Trace
 from prunekit.engine.tap import Taps, attention_inputs
 from prunekit.errors import PrunekitError
@@ -47,6 +47,7 @@ class Session:
         self._handles: list[Any] = []
         self._taps = Taps()
         self._warned = False
+        self._unchecked: list[tuple[int, torch.Tensor]] = []
         kind = type(self.family)
         arguments = set(KEY_PLACES) & set(self.family.layer_arguments)
         self._corrects_steps = bool(
@@ -189,6 +190,7 @@ class Session:
     def _enter(self, core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         local = self._local
         local.depth = getattr(local, "depth", 0) + 1
+        self.check_scores()
         local.prefill, local.decode_memo, local.held, local.positions, local.plain = None, {}, None, None, False
         input_ids = kwargs.get("input_ids")
         if input_ids is None and args:
@@ -311,7 +313,7 @@ class Session:
         if all(n == k for n, k in zip(layout.counts, counts, strict=True)):
             kept = state.kept
         else:
-            keep = torch.tensor(counts, device=state.kept.device)
+            keep = on_device(counts, state.kept.device)
             kept = pruner.selector.select(scores.nan_to_num(nan=-torch.inf), keep, state.kept)
             if not pruner.selector.exact:
                 stay = kept.sum(1).tolist()
@@ -372,12 +374,9 @@ class Session:
         local.depth, local.prefill, local.decode_memo = local.depth - 1, None, {}
         if state is None or output is None or len(state.stages) < self.family.depth:
             return
-        for cut in state.cuts:
-            bad = (torch.isnan(cut.scores) & self._standing(state, cut)).any(1)
-            if bool(bad.any()):
-                raise PrunekitError(
-                    f"NaN scores at the cut before layer {cut.layer}, samples {bad.nonzero()[:, 0].tolist()}"
-                )
+        self._unchecked += [(c.layer, (c.scores.isnan() & self._standing(state, c)).any(1)) for c in state.cuts]
+        if self._unchecked[-1][1].device.type == "cpu":
+            self.check_scores()
         cache = cache_of(kwargs)
         if cache is None:
             cache = cache_of(output) if hasattr(output, "get") else None
@@ -385,6 +384,15 @@ class Session:
             self._seal(cache, state)
         self.trace.cuts = state.cuts
         self.trace.tokens_per_layer = torch.tensor([stage.lengths for stage in state.stages])
+
+    def check_scores(self) -> None:
+        """Raise if a scorer made NaN. On a CPU at the end of the prefill; elsewhere, so that no prefill has to wait for
+        its device, at the start of the next forward pass or at removal."""
+        unchecked, self._unchecked = self._unchecked, []
+        for layer, bad in unchecked:
+            if bool(bad.any()):
+                where = bad.nonzero()[:, 0].tolist()
+                raise PrunekitError(f"NaN scores at the cut before layer {layer}, samples {where}")
 
     def _seal(self, cache: Any, state: Prefill) -> None:
         """Put pruned layers in place of the cache layers behind a cut, and tell lenders what borrowers must not see."""
@@ -394,12 +402,22 @@ class Session:
             if stage.index is None or source >= len(cache.layers) or not holds_keys(cache.layers[source]):
                 continue
             if source == index:
-                seal(cache, index, stage, size, state.layout.lengths, self)
+                seal(cache, index, stage, size, self._removed(state, stage), self)
             elif stage.number != state.stages[source].number:
                 if not isinstance(cache.layers[source], PrunedLayerMixin):
                     whole = torch.arange(size, device=stage.index.device).expand(len(state.layout.counts), -1)
-                    seal(cache, source, Stage(0, whole, None, state.layout.lengths), size, state.layout.lengths, self)
+                    dense = Stage(0, whole, None, state.layout.lengths)
+                    seal(cache, source, dense, size, self._removed(state, dense), self)
                 cache.layers[source].gone[index] = ~stage.present(size)
+
+    @staticmethod
+    def _removed(state: Prefill, stage: Stage) -> torch.Tensor:
+        """How many real tokens of each sample are missing in a stage, [B]; made once for all of its layers."""
+        key = ("removed", stage.number)
+        if key not in state.memo:
+            gone = [dense - now for dense, now in zip(state.layout.lengths, stage.lengths, strict=True)]
+            state.memo[key] = (None, on_device(gone, state.layout.real.device))
+        return state.memo[key][1]
 
     @staticmethod
     def _standing(state: Prefill, cut: CutRecord) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -100,6 +101,20 @@ class LayerView:
         index, valid = self.query_index(queries)
         rows = self._attention().rows(index)
         return rows * valid[:, None, :, None].to(rows.device)
+
+    def attention_blocks(self, queries: QuerySet) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The rows of ``attention`` [B, H, q, S] and of ``visible`` [B, q, S], a block of queries at a time: for
+        scorers that sum over queries, whose memory then does not grow with how many there are."""
+        index, valid = self._standing() if isinstance(queries, str) and queries == "visual" else self.query_index(queries)
+        for rows, seen, place in self._attention().blocks(index):
+            there = valid[:, place].to(rows.device)
+            yield rows * there[:, None, :, None], seen & there[..., None]
+
+    def _standing(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Slots of the visual tokens that still stand, and which exist: what ``query_index`` gives without the gaps."""
+        gone = zip(self.layout.lengths, self.layout.counts, self.stage.lengths, strict=True)
+        counts = [now - (whole - visual) for whole, visual, now in gone]
+        return ragged_index(self.visual_mask, max(counts))
 
     def visible(self, queries: QuerySet) -> torch.Tensor:
         """Which slots each query may attend to, bool [B, Q, S]; False rows where a sample has fewer queries."""

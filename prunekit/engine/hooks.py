@@ -363,8 +363,8 @@ class Session:
         axis = self.family.token_axis
         moved = hidden.movedim((axis - 1, axis), (0, 1))
         dense = moved.new_zeros(moved.shape[0], size + 1, *moved.shape[2:])
-        places = index.reshape(*index.shape, *[1] * (moved.ndim - 2)).expand_as(moved)
-        dense = dense.scatter(1, places, moved)[:, :size]
+        rows = torch.arange(len(index), device=index.device)[:, None]
+        dense = dense.index_put((rows, index), moved)[:, :size]
         dense = dense.movedim((0, 1), (axis - 1, axis))
         return (dense, *output[1:]) if isinstance(output, tuple) else dense
 

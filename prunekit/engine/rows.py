@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -45,25 +44,9 @@ class AttentionInputs:
             seen = seen & (index[..., None] - places < self.window)
         return seen if mask is None else seen & mask[:, None, :].bool()
 
-    def rows(self, index: torch.Tensor) -> torch.Tensor:
-        """Post-softmax attention of the queries at ``index`` [B, Q]: float32 [B, H, Q, S]."""
-        return self._rows(index, None)
-
-    def blocks(self, index: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor, slice]]:
-        """The same in blocks of queries, so that never more than ``BLOCK`` weights are held: the rows
-        [B, H, q, S], which keys they may see [B, q, S], and which of the Q queries they are."""
-        step = self.block_rows
-        for start in range(0, index.shape[1], step):
-            part = index[:, start : start + step]
-            seen = self.visible(part)
-            yield self._rows(part, seen), seen, slice(start, start + part.shape[1])
-
-    @property
-    def block_rows(self) -> int:
-        """How many query rows make a block."""
-        return max(1, BLOCK // (self.queries.shape[0] * self.queries.shape[1] * self.keys.shape[2]))
-
-    def _rows(self, index: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:
+    def rows(self, index: torch.Tensor, seen: torch.Tensor | None = None) -> torch.Tensor:
+        """Post-softmax attention of the queries at ``index`` [B, Q]: float32 [B, H, Q, S]; ``seen`` is ``visible`` of
+        them, if it is known."""
         index = index.to(self.keys.device)
         logits = self._logits(index)
         if self.mask is not None and self.mask.ndim == 4 and self.mask.dtype != torch.bool:
@@ -77,13 +60,22 @@ class AttentionInputs:
             return torch.cat([logits, sink.float()], dim=-1).softmax(-1)[..., :-1]
         return logits.softmax(-1)
 
+    @property
+    def block_rows(self) -> int:
+        """How many query rows make a block."""
+        return max(1, BLOCK // (self.queries.shape[0] * self.queries.shape[1] * self.keys.shape[2]))
+
     def _logits(self, index: torch.Tensor) -> torch.Tensor:
         """Logits [B, H, Q, S] of the queries at ``index``, float32, before the mask; a tensor of their own."""
         queries = _rows_of(self.queries, index)
         batch, heads, count, width = queries.shape
         # Query heads that share keys stand side by side: one product for all of them, and no copy of the keys.
         grouped = queries.reshape(batch, self.keys.shape[1], -1, width)
-        logits = (grouped @ self.keys.transpose(2, 3)).float().view(batch, heads, count, -1) * self.scaling
+        if grouped.dtype == torch.float32:  # one pass over the queries instead of one over the logits
+            logits = grouped * self.scaling @ self.keys.transpose(2, 3)
+        else:
+            logits = (grouped @ self.keys.transpose(2, 3)).float() * self.scaling
+        logits = logits.view(batch, heads, count, -1)
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits if self.bias is None else logits + _rows_of(self.bias, index).float()
@@ -93,8 +85,9 @@ class AttentionInputs:
         time: O(Q·S) memory beside the block, O(Q·S²) work, and no S×S matrix."""
         total = torch.zeros_like(rows)
         index = torch.arange(rows.shape[2], device=rows.device).expand(rows.shape[0], -1)
-        for found, _, place in self.blocks(index):
-            total = total + rows[:, :, place] @ found.mean(1)
+        for start in range(0, rows.shape[2], self.block_rows):
+            place = slice(start, start + self.block_rows)
+            total = total + rows[:, :, place] @ self.rows(index[:, place]).mean(1)
         return total
 
     def _mask_rows(self, index: torch.Tensor) -> torch.Tensor:

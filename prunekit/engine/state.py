@@ -65,7 +65,7 @@ class Prefill:
 
     def view(self, layer: int, hidden: torch.Tensor, grid: tuple[int, int] | None) -> LayerView:
         """What a scorer sees of ``layer`` now."""
-        return LayerView(hidden, layer, self.layout, self.stage, self.kept, self.slots, grid)
+        return LayerView(hidden, layer, self.layout, self.stage, self.kept, self.slots, grid, memo=self.memo)
 
     def shorten(self, kept: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
         """Go to the next stage, where of the visual tokens only ``kept`` [B, N] stands: surviving slots [B, M]."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -12,6 +13,9 @@ from prunekit.engine.rows import AttentionInputs
 from prunekit.errors import PrunekitError, UnknownNameError
 
 QuerySet = str | torch.Tensor
+
+SHARED = 2**20
+"""Entries up to which what a query set may see is kept from layer to layer."""
 
 
 @dataclass
@@ -37,6 +41,7 @@ class LayerView:
     slots: torch.Tensor
     grid: tuple[int, int] | None = None
     inputs: AttentionInputs | None = field(default=None, repr=False)
+    memo: dict[tuple[Any, ...], tuple[Any, Any]] = field(default_factory=dict, repr=False)
 
     def visual(self, x: torch.Tensor) -> torch.Tensor:
         """Gather the visual tokens of x [B, S, ...]: [B, N, ...], arbitrary where not ``alive``."""
@@ -104,11 +109,35 @@ class LayerView:
 
     def attention_blocks(self, queries: QuerySet) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The rows of ``attention`` [B, H, q, S] and of ``visible`` [B, q, S], a block of queries at a time: for
-        scorers that sum over queries, whose memory then does not grow with how many there are."""
-        index, valid = self._standing() if isinstance(queries, str) and queries == "visual" else self.query_index(queries)
-        for rows, seen, place in self._attention().blocks(index):
-            there = valid[:, place].to(rows.device)
-            yield rows * there[:, None, :, None], seen & there[..., None]
+        scorers that sum over queries, whose memory then does not grow with how many there are. Where a sample has fewer
+        queries its rows are arbitrary and see nothing."""
+        index, valid = self._block_queries(queries)
+        inputs = self._attention()
+        for start in range(0, index.shape[1], inputs.block_rows):
+            place = slice(start, start + inputs.block_rows)
+            seen = self._seen(queries, start, index[:, place], valid[:, place])
+            yield inputs.rows(index[:, place], seen), seen
+
+    def _block_queries(self, queries: QuerySet) -> tuple[torch.Tensor, torch.Tensor]:
+        """``query_index``, made once for all layers of a stage; of visual queries only those that still stand."""
+        if isinstance(queries, torch.Tensor):
+            return self.query_index(queries)
+        key = ("queries", queries, self.stage.number)
+        if key not in self.memo:
+            self.memo[key] = (None, self._standing() if queries == "visual" else self.query_index(queries))
+        return self.memo[key][1]
+
+    def _seen(self, queries: QuerySet, start: int, index: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """What the queries of a block may attend to, bool [B, q, S]; for a short query set made once for the layers of
+        a stage that share their mask."""
+        inputs = self._attention()
+        short = start == 0 and index.numel() * inputs.keys.shape[2] <= SHARED and index.shape[1] < inputs.block_rows
+        if isinstance(queries, torch.Tensor) or not short:
+            return inputs.visible(index) & valid[..., None].to(inputs.keys.device)
+        key = ("seen", queries, self.stage.number, id(inputs.mask), inputs.window, inputs.keys.shape[2])
+        if key not in self.memo:
+            self.memo[key] = (inputs.mask, inputs.visible(index) & valid[..., None].to(inputs.keys.device))
+        return self.memo[key][1].to(inputs.keys.device)
 
     def _standing(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Slots of the visual tokens that still stand, and which exist: what ``query_index`` gives without the gaps."""

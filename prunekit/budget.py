@@ -90,6 +90,7 @@ class Allotment:
     width: int
     mlp_width: int
     _solved: dict[tuple[int, int], int] = field(default_factory=dict, repr=False)
+    _warned: bool = False
 
     def tokens(self, final: int, visual: int) -> list[int]:
         """Visual tokens of each layer if ``final`` of ``visual`` stay after the last cut."""
@@ -125,10 +126,11 @@ class Allotment:
         return self._solved[visual, text]
 
     def share(self, visual: int, length: int | None) -> float:
-        """``solve`` as a share, for a sample of ``length`` tokens in all; one out of reach warns, and is as near as
-        can be (keeping more than all is not asked for: a short sample simply keeps what it has)."""
+        """``solve`` as a share, for a sample of ``length`` tokens in all. One that cannot cost so little keeps one
+        token (the first such warns), one that cannot cost so much keeps all."""
         text = self.budget.text if length is None else length - visual
-        if self.budget.target < (low := self.value(1, visual, text)) - 1e-9:
+        if not self._warned and self.budget.target < (low := self.value(1, visual, text)) - 1e-9:
+            self._warned = True
             warnings.warn(
                 f"budget {self.budget}: a prompt of {visual} visual and {text} other tokens cannot cost less than "
                 f"{low:.3g}; one visual token stays",

@@ -1,7 +1,8 @@
 """Published methods as named compositions: one YAML file each, read by Python and by the command line alike.
 
 A file ``methods/NAME.yaml`` holds what differs from the defaults: components (a name, or a mapping of ``name`` and
-options), one of ``keep_ratio``, ``keep_tokens`` and ``budget``, and ``positions``. ``./methods`` and ``PRUNEKIT_METHODS`` are read as well.
+options), one of ``keep_ratio``, ``keep_tokens`` and ``budget``, and ``positions``.
+``./methods`` and ``PRUNEKIT_METHODS`` are read as well.
 """
 
 from __future__ import annotations

@@ -112,12 +112,11 @@ class Pruner:
         self.reducer: Reducer = _component("reducer", reducer)
         check_choice("positions", positions, POSITIONS)
         self.positions, self.name = positions, name
-        self.budget = None if budget is None else Budget.parse(budget)
-        if self.budget is not None and not (keep_ratio is None and keep_tokens is None):
-            raise PrunekitError(f"budget {self.budget} and {'keep_ratio' if keep_tokens is None else 'keep_tokens'} exclude each other")
-        self.keep_ratio, self.keep_tokens = None, None
+        self.budget, self.keep_ratio, self.keep_tokens = None if budget is None else Budget.parse(budget), None, None
         if self.budget is None:
-            self.keep_ratio, self.keep_tokens = _budget(keep_ratio, keep_tokens, self.schedule.own_ratio())
+            self.keep_ratio, self.keep_tokens = _kept(keep_ratio, keep_tokens, self.schedule.own_ratio())
+        elif keep_ratio is not None or keep_tokens is not None:
+            raise PrunekitError(f"budget={self.budget} excludes keep_ratio and keep_tokens")
         if self.fusion.joins_views and not isinstance(self.scorer, RowScorer):
             names = self.fusion.registered_name, self.scorer.registered_name
             raise PrunekitError(f"fusion '{names[0]}' joins attention rows; scorer '{names[1]}' reads none")
@@ -319,7 +318,7 @@ def _options(component: Component) -> dict[str, Any]:
     return {f.name: copy.deepcopy(getattr(component, f.name)) for f in fields if f.init}
 
 
-def _budget(ratio: float | None, tokens: int | None, own: float | None) -> tuple[float | None, int | None]:
+def _kept(ratio: float | None, tokens: int | None, own: float | None) -> tuple[float | None, int | None]:
     if tokens is not None:
         if ratio is not None:
             raise PrunekitError("keep_ratio and keep_tokens exclude each other")

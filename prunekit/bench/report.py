@@ -28,7 +28,8 @@ def print_point(point: dict[str, Any], title: str) -> None:
     console.print(table)
     vision = point["vision_s"]
     seen = "unknown" if vision is None else f"{_time(vision)} ms"
-    console.print(f"vision encoder and projector: {seen}; tokens per layer: {' '.join(map(str, point['tokens_per_layer']))}")
+    tokens = " ".join(map(str, point["tokens_per_layer"]))
+    console.print(f"vision encoder and projector: {seen}; tokens per layer: {tokens}")
     for note in point["notes"]:
         console.print(note)
 

@@ -6,6 +6,7 @@ does what published code does: full attention weights from an eager layer, and a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ of its rows the next segment gets, [B, M] or a slice."""
 
 @dataclass(frozen=True)
 class Segment:
-    """Layers ``start`` to ``stop``; ``eager`` runs them by the model's eager attention, and ``shorten`` what follows."""
+    """Layers ``start`` to ``stop``, by the model's eager attention if ``eager``; ``shorten`` what follows."""
 
     start: int
     stop: int
@@ -42,7 +43,7 @@ def ceiling_segments(lengths: tuple[int, ...]) -> list[Segment]:
 
     return [
         Segment(start, stop, shorten=keep_last(lengths[stop]) if stop < len(lengths) else None)
-        for start, stop in zip(starts, starts[1:], strict=False)
+        for start, stop in itertools.pairwise(starts)
     ]
 
 
@@ -120,9 +121,7 @@ def _prefill(family: Family, forward: Any, segments: list[Segment], kwargs: dict
             decoder.norm = norm if segment.stop == len(layers) else nn.Identity()
             held = DynamicCache(config=config)
             with _weights_of(family, segment) as seen:
-                output = forward(
-                    decoder, inputs_embeds=hidden, position_ids=positions, **{cache_name(): held}, **named
-                )
+                output = forward(decoder, inputs_embeds=hidden, position_ids=positions, **{cache_name(): held}, **named)
             for index in range(segment.start, segment.stop):
                 whole.layers[index] = held.layers[index]
             hidden = output.last_hidden_state
@@ -154,7 +153,8 @@ def _weights_of(family: Family, segment: Segment) -> Iterator[list[torch.Tensor]
         yield seen
         return
     module: Any = family.attentions[segment.stop - 1]
-    configs = {id(c): c for c in (family.decoder.config, module.config)}.values()
+    decoder: Any = family.decoder
+    configs = {id(c): c for c in (decoder.config, module.config)}.values()
     names = [config._attn_implementation for config in configs]
     handle = module.register_forward_hook(lambda _, __, output: seen.append(output[1]))
     try:

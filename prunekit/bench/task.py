@@ -59,7 +59,9 @@ def bench(
         config_of(shape)  # an unknown name is said before anything is built
         model, name = build(shape, place, resolve_dtype(dtype, place), attn), shape
     pruner.apply(model).remove()  # what the model cannot do is said before any work is done
-    counts = settings.visual or ([VISUAL.get(shape, NOMINAL)] if shape is not None else [None])
+    counts: list[int | None] = [None] if shape is None else [VISUAL.get(shape, NOMINAL)]
+    if settings.visual is not None:
+        counts = [*settings.visual]
     options = Options(settings.rounds, settings.new_tokens, settings.eager)
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {"schema": SCHEMA, "model": name, "shape": shape, **machine(model)}

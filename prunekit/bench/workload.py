@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from prunekit.cost.reading import shape_of
 from prunekit.cost.shapes import ModelShape
@@ -48,7 +47,7 @@ class Workload:
         return int(self.places[0])
 
 
-def synthetic(model: nn.Module, visual: int, text: int, batch: int) -> Workload:
+def synthetic(model: Any, visual: int, text: int, batch: int) -> Workload:
     """``batch`` like prompts: text, ``visual`` placeholders with random features, text.
 
     Raises:
@@ -56,11 +55,12 @@ def synthetic(model: nn.Module, visual: int, text: int, batch: int) -> Workload:
     """
     family = make_family(model)
     if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
-        raise PrunekitError(f"bench: '{family.model_type}' takes no image features; this transformers is too old for it")
+        raise PrunekitError(f"bench: '{family.model_type}' of this transformers takes no image features")
     device, before = model.device, min(BEFORE, text // 2)
     generator = torch.Generator().manual_seed(0)
     places = torch.arange(before, before + visual)
-    ids = torch.randint(5, 100, (visual + text,), generator=generator).repeat(batch, 1)
+    ordinary = min(80, *family.token_ids)
+    ids = torch.randint(min(5, ordinary - 1), ordinary, (visual + text,), generator=generator).repeat(batch, 1)
     ids[:, places] = family.token_ids[0]
     features = torch.randn(visual, family.text_config.hidden_size, generator=generator).to(device, model.dtype)
     given: dict[str, Any] = {"input_ids": ids.to(device)}

@@ -32,6 +32,9 @@ class Outline:
     cut_layers: tuple[int, ...] = ()
 
 
+PARTS = ("vision", "projector", "prefill", "scorer", "lm_head", "decode")
+
+
 @dataclass(frozen=True)
 class Cost:
     """Multiply-accumulates of a batch, each part apart; ``flops`` of a part are twice as many.
@@ -60,8 +63,8 @@ class Cost:
     @property
     def flops(self) -> dict[str, float | None]:
         """FLOPs of each part."""
-        parts = {part: getattr(self, part) for part in ("vision", "projector", "prefill", "scorer", "lm_head", "decode")}
-        return {part: None if macs is None else 2 * macs for part, macs in parts.items()}
+        macs = {part: getattr(self, part) for part in PARTS}
+        return {part: None if count is None else 2 * count for part, count in macs.items()}
 
     @property
     def total(self) -> float:

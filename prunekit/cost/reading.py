@@ -109,15 +109,16 @@ def _without_memory(config: Any) -> nn.Module:
 def _decoder(family: Family, config: Any) -> Stack:
     heads, width = _number(config, "num_attention_heads"), _number(config, "hidden_size")
     assert heads is not None and width is not None
-    nope, rope = (_number(config, f"qk_{part}_head_dim") for part in ("nope", "rope"))
-    latent = nope is not None and rope is not None  # keys of two parts, values of a width of their own
-    own = [module.head_dim for module in family.attentions if isinstance(getattr(module, "head_dim", None), int)]
+    parts = [_number(config, f"qk_{part}_head_dim") for part in ("nope", "rope")]
+    latent = all(parts)  # keys of two parts, values of a width of their own
+    found = (getattr(module, "head_dim", None) for module in family.attentions)
+    own = [width for width in found if isinstance(width, int)]
     return Stack(
         hidden=width,
         layers=family.depth,
         heads=heads,
         kv_heads=_number(config, "num_key_value_heads") or heads,
-        head_dim=(nope + rope) if latent else round(mean(own)) if own else _number(config, "head_dim"),
+        head_dim=sum(filter(None, parts)) if latent else round(mean(own)) if own else _number(config, "head_dim"),
         mlp=mlp_width(config),
         gated=not _plain_mlp(family),
         value_dim=_number(config, "v_head_dim") if latent else None,

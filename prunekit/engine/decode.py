@@ -53,9 +53,9 @@ def _places(
     found = {name: kwargs[name] for name in KEY_PLACES if kwargs.get(name) is not None}
     if not found or (theirs is not None and theirs.stage == held.stage):
         return {}
-    index = held.key_index
-    new = torch.arange(held.dense_length, held.dense_length + queries, device=index.device)
-    keys = torch.cat([index, new.expand(len(index), -1)], dim=1)
+    stored = held.key_index
+    new = torch.arange(held.dense_length, held.dense_length + queries, device=stored.device)
+    keys = torch.cat([stored, new.expand(len(stored), -1)], dim=1)
     slots = torch.arange(keys.shape[1], device=keys.device).expand_as(keys)
     spots = torch.full((len(keys), held.dense_length + queries + 1), -1, device=keys.device)
     spots = spots.scatter(1, keys.masked_fill(keys < 0, spots.shape[1] - 1), slots)

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 import prunekit
+import zoo
 from prunekit.bench.shapes import SHAPES, config_of
 from prunekit.cost import ModelShape, Stack, Tower, estimate, flop_counter, outline, shape_of, stack_macs
 from prunekit.cost.formulas import decode_macs
+from prunekit.families import make_family
 from prunekit.models import load_model
 from tiny import FAMILIES, make_batch, tiny_model
 
@@ -153,6 +155,30 @@ def test_counter_is_what_torch_counts(family, name, attn):
     )  # fmt: skip
     assert 2 * cost.total == pytest.approx(counted(model, batch.inputs, pruner), rel=0.01)
     assert cost.tokens_per_layer[0] == batch.ids.shape[1]
+
+
+DECODERS = (
+    "gemma3", "glm4v_moe", "qwen2_5_vl", "qwen3_vl_moe", "aria", "mistral3", "deepseek_ocr2", "kimi_k25", "chameleon",
+    "smolvlm", "cohere2_vision",
+)  # fmt: skip
+"""Sliding windows, experts, keys of two parts, norms of heads, and plain ones."""
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_decoders_of_all_kinds(name):
+    """Layer by layer what torch counts, and the same shape from the config alone."""
+    model, batch = zoo.build(name, "eager"), zoo.batch(name)
+    family, shape = make_family(model), shape_of(model)
+    path = next(path for path, module in model.named_modules() if module is family.decoder)
+    with torch.inference_mode(), flop_counter() as counter:
+        model(**batch.inputs)
+    counts = counter.get_flop_counts()
+    size = batch.inputs["input_ids"].shape
+    for layer in range(family.depth):
+        found = sum(counts[f"{type(model).__name__}.{path}.layers.{layer}"].values())
+        tokens = [size[1] if i == layer else 0 for i in range(family.depth)]
+        assert 2 * size[0] * stack_macs(shape.text, tokens, "counter") == pytest.approx(found, rel=0.01)
+    assert shape_of(model.config).text == shape.text
 
 
 def test_counter_on_the_embedded_model():

@@ -21,7 +21,8 @@ def shape_of(source: Any) -> ModelShape:
     """The shape of a model, or of the model that a config describes (built without memory for its weights).
 
     The weights of each decoder layer are counted on its modules, so grouped keys, chosen experts and layers that differ
-    from each other come out as they are.
+    from each other come out as they are. Not counted are the recurrences of hybrid decoders beside their projections,
+    and the index of sparse attention.
 
     Raises:
         PrunekitError: if no decoder is found, or the config is not that of a vision-language model.
@@ -112,7 +113,7 @@ def _decoder(family: Family, config: Any) -> Stack:
     parts = [_number(config, f"qk_{part}_head_dim") for part in ("nope", "rope")]
     latent = all(parts)  # keys of two parts, values of a width of their own
     found = (getattr(module, "head_dim", None) for module in family.attentions)
-    own = [width for width in found if isinstance(width, int)]
+    own = [size for size in found if isinstance(size, int)]
     return Stack(
         hidden=width,
         layers=family.depth,
@@ -152,7 +153,7 @@ def _plain_mlp(family: Family) -> bool:
 def _layer_weights(layer: nn.Module, config: Any) -> int:
     """Weights that one token meets in a decoder layer; of stacked experts those that are chosen."""
     chosen = next((count for name in CHOSEN if (count := _number(config, name))), 1)
-    tables = {id(p) for module in layer.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
-    weights = [p for p in layer.parameters() if id(p) not in tables]
+    modules = [m for m in layer.modules() if not isinstance(m, nn.Embedding) and "Norm" not in type(m).__name__]
+    weights = [parameter for module in modules for parameter in module.parameters(recurse=False)]
     stacked = (p.shape[1] * p.shape[2] * min(chosen, p.shape[0]) for p in weights if p.ndim == 3)
     return sum(p.numel() for p in weights if p.ndim == 2) + sum(stacked)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import torch
 import prunekit
 import zoo
 from prunekit.bench.shapes import SHAPES, config_of
-from prunekit.cost import ModelShape, Stack, Tower, estimate, flop_counter, outline, shape_of, stack_macs
+from prunekit.cost import CONVENTIONS, ModelShape, Stack, Tower, estimate, flop_counter, outline, shape_of, stack_macs
 from prunekit.cost.formulas import decode_macs
 from prunekit.families import make_family
 from prunekit.models import load_model
@@ -83,6 +85,18 @@ class TestFormulas:
         ]
         assert all(low < ratio < high for ratio in found), found
         assert claimed < low
+
+    def test_the_table_of_the_documents_is_what_is_computed(self):
+        page = (Path(__file__).parents[1] / "docs" / "results.md").read_text()
+        rows = [line.strip("| ").split(" | ") for line in page.splitlines() if re.match(r"\| \d+ % \|", line)]
+        assert len(rows) == 4
+        shape, schedule = shape_of(config_of("llava-1.5-7b")), prunekit.create("schedule", "one_shot", layer=8)
+        for kept, text, _, *values in rows:
+            pruner = prunekit.Pruner(schedule=schedule, keep_ratio=int(kept.split()[0]) / 100)
+            for convention, value in zip(CONVENTIONS, values, strict=True):
+                options = dict(visual=576, text=int(text), convention=convention)
+                found = estimate(shape, pruner, **options).prefill / estimate(shape, **options).prefill
+                assert float(value) == pytest.approx(found, abs=5.1e-4)
 
     def test_parts_of_a_batch(self):
         tower = Tower(Stack(8, 2, 2, mlp=16, gated=False), patch_weights=12, projector=99, patches=4, extra=1)

@@ -54,7 +54,8 @@ def main() -> None:
             continue
         options = [SMALL.get(option.split("=")[0], option) for option in options] if given.small else options
         text = PAGE.read_text()
-        PAGE.write_text(replaced(text, name, section(options)))
+        note = "A run with `--small`, to see that all works: not figures to quote.\n\n" if given.small else ""
+        PAGE.write_text(replaced(text, name, note + section(options)))
         print(f"{name}: written to {PAGE}")
 
 
@@ -72,7 +73,7 @@ def section(options: list[str]) -> str:
         f"{found['threads']} CPU threads, torch {found['torch']}; medians of {found['points'][0]['rounds']} rounds, "
         "quartiles in brackets"
     )
-    parts = [shown, where + ".", table(found, times=found["device"] != "x86_64 CPU" and "CPU" not in found["device"])]
+    parts = [shown, where + ".", table(found, times=not found["device"].endswith("CPU"))]
     parts += sorted({note for point in found["points"] for note in point["notes"]})
     return "\n\n".join([*parts, operators] if operators else parts)
 

@@ -199,6 +199,19 @@ class TestModels:
             assert len(work.vision().pooler_output) == 2
 
 
+def test_the_page_has_a_place_for_every_table():
+    import measure_performance
+
+    page = measure_performance.PAGE.read_text()
+    for name, options in measure_performance.SECTIONS.items():
+        made = measure_performance.replaced(page, name, "| a table |")
+        assert f"<!-- {name} -->\n| a table |\n<!-- end of {name} -->" in made
+        assert len(made.split("<!--")) == len(page.split("<!--"))
+        assert options[0].removeprefix("shape=") in shapes.SHAPES
+    with pytest.raises(SystemExit, match="no markers"):
+        measure_performance.replaced(page, "nothing", "")
+
+
 def bench_arguments(folder, *more):
     fixed = ["task=bench", "device=cpu", "schedule=one_shot", "schedule.layer=1", "keep_ratio=0.25"]
     return [*fixed, "bench.rounds=1", "bench.new_tokens=1", f"hydra.run.dir={folder}", *more]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from test_cli import arguments, model_folder, run_main  # noqa: F401  (model_folder is a fixture)
 
 import prunekit
 import zoo
@@ -346,3 +348,13 @@ class TestBudgets:
         assert str(prunekit.Pruner.load(tmp_path).budget) == "mean_tokens:12"
         assert "budget='mean_tokens:12'" in repr(pruner)
         assert prunekit.method("fastv", budget="final:5").budget is not None
+
+    @pytest.mark.parametrize(("budget", "schedule"), [("flops:0.6", "progressive"), ("flops:0.7", "one_shot")])
+    def test_a_run_meets_it_and_prints_what_it_came_to(self, monkeypatch, tmp_path, model_folder, budget, schedule):  # noqa: F811
+        given = [f"budget={budget}", f"schedule={schedule}"]
+        code, out, err = run_main(monkeypatch, *arguments(model_folder, tmp_path, *given))
+        assert code == 0, err
+        metrics = json.loads((tmp_path / "metrics.json").read_text())
+        assert metrics["flops_ratio"] == pytest.approx(float(budget.split(":")[1]), abs=0.01)
+        assert metrics["method"]["budget"] == budget and metrics["method"]["keep_ratio"] is None
+        assert f"budget {budget}: of 144 visual tokens" in out and "tokens per layer with" in out

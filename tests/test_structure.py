@@ -40,11 +40,12 @@ SCORERS = {
     "visual": ("visual", "multi"),
     "heads": (prunekit.create("scorer", "visual", heads="max"), "single"),
     "rollout": ("instruction", "rollout"),
+    "rollout of visual": ("visual", "rollout"),
 }
 
 
 class TestMemory:
-    @pytest.mark.parametrize("name", SCORERS)
+    @pytest.mark.parametrize("name", [name for name in SCORERS if name != "rollout of visual"])
     def test_no_matrix_of_s_by_s(self, name, monkeypatch):
         """However many queries a scorer asks for: they come in blocks."""
         monkeypatch.setattr(rows, "BLOCK", 2**15)
@@ -59,6 +60,14 @@ class TestMemory:
         batch = long_batch()
         size = batch.ids.shape[1]
         assert metered(tiny_model("llava", "eager"), batch.inputs).largest >= 4 * size**2
+
+    def test_rollout_holds_the_rows_of_its_queries_and_no_more(self, monkeypatch):
+        """Of every visual token one row, without the heads: the rows of the window are multiplied backwards."""
+        monkeypatch.setattr(rows, "BLOCK", 2**15)
+        model, batch = tiny_model("llava"), long_batch()
+        size, visual = batch.ids.shape[1], 16 * LONG
+        meter = metered(model, batch.inputs, prunekit.Pruner("visual", "rollout", one_shot(4)))
+        assert meter.largest <= visual * size
 
     def test_row_scorers_need_queries_times_keys(self):
         """Peak memory of scoring by the instruction grows with its length, not with the square of the sequence."""
@@ -200,13 +209,13 @@ class TestNoWaiting:
         """There the check waits for the device, so a prefill leaves it to whoever waits anyway."""
         model, batch = tiny_model("llava"), make_batch("llava")
         session = hooks.Session(prunekit.Pruner(), model)
-        session._unchecked = [(2, torch.tensor([False, True, False]))]
+        session._local.unchecked = [(2, torch.tensor([False, True, False]))]
         handle = prunekit.Handle(session)
         with pytest.raises(ValueError, match=r"layer 2, samples \[1\]"):
             handle.remove()
         handle.remove()
         session.install()
-        session._unchecked = [(2, torch.tensor([True, False]))]
+        session._local.unchecked = [(2, torch.tensor([True, False]))]
         with torch.no_grad(), pytest.raises(ValueError, match=r"layer 2, samples \[0\]"):
             model(**batch.inputs)
         session.remove()

@@ -157,7 +157,7 @@ class RolloutFusion(Fusion):
     def fuse_views(self, views: Sequence[LayerView], scorer: Scorer) -> torch.Tensor:
         assert isinstance(scorer, RowScorer)  # Pruner refuses any other
         last = views[-1]
-        attended = last.attention(scorer.query_set).mean(1)
+        attended = last.mean_attention(scorer.query_set)
         rows_BQS = self.residual * last.one_hot(scorer.query_set) + (1 - self.residual) * attended
         for view in reversed(views[:-1]):
             rows_BQS = self.residual * rows_BQS + (1 - self.residual) * view.propagate(rows_BQS)

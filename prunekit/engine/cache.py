@@ -17,6 +17,7 @@ from prunekit.errors import PrunekitError
 
 if TYPE_CHECKING:
     from prunekit.engine.hooks import Session
+    from prunekit.engine.state import Prefill
 
 
 class PrunedLayerMixin:
@@ -209,6 +210,29 @@ def check_cache(cache: Any) -> None:
 def holds_keys(layer: Any) -> bool:
     """Whether a cache layer stores keys of the tokens (and not only a recurrent state, or nothing)."""
     return getattr(layer, "keys", None) is not None
+
+
+def is_plain(cache: Any) -> bool:
+    """Whether no layer of a cache needs a mask of its own: none holds padding, none lends keys across a cut."""
+    held = (layer for layer in getattr(cache, "layers", ()) if isinstance(layer, PrunedLayerMixin))
+    return not any(layer.padded or layer.gone for layer in held)
+
+
+def seal_layers(cache: Any, state: Prefill, owner: Session) -> None:
+    """Put pruned layers in place of the cache layers behind a cut, and tell lenders what borrowers must not see."""
+    size = state.layout.real.shape[1]
+    for index, stage in enumerate(state.stages):
+        source = owner.family.key_layers[index]
+        if stage.index is None or source >= len(cache.layers) or not holds_keys(cache.layers[source]):
+            continue
+        if source == index:
+            seal(cache, index, stage, size, state.removed(stage), owner)
+        elif stage.number != state.stages[source].number:
+            if not isinstance(cache.layers[source], PrunedLayerMixin):
+                whole = torch.arange(size, device=stage.index.device).expand(len(state.layout.counts), -1)
+                dense = Stage(0, whole, None, state.layout.lengths)
+                seal(cache, source, dense, size, state.removed(dense), owner)
+            cache.layers[source].gone[index] = ~stage.present(size)
 
 
 def seal(cache: Any, layer: int, stage: Stage, dense_length: int, removed: torch.Tensor, owner: Session) -> None:

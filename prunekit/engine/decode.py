@@ -10,9 +10,24 @@ from prunekit.engine.arguments import KEY_PLACES
 from prunekit.engine.cache import PrunedLayerMixin, cache_of
 from prunekit.engine.masks import decode_mask
 from prunekit.errors import PrunekitError
+from prunekit.families import Family
 
 if TYPE_CHECKING:
     from prunekit.engine.hooks import Session
+
+
+def corrects_steps(session: Session) -> bool:
+    """Whether decode steps of this pruner and family need more than masks: other positions, arguments of the family's
+    own, keys chosen by an earlier layer."""
+    family = session.family
+    return (
+        session.pruner.positions == "renumber"
+        or type(family).decode_arguments is not Family.decode_arguments
+        or type(family).takes_local_mask is not Family.takes_local_mask
+        or family.single_steps
+        or any(name in family.layer_arguments for name in KEY_PLACES)
+        or any(family.relative_bias(index) is not None for index in range(family.depth))
+    )
 
 
 def decode_layer(

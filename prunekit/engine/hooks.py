@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from prunekit.engine.arguments import KEY_PLACES, compact, foreign_keys
-from prunekit.engine.cache import PrunedLayerMixin, cache_of, check_cache, holds_keys, seal
-from prunekit.engine.decode import decode_layer
-from prunekit.engine.layout import Layout, Stage, on_device, take
+from prunekit.engine.arguments import compact, foreign_keys
+from prunekit.engine.cache import PrunedLayerMixin, cache_of, check_cache, is_plain, seal_layers
+from prunekit.engine.checks import nan_scores, raise_nan
+from prunekit.engine.decode import corrects_steps, decode_layer
+from prunekit.engine.layout import Layout, on_device, take
 from prunekit.engine.state import CutRecord, Prefill, Trace
 from prunekit.engine.tap import Taps, attention_inputs
 from prunekit.errors import PrunekitError
@@ -47,17 +48,7 @@ class Session:
         self._handles: list[Any] = []
         self._taps = Taps()
         self._warned = False
-        self._unchecked: list[tuple[int, torch.Tensor]] = []
-        kind = type(self.family)
-        arguments = set(KEY_PLACES) & set(self.family.layer_arguments)
-        self._corrects_steps = bool(
-            pruner.positions == "renumber"
-            or kind.decode_arguments is not Family.decode_arguments
-            or kind.takes_local_mask is not Family.takes_local_mask
-            or any(self.family.relative_bias(i) is not None for i in range(self.family.depth))
-            or arguments
-            or self.family.single_steps
-        )
+        self._corrects_steps = corrects_steps(self)
 
     def inside(self) -> bool:
         """Whether the calling thread is in a forward pass of this session's model."""
@@ -203,13 +194,13 @@ class Session:
         if input_ids is None:
             if fresh:
                 raise PrunekitError("prunekit finds visual tokens by input_ids; inputs_embeds alone do not show them")
-            local.plain = self._plain(cache)
+            local.plain = not self._corrects_steps and is_plain(cache)
             return
         if not fresh:
             pixels = any("pixel" in name or name == "mm_encoder_outputs" for name, v in kwargs.items() if v is not None)
             if pixels and bool(self.family.find_visual(input_ids, kwargs).any()):
                 raise PrunekitError("new images on top of a KV cache cannot be pruned: prefill them in one go")
-            local.plain = self._plain(cache)
+            local.plain = not self._corrects_steps and is_plain(cache)
             return
         visual = self.family.find_visual(input_ids, kwargs)
         if cache is not None:
@@ -282,12 +273,6 @@ class Session:
     def _idle(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether a layer's decode step can stay as it is: no mask, and nothing else in this step to correct."""
         return self._local.plain and len(args) < 2 and kwargs.get("attention_mask") is None
-
-    def _plain(self, cache: Any) -> bool:
-        """Whether decode steps on a cache need nothing but a mask's columns: no padding, no lending, no renumbering, no
-        correction of the family's."""
-        held = [layer for layer in cache.layers if isinstance(layer, PrunedLayerMixin)]
-        return not self._corrects_steps and not any(layer.padded or layer.gone for layer in held)
 
     def _prefill_layer(self, index: int, state: Prefill, hidden: torch.Tensor, kwargs: dict[str, Any]) -> Any:
         if self.family.touches_hidden_between_layers and state.stage.index is not None:
@@ -374,56 +359,22 @@ class Session:
         local.depth, local.prefill, local.decode_memo = local.depth - 1, None, {}
         if state is None or output is None or len(state.stages) < self.family.depth:
             return
-        self._unchecked += [(c.layer, (c.scores.isnan() & self._standing(state, c)).any(1)) for c in state.cuts]
-        if self._unchecked[-1][1].device.type == "cpu":
+        local.unchecked = nan_scores(state)
+        if state.kept.device.type == "cpu":
             self.check_scores()
         cache = cache_of(kwargs)
         if cache is None:
             cache = cache_of(output) if hasattr(output, "get") else None
         if cache is not None:
-            self._seal(cache, state)
+            seal_layers(cache, state, self)
         self.trace.cuts = state.cuts
         self.trace.tokens_per_layer = torch.tensor([stage.lengths for stage in state.stages])
 
     def check_scores(self) -> None:
         """Raise if a scorer made NaN. On a CPU at the end of the prefill; elsewhere, so that no prefill has to wait for
-        its device, at the start of the next forward pass or at removal."""
-        unchecked, self._unchecked = self._unchecked, []
-        for layer, bad in unchecked:
-            if bool(bad.any()):
-                where = bad.nonzero()[:, 0].tolist()
-                raise PrunekitError(f"NaN scores at the cut before layer {layer}, samples {where}")
-
-    def _seal(self, cache: Any, state: Prefill) -> None:
-        """Put pruned layers in place of the cache layers behind a cut, and tell lenders what borrowers must not see."""
-        size = state.layout.real.shape[1]
-        for index, stage in enumerate(state.stages):
-            source = self.family.key_layers[index]
-            if stage.index is None or source >= len(cache.layers) or not holds_keys(cache.layers[source]):
-                continue
-            if source == index:
-                seal(cache, index, stage, size, self._removed(state, stage), self)
-            elif stage.number != state.stages[source].number:
-                if not isinstance(cache.layers[source], PrunedLayerMixin):
-                    whole = torch.arange(size, device=stage.index.device).expand(len(state.layout.counts), -1)
-                    dense = Stage(0, whole, None, state.layout.lengths)
-                    seal(cache, source, dense, size, self._removed(state, dense), self)
-                cache.layers[source].gone[index] = ~stage.present(size)
-
-    @staticmethod
-    def _removed(state: Prefill, stage: Stage) -> torch.Tensor:
-        """How many real tokens of each sample are missing in a stage, [B]; made once for all of its layers."""
-        key = ("removed", stage.number)
-        if key not in state.memo:
-            gone = [dense - now for dense, now in zip(state.layout.lengths, stage.lengths, strict=True)]
-            state.memo[key] = (None, on_device(gone, state.layout.real.device))
-        return state.memo[key][1]
-
-    @staticmethod
-    def _standing(state: Prefill, cut: CutRecord) -> torch.Tensor:
-        """Tokens that stood when ``cut`` was made: what the cut before it kept."""
-        place = next(i for i, other in enumerate(state.cuts) if other is cut)
-        return state.cuts[place - 1].kept if place else state.layout.exists
+        its device, at the start of the thread's next forward pass or at removal."""
+        unchecked, self._local.unchecked = getattr(self._local, "unchecked", []), []
+        raise_nan(unchecked)
 
     def _decode_layer(self, index: int, hidden: torch.Tensor, kwargs: dict[str, Any]) -> Any:
         cache = cache_of(kwargs)

@@ -107,6 +107,14 @@ class LayerView:
         rows = self._attention().rows(index)
         return rows * valid[:, None, :, None].to(rows.device)
 
+    def mean_attention(self, queries: QuerySet) -> torch.Tensor:
+        """The head mean of ``attention``, [B, Q, S], without holding the rows of all heads at a time."""
+        index, valid = self.query_index(queries)
+        inputs, step = self._attention(), self._attention().block_rows
+        parts = [inputs.rows(index[:, start : start + step]).mean(1) for start in range(0, index.shape[1], step)]
+        rows = torch.cat(parts, dim=1)
+        return rows * valid[..., None].to(rows.device)
+
     def attention_blocks(self, queries: QuerySet) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The rows of ``attention`` [B, H, q, S] and of ``visible`` [B, q, S], a block of queries at a time: for
         scorers that sum over queries, whose memory then does not grow with how many there are. Where a sample has fewer

@@ -131,7 +131,8 @@ def _contenders(
         return found, [f"no eager_fastv: its attention weights take {need / 2**30:.1f} GiB of {free / 2**30:.1f} free"]
 
     def eager() -> AbstractContextManager[None]:
-        return segmented(work.family, eager_segments(plan.tokens, plan.visual, work.places))
+        places = work.places.to(model.device)
+        return segmented(work.family, eager_segments(plan.tokens, plan.visual, places))
 
     found["eager_fastv"] = eager
     return found, notes

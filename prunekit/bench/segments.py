@@ -49,7 +49,8 @@ def ceiling_segments(lengths: tuple[int, ...]) -> list[Segment]:
 
 def eager_segments(lengths: tuple[int, ...], visual: tuple[int, ...], places: torch.Tensor) -> list[Segment]:
     """The same with an eager layer before each cut; of the visual tokens those stay that its last row attends to most
-    (head mean), in order, as FastV selects them."""
+    (head mean), in order, as FastV selects them. ``places`` [N] of the visual tokens, which stand together, on
+    the model's device."""
     segments: list[Segment] = []
     standing = places
     for segment in ceiling_segments(lengths):
@@ -58,22 +59,23 @@ def eager_segments(lengths: tuple[int, ...], visual: tuple[int, ...], places: to
             continue
         if segment.stop > segment.start + 1:
             segments.append(Segment(segment.start, segment.stop - 1))
-        choose = _choose(standing, visual[segment.stop])
+        choose = _choose(standing, visual[segment.stop], lengths[segment.start])
         segments.append(Segment(segment.stop - 1, segment.stop, eager=True, shorten=choose))
-        standing = torch.arange(int(places[0]), int(places[0]) + visual[segment.stop])
+        standing = torch.arange(visual[segment.stop], device=places.device) + places[0]
     return segments
 
 
-def _choose(places: torch.Tensor, keep: int) -> Shorten:
-    def shorten(weights: torch.Tensor | None, size: int) -> torch.Tensor:
+def _choose(places: torch.Tensor, keep: int, size: int) -> Shorten:
+    """Of the ``places`` in a sequence of ``size`` those ``keep`` that the last row attends to most, and all others."""
+    standing = torch.zeros(size, dtype=torch.bool, device=places.device)
+    standing[places] = True
+    others = (~standing).nonzero()[:, 0]
+
+    def shorten(weights: torch.Tensor | None, _: int) -> torch.Tensor:
         assert weights is not None
-        columns = places.to(weights.device)
-        scores = weights.mean(1)[:, -1, columns]
-        best = columns[scores.topk(keep, dim=-1).indices].sort(-1).values
-        rest = torch.ones(size, dtype=torch.bool, device=weights.device)
-        rest[columns] = False
-        others = torch.arange(size, device=weights.device)[rest].expand(len(best), -1)
-        return torch.cat([others, best], dim=-1).sort(-1).values
+        scores = weights.mean(1)[:, -1].index_select(-1, places)
+        best = places[scores.topk(keep, dim=-1).indices]
+        return torch.cat([others.expand(len(best), -1), best], dim=-1).sort(-1).values
 
     return shorten
 

@@ -15,6 +15,7 @@ class Stride(prunekit.Selector):
     """Of a sample's n standing tokens, the K where floor((r + 1)·K / n) steps up; scores are ignored."""
 
     exact = True
+    ignores_scores = True
 
     def select(self, scores: torch.Tensor, keep: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
         total = alive.sum(1, keepdim=True).clamp(min=1)
@@ -22,3 +23,7 @@ class Stride(prunekit.Selector):
         step = ((rank + 1) * keep[:, None]).div(total, rounding_mode="floor")
         before = (rank * keep[:, None]).div(total, rounding_mode="floor")
         return alive & (step > before)
+
+
+# One cut at a quarter of the depth; the selector ignores the scores.
+prunekit.compose("uniform", scorer="random", fusion="single", schedule="one_shot", selector="stride")

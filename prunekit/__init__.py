@@ -5,7 +5,7 @@ from prunekit.engine.state import CutRecord, Trace
 from prunekit.errors import PrunekitError
 from prunekit.presets import method, methods
 from prunekit.pruner import Handle, Pruner
-from prunekit.registry import available, create, register
+from prunekit.registry import available, compose, create, register
 
 __version__ = "0.1.0"
 
@@ -23,6 +23,7 @@ __all__ = [
     "Selector",
     "Trace",
     "available",
+    "compose",
     "create",
     "method",
     "methods",

@@ -22,7 +22,9 @@ import torch
 
 from prunekit.components.base import Schedule
 from prunekit.cost.formulas import layer_macs
+from prunekit.cost.reading import mlp_width
 from prunekit.errors import PrunekitError, check_choice
+from prunekit.families import Family
 
 KINDS = ("flops", "mean_tokens", "final")
 FLOOR = 1 / 9
@@ -191,6 +193,21 @@ def _first(holds: Callable[[int], bool], high: int) -> int:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle + 1, high)
     return low
+
+
+def place(budget: Budget, schedule: Schedule, family: Family) -> Allotment:
+    """The same on a model; layers are chosen for the prompt that the budget names, or for the model's own image.
+
+    Raises:
+        PrunekitError: also for a schedule whose cuts are not the decoder's, which a budget bounds.
+    """
+    if schedule.in_encoder:
+        name = schedule.registered_name
+        raise PrunekitError(f"budget {budget}: schedule '{name}' cuts inside the vision encoder; use keep_ratio")
+    if budget.visual is None and (grid := family.grid) is not None:
+        budget = for_prompt(budget, grid[0] * grid[1], budget.text)
+    config = family.text_config
+    return allot(budget, schedule, family.depth, config.hidden_size, mlp_width(config))
 
 
 def for_prompt(budget: Budget, visual: int, text: int) -> Budget:

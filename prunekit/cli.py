@@ -77,6 +77,7 @@ def _dispatch(config: DictConfig, folder: Path) -> None:
         "bench": tasks.run_bench,
         "families": tasks.run_families,
         "layers": tasks.run_layers,
+        "methods": tasks.run_methods,
     }
     if config.task not in table:
         raise UnknownNameError("task", config.task, table)

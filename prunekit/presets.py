@@ -1,8 +1,8 @@
-"""Published methods as named compositions: one YAML file each, read by Python and by the command line alike.
+"""Published methods as named compositions: one file each, read by Python and by the command line alike.
 
-A file ``methods/NAME.yaml`` holds what differs from the defaults: components (a name, or a mapping of ``name`` and
-options), one of ``keep_ratio``, ``keep_tokens`` and ``budget``, and ``positions``.
-``./methods`` and ``PRUNEKIT_METHODS`` are read as well.
+A file ``methods/NAME.yaml``, or a call of ``prunekit.compose`` in a ``methods/*.py`` beside the components it needs,
+holds what differs from the defaults: components (a name, or a mapping of ``name`` and options), one of ``keep_ratio``,
+``keep_tokens`` and ``budget``, and ``positions``. ``./methods`` and ``PRUNEKIT_METHODS`` are read as well.
 """
 
 from __future__ import annotations
@@ -15,37 +15,57 @@ import yaml
 
 from prunekit.errors import PrunekitError, UnknownNameError
 from prunekit.pruner import Pruner
-from prunekit.registry import KINDS, check_options, method_folders, registry
+from prunekit.registry import KINDS, check_options, method_folders, option_names, registry
 from prunekit.saving import build
 
 BUDGET = ("keep_ratio", "keep_tokens", "budget")
 ENTRIES = (*KINDS, *BUDGET, "positions")
+IN_PYTHON = Path("<python>")
+"""Stands for the file of a composition that was named by running code."""
 
 
 def methods() -> dict[str, Path]:
     """Files of all named methods; a name in two folders is an error, a broken file is named and left out."""
-    found: dict[str, Path] = {}
+    return {name: path for name, (path, _) in presets().items()}
+
+
+def presets() -> dict[str, tuple[Path, dict[str, Any]]]:
+    """File and checked composition of all named methods."""
+    composed = registry.compositions()
+    sources: list[tuple[str, Path, dict[str, Any] | None]] = [
+        (name, path or IN_PYTHON, entries) for name, (entries, path) in composed.items()
+    ]
     for folder in method_folders():
-        for path in sorted(folder.glob("*.yaml")):
-            if path.stem in found:
-                raise PrunekitError(f"method '{path.stem}' is defined twice: {found[path.stem]} and {path}")
-            try:
-                read_preset(path)
-            except PrunekitError as error:
-                warnings.warn(f"skipped {path}: {error}", stacklevel=2)
-            else:
-                found[path.stem] = path
-    return found
+        sources += [(path.stem, path, None) for path in sorted(folder.glob("*.yaml"))]
+    found: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for name, path, entries in sources:
+        if name in found:
+            raise PrunekitError(f"method '{name}' is defined twice: {found[name][0]} and {path}")
+        try:
+            found[name] = path, read_preset(path) if entries is None else check_preset(entries)
+        except PrunekitError as error:
+            warnings.warn(f"skipped {path}: {error}", stacklevel=3)
+    return dict(sorted(found.items()))
 
 
-def read_preset(path: Path) -> dict[str, Any]:
-    """The composition of a file: components as mappings with a ``name``, and whatever else it sets; checked."""
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping of a YAML file."""
     try:
         data = yaml.safe_load(path.read_text()) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise PrunekitError(f"not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise PrunekitError("it must hold a mapping")
+    return data
+
+
+def read_preset(path: Path) -> dict[str, Any]:
+    """The composition of a file, checked."""
+    return check_preset(read_yaml(path))
+
+
+def check_preset(data: dict[str, Any]) -> dict[str, Any]:
+    """A composition with its components as mappings with a ``name``; raises for what is unknown or does not fit."""
     for key, value in data.items():
         if key not in ENTRIES:
             raise UnknownNameError("entry", key, ENTRIES)
@@ -61,10 +81,10 @@ def read_preset(path: Path) -> dict[str, Any]:
 
 def preset(name: str) -> dict[str, Any]:
     """The composition called ``name``."""
-    files = methods()
-    if name not in files:
-        raise UnknownNameError("method", name, files)
-    return read_preset(files[name])
+    known = presets()
+    if name not in known:
+        raise UnknownNameError("method", name, known)
+    return known[name][1]
 
 
 def with_preset(data: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -75,10 +95,26 @@ def with_preset(data: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     return {**data, **given}
 
 
-def method(name: str, **overrides: Any) -> Pruner:
-    """The published method ``name`` as a pruner; ``overrides`` replace entries (a component goes with its options)."""
+def with_variant(parts: dict[str, Any], variant: str | None) -> dict[str, Any]:
+    """Components, each a mapping of ``name`` and options, in the ``variant`` (paper, code) of those that have any."""
+    if variant is None:
+        return parts
+    kinds = [kind for kind in parts if kind in KINDS and "name" in parts[kind]]
+    having = [kind for kind in kinds if "variant" in option_names(registry.get(kind, parts[kind]["name"]))]
+    if not having:
+        raise PrunekitError(f"variant={variant}: no component here has variants")
+    return {**parts, **{kind: {**parts[kind], "variant": variant} for kind in having}}
+
+
+def method(name: str, *, variant: str | None = None, **overrides: Any) -> Pruner:
+    """The published method ``name`` as a pruner; ``overrides`` replace entries (a component goes with its options).
+
+    Args:
+        variant: "paper" or "code", where the two differ and the method offers both.
+    """
     data = preset(name)
     for key in overrides:
         if key not in ENTRIES:
-            raise UnknownNameError("option of method:", key, ENTRIES)
-    return build({**with_preset(data, overrides), "name": name}, f"method '{name}'")
+            raise UnknownNameError("option of method:", key, (*ENTRIES, "variant"))
+    data = with_preset(with_variant(data, variant), overrides)
+    return build({**data, "name": name}, f"method '{name}'")

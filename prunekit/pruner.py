@@ -14,14 +14,18 @@ from typing import Any
 from torch import nn
 
 from prunekit import components as _components  # noqa: F401  (registers the built-in names)
-from prunekit.budget import Allotment, Budget, allot, for_prompt
-from prunekit.components.base import Component, Fusion, Reducer, RowScorer, Schedule, Scorer, Selector
-from prunekit.cost.reading import mlp_width
+from prunekit.budget import Allotment, Budget, allot, for_prompt, place
+from prunekit.components.base import Component, Cut, Fusion, Reducer, RowScorer, Schedule, Scorer, Selector
 from prunekit.cost.shapes import Stack
+from prunekit.engine.alone import EncoderSession
+from prunekit.engine.encoder_run import EncoderPlan
 from prunekit.engine.hooks import Session
 from prunekit.engine.state import Trace
+from prunekit.engine.view import Regions
 from prunekit.errors import PrunekitError, check_choice
 from prunekit.families import Family
+from prunekit.families.vision import VisionTower, is_timm
+from prunekit.planning import plan_vision
 from prunekit.registry import KINDS, registry
 
 DEFAULTS = {
@@ -40,8 +44,11 @@ class Plan:
     """A pruner's schedule resolved on one model.
 
     Attributes:
-        cut_layers: layers before which tokens go, in order.
+        cut_layers: layers before which tokens go, in order; a cut at the input is one before layer 0.
         evidence: for each cut layer, the layers whose evidence decides it.
+        at_input: whether the first of them is a cut at the input.
+        tower: the vision encoder, where something is noted or goes inside it.
+        vision: what goes inside it.
         allotment: what a budget came to on this decoder, None without one.
     """
 
@@ -49,17 +56,29 @@ class Plan:
     depth: int
     cut_layers: tuple[int, ...]
     evidence: dict[int, list[int]]
+    at_input: bool = False
+    tower: VisionTower | None = None
+    vision: EncoderPlan | None = None
     allotment: Allotment | None = None
 
     @property
     def first_layer(self) -> int:
         """The first layer that may see fewer tokens."""
-        return self.cut_layers[0]
+        return 0 if self.vision is not None else self.cut_layers[0]
+
+    def site(self, cut_layer: int) -> str:
+        """Where the cut before a layer is said to be."""
+        return "input" if self.at_input and cut_layer == 0 else "decoder"
 
     @property
     def evidence_layers(self) -> frozenset[int]:
         """All layers from which evidence is taken."""
         return frozenset(layer for layers in self.evidence.values() for layer in layers)
+
+    @property
+    def last_evidence(self) -> frozenset[int]:
+        """For each cut the last layer that decides it, together."""
+        return frozenset(layers[-1] for layers in self.evidence.values() if layers)
 
     def keep(self, cut_layer: int, count: int, length: int | None = None) -> int:
         """How many of a sample's ``count`` visual tokens stay after the cut before ``cut_layer``; a budget asks for its
@@ -120,6 +139,9 @@ class Pruner:
         if self.fusion.joins_views and not isinstance(self.scorer, RowScorer):
             names = self.fusion.registered_name, self.scorer.registered_name
             raise PrunekitError(f"fusion '{names[0]}' joins attention rows; scorer '{names[1]}' reads none")
+        if self.selector.counts_rows and not isinstance(self.scorer, RowScorer):
+            names = self.selector.registered_name, self.scorer.registered_name
+            raise PrunekitError(f"selector '{names[0]}' counts by attention rows; scorer '{names[1]}' reads none")
 
     @property
     def components(self) -> dict[str, Component]:
@@ -131,15 +153,19 @@ class Pruner:
         for component in self.components.values():
             component.check(family.depth)
         self._check_family(family)
-        schedule, allotment = self._placed(family)
-        layers = check_cuts(schedule, family.depth, self.share)
+        allotment = None if self.budget is None else place(self.budget, self.schedule, family)
+        schedule = self.schedule if allotment is None else allotment.schedule
+        cuts = check_cuts(schedule, family.depth, self.share)
+        layers, at_input = [cut.layer for cut in cuts], bool(cuts) and cuts[0].site == "input"
+        tower, vision = plan_vision(self, family, at_input)
         evidence = {}
         for previous, layer in zip([0, *layers], layers, strict=False):
             evidence[layer] = self._evidence(family, list(self.fusion.layers(layer, previous)))
-            if not evidence[layer] and (self.scorer.uses_attention or self.fusion.joins_views):
+            reads = self.scorer.uses_attention and not self.scorer.works_blind
+            if not evidence[layer] and (reads or self.fusion.joins_views or self.selector.counts_rows):
                 name = self.scorer.registered_name
                 raise PrunekitError(f"scorer '{name}' reads attention, but no layer lies before a cut at layer {layer}")
-        return Plan(self, family.depth, tuple(layers), evidence, allotment)
+        return Plan(self, family.depth, tuple(layers), evidence, at_input, tower, vision, allotment)
 
     def outline(self, stack: Stack) -> Plan:
         """The plan on a decoder of which only the shape is known, for the cost meter."""
@@ -147,10 +173,10 @@ class Pruner:
         if self.budget is not None:
             allotment = allot(self.budget, schedule, stack.layers, stack.hidden, stack.mlp_width)
             schedule = allotment.schedule
-        layers = check_cuts(schedule, stack.layers, self.share)
+        layers = [cut.layer for cut in check_cuts(schedule, stack.layers, self.share)]
         steps = zip([0, *layers], layers, strict=False)
         evidence = {layer: list(self.fusion.layers(layer, previous)) for previous, layer in steps}
-        return Plan(self, stack.layers, tuple(layers), evidence, allotment)
+        return Plan(self, stack.layers, tuple(layers), evidence, allotment=allotment)
 
     def for_prompt(self, visual: int, text: int) -> Pruner:
         """The same with its budget's layers chosen for prompts of ``visual`` visual and ``text`` other tokens."""
@@ -159,26 +185,20 @@ class Pruner:
         other.budget = for_prompt(self.budget, visual, text)
         return other
 
-    def describe_budget(self, family: Family) -> str:
-        """What the budget came to on a model, for the prompt that its layers are chosen for, in one line."""
-        allotment = self.plan(family).allotment
-        assert allotment is not None
-        return allotment.describe()
-
     @property
     def share(self) -> float:
         """The keep ratio; 0.5 where it differs from sample to sample."""
         return 0.5 if self.keep_ratio is None else self.keep_ratio
 
-    def _placed(self, family: Family) -> tuple[Schedule, Allotment | None]:
-        """The schedule with its cuts where the budget needs them."""
-        if self.budget is None:
-            return self.schedule, None
-        budget, config = self.budget, family.text_config
-        if budget.visual is None and (grid := family.grid) is not None:
-            budget = for_prompt(budget, grid[0] * grid[1], budget.text)
-        allotment = allot(budget, self.schedule, family.depth, config.hidden_size, mlp_width(config))
-        return allotment.schedule, allotment
+    @property
+    def reads_vision(self) -> bool:
+        """Whether a component looks at the encoder's side of the visual tokens."""
+        return any(part.uses_vision for part in (self.scorer, self.selector, self.reducer))
+
+    @property
+    def needs_pixels(self) -> bool:
+        """Whether the vision encoder must run under this pruner, so that features made before do not do."""
+        return self.reads_vision or self.reducer.before_projector or self.schedule.in_encoder
 
     def _check_family(self, family: Family) -> None:
         """What the options ask of a model beyond dropping tokens."""
@@ -186,12 +206,17 @@ class Pruner:
         if self.positions == "renumber" and not family.renumbers:
             where = "its decoder" if family.rotary is None else type(family.rotary).__name__
             raise PrunekitError(f"positions=renumber: '{name}' has no plain one-dimensional rotary positions ({where})")
-        if self.reducer.changes_tokens and family.stacked:
+        if (self.reducer.changes_tokens or self.reducer.adds_tokens) and family.stacked:
             kind, reducer = type(family.layers[0]).__name__, self.reducer.registered_name
             raise PrunekitError(f"reducer '{reducer}': {kind} of '{name}' carries several hidden states for a token")
 
     def _evidence(self, family: Family, layers: list[int]) -> list[int]:
         """The layers that have evidence: a mean over many passes by those without attention, others cannot."""
+        if self.fusion.looks_ahead and self.scorer.uses_attention:
+            for layer in layers:
+                if (lender := family.key_layers[layer]) != layer:
+                    name = self.fusion.registered_name
+                    raise PrunekitError(f"fusion '{name}': layer {layer} borrows the keys of layer {lender}")
         if not self.scorer.uses_attention:
             return layers
         blind = [layer for layer in layers if not family.attends(layer)]
@@ -200,15 +225,20 @@ class Pruner:
             raise PrunekitError(f"fusion '{self.fusion.registered_name}' reads {where}, which have no attention")
         return [layer for layer in layers if layer not in blind]
 
-    def apply(self, model: nn.Module) -> Handle:
-        """Prune every prefill of ``model`` until the handle is removed. Applying twice is an error."""
-        session = Session(self, model)
+    def apply(self, model: nn.Module, regions: Regions | None = None) -> Handle:
+        """Prune every prefill of ``model`` until the handle is removed. Applying twice is an error.
+
+        Args:
+            regions: where the answer of each sample of the batches to come is, for a scorer that asks (``oracle``):
+                boxes (x0, y0, x1, y1) as fractions of the image.
+        """
+        session = EncoderSession(self, model) if is_timm(model) else Session(self, model, regions)
         session.install()
         return Handle(session)
 
-    def __call__(self, model: nn.Module) -> PrunedBlock:
+    def __call__(self, model: nn.Module, regions: Regions | None = None) -> PrunedBlock:
         """``with pruner(model) as trace:`` prunes inside the block and leaves the model as it was."""
-        return PrunedBlock(self, model)
+        return PrunedBlock(self, model, regions)
 
     def describe(self) -> dict[str, Any]:
         """Names and options, as plain data; what ``save`` writes and ``load`` reads."""
@@ -246,7 +276,7 @@ class Pruner:
 class Handle:
     """A pruner on a model: ``trace`` of the latest prefill, ``remove()`` to take it off."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session | EncoderSession) -> None:
         self._session = session
 
     @property
@@ -255,26 +285,27 @@ class Handle:
         return self._session.trace
 
     @property
-    def plan(self) -> Plan:
-        """The schedule as resolved on this model."""
+    def plan(self) -> Any:
+        """The schedule as resolved on this model: a ``Plan``, or an ``EncoderPlan`` for an encoder alone."""
         return self._session.plan
 
     def remove(self) -> None:
         """Leave the model as it was before ``apply``; a second call does nothing. Raises if the latest prefill's scores
         were NaN and that could not be said yet."""
         self._session.remove()
-        self._session.check_scores()
+        if isinstance(self._session, Session):
+            self._session.check_scores()
 
 
 class PrunedBlock:
     """The context that ``pruner(model)`` returns."""
 
-    def __init__(self, pruner: Pruner, model: nn.Module) -> None:
-        self._pruner, self._model = pruner, model
+    def __init__(self, pruner: Pruner, model: nn.Module, regions: Regions | None = None) -> None:
+        self._pruner, self._model, self._regions = pruner, model, regions
         self._handles: list[Handle] = []
 
     def __enter__(self) -> Trace:
-        self._handles.append(self._pruner.apply(self._model))
+        self._handles.append(self._pruner.apply(self._model, self._regions))
         return self._handles[-1].trace
 
     def __exit__(
@@ -287,17 +318,19 @@ class PrunedBlock:
             handle._session.remove()
 
 
-def check_cuts(schedule: Schedule, depth: int, ratio: float) -> list[int]:
-    """The cut layers of a schedule, or an error if what it returns is no plan for a decoder of ``depth`` layers."""
+def check_cuts(schedule: Schedule, depth: int, ratio: float) -> tuple[Cut, ...]:
+    """The cuts of a schedule, or an error if what it returns is no plan for a decoder of ``depth`` layers."""
     cuts, name = schedule.cuts(depth, ratio), component_name(schedule)
     layers, ratios = [cut.layer for cut in cuts], [cut.ratio for cut in cuts]
-    if not cuts or any(cut.site != "decoder" for cut in cuts):
-        raise PrunekitError(f"schedule '{name}' must return cuts at the decoder, not {list(cuts)}")
+    if not cuts and schedule.in_encoder:
+        return ()
+    if not cuts or any((cut.site, cut.layer) != ("input", 0) and cut.site != "decoder" for cut in cuts):
+        raise PrunekitError(f"schedule '{name}' must return cuts at the input or the decoder, not {list(cuts)}")
     if any(not 0 <= layer < depth for layer in layers) or any(b <= a for a, b in itertools.pairwise(layers)):
         raise PrunekitError(f"schedule '{name}' must cut before rising layers of 0..{depth - 1}, not {layers}")
     if any(b > a for a, b in itertools.pairwise([1.0, *ratios])) or abs(ratios[-1] - ratio) > 1e-9:
         raise PrunekitError(f"schedule '{name}' must leave falling shares that end at {ratio:g}, not {ratios}")
-    return layers
+    return cuts
 
 
 def component_name(component: Component) -> str:

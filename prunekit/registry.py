@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.util
 import os
@@ -25,6 +26,7 @@ class Registry:
     def __init__(self, kinds: tuple[str, ...] = KINDS) -> None:
         self._classes: dict[str, dict[str, type]] = {kind: {} for kind in kinds}
         self._files: dict[Path, str] = {}
+        self._compositions: dict[str, tuple[dict[str, Any], Path | None]] = {}
 
     def register(self, kind: str, name: str) -> Callable[[T], T]:
         """Class decorator (above ``@dataclass``): the class becomes component ``name`` and its fields its options."""
@@ -42,6 +44,22 @@ class Registry:
             return cls
 
         return add
+
+    def compose(self, name: str, **entries: Any) -> None:
+        """Name a composition, as a YAML preset beside the file would: ``method=name`` runs it.
+
+        ``entries`` are those of a preset: components (a name, or a mapping of ``name`` and options), a budget,
+        ``positions``. They are checked when presets are read.
+        """
+        if name in self._compositions:
+            raise PrunekitError(f"method '{name}' is already defined, in {self._compositions[name][1]}")
+        loading = [path for path, state in self._files.items() if state == "loading"]
+        self._compositions[name] = (entries, loading[-1] if loading else None)
+
+    def compositions(self) -> dict[str, tuple[dict[str, Any], Path | None]]:
+        """Compositions of the method folders' Python files by name, each with its file (None: not from a file)."""
+        self.discover()
+        return copy.deepcopy(self._compositions)
 
     def classes(self, kind: str) -> dict[str, type]:
         """All components of a kind by name, files of the method folders included."""
@@ -83,7 +101,7 @@ class Registry:
 
     def _load(self, path: Path) -> bool:
         name = f"prunekit_methods.{path.parent.name}_{abs(hash(path.parent)):x}.{path.stem}"
-        before = {kind: dict(table) for kind, table in self._classes.items()}
+        before = {kind: dict(table) for kind, table in self._classes.items()}, dict(self._compositions)
         try:
             spec = importlib.util.spec_from_file_location(name, path)
             assert spec and spec.loader
@@ -92,7 +110,7 @@ class Registry:
             spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:  # a user's file may fail in any way; the rest must go on
             sys.modules.pop(name, None)
-            self._classes = before
+            self._classes, self._compositions = before
             self._files[path] = "broken"
             line = str(error).splitlines()[0] if str(error) else ""
             warnings.warn(f"skipped {path}: {type(error).__name__}: {line}", stacklevel=2)
@@ -104,6 +122,11 @@ class Registry:
         if kind not in self._classes:
             raise UnknownNameError("kind of component", kind, self._classes)
         return self._classes[kind]
+
+
+def option_names(cls: type) -> list[str]:
+    """The options of a component."""
+    return [f.name for f in dataclasses.fields(cls) if f.init]
 
 
 def check_options(kind: str, name: str, cls: type, options: dict[str, Any]) -> None:
@@ -155,5 +178,6 @@ def method_folders() -> list[Path]:
 
 registry = Registry()
 register = registry.register
+compose = registry.compose
 create = registry.create
 available = registry.available

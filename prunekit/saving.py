@@ -14,20 +14,24 @@ from prunekit.registry import KINDS, registry
 if TYPE_CHECKING:
     from prunekit.pruner import Pruner
 
-FILE, WEIGHTS = "pruner.yaml", "fusion.safetensors"
+FILE, WEIGHTS = "pruner.yaml", "{kind}.safetensors"
 
 
 def save_pruner(pruner: Pruner, folder: Path) -> None:
-    """Write ``pruner.yaml`` and, for a fusion with weights, ``fusion.safetensors`` beside it."""
+    """Write ``pruner.yaml`` and, for a component with weights, ``fusion.safetensors`` or the like beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     data = pruner.describe()
     for kind, component in pruner.components.items():
         if registry.classes(kind).get(data[kind]["name"]) is not type(component):
             raise PrunekitError(f"{kind} {type(component).__name__} is not registered: it could not be loaded again")
-    if source := data["fusion"].get("weights"):
-        if Path(source).resolve() != (folder / WEIGHTS).resolve():
-            shutil.copyfile(source, folder / WEIGHTS)
-        data["fusion"]["weights"] = WEIGHTS
+    for kind, component in pruner.components.items():
+        file = WEIGHTS.format(kind=kind)
+        if component.save_weights(folder / file):
+            data[kind]["weights"] = file
+        elif source := data[kind].get("weights"):
+            if Path(source).resolve() != (folder / file).resolve():
+                shutil.copyfile(source, folder / file)
+            data[kind]["weights"] = file
     try:
         text = yaml.safe_dump(data, sort_keys=False)
     except yaml.YAMLError as error:
@@ -45,8 +49,9 @@ def load_pruner(folder: Path) -> Pruner:
         raise PrunekitError(f"'{folder / FILE}' is not YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(data, dict):
         raise PrunekitError(f"'{folder / FILE}' does not describe a pruner")
-    if isinstance(fusion := data.get("fusion"), dict) and fusion.get("weights"):
-        fusion["weights"] = str(folder / fusion["weights"])
+    for kind in KINDS:
+        if isinstance(part := data.get(kind), dict) and part.get("weights"):
+            part["weights"] = str(folder / part["weights"])
     return build(data, f"'{folder / FILE}'")
 
 

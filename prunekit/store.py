@@ -13,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from prunekit.presets import methods, preset
+from prunekit.presets import presets
 from prunekit.registry import KINDS, registry
 
 
@@ -29,8 +29,8 @@ def register_options() -> None:
                 warnings.warn(f"skipped {kind} '{name}' of {cls.__module__}: {reason}", stacklevel=2)
             else:
                 ConfigStore.instance().store(group=kind, name=name, node=node)
-    for name in methods():
-        _register_method(name)
+    for name, (_, data) in presets().items():
+        _register_method(name, data)
 
 
 def config_class(name: str, cls: type, **values: Any) -> type:
@@ -61,12 +61,12 @@ def _storable(hint: Any) -> Any:
     return Any
 
 
-def _register_method(name: str) -> None:
+def _register_method(name: str, data: dict[str, Any]) -> None:
     """A preset chooses an option of each group, as the command line would; where it sets options, one of its own.
 
     So ``schedule=progressive`` after ``method=fastv`` replaces the choice, and the preset's settings go with it.
     """
-    store, data = ConfigStore.instance(), preset(name)
+    store = ConfigStore.instance()
     choices: list[Any] = []
     for kind in KINDS:
         if not (part := dict(data.get(kind) or {})):

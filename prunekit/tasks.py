@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import PrunekitError, check_choice
-from prunekit.presets import preset, with_preset
+from prunekit.presets import preset, with_preset, with_variant
 from prunekit.pruner import Pruner, component_name
 from prunekit.registry import KINDS, registry
 
@@ -25,8 +25,9 @@ class Context:
 def build_pruner(config: dict[str, Any], **replaced: Any) -> Pruner:
     """The pruner of a configuration; ``replaced`` components take the place of its own."""
     parts: dict[str, Any] = {}
+    chosen = with_variant({kind: dict(config[kind]) for kind in KINDS}, config.get("variant"))
     for kind in KINDS:
-        options = dict(config[kind])
+        options = chosen[kind]
         if "seed" in options and options["seed"] is None:
             options["seed"] = config["seed"]
         parts[kind] = replaced.get(kind) or registry.create(kind, options.pop("name"), **options)
@@ -90,7 +91,7 @@ def run_eval(config: dict[str, Any], context: Context) -> None:
 
     check_choice("logger.mode", config["logger"]["mode"], MODES)
     pruner = build_pruner(config)
-    sizes = {"batch_size": whole(config, "batch_size", 1), "seed": whole(config, "seed", 0)}
+    sizes: dict[str, Any] = {"batch_size": whole(config, "batch_size", 1), "seed": whole(config, "seed", 0)}
     examples = load_examples(config)
     loaded = load(config)
     pruner = fit_budget(pruner, loaded, examples)
@@ -130,7 +131,8 @@ def fit_budget(pruner: Pruner, loaded: Any, examples: list[Any]) -> Pruner:
     made = Batcher(loaded).inputs(examples[:1])
     visual = int(family.find_visual(made["input_ids"], made).sum())
     fitted = pruner.for_prompt(visual, made["input_ids"].shape[1] - visual)
-    print(fitted.describe_budget(family))
+    if (allotment := fitted.plan(family).allotment) is not None:
+        print(allotment.describe())
     return fitted
 
 
@@ -188,3 +190,28 @@ def run_layers(config: dict[str, Any], context: Context) -> None:
         seed=whole(config, "seed", 0),
         resume=bool(config["resume"]),
     )
+
+
+def run_methods(config: dict[str, Any], context: Context) -> None:
+    """``task=methods``: every method at several keep ratios on the same examples; a table for docs/results.md."""
+    from prunekit.evaluation.results import Runs, compare, write_results
+    from prunekit.presets import methods
+
+    table = config["table"]
+    keeps, names = table["keep"], table["methods"] or list(methods())
+    for keep in keeps if isinstance(keeps, list) else [keeps]:
+        if isinstance(keep, bool) or not isinstance(keep, int | float) or not 0 < keep <= 1:
+            raise PrunekitError(f"table.keep must list ratios in (0, 1], not {keep!r}")
+    for name in names:
+        preset(name)  # raises for one that does not exist
+    runs = Runs(
+        load(config),
+        load_examples(config),
+        context.folder,
+        data=data_name(config),
+        batch_size=whole(config, "batch_size", 1),
+        max_new_tokens=whole(config, "data.max_new_tokens", 1),
+        seeds=whole(config, "table.seeds", 1),
+        resume=bool(config["resume"]),
+    )
+    write_results(compare(runs, names, keeps, config["variant"]), context.folder, table["file"])

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from prunekit.engine.cache import cache_in
 from prunekit.families import Family, make_family
 from zoo import Batch
 from zoo.base import VOCAB, WORDS
@@ -55,8 +56,7 @@ def masked(model: Any, batch: Batch, hidden: Hidden):
     handles, patched = [], []
 
     def count_tokens(module: Any, args: Any, kwargs: Any) -> None:
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        cache = kwargs.get("cache", kwargs.get("past_key_values"))  # renamed in transformers 5.24
+        ids, cache = kwargs.get("input_ids", args[0] if args else None), cache_in(kwargs)
         new = ids.shape[1] if ids is not None else kwargs["inputs_embeds"].shape[1]
         total["tokens"] = new + (cache.get_seq_length() if cache is not None else 0)
 
@@ -107,7 +107,7 @@ def _sample_by_sample(layer: Any, names: tuple[str, ...], stays: torch.Tensor) -
 
     def run(*args: Any, **kwargs: Any) -> Any:
         named = {**dict(zip(names, args, strict=False)), **kwargs}
-        named |= dict.fromkeys({"cache", "past_key_values"} & named.keys())
+        named |= {name: None for name in ("cache", "past_key_values") if name in named}
         hidden = named.pop("hidden_states")
         size, dense = hidden.shape[1], torch.zeros_like(hidden)
         for b in range(hidden.shape[0]):

@@ -18,7 +18,7 @@ from prunekit.bench.run import Options, bench_point
 from prunekit.bench.segments import ceiling_segments, eager_segments, segmented
 from prunekit.bench.workload import synthetic
 from prunekit.cost import outline
-from prunekit.engine.cache import cache_of
+from prunekit.engine.cache import cache_in
 from prunekit.families import make_family
 from tiny import FAMILIES, make_batch, tiny_model
 
@@ -63,7 +63,7 @@ class TestContenders:
                 assert (model(**batch.inputs, logits_to_keep=1).logits - dense).abs().max() < 1e-5
             lengths = (size, size, size - 3, size - 5, size - 5, size - 5)
             with segmented(make_family(model), ceiling_segments(lengths)):
-                cache = cache_of(model(**batch.inputs, use_cache=True, logits_to_keep=1))
+                cache = cache_in(model(**batch.inputs, use_cache=True, logits_to_keep=1))
                 step = model(input_ids=torch.full((3, 1), 5), past_key_values=cache)
         assert [layer.keys.shape[-2] for layer in cache.layers] == [n + 1 for n in lengths]
         assert step.logits.isfinite().all()

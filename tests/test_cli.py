@@ -153,8 +153,8 @@ def test_replacing_a_component_of_a_method_drops_its_settings():
         whole = compose("config", overrides=["method=fastv"])
         layer = compose("config", overrides=["method=fastv", "schedule.layer=3"])
         other = compose("config", overrides=["method=fastv", "schedule=progressive", "fusion=multi"])
-    assert (whole.schedule.layer, whole.scorer.rows, whole.preset) == (2, "last", "fastv")
-    assert (layer.schedule.layer, other.schedule.layers, other.scorer.rows) == (3, None, "last")
+    assert (whole.schedule.layer, whole.scorer.name, whole.preset) == (2, "fastv", "fastv")
+    assert (layer.schedule.layer, other.schedule.layers, other.scorer.name) == (3, None, "fastv")
     from omegaconf import OmegaConf
 
     pruner = build_pruner(OmegaConf.to_container(other))

@@ -14,7 +14,7 @@ import torch
 from prunekit.bench.memory import AllocationMeter, kv_bytes
 from prunekit.bench.segments import cache_name
 from prunekit.bench.workload import Workload
-from prunekit.engine.cache import cache_of
+from prunekit.engine.cache import cache_in
 
 Setting = Callable[[], AbstractContextManager[Any]]
 """Puts a contender on the model for as long as its block lasts."""
@@ -58,7 +58,7 @@ def take_turns(
             name = names[(place + number) % len(names)]
             with contenders[name]():
                 prefill, output = _seconds(lambda: _prefill(model, work), model)
-                cache = cache_of(output)
+                cache = cache_in(output)
                 found[name].kv_bytes = kv_bytes(cache)
                 token = _decode(model, work, cache, new_tokens)
             if number:

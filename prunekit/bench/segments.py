@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit.engine.cache import cache_of
+from prunekit.engine.cache import cache_in
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
 
@@ -114,7 +114,7 @@ def _prefill(family: Family, forward: Any, segments: list[Segment], kwargs: dict
     hidden, positions = named.pop("inputs_embeds"), named.pop("position_ids", None)
     if positions is None:
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
-    whole = cache_of(kwargs)
+    whole = cache_in(kwargs)
     whole = DynamicCache(config=config) if whole is None else whole
     output = None
     try:

@@ -69,8 +69,8 @@ def bench(
     for count in counts:
         work = _workload(model, loaded, first_example, count, settings)
         fitted = pruner if pruner.budget is None else pruner.for_prompt(work.visual, work.text)
-        if fitted.budget is not None:
-            print(fitted.describe_budget(work.family))
+        if (allotment := fitted.plan(work.family).allotment) is not None:
+            print(allotment.describe())
         point = bench_point(model, work, fitted, options)
         found["points"].append(point)
         (folder / "bench.json").write_text(json.dumps(found, indent=1) + "\n")  # what is measured stands

@@ -1,3 +1,13 @@
 """The built-in components; importing this registers them."""
 
-from prunekit.components import fusions, reducers, schedules, scorers, selectors  # noqa: F401
+from prunekit.components import (  # noqa: F401
+    compressors,
+    fusions,
+    outliers,
+    recycle,
+    reducers,
+    schedules,
+    scorers,
+    selectors,
+    sites,
+)

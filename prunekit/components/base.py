@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 if TYPE_CHECKING:
-    from prunekit.engine.view import LayerView
+    from prunekit.engine.view import LayerView, QuerySet, View
 
 
 class Component:
@@ -24,6 +25,11 @@ class Component:
 
     def check(self, depth: int) -> None:
         """Raise ``PrunekitError`` if this component cannot work on a decoder of ``depth`` layers."""
+
+    def save_weights(self, path: Path) -> bool:
+        """Write what training has made of this component as safetensors, for its option ``weights``; whether there was
+        anything to write."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -52,10 +58,30 @@ class LayerWork:
 
 
 class Scorer(Component):
-    """One number a visual token."""
+    """One number a visual token.
+
+    ``score`` is called with a ``LayerView`` of a decoder layer, or, where tokens go inside the vision encoder, with an
+    ``EncoderView`` of one of its blocks, in which samples are images and visual tokens their patches; ``view.site``
+    tells which.
+    """
+
+    sites: ClassVar[tuple[str, ...]] = ("input", "decoder")
+    """Where it can work: "vision" (inside the encoder), "input" (before decoder layer 0), "decoder"."""
+
+    uses_vision: ClassVar[bool] = False
+    """Whether it reads ``view.vision``, the encoder's side of the visual tokens. If not, nothing is noted for it."""
 
     uses_attention: ClassVar[bool] = False
     """Whether ``score`` reads the layer's attention, queries or keys. If not, none are captured for it."""
+
+    works_blind: ClassVar[bool] = False
+    """Whether ``score`` has an answer without attention too (``view.inputs`` is None): a cut before layer 0."""
+
+    draws: ClassVar[bool] = False
+    """Whether scores are drawn at random by an option ``seed``, so that tables average over seeds."""
+
+    uses_regions: ClassVar[bool] = False
+    """Whether ``score`` reads ``view.regions``: where the answers are. The caller must know and tell the pruner."""
 
     def score(self, view: LayerView) -> torch.Tensor:
         """Scores [B, N] from one layer, called for each layer that the fusion asks for."""
@@ -76,12 +102,16 @@ class RowScorer(Scorer):
         """Which queries' rows it reads: "text", "last", "visual" or "all"."""
         raise TypeError(f"{type(self).__name__} defines no query_set")
 
+    def chosen_queries(self, view: LayerView) -> QuerySet:
+        """The queries of one layer: ``query_set``, or a bool mask [B, S] for a scorer that chooses them by content."""
+        return self.query_set
+
     def score_rows(self, rows: torch.Tensor, view: LayerView) -> torch.Tensor:
-        """Scores [B, N] from the rows [B, H, Q, S] of ``query_set``."""
+        """Scores [B, N] from the rows [B, H, Q, S] of ``chosen_queries``."""
         raise TypeError(f"{type(self).__name__} defines no score_rows(rows, view)")
 
     def score(self, view: LayerView) -> torch.Tensor:
-        return self.score_rows(view.attention(self.query_set), view)
+        return self.score_rows(view.attention(self.chosen_queries(view)), view)
 
     def macs(self, work: LayerWork) -> float:
         return work.row_macs(work.queries(self.query_set))
@@ -93,8 +123,13 @@ class Fusion(Component):
     joins_views: ClassVar[bool] = False
     """Whether ``fuse_views`` is called, on whole layers, instead of ``fuse`` on their scores."""
 
+    looks_ahead: ClassVar[bool] = False
+    """Whether ``layers`` may name the cut layer itself: what it would see of the tokens that are about to go. Its norm
+    and projections are run for that once more, without the cache, up to its attention function."""
+
     def layers(self, cut: int, previous: int) -> list[int]:
-        """Layers (ascending, all < ``cut``) whose evidence decides the cut before layer ``cut``.
+        """Layers (ascending, all < ``cut``) whose evidence decides the cut before layer ``cut``; where ``looks_ahead``,
+        ``cut`` itself may be among them.
 
         ``previous`` is the layer of the cut before this one, 0 if there was none.
         """
@@ -132,6 +167,25 @@ class Schedule(Component):
         """
         raise TypeError(f"{type(self).__name__} defines no cuts(depth, keep_ratio)")
 
+    in_encoder: bool = False
+    """Whether ``vision_cuts`` is asked as well, and needs an answer."""
+
+    def vision_cuts(self, blocks: int, patches: int, keep_ratio: float) -> tuple[Cut, ...]:
+        """The cuts inside a vision encoder of which the first ``blocks`` blocks count, in order.
+
+        ``ratio`` is the share of an image's ``patches`` that stays; ``layer`` the block inside which the others go,
+        between its attention and its MLP. Where ``cuts`` has none the last ratio is the keep ratio, or the nearest to
+        it that can be reached.
+        """
+        return ()
+
+    def image_grid(self, grid: tuple[int, int], keep_ratio: float) -> tuple[int, int] | None:
+        """Rows and columns of patches to which the image itself is shrunk before an encoder whose images have ``grid``.
+
+        None leaves it as it is. Asked of schedules that are ``in_encoder``.
+        """
+        return None
+
     def own_ratio(self) -> float | None:
         """The keep ratio that the schedule's own options imply, None if they leave it open."""
         return None
@@ -144,12 +198,35 @@ class Schedule(Component):
 class Selector(Component):
     """Scores to the set that stays."""
 
+    uses_vision: ClassVar[bool] = False
+    """Whether ``select_in`` reads ``view.vision``."""
+
     exact: ClassVar[bool] = False
     """Whether always exactly ``keep`` tokens of each sample stay, so that the new length is known without looking."""
+
+    ignores_scores: ClassVar[bool] = False
+    """Whether the choice does not depend on the scores."""
+
+    counts_rows: ClassVar[bool] = False
+    """Whether ``counts`` is asked first. It gets the attention rows of the last layer of evidence, so that the scorer
+    must be a ``RowScorer``."""
+
+    def counts(self, rows: torch.Tensor, keep: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
+        """How many tokens stay of each sample, long [B], where that depends on the evidence (dynamic ratios).
+
+        ``rows`` [B, Q, N] is the head-mean attention from the scorer's queries to the visual tokens, zero where there
+        is no query or no token; ``keep`` [B] is what the schedule would leave of ``alive`` [B, N].
+        """
+        raise TypeError(f"{type(self).__name__} defines no counts(rows, keep, alive)")
 
     def select(self, scores: torch.Tensor, keep: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
         """Bool [B, N], a subset of ``alive`` [B, N], from ``scores`` [B, N] and the counts ``keep`` [B]."""
         raise TypeError(f"{type(self).__name__} defines no select(scores, keep, alive)")
+
+    def select_in(self, view: View, scores: torch.Tensor, keep: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
+        """The same for a selector that looks at more than scores: ``view`` shows the layer that the tokens enter (in an
+        encoder the block that they are in). This is what is called."""
+        return self.select(scores, keep, alive)
 
 
 class Reducer(Component):
@@ -157,6 +234,16 @@ class Reducer(Component):
 
     changes_tokens: ClassVar[bool] = False
     """Whether ``reduce`` is to be called at all; if not, the rest is dropped."""
+
+    uses_vision: ClassVar[bool] = False
+    """Whether it reads ``view.vision``."""
+
+    before_projector: ClassVar[bool] = False
+    """Whether at the input ``tokens`` are what the projector reads, [B, N, C], instead of what it makes of them; what
+    stays is projected afterwards."""
+
+    weighs_attention: bool = False
+    """Whether inside an encoder the logarithm of a token's size is added to its attention logits from then on."""
 
     def reduce(
         self, tokens: torch.Tensor, sizes: torch.Tensor, kept: torch.Tensor, alive: torch.Tensor
@@ -166,3 +253,72 @@ class Reducer(Component):
         ``tokens`` are the hidden states entering the cut layer and ``sizes`` how many original tokens each stands for.
         """
         raise TypeError(f"{type(self).__name__} defines no reduce(tokens, sizes, kept, alive)")
+
+    adds_tokens: ClassVar[bool] = False
+    """Whether ``add`` is called, to make further tokens of those that go."""
+
+    def share(self, standing: int, keep: int) -> tuple[int, int]:
+        """Of a sample with ``standing`` tokens and a budget of ``keep``: how many are selected, how many are added."""
+        return keep, 0
+
+    def add(
+        self,
+        tokens: torch.Tensor,
+        sizes: torch.Tensor,
+        scores: torch.Tensor,
+        kept: torch.Tensor,
+        alive: torch.Tensor,
+        count: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """New tokens, sizes, and ``added`` (bool [B, N], ``count`` [B] each, none of them kept): where new ones stand.
+
+        A new token takes the name, and under ``positions=keep`` the place, of the token at whose index it is written;
+        under ``positions=renumber`` it moves behind the kept tokens of its image. The rest as in ``reduce``.
+        """
+        raise TypeError(f"{type(self).__name__} defines no add(tokens, sizes, scores, kept, alive, count)")
+
+    def share_in(self, view: View, standing: int, keep: int) -> tuple[int, int]:
+        """``share`` with the view of the cut (see ``Selector.select_in``); this is what is called."""
+        return self.share(standing, keep)
+
+    def reduce_in(
+        self,
+        view: View,
+        tokens: torch.Tensor,
+        sizes: torch.Tensor,
+        scores: torch.Tensor,
+        kept: torch.Tensor,
+        alive: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``reduce`` with the view of the cut and the scores; this is what is called."""
+        return self.reduce(tokens, sizes, kept, alive)
+
+    def add_in(
+        self,
+        view: View,
+        tokens: torch.Tensor,
+        sizes: torch.Tensor,
+        scores: torch.Tensor,
+        kept: torch.Tensor,
+        alive: torch.Tensor,
+        count: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """``add`` with the view of the cut; this is what is called."""
+        return self.add(tokens, sizes, scores, kept, alive, count)
+
+    def targets_in(
+        self, view: View, scores: torch.Tensor, kept: torch.Tensor, added: torch.Tensor, alive: torch.Tensor
+    ) -> torch.Tensor | None:
+        """Under which token's name each token that goes lives on, long [B, N], -1 where under none; None if none do.
+
+        For the map of sources that a trace keeps; what stands at ``kept`` or ``added`` is ignored.
+        """
+        return None
+
+    def ranks_in(self, view: View, scores: torch.Tensor, kept: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
+        """In which order what stays follows each other in an image, long [B, N]: by rank, then by place.
+
+        By default what was ``added`` comes last. Used where the order is free: inside an encoder, and under
+        ``positions=renumber``.
+        """
+        return added.long()

@@ -28,6 +28,21 @@ class SingleFusion(Fusion):
         return evidence[-1]
 
 
+@register("fusion", "ahead")
+@dataclass
+class AheadFusion(Fusion):
+    """The layer that the tokens are about to enter, by its own norm and projections, before they go (PyramidDrop, CVPR
+    2025). A scorer that reads hidden states alone sees those at the cut, without any run ahead (DART)."""
+
+    looks_ahead = True
+
+    def layers(self, cut: int, previous: int) -> list[int]:
+        return [cut]
+
+    def fuse(self, evidence: torch.Tensor, layers: Sequence[int]) -> torch.Tensor:
+        return evidence[-1]
+
+
 class WindowedFusion(Fusion):
     """Layers below the cut: all of them, the last ``window``, or the named ``from_layers``."""
 
@@ -157,8 +172,8 @@ class RolloutFusion(Fusion):
     def fuse_views(self, views: Sequence[LayerView], scorer: Scorer) -> torch.Tensor:
         assert isinstance(scorer, RowScorer)  # Pruner refuses any other
         last = views[-1]
-        attended = last.mean_attention(scorer.query_set)
-        rows_BQS = self.residual * last.one_hot(scorer.query_set) + (1 - self.residual) * attended
+        queries = scorer.chosen_queries(last)
+        rows_BQS = self.residual * last.one_hot(queries) + (1 - self.residual) * last.mean_attention(queries)
         for view in reversed(views[:-1]):
             rows_BQS = self.residual * rows_BQS + (1 - self.residual) * view.propagate(rows_BQS)
         return scorer.score_rows(rows_BQS[:, None], last)

@@ -27,13 +27,13 @@ class ReceivedAttention(RowScorer):
     def score(self, view: LayerView) -> torch.Tensor:
         received_BS: torch.Tensor | float = 0.0
         seeing_BS: torch.Tensor | float = 0.0
-        for rows_BHQS, seen_BQS in view.attention_blocks(self.query_set):
+        for rows_BHQS, seen_BQS in view.attention_blocks(self.chosen_queries(view)):
             received_BS = received_BS + self._received(rows_BHQS, seen_BQS)
             seeing_BS = seeing_BS + seen_BQS.sum(1)
         return self._mean(received_BS, seeing_BS, view)
 
     def score_rows(self, rows: torch.Tensor, view: LayerView) -> torch.Tensor:
-        seen_BQS = view.visible(self.query_set)
+        seen_BQS = view.visible(self.chosen_queries(view))
         return self._mean(self._received(rows, seen_BQS), seen_BQS.sum(1), view)
 
     def _received(self, rows_BHQS: torch.Tensor, seen_BQS: torch.Tensor) -> torch.Tensor:
@@ -61,6 +61,8 @@ class InstructionScorer(ReceivedAttention):
     rows: str = "text"
     heads: str = "mean"
 
+    sites = ("decoder",)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("rows", self.rows, ("text", "last", "all"))
@@ -81,6 +83,8 @@ class VisualScorer(ReceivedAttention):
 
     heads: str = "mean"
 
+    sites = ("vision", "decoder")
+
     @property
     def query_set(self) -> str:
         return "visual"
@@ -96,6 +100,7 @@ class ToMeScorer(Scorer):
     """
 
     uses_attention = True
+    sites = ("vision", "decoder")
 
     def score(self, view: LayerView) -> torch.Tensor:
         keys_BND = torch.nn.functional.normalize(view.visual(view.keys.mean(1)).float(), dim=-1)
@@ -121,6 +126,8 @@ class RandomScorer(Scorer):
     """
 
     seed: int | None = None
+
+    draws = True
 
     def score(self, view: LayerView) -> torch.Tensor:
         layout = view.layout

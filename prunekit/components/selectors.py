@@ -7,7 +7,16 @@ from dataclasses import dataclass
 import torch
 
 from prunekit.components.base import Selector
+from prunekit.errors import PrunekitError, check_choice
 from prunekit.registry import register
+
+
+def top(scores: torch.Tensor, count: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
+    """The ``count`` [B] highest ``scores`` [B, N] of those in ``among``, of equal ones the earlier: bool [B, N]."""
+    ranked = scores.masked_fill(~among, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(scores.shape[1], device=scores.device).expand_as(ranked)
+    rank = torch.empty_like(ranked).scatter_(1, ranked, places)
+    return (rank < count[:, None]) & among
 
 
 @register("selector", "topk")
@@ -18,7 +27,41 @@ class TopK(Selector):
     exact = True
 
     def select(self, scores: torch.Tensor, keep: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
-        ranked = scores.masked_fill(~alive, -torch.inf).argsort(dim=1, descending=True, stable=True)
-        places = torch.arange(scores.shape[1], device=scores.device).expand_as(ranked)
-        rank = torch.empty_like(ranked).scatter_(1, ranked, places)
-        return (rank < keep[:, None]) & alive
+        return top(scores, keep, alive)
+
+
+@register("selector", "rank")
+@dataclass
+class RankRule(TopK):
+    """The top k, k being the schedule's count or adapted to the sample by a rank (SparseVLM, ICML 2025,
+    https://arxiv.org/abs/2410.04417, section 3).
+
+    Rows are those of the scorer's queries: SparseVLM's raters, or the instruction, or the last token.
+
+    Args:
+        variant: "code" (default) keeps the schedule's counts. "paper" removes n = λ · (L − rank(P)) of L tokens, P
+            being the rows' attention to them: an image that says more different things to the question keeps more.
+        scale: λ; by default the share that the schedule would remove, so that rank 0 is the schedule's count.
+    """
+
+    variant: str = "code"
+    scale: float | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("variant", self.variant, ("code", "paper"))
+        if self.scale is not None and not 0 < self.scale <= 1:
+            raise PrunekitError(f"selector.scale must lie in (0, 1], not {self.scale}")
+
+    @property
+    def counts_rows(self) -> bool:  # type: ignore[override]
+        return self.variant == "paper"
+
+    def counts(self, rows: torch.Tensor, keep: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
+        standing, queries = alive.sum(1), (rows > 0).any(-1).sum(1)
+        values = torch.linalg.svdvals(rows.float())
+        eps = torch.finfo(torch.float32).eps
+        smallest = values[:, :1] * torch.maximum(standing, queries)[:, None] * eps  # as numpy's matrix_rank
+        rank = (values > smallest).sum(1)
+        scale = 1 - keep / standing.clamp(min=1) if self.scale is None else self.scale
+        goes = (scale * (standing - rank)).round().long()
+        return (standing - goes.clamp(min=0)).clamp(min=1).minimum(standing)

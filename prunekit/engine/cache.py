@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from prunekit.engine.hooks import Session
     from prunekit.engine.state import Prefill
 
+CACHE_NAMES = ("cache", "past_key_values")
+"""What transformers calls the cache: from 5.24 on, and before."""
+
 
 class PrunedLayerMixin:
     """Put in front of a cache layer's class once a prefill has filled it with fewer keys than the sequence is long.
@@ -177,10 +180,9 @@ def _pruned_class(kind: Any) -> Any:
     return _pruned_classes[kind]
 
 
-def cache_of(named: Any) -> Any:
-    """The KV cache among a forward's keywords or outputs, None without one; transformers renamed it in 5.24."""
-    found = named.get("cache")
-    return named.get("past_key_values") if found is None else found
+def cache_in(arguments: Any) -> Any:
+    """The KV cache among the arguments, or in the output, of a model or a layer; None if there is none."""
+    return next((found for name in CACHE_NAMES if (found := arguments.get(name)) is not None), None)
 
 
 def check_cache(cache: Any) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from prunekit.engine.arguments import KEY_PLACES
-from prunekit.engine.cache import PrunedLayerMixin, cache_of
+from prunekit.engine.cache import PrunedLayerMixin, cache_in
 from prunekit.engine.masks import decode_mask
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
@@ -34,7 +34,7 @@ def decode_layer(
     session: Session, index: int, hidden: torch.Tensor, kwargs: dict[str, Any], memo: dict[tuple[Any, ...], Any]
 ) -> tuple[tuple[torch.Tensor], dict[str, Any]] | None:
     """The arguments of layer ``index`` in a decode step, None if they can stay; ``memo`` lasts for the step."""
-    cache = cache_of(kwargs)
+    cache = cache_in(kwargs)
     source = session.family.key_layers[index]
     held = cache.layers[source] if cache is not None and source < len(cache.layers) else None
     if not isinstance(held, PrunedLayerMixin) or held.prompt_index is None:

@@ -10,49 +10,78 @@ A decode step only rewrites the mask of layers whose cache is sealed.
 from __future__ import annotations
 
 import threading
-import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from prunekit.engine.ahead import Peeked, view_ahead
 from prunekit.engine.arguments import compact, foreign_keys
-from prunekit.engine.cache import PrunedLayerMixin, cache_of, check_cache, is_plain, seal_layers
+from prunekit.engine.cache import PrunedLayerMixin, cache_in, check_cache, is_plain, seal_layers
 from prunekit.engine.checks import nan_scores, raise_nan
+from prunekit.engine.choice import carry_sources, choose, reduce
 from prunekit.engine.decode import corrects_steps, decode_layer
-from prunekit.engine.layout import Layout, on_device, take
+from prunekit.engine.encoder import EncoderHooks, make_encoder_hooks
+from prunekit.engine.guards import check_budget, check_checkpointing, checkpoints
+from prunekit.engine.layout import Layout, take
 from prunekit.engine.state import CutRecord, Prefill, Trace
 from prunekit.engine.tap import Taps, attention_inputs
+from prunekit.engine.view import LayerView, Regions
+from prunekit.engine.vision import arrive
 from prunekit.errors import PrunekitError
 from prunekit.families import Family, family_of
 
 if TYPE_CHECKING:
     from prunekit.pruner import Plan, Pruner
 
-_pruned: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Session]] = weakref.WeakKeyDictionary()
+_pruned: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Any]] = weakref.WeakKeyDictionary()
+
+
+def hold(module: nn.Module, session: Any) -> None:
+    """Note that a session prunes a model; raises if another does."""
+    if (held := _pruned.get(module)) is not None and held() is not None:
+        raise PrunekitError(f"{type(module).__name__} is pruned already: remove that pruner first")
+    _pruned[module] = weakref.ref(session)
+
+
+def release(module: nn.Module, session: Any) -> None:
+    """Forget that a session prunes a model, if it does."""
+    if (held := _pruned.get(module)) is not None and held() is session:
+        del _pruned[module]
 
 
 class Session:
     """One pruner applied to one model, from ``install`` to ``remove``. All per-forward state is thread-local."""
 
-    def __init__(self, pruner: Pruner, model: nn.Module) -> None:
-        self.pruner = pruner
+    def __init__(self, pruner: Pruner, model: nn.Module, regions: Regions | None = None) -> None:
+        self.pruner, self.regions = pruner, regions
         self.family: Family = family_of(model)
         self.plan: Plan = pruner.plan(self.family)
+        self.encoder: EncoderHooks | None = make_encoder_hooks(pruner, self.plan)
         if reason := self.family.refuses_cuts(self.plan.cut_layers):
             raise PrunekitError(f"model type '{self.family.model_type}' cannot be pruned here: {reason}")
         self.trace = Trace()
         self._local = threading.local()
         self._handles: list[Any] = []
         self._taps = Taps()
-        self._warned = False
+        self.warned = False
         self._corrects_steps = corrects_steps(self)
 
     def inside(self) -> bool:
         """Whether the calling thread is in a forward pass of this session's model."""
         return getattr(self._local, "depth", 0) > 0
+
+    @contextmanager
+    def looking_ahead(self) -> Iterator[None]:
+        """While a layer runs up to its attention function alone: its tap raises ``Peeked`` there."""
+        self._local.ahead = True
+        try:
+            yield
+        finally:
+            self._local.ahead = False
 
     @property
     def positions(self) -> torch.Tensor | None:
@@ -60,17 +89,15 @@ class Session:
         return getattr(self._local, "positions", None)
 
     @property
-    def _adjusts(self) -> bool:
+    def adjusts(self) -> bool:
         """Whether the family corrects queries, so that every layer from the cut on is tapped."""
         return type(self.family).adjust_query is not Family.adjust_query
 
     def install(self) -> None:
         """Put the hooks on. A model that another pruner holds is refused; a failure leaves the model untouched."""
         core = self.family.core
-        if (held := _pruned.get(core)) is not None and held() is not None:
-            raise PrunekitError(f"{type(self.family.model).__name__} is pruned already: remove that pruner first")
+        hold(core, self)
         try:
-            _pruned[core] = weakref.ref(self)
             self._handles.append(core.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True))
             for index, layer in enumerate(self.family.layers):
                 hook = self._layer_hook(index)
@@ -78,6 +105,8 @@ class Session:
             for layer in self.family.layers if self.family.touches_hidden_between_layers else self.family.layers[-1:]:
                 self._handles.append(layer.register_forward_hook(self._to_dense))
             self._handles.append(core.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
+            if self.encoder is not None:
+                self.encoder.install(core)
             if (embeddings := self.family.input_embeddings) is not None:
                 self._handles.append(embeddings.register_forward_pre_hook(self._note_ids, with_kwargs=True))
             if (decoder := self.family.decoder) is not core:
@@ -87,7 +116,7 @@ class Session:
             for index in range(self.plan.first_layer, self.family.depth):
                 if (bias := self.family.relative_bias(index)) is not None:
                     self._handles.append(bias.register_forward_hook(self._bias_hook(index)))
-            adjusted = range(self.plan.first_layer, self.family.depth) if self._adjusts else ()
+            adjusted = range(self.plan.first_layer, self.family.depth) if self.adjusts else ()
             evidence = self.plan.evidence_layers if self.pruner.scorer.uses_attention else ()
             for index in sorted({*adjusted, *evidence}):
                 self._tap(index)
@@ -100,9 +129,10 @@ class Session:
         for handle in self._handles:
             handle.remove()
         self._taps.remove()
+        if self.encoder is not None:
+            self.encoder.remove()
         self._handles = []
-        if (held := _pruned.get(self.family.core)) is not None and held() is self:
-            del _pruned[self.family.core]
+        release(self.family.core, self)
 
     # -- attention -----------------------------------------------------------------------------------------------
 
@@ -117,8 +147,10 @@ class Session:
             if state is not None and state.stage.index is not None:
                 query = self.family.adjust_query(index, query, state.stage.index)
             if state is not None and index in self.plan.evidence_layers and self.pruner.scorer.uses_attention:
+                if getattr(self._local, "ahead", False):  # the layer runs for this alone
+                    raise Peeked(attention_inputs(module, query, key, mask, kwargs, None))
                 # A layer that will be run again must not save more for the backward pass than it will then.
-                with torch.set_grad_enabled(torch.is_grad_enabled() and not self._checkpoints()):
+                with torch.set_grad_enabled(torch.is_grad_enabled() and not checkpoints(self.family)):
                     self._observe(state, index, module, query, key, mask, kwargs)
             return original(module, query, key, value, mask, **kwargs)
 
@@ -157,10 +189,11 @@ class Session:
         view.inputs = attention_inputs(module, query, key, mask, kwargs, foreign_keys(self, index, state))
         self._keep_evidence(state, index, view)
 
-    def _keep_evidence(self, state: Prefill, index: int, view: Any) -> None:
-        if self.pruner.fusion.joins_views:
+    def _keep_evidence(self, state: Prefill, index: int, view: LayerView) -> None:
+        counted = self.pruner.selector.counts_rows and index in self.plan.last_evidence
+        if self.pruner.fusion.joins_views or counted:
             state.views[index] = view
-        else:
+        if not self.pruner.fusion.joins_views:
             state.scores[index] = self._scores(view)
 
     def _scores(self, view: Any) -> torch.Tensor:
@@ -189,7 +222,7 @@ class Session:
         if input_ids is None and (noted := getattr(local, "ids", None)) is not None:
             given = kwargs.get("inputs_embeds")
             input_ids = noted if given is not None and noted.shape == given.shape[:2] else None
-        cache = cache_of(kwargs)
+        cache = cache_in(kwargs)
         fresh = cache is None or cache.get_seq_length() == 0
         if input_ids is None:
             if fresh:
@@ -208,38 +241,11 @@ class Session:
         layout = Layout.build(input_ids, kwargs.get("attention_mask"), visual)
         if not any(layout.counts):
             raise PrunekitError(f"no visual tokens in the batch: no placeholder {self.family.token_ids} in input_ids")
-        self._check_budget(input_ids.shape[1])
-        self._check_checkpointing()
-        local.prefill = Prefill.begin(layout)
-
-    def _check_budget(self, length: int) -> None:
-        """Attention that chooses keys by an index sees all of them only within its budget: warn once beyond."""
-        budget = self.family.sparse_budget
-        if budget is None or length <= budget or self._warned:
-            return
-        self._warned = True
-        name = self.family.model_type
-        warnings.warn(
-            f"'{name}': {length} tokens exceed the {budget} keys that its sparse attention chooses; it chooses anew "
-            "among what stays, so that removal no longer equals masking",
-            stacklevel=3,
-        )
-
-    def _check_checkpointing(self) -> None:
-        """A layer that is run again in the backward pass runs without what the forward pass knew."""
-        if not self._checkpoints() or not torch.is_grad_enabled():
-            return
-        kind, name = type(self.family.layers[0]), self.family.model_type
-        if self._adjusts or any(self.family.relative_bias(i) is not None for i in range(self.family.depth)):
-            raise PrunekitError(f"gradient checkpointing: {kind.__name__} of '{name}' depends on true positions inside")
-        if any("__call__" in vars(base) and "Checkpoint" in base.__name__ for base in kind.__mro__):
-            raise PrunekitError(
-                f"gradient checkpointing: {kind.__name__} of this transformers runs hooks twice; use 5.23"
-            )
-
-    def _checkpoints(self) -> bool:
-        layer: Any = self.family.layers[0]
-        return bool(getattr(layer, "gradient_checkpointing", False) and layer.training)
+        check_budget(self, input_ids.shape[1])
+        check_checkpointing(self)
+        local.prefill = Prefill.begin(layout, self.regions)
+        if self.encoder is not None and any("pixel" in name for name, value in kwargs.items() if value is not None):
+            self.encoder.take()  # what an earlier run left: this forward pass encodes its own
 
     def _note_positions(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.inside() and self.positions is None:  # later calls are prunekit's own
@@ -277,60 +283,60 @@ class Session:
     def _prefill_layer(self, index: int, state: Prefill, hidden: torch.Tensor, kwargs: dict[str, Any]) -> Any:
         if self.family.touches_hidden_between_layers and state.stage.index is not None:
             hidden = take(hidden, state.stage.index, self.family.token_axis)
+        if index == 0:
+            state.inputs_embeds = self.family.one_state(hidden)
+            if self.encoder is not None:
+                hidden = arrive(self.encoder.take(), state, hidden, self.family.token_axis)
         if index in self.plan.cut_layers:
-            hidden = self._cut(index, state, hidden)
+            hidden = self._cut(index, state, hidden, kwargs)
         state.stages.append(state.stage)
-        state.hidden = hidden if index in self.plan.evidence_layers else None
-        if state.hidden is not None and not self.pruner.scorer.uses_attention:
-            self._keep_evidence(state, index, state.view(index, hidden, self.family.grid))
+        state.hidden = self.family.one_state(hidden) if index in self.plan.evidence_layers else None
+        ahead = index in state.scores or index in state.views
+        if state.hidden is not None and not ahead and not self.pruner.scorer.uses_attention:
+            self._keep_evidence(state, index, state.view(index, state.hidden, self.family.grid))
         if state.stage.index is None:
             return None
-
         return (hidden,), {name: compact(self, index, name, value, state, hidden) for name, value in kwargs.items()}
 
-    def _cut(self, index: int, state: Prefill, hidden: torch.Tensor) -> torch.Tensor:
+    def _cut(self, index: int, state: Prefill, hidden: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
         """Decide what stays before layer ``index`` and shorten the sequence to it."""
-        layout, pruner = state.layout, self.pruner
+        if index in self.plan.evidence[index]:
+            self._keep_evidence(state, index, view_ahead(self, index, state, hidden, arguments))
+        site = self.plan.site(index)
         scores = self._fused_scores(index, state, hidden).to(state.kept.device)
         scores = scores.masked_fill(~state.kept, torch.nan)
-        counts = [self.plan.keep(index, n, full) for n, full in zip(layout.counts, layout.lengths, strict=True)]
-        lengths = tuple(full - n + k for full, n, k in zip(layout.lengths, layout.counts, counts, strict=True))
-        if all(n == k for n, k in zip(layout.counts, counts, strict=True)):
-            kept = state.kept
-        else:
-            keep = on_device(counts, state.kept.device)
-            kept = pruner.selector.select(scores.nan_to_num(nan=-torch.inf), keep, state.kept)
-            if not pruner.selector.exact:
-                stay = kept.sum(1).tolist()
-                lengths = tuple(f - n + k for f, n, k in zip(layout.lengths, layout.counts, stay, strict=True))
-        state.cuts.append(CutRecord("decoder", index, kept, scores))
-        if lengths == state.stage.lengths:
+        view = state.view(index, self.family.one_state(hidden), self.family.grid, site)
+        choice = choose(self, index, state, scores, view)
+        wanted = {layer for cut, layers in self.plan.evidence.items() if cut > index for layer in layers}
+        state.views = {layer: view for layer, view in state.views.items() if layer in wanted}
+        if choice.lengths == state.stage.lengths:
+            state.cuts.append(CutRecord(site, index, choice.kept, scores))
             return hidden
-        if pruner.reducer.changes_tokens:
-            hidden = self._reduce(state, kept, hidden)
-        return take(hidden, state.shorten(kept, lengths), self.family.token_axis)
+        reducer, before, added = self.pruner.reducer, state.kept, None
+        if choice.added or reducer.changes_tokens:
+            hidden, added = reduce(self, state, choice, scores, hidden, view)
+        kept = choice.kept if added is None else choice.kept | added
+        ranked, more = scores.nan_to_num(nan=-torch.inf), torch.zeros_like(kept) if added is None else added
+        targets = reducer.targets_in(view, ranked, choice.kept, more, before)
+        sources = None if targets is None else carry_sources(state, kept, targets)
+        state.cuts.append(CutRecord(site, index, kept, scores, added, sources))
+        hidden = take(hidden, state.shorten(kept, choice.lengths), self.family.token_axis)
+        if self.pruner.positions == "renumber" and (added is not None or reducer.changes_tokens):
+            goes = (before & ~kept).any(1, keepdim=True)  # a sample of which nothing goes stays as it is
+            ranks = reducer.ranks_in(view, ranked, choice.kept, more).to(goes.device) * goes
+            hidden = take(hidden, state.rearrange(ranks), self.family.token_axis)
+        return hidden
 
     def _fused_scores(self, index: int, state: Prefill, hidden: torch.Tensor) -> torch.Tensor:
         layers = self.plan.evidence[index]
         fusion = self.pruner.fusion
         if fusion.joins_views:
-            views = [state.views.pop(layer) for layer in layers]
-            return fusion.fuse_views(views, self.pruner.scorer)
+            return fusion.fuse_views([state.views[layer] for layer in layers], self.pruner.scorer)
         if not layers:
-            return self._scores(state.view(index, hidden, self.family.grid))
+            view = state.view(index, self.family.one_state(hidden), self.family.grid, self.plan.site(index))
+            return self._scores(view)
         found = [state.scores[layer].to(hidden.device) for layer in layers]
         return fusion.fuse(torch.stack(found), layers)
-
-    def _reduce(self, state: Prefill, kept: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        """Let the reducer change what stays, in place of the kept tokens' hidden states."""
-        tokens, device = take(hidden, state.slots), hidden.device
-        sizes = (state.sizes if state.sizes is not None else state.layout.exists.float()).to(device)
-        tokens, state.sizes = self.pruner.reducer.reduce(tokens, sizes, kept.to(device), state.kept.to(device))
-        # Tokens that are gone or pad all point somewhere: send them to an extra slot that is cut off again.
-        spare = hidden.shape[1]
-        slots = state.slots.masked_fill(~kept, spare)[..., None].expand_as(tokens).to(device)
-        longer = torch.cat([hidden, hidden.new_zeros(hidden.shape[0], 1, hidden.shape[2])], dim=1)
-        return longer.scatter(1, slots, tokens)[:, :spare]
 
     def _to_dense(self, layer: nn.Module, args: Any, output: Any) -> Any:
         """After the last layer (after each, where the model adds to hidden states between layers): back to the dense
@@ -362,13 +368,15 @@ class Session:
         local.unchecked = nan_scores(state)
         if state.kept.device.type == "cpu":
             self.check_scores()
-        cache = cache_of(kwargs)
+        cache = cache_in(kwargs)
         if cache is None:
-            cache = cache_of(output) if hasattr(output, "get") else None
+            cache = cache_in(output) if hasattr(output, "get") else None
         if cache is not None:
             seal_layers(cache, state, self)
         self.trace.cuts = state.cuts
         self.trace.tokens_per_layer = torch.tensor([stage.lengths for stage in state.stages])
+        if state.vision is not None:
+            self.trace.vision_tokens = torch.tensor(state.vision.record.tokens)
 
     def check_scores(self) -> None:
         """Raise if a scorer made NaN. On a CPU at the end of the prefill; elsewhere, so that no prefill has to wait for
@@ -377,7 +385,7 @@ class Session:
         raise_nan(unchecked)
 
     def _decode_layer(self, index: int, hidden: torch.Tensor, kwargs: dict[str, Any]) -> Any:
-        cache = cache_of(kwargs)
+        cache = cache_in(kwargs)
         held = cache.layers[index] if cache is not None and index < len(cache.layers) else None
         self._local.held = held if isinstance(held, PrunedLayerMixin) and held.prompt_index is not None else None
         return decode_layer(self, index, hidden, kwargs, self._local.decode_memo)

@@ -90,6 +90,12 @@ class Layout:
         visual_index, exists = ragged_index(visual, max(counts))
         return cls(input_ids, real, visual, text, visual_index, exists, present, counts, lengths, text_counts, extra)
 
+    @property
+    def image(self) -> torch.Tensor:
+        """Number of the run of neighbouring visual tokens (an image, or a row of one) of each, long [B, N]."""
+        starts = self.visual & ~torch.nn.functional.pad(self.visual[:, :-1], (1, 0))
+        return starts.cumsum(1).gather(1, self.visual_index)
+
 
 @dataclass(frozen=True)
 class Stage:

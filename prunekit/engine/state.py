@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from prunekit.engine.layout import Layout, Stage, on_device, take
-from prunekit.engine.view import LayerView
+from prunekit.engine.view import LayerView, Regions
+from prunekit.errors import PrunekitError
+
+if TYPE_CHECKING:
+    from prunekit.engine.vision import VisionView
 
 
 @dataclass(frozen=True)
@@ -17,15 +21,22 @@ class CutRecord:
 
     Attributes:
         site: "vision", "input" or "decoder".
-        layer: the decoder layer before which the tokens went.
-        kept: visual tokens that stay after it, cumulative, bool [B, N] in sequence order, padded with False.
+        layer: the decoder layer before which the tokens went; at site "vision" the encoder's block inside which.
+        kept: visual tokens that stay after it, cumulative, bool [B, N] in sequence order, padded with False. Includes
+            ``added``.
         scores: float [B, N], NaN where a token was already gone or pads.
+        added: tokens that a reducer made of those that went, bool [B, N], each under the name of one of them; None if
+            there are none.
+        sources: the visual token under whose name each lives on after merging, long [B, N], -1 where it is lost; None
+            where nothing keeps a map.
     """
 
     site: str
     layer: int
     kept: torch.Tensor
     scores: torch.Tensor
+    added: torch.Tensor | None = None
+    sources: torch.Tensor | None = None
 
 
 @dataclass
@@ -34,11 +45,24 @@ class Trace:
 
     Attributes:
         cuts: the cuts in order.
-        tokens_per_layer: real tokens that each decoder layer processed, long [layers, B].
+        tokens_per_layer: real tokens that each decoder layer processed, long [layers, B]; of an encoder alone (timm)
+            those of its blocks.
+        vision_tokens: tokens that entered each block of the vision encoder, long [blocks, images], where it was
+            watched.
+        index: of an encoder alone, where the token that stands for each patch is in its output, long [images, P].
     """
 
     cuts: list[CutRecord] = field(default_factory=list)
     tokens_per_layer: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))
+    vision_tokens: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))
+    index: torch.Tensor | None = None
+
+    def unmerge(self, tokens: torch.Tensor) -> torch.Tensor:
+        """An encoder's output [T, M, C] with a token for every patch again, [T, P, C]: merged ones share theirs, what
+        is lost has zeros (ToMe, ICLR 2023, section 3)."""
+        if self.index is None:
+            raise PrunekitError("unmerge: no encoder has run on its own under this pruner")
+        return take(tokens, self.index.clamp(min=0)) * (self.index >= 0)[..., None].to(tokens.dtype)
 
 
 @dataclass
@@ -57,15 +81,27 @@ class Prefill:
     sizes: torch.Tensor | None = None
     cut_slots: torch.Tensor | None = None
     memo: dict[tuple[Any, ...], tuple[Any, Any]] = field(default_factory=dict)
+    inputs_embeds: torch.Tensor | None = None
+    regions: Regions | None = None
+    once: dict[str, Any] = field(default_factory=dict)
+    vision: VisionView | None = None
 
     @classmethod
-    def begin(cls, layout: Layout) -> Prefill:
-        """The dense start: everything stands."""
-        return cls(layout, Stage(0, None, None, layout.lengths), layout.exists, layout.visual_index)
+    def begin(cls, layout: Layout, regions: Regions | None = None) -> Prefill:
+        """The dense start: everything stands. ``regions`` of fewer samples than there are (beams) are repeated."""
+        state = cls(layout, Stage(0, None, None, layout.lengths), layout.exists, layout.visual_index)
+        if regions is not None:
+            repeats, rest = divmod(len(layout.counts), len(regions))
+            if rest or not repeats:
+                raise PrunekitError(f"regions of {len(regions)} samples do not fit a batch of {len(layout.counts)}")
+            state.regions = [boxes for boxes in regions for _ in range(repeats)]
+        return state
 
-    def view(self, layer: int, hidden: torch.Tensor, grid: tuple[int, int] | None) -> LayerView:
+    def view(self, layer: int, hidden: torch.Tensor, grid: tuple[int, int] | None, site: str = "decoder") -> LayerView:
         """What a scorer sees of ``layer`` now."""
-        return LayerView(hidden, layer, self.layout, self.stage, self.kept, self.slots, grid, memo=self.memo)
+        view = LayerView(hidden, layer, self.layout, self.stage, self.kept, self.slots, grid, prefill=self, site=site)
+        view.notes = self.once
+        return view
 
     def removed(self, stage: Stage) -> torch.Tensor:
         """How many real tokens of each sample are missing in a stage, [B]; made once for all of its layers."""
@@ -78,19 +114,39 @@ class Prefill:
     def shorten(self, kept: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
         """Go to the next stage, where of the visual tokens only ``kept`` [B, N] stands: surviving slots [B, M]."""
         layout, stage = self.layout, self.stage
-        dropped = (layout.exists & ~kept).to(torch.uint8)
-        goes = torch.zeros_like(layout.visual, dtype=torch.uint8).scatter_add(1, layout.visual_index, dropped)
-        stays = layout.present & ~goes.bool()
-        if stage.index is not None:
-            stays = stays.gather(1, stage.index)
+        stays = layout.present if stage.index is None else layout.present.gather(1, stage.index)
         if stage.valid is not None:
             stays = stays & stage.valid
+        spare = stays.shape[1]  # what stays, or is gone already, points there
+        places = self.slots.masked_fill(kept | ~self.kept, spare)
+        goes = torch.zeros(len(stays), spare + 1, dtype=torch.bool, device=stays.device).scatter(1, places, True)
+        stays = stays & ~goes[:, :spare]
         slots, self.stage = stage.compact(stays, lengths, layout.extra)
         self.kept, self.cut_slots = kept, slots
         # The new slot of an old one: how many slots before it stay, after the padding.
         rank = stays.cumsum(1) - 1 + slots.shape[1] - stays.sum(1, keepdim=True)
         self.slots = rank.clamp(min=0).gather(1, self.slots).masked_fill(~kept, 0)
         return slots
+
+    def rearrange(self, ranks: torch.Tensor) -> torch.Tensor:
+        """Reorder the visual slots so that the tokens of an image follow each other by ``ranks`` [B, N], then by place:
+        where each slot [B, M] takes its content from. The slots keep their own places, so this is for positions
+        without gaps."""
+        image, ranks = self.layout.image.to(ranks.device), ranks.to(self.slots.device)
+        spare = self.layout.real.shape[1]
+        # Slots of an image are contiguous in both orders, so sorting the kept ones alone is a permutation of them.
+        order = (image * (ranks.amax() + 1) + ranks) * (spare + 1) + self.slots
+        ranked = order.masked_fill(~self.kept, torch.iinfo(order.dtype).max).argsort(dim=1, stable=True)
+        standing = self.slots.masked_fill(~self.kept, spare).sort(dim=1).values  # the slots they share, in order
+        place = torch.empty_like(self.slots).scatter(1, ranked, standing)
+        assert self.stage.index is not None
+        batch, size = self.stage.index.shape
+        source = torch.arange(spare + 1, device=ranks.device).expand(batch, -1)
+        source = source.scatter(1, place, self.slots.masked_fill(~self.kept, spare))[:, :size]
+        self.slots = place.masked_fill(~self.kept, 0)
+        assert self.cut_slots is not None
+        self.cut_slots = self.cut_slots.gather(1, source)
+        return source
 
 
 def gather_argument(name: str, value: Any, index: torch.Tensor, size: int) -> Any:

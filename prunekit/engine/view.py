@@ -1,10 +1,10 @@
-"""What a scorer may look at in one decoder layer, computed only when touched."""
+"""What a scorer may look at in one decoder layer or encoder block, computed only when touched."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -12,14 +12,127 @@ from prunekit.engine.layout import Layout, Stage, ragged_index, take
 from prunekit.engine.rows import AttentionInputs
 from prunekit.errors import PrunekitError, UnknownNameError
 
+if TYPE_CHECKING:
+    from prunekit.engine.state import Prefill
+    from prunekit.engine.vision import VisionView
+
+T = TypeVar("T")
 QuerySet = str | torch.Tensor
+Box = tuple[float, float, float, float]
+Regions = Sequence[Sequence[Box]]
+Queries = tuple[torch.Tensor, torch.Tensor]
 
 SHARED = 2**20
 """Entries up to which what a query set may see is kept from layer to layer."""
 
 
+class View:
+    """What the views of a decoder layer and of an encoder block share.
+
+    Attributes:
+        site: "vision" (inside the encoder), "input" (before decoder layer 0) or "decoder".
+        hidden_states: input of the layer, [B, S, D].
+        layer: index of the layer, or of the encoder's block.
+        alive: visual tokens still there, bool [B, N].
+        slots: where they stand in the sequence, long [B, N], arbitrary where not ``alive``.
+        grid: rows and columns of patches of an image, where they are fixed, else None.
+    """
+
+    site: str
+    hidden_states: torch.Tensor
+    layer: int
+    alive: torch.Tensor
+    slots: torch.Tensor
+    grid: tuple[int, int] | None
+    inputs: AttentionInputs | None
+    notes: dict[str, Any]
+
+    def visual(self, x: torch.Tensor) -> torch.Tensor:
+        """Gather the visual tokens of x [B, S, ...]: [B, N, ...], arbitrary where not ``alive``."""
+        return take(x, self.slots)
+
+    @property
+    def queries(self) -> torch.Tensor:
+        """Queries [B, H, S, d] after the rotary embedding."""
+        return self._attention().queries
+
+    @property
+    def keys(self) -> torch.Tensor:
+        """Keys [B, H_kv, S, d] after the rotary embedding."""
+        return self._attention().keys
+
+    def query_index(self, queries: QuerySet) -> tuple[torch.Tensor, torch.Tensor]:
+        """Slots [B, Q] of a query set and which of them exist [B, Q] (samples may have fewer than Q)."""
+        raise NotImplementedError
+
+    def attention(self, queries: QuerySet) -> torch.Tensor:
+        """Post-softmax attention rows [B, H, Q, S] of a query set, float32; zero rows where a sample has fewer."""
+        index, valid = self.query_index(queries)
+        rows = self._attention().rows(index)
+        return rows * valid[:, None, :, None].to(rows.device)
+
+    def mean_attention(self, queries: QuerySet) -> torch.Tensor:
+        """The head mean of ``attention``, [B, Q, S], without holding the rows of all heads at a time."""
+        index, valid = self.query_index(queries)
+        inputs, step = self._attention(), self._attention().block_rows
+        parts = [inputs.rows(index[:, start : start + step]).mean(1) for start in range(0, index.shape[1], step)]
+        rows = torch.cat(parts, dim=1)
+        return rows * valid[..., None].to(rows.device)
+
+    def attention_blocks(self, queries: QuerySet) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The rows of ``attention`` [B, H, q, S] and of ``visible`` [B, q, S], a block of queries at a time: for
+        scorers that sum over queries, whose memory then does not grow with how many there are. Where a sample has fewer
+        queries its rows are arbitrary and see nothing."""
+        inputs, (index, valid) = self._attention(), self._block_queries(queries)
+        for start in range(0, index.shape[1], inputs.block_rows):
+            place = slice(start, start + inputs.block_rows)
+            whole = index.shape[1] <= inputs.block_rows
+            seen = self._seen(queries if whole else None, index[:, place], valid[:, place])
+            yield inputs.rows(index[:, place], seen), seen
+
+    def _block_queries(self, queries: QuerySet) -> Queries:
+        """``query_index`` of a query set whose rows are summed over."""
+        return self.query_index(queries)
+
+    def _seen(self, queries: QuerySet | None, index: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """What the queries at ``index`` [B, q] may attend to, bool [B, q, S]; ``queries`` names them if they are all of
+        a query set."""
+        seen = self._attention().visible(index)
+        return seen & valid[..., None].to(seen.device)
+
+    def visible(self, queries: QuerySet) -> torch.Tensor:
+        """Which slots each query may attend to, bool [B, Q, S]; False rows where a sample has fewer queries."""
+        index, valid = self.query_index(queries)
+        seen = self._attention().visible(index)
+        return seen & valid[..., None].to(seen.device)
+
+    def one_hot(self, queries: QuerySet) -> torch.Tensor:
+        """The rows of the identity that belong to a query set, float32 [B, Q, S]."""
+        index, valid = self.query_index(queries)
+        return torch.nn.functional.one_hot(index, self.hidden_states.shape[1]).float() * valid[..., None]
+
+    def propagate(self, rows: torch.Tensor) -> torch.Tensor:
+        """rows [B, Q, S] times this layer's head-mean attention matrix, float32 [B, Q, S]."""
+        return self._attention().propagate(rows)
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """``make()``, called once for each ``name``: in a prefill, for what does not depend on the layer; in an encoder
+        once a block."""
+        if name not in self.notes:
+            self.notes[name] = make()
+        return self.notes[name]
+
+    def _attention(self) -> AttentionInputs:
+        if self.inputs is None:
+            raise PrunekitError(
+                f"layer {self.layer}: attention was not captured; a scorer that reads attention, queries or keys "
+                "must set the class attribute uses_attention = True"
+            )
+        return self.inputs
+
+
 @dataclass
-class LayerView:
+class LayerView(View):
     """One decoder layer of one prefill, as a scorer sees it.
 
     B samples, S slots of the sequence that this layer processes (already without what earlier cuts removed), N visual
@@ -41,11 +154,9 @@ class LayerView:
     slots: torch.Tensor
     grid: tuple[int, int] | None = None
     inputs: AttentionInputs | None = field(default=None, repr=False)
-    memo: dict[tuple[Any, ...], tuple[Any, Any]] = field(default_factory=dict, repr=False)
-
-    def visual(self, x: torch.Tensor) -> torch.Tensor:
-        """Gather the visual tokens of x [B, S, ...]: [B, N, ...], arbitrary where not ``alive``."""
-        return take(x, self.slots)
+    prefill: Prefill | None = field(default=None, repr=False)
+    site: str = "decoder"
+    notes: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def in_stage(self, dense: torch.Tensor) -> torch.Tensor:
         """A per-token tensor of the dense sequence [B, S_dense] as this layer's sequence [B, S] has it."""
@@ -72,16 +183,6 @@ class LayerView:
         """Token ids [B, S]."""
         return self.in_stage(self.layout.input_ids)
 
-    @property
-    def queries(self) -> torch.Tensor:
-        """Queries [B, H, S, d] after the rotary embedding (scorers with ``uses_attention``)."""
-        return self._attention().queries
-
-    @property
-    def keys(self) -> torch.Tensor:
-        """Keys [B, H_kv, S, d] after the rotary embedding (scorers with ``uses_attention``)."""
-        return self._attention().keys
-
     def query_index(self, queries: QuerySet) -> tuple[torch.Tensor, torch.Tensor]:
         """Slots [B, Q] of a query set and which of them exist [B, Q] (samples may have fewer than Q).
 
@@ -101,77 +202,87 @@ class LayerView:
             return last, torch.ones_like(last, dtype=torch.bool)
         raise UnknownNameError("queries", queries, ("text", "last", "visual", "all"))
 
-    def attention(self, queries: QuerySet) -> torch.Tensor:
-        """Post-softmax attention rows [B, H, Q, S] of a query set, float32; zero rows where a sample has fewer."""
-        index, valid = self.query_index(queries)
-        rows = self._attention().rows(index)
-        return rows * valid[:, None, :, None].to(rows.device)
-
-    def mean_attention(self, queries: QuerySet) -> torch.Tensor:
-        """The head mean of ``attention``, [B, Q, S], without holding the rows of all heads at a time."""
-        index, valid = self.query_index(queries)
-        inputs, step = self._attention(), self._attention().block_rows
-        parts = [inputs.rows(index[:, start : start + step]).mean(1) for start in range(0, index.shape[1], step)]
-        rows = torch.cat(parts, dim=1)
-        return rows * valid[..., None].to(rows.device)
-
-    def attention_blocks(self, queries: QuerySet) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The rows of ``attention`` [B, H, q, S] and of ``visible`` [B, q, S], a block of queries at a time: for
-        scorers that sum over queries, whose memory then does not grow with how many there are. Where a sample has fewer
-        queries its rows are arbitrary and see nothing."""
-        index, valid = self._block_queries(queries)
-        inputs = self._attention()
-        for start in range(0, index.shape[1], inputs.block_rows):
-            place = slice(start, start + inputs.block_rows)
-            seen = self._seen(queries, start, index[:, place], valid[:, place])
-            yield inputs.rows(index[:, place], seen), seen
-
-    def _block_queries(self, queries: QuerySet) -> tuple[torch.Tensor, torch.Tensor]:
-        """``query_index``, made once for all layers of a stage; of visual queries only those that still stand."""
+    def _block_queries(self, queries: QuerySet) -> Queries:
+        """Made once for all layers of a stage; of visual queries only those that still stand."""
         if isinstance(queries, torch.Tensor):
             return self.query_index(queries)
-        key = ("queries", queries, self.stage.number)
-        if key not in self.memo:
-            self.memo[key] = (None, self._standing() if queries == "visual" else self.query_index(queries))
-        return self.memo[key][1]
+        find = self._standing if queries == "visual" else lambda: self.query_index(queries)
+        return self.once(f"queries {queries} of stage {self.stage.number}", find)
 
-    def _seen(self, queries: QuerySet, start: int, index: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        """What the queries of a block may attend to, bool [B, q, S]; for a short query set made once for the layers of
-        a stage that share their mask."""
+    def _seen(self, queries: QuerySet | None, index: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """For a short query set made once for the layers of a stage that share their mask."""
         inputs = self._attention()
-        short = start == 0 and index.numel() * inputs.keys.shape[2] <= SHARED and index.shape[1] < inputs.block_rows
-        if isinstance(queries, torch.Tensor) or not short:
-            return inputs.visible(index) & valid[..., None].to(inputs.keys.device)
-        key = ("seen", queries, self.stage.number, id(inputs.mask), inputs.window, inputs.keys.shape[2])
-        if key not in self.memo:
-            self.memo[key] = (inputs.mask, inputs.visible(index) & valid[..., None].to(inputs.keys.device))
-        return self.memo[key][1].to(inputs.keys.device)
+        if not isinstance(queries, str) or index.numel() * inputs.keys.shape[2] > SHARED:
+            return super()._seen(queries, index, valid)
+        which = f"{self.stage.number} {id(inputs.mask)} {inputs.window} {inputs.keys.shape[2]}"
+        # The mask is kept beside it, so that its id stays its own.
+        find = lambda: (inputs.mask, super(LayerView, self)._seen(queries, index, valid))  # noqa: E731
+        return self.once(f"seen by {queries} under {which}", find)[1].to(inputs.keys.device)
 
-    def _standing(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def _standing(self) -> Queries:
         """Slots of the visual tokens that still stand, and which exist: what ``query_index`` gives without the gaps."""
         gone = zip(self.layout.lengths, self.layout.counts, self.stage.lengths, strict=True)
         counts = [now - (whole - visual) for whole, visual, now in gone]
         return ragged_index(self.visual_mask, max(counts))
 
-    def visible(self, queries: QuerySet) -> torch.Tensor:
-        """Which slots each query may attend to, bool [B, Q, S]; False rows where a sample has fewer queries."""
-        index, valid = self.query_index(queries)
-        seen = self._attention().visible(index)
-        return seen & valid[..., None].to(seen.device)
+    @property
+    def inputs_embeds(self) -> torch.Tensor:
+        """What entered layer 0, of the dense sequence: [B, S_dense, D]; ``layout`` says where its tokens stand."""
+        assert self.prefill is not None and self.prefill.inputs_embeds is not None
+        return self.prefill.inputs_embeds
 
-    def one_hot(self, queries: QuerySet) -> torch.Tensor:
-        """The rows of the identity that belong to a query set, float32 [B, Q, S]."""
-        index, valid = self.query_index(queries)
-        return torch.nn.functional.one_hot(index, self.hidden_states.shape[1]).float() * valid[..., None]
+    @property
+    def regions(self) -> Regions:
+        """Where the answer of each sample is: boxes (x0, y0, x1, y1), fractions of its image's width and height.
 
-    def propagate(self, rows: torch.Tensor) -> torch.Tensor:
-        """rows [B, Q, S] times this layer's head-mean attention matrix, float32 [B, Q, S]."""
-        return self._attention().propagate(rows)
+        Known only if the caller told the pruner (``pruner(model, regions=...)``); raises otherwise.
+        """
+        assert self.prefill is not None
+        if self.prefill.regions is None:
+            raise PrunekitError("regions: nothing says where the answers are; this data does not know it")
+        return self.prefill.regions
 
-    def _attention(self) -> AttentionInputs:
-        if self.inputs is None:
+    @property
+    def vision(self) -> VisionView:
+        """The encoder's side of the visual tokens: patch features, keys, CLS attention (components with
+        ``uses_vision``)."""
+        if self.prefill is None or self.prefill.vision is None:
             raise PrunekitError(
-                f"layer {self.layer}: attention was not captured; a scorer that reads attention, queries or keys "
-                "must set the class attribute uses_attention = True"
+                "view.vision was not noted; a component that reads it must set the class attribute uses_vision = True"
             )
-        return self.inputs
+        return self.prefill.vision
+
+
+@dataclass
+class EncoderView(View):
+    """One block of a vision encoder: "samples" are images, "visual tokens" their patches, the sequence is the block's.
+
+    Query sets are "cls" (the first token, where the encoder has one), "visual" (the patches that stand) and "all".
+    ``prefix`` tokens stand before the patches.
+    """
+
+    hidden_states: torch.Tensor
+    layer: int
+    alive: torch.Tensor
+    slots: torch.Tensor
+    grid: tuple[int, int] | None
+    inputs: AttentionInputs | None = field(default=None, repr=False)
+    has_cls: bool = True
+    prefix: int = 1
+    site: str = "vision"
+    notes: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def query_index(self, queries: QuerySet) -> tuple[torch.Tensor, torch.Tensor]:
+        if isinstance(queries, torch.Tensor):
+            return ragged_index(queries, int(queries.sum(1).max()))
+        if queries == "visual":
+            return self.slots, self.alive
+        if queries == "all":
+            places = torch.arange(self.hidden_states.shape[1], device=self.slots.device)
+            index = places.expand(len(self.slots), -1)
+            return index, torch.ones_like(index, dtype=torch.bool)
+        if queries == "cls" and self.has_cls:
+            first = torch.zeros_like(self.slots[:, :1])
+            return first, torch.ones_like(first, dtype=torch.bool)
+        known = ("cls", "visual", "all") if self.has_cls else ("visual", "all")
+        raise UnknownNameError("queries of an encoder:", queries, known)

@@ -15,6 +15,8 @@ import torch
 
 from prunekit.data.example import Example
 from prunekit.engine.state import Trace
+from prunekit.engine.view import Regions
+from prunekit.errors import PrunekitError
 from prunekit.evaluation.batches import Batcher
 from prunekit.pruner import Pruner
 
@@ -47,9 +49,9 @@ def answer_all(
 ) -> Iterator[tuple[Example, Answer]]:
     """Greedy answers, batch by batch in an order of its own; ``progress`` is told how many more are done."""
     for batch in batcher.batches(examples, batch_size):
-        inputs = batcher.inputs(batch)
+        inputs = batcher.inputs(batch, pruner)
         lengths = inputs["attention_mask"].sum(1).tolist()
-        block: Any = pruner(batcher.loaded.model) if pruner is not None else nullcontext()
+        block: Any = nullcontext() if pruner is None else pruner(batcher.loaded.model, regions_for(pruner, batch))
         with torch.inference_mode(), block as trace:
             tokens = batcher.loaded.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         texts = batcher.loaded.processor.batch_decode(
@@ -58,6 +60,24 @@ def answer_all(
         for row, (example, text) in enumerate(zip(batch, texts, strict=True)):
             yield example, _answer(text.strip(), int(lengths[row]), trace, row)
         progress(len(batch))
+
+
+def regions_for(pruner: Pruner, examples: Sequence[Example]) -> Regions | None:
+    """Where each example's answer is, in fractions of its image, for a scorer that reads it; None for all others.
+
+    Raises:
+        PrunekitError: if the data does not know it.
+    """
+    if not pruner.scorer.uses_regions:
+        return None
+    found = []
+    for example in examples:
+        boxes, (width, height) = getattr(example, "regions", ()), example.image().size
+        if not boxes:
+            name = pruner.scorer.registered_name
+            raise PrunekitError(f"scorer '{name}': the data does not say where the answer to '{example.id}' is")
+        found.append([(x0 / width, y0 / height, x1 / width, y1 / height) for x0, y0, x1, y1 in boxes])
+    return found
 
 
 def _answer(text: str, length: int, trace: Trace | None, row: int) -> Answer:

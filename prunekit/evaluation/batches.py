@@ -12,6 +12,7 @@ import torch
 from prunekit.data.example import Example
 from prunekit.errors import PrunekitError
 from prunekit.models import LoadedModel
+from prunekit.pruner import Pruner
 
 CACHED_BYTES = 2**30
 """Image features held at a time; those of images without further questions go first, then the least recently used."""
@@ -50,17 +51,22 @@ class Batcher:
         for start in range(0, len(ordered), size):
             yield ordered[start : start + size]
 
-    def inputs(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """Padded model inputs on the model's device."""
+    def inputs(self, examples: Sequence[Example], pruner: Pruner | None = None) -> dict[str, Any]:
+        """Padded model inputs on the model's device, for a run under ``pruner``: one that looks into the vision encoder
+        needs the pixels."""
         model = self.loaded.model
         images = [[e.image()] for e in examples]
         encoded = self.loaded.processor(
             images=images, text=[self.prompt(e) for e in examples], padding=True, return_tensors="pt"
         )
         made = dict(encoded.to(model.device, dtype=model.dtype))
-        if self.shares_features and "pixel_values" in made:
+        if self.shares(pruner) and "pixel_values" in made:
             self._share(made, examples)
         return made
+
+    def shares(self, pruner: Pruner | None) -> bool:
+        """Whether images are encoded once, outside the model's forward pass."""
+        return self.shares_features and not (pruner is not None and pruner.needs_pixels)
 
     def _share(self, made: dict[str, Any], examples: Sequence[Example]) -> None:
         """Replace the pixels by features, computing those of images not seen lately."""

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from prunekit.cost import prefill_cost, vision_macs
 from prunekit.data.example import Example
 from prunekit.errors import PrunekitError
-from prunekit.evaluation.answers import Answer, DenseCache, answer_all
+from prunekit.evaluation.answers import Answer, DenseCache, answer_all, regions_for
 from prunekit.evaluation.batches import Batcher
 from prunekit.evaluation.statistics import accuracies, intervals, is_correct
 from prunekit.evaluation.timing import prefill_ratio
@@ -50,21 +50,23 @@ def evaluate(
     batch_size: int = 32,
     max_new_tokens: int = 8,
     resume: bool = False,
+    batcher: Batcher | None = None,
 ) -> Evaluation:
     """Evaluate ``pruner`` against the dense model and write ``metrics.json`` and ``predictions.jsonl`` to ``folder``.
 
     Dense answers are kept by content and not computed twice. With ``resume`` the predictions already in the folder
-    stand, if they are of the same method.
+    stand, if they are of the same method. Runs that share a ``batcher`` encode each image once.
     """
     if not examples:
         raise PrunekitError(f"data '{data}': no examples")
     handle = pruner.apply(loaded.model)  # what the model cannot do is said before any work is done
     handle.remove()
+    regions_for(pruner, examples)  # and so is what the data does not know
     layers, family = handle.plan.cut_layers, make_family(loaded.model)
-    batcher = Batcher(loaded)
+    batcher = batcher or Batcher(loaded)
     vision = _vision_macs(batcher, family, examples)
     options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
-    signature = {**pruner.describe(), "model": loaded.fingerprint, "data": data, "max_new_tokens": max_new_tokens}
+    signature = sign(loaded, pruner, data, max_new_tokens)
     folder.mkdir(parents=True, exist_ok=True)
     done = _resumed(folder, signature) if resume else {}
     for name in OUTPUTS if not resume else ():  # of an earlier run: they must not pass for this one's
@@ -83,10 +85,32 @@ def evaluate(
         **_accuracy(examples, ordered),
         **_cost(family, ordered, vision),
         "prefill_ratio": _prefill_ratio(batcher, examples, pruner),
-        "prefill_ratio_includes_vision": not batcher.shares_features,
+        "prefill_ratio_includes_vision": not batcher.shares(pruner),
     }
     write_json(folder / "metrics.json", metrics)
     return Evaluation(metrics, ordered, list(examples))
+
+
+def sign(loaded: LoadedModel, pruner: Pruner, data: str, max_new_tokens: int) -> dict[str, Any]:
+    """What a run is of, as ``run.json`` holds it."""
+    return {**pruner.describe(), "model": loaded.fingerprint, "data": data, "max_new_tokens": max_new_tokens}
+
+
+def holds(folder: Path, signature: dict[str, Any]) -> bool:
+    """Whether ``folder`` has a run of this signature, finished or not."""
+    signed = folder / SIGNATURE
+    return signed.exists() and json.loads(signed.read_text()) == json.loads(json.dumps(signature))
+
+
+def finished(folder: Path, signature: dict[str, Any], examples: Sequence[Example]) -> Evaluation | None:
+    """The run in ``folder`` if it is whole, of this ``signature`` and of just these examples; else None."""
+    if not holds(folder, signature) or not (folder / "metrics.json").exists():
+        return None
+    rows = _resumed(folder, signature)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    if metrics["examples"] != len(examples) or any(e.id not in rows for e in examples):
+        return None
+    return Evaluation(metrics, [rows[e.id] for e in examples], list(examples))
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -133,10 +157,10 @@ def _pruned_rows(
 
 def _resumed(folder: Path, signature: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Finished rows of an interrupted run; a half-written last line is dropped, another configuration is an error."""
-    path, signed = folder / "predictions.jsonl", folder / SIGNATURE
-    if not path.exists() or not signed.exists():
+    path = folder / "predictions.jsonl"
+    if not path.exists() or not (folder / SIGNATURE).exists():
         return {}
-    if json.loads(signed.read_text()) != json.loads(json.dumps(signature)):
+    if not holds(folder, signature):
         raise PrunekitError(f"resume: '{folder}' holds a run of another configuration")
     rows = {}
     for line in path.read_text().splitlines():
@@ -210,5 +234,6 @@ def _cost(family: Family, rows: Sequence[dict[str, Any]], vision: float | None) 
 
 def _prefill_ratio(batcher: Batcher, examples: Sequence[Example], pruner: Pruner) -> float:
     # The shortest prompts: there are enough of one length, so that nothing of the batch is padding.
-    inputs = batcher.inputs(next(batcher.batches(examples, TIMED_BATCH)))
-    return prefill_ratio(batcher.loaded.model, pruner, inputs)
+    batch = next(batcher.batches(examples, TIMED_BATCH))
+    inputs = batcher.inputs(batch, pruner)
+    return prefill_ratio(batcher.loaded.model, pruner, inputs, regions=regions_for(pruner, batch))

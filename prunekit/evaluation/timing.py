@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 
+from prunekit.engine.view import Regions
 from prunekit.pruner import Pruner
 
 ROUNDS = 7
 
 
-def prefill_ratio(model: Any, pruner: Pruner, inputs: dict[str, Any], rounds: int = ROUNDS) -> float:
+def prefill_ratio(
+    model: Any, pruner: Pruner, inputs: dict[str, Any], rounds: int = ROUNDS, regions: Regions | None = None
+) -> float:
     """Median over ``rounds`` of pruned time over dense time of one LLM prefill, taken in turn after a warm-up."""
 
     def once() -> float:
@@ -27,7 +30,7 @@ def prefill_ratio(model: Any, pruner: Pruner, inputs: dict[str, Any], rounds: in
     ratios = []
     for number in range(rounds + 1):
         dense = once()
-        handle = pruner.apply(model)
+        handle = pruner.apply(model, regions)
         try:
             pruned = once()
         finally:

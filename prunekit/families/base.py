@@ -145,6 +145,10 @@ class Family:
         """Correct a query [B, H, M, d] that the model scaled by its slot instead of its true position [B, M]."""
         return query
 
+    def one_state(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What a layer is handed as one state a token, [B, S, D]: where there are several streams, their mean."""
+        return hidden if hidden.ndim == 3 else hidden.mean(0 if self.token_axis == 2 else 2)
+
     def refuses_cuts(self, layers: tuple[int, ...]) -> str | None:
         """Why cuts before these layers cannot be exact, None if they can."""
         return None

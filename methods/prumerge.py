@@ -1,0 +1,95 @@
+"""LLaVA-PruMerge: the patches whose CLS attention is an outlier, each with what is most like it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+import prunekit
+from prunekit.components.selectors import top
+from prunekit.errors import PrunekitError, check_choice
+
+
+@prunekit.register("scorer", "prumerge")
+@dataclass
+class PruMergeScorer(prunekit.Scorer):
+    """CLS attention of the encoder's last layer, softmax(QKᵀ/√C) with queries and keys not split into heads.
+
+    LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models (ICCV 2025,
+    https://arxiv.org/abs/2403.15388, section 3). Without a CLS token: what a patch receives on average.
+    """
+
+    sites = ("input", "decoder")
+    uses_vision = True
+
+    def score(self, view) -> torch.Tensor:
+        return view.vision.unsplit_attention(-1).masked_fill(~view.vision.exists, -torch.inf)
+
+
+@prunekit.register("reducer", "prumerge")
+@dataclass
+class PruMerge(prunekit.Reducer):
+    """Each kept token absorbs its nearest others, x ← x + Σ a_j x_j with the scores a as weights, and one token more,
+    Σ a_j x_j, stands for all that go (LLaVA-PruMerge, section 3). Kept tokens follow each other by falling attention.
+
+    Nearest is by the cosine of the encoder's last keys over their whole width, kept tokens included.
+
+    Args:
+        variant: "code" (default) takes the weights as they are; "paper" makes those of a sum add up to one.
+        nearest: how many a kept token absorbs.
+    """
+
+    variant: str = "code"
+    nearest: int = 32
+
+    adds_tokens = changes_tokens = before_projector = uses_vision = True
+
+    def __post_init__(self) -> None:
+        check_choice("variant", self.variant, ("code", "paper"))
+        if self.nearest < 0:
+            raise PrunekitError(f"reducer.nearest must not be negative, not {self.nearest}")
+
+    def share(self, standing: int, keep: int) -> tuple[int, int]:
+        return (keep - 1, 1) if keep > 1 else (keep, 0)
+
+    def reduce_in(self, view, tokens, sizes, scores, kept, alive) -> tuple[torch.Tensor, torch.Tensor]:
+        units = torch.nn.functional.normalize(self._keys(view, tokens), dim=-1)
+        itself = torch.eye(kept.shape[1], dtype=torch.bool, device=kept.device)
+        cosine = (units @ units.transpose(1, 2)).masked_fill(itself | ~alive[:, None], -torch.inf)
+        best = cosine.topk(min(self.nearest, kept.shape[1] - 1), dim=-1)
+        near = torch.zeros_like(cosine).scatter(-1, best.indices, (best.values > -torch.inf).to(cosine.dtype))
+        weights = near * (scores * alive).to(near.dtype).nan_to_num()[:, None]
+        absorbed = (self._shared(weights) @ tokens.float()).to(tokens.dtype)
+        return torch.where(kept[..., None], tokens + absorbed, tokens), sizes
+
+    def add_in(
+        self, view, tokens, sizes, scores, kept, alive, count
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        gone = alive & ~kept
+        weights = self._shared(torch.where(gone, scores, 0).float()[:, None])
+        one = (weights @ tokens.float()).to(tokens.dtype)
+        added = top(scores, count, gone)
+        return torch.where(added[..., None], one, tokens), sizes, added
+
+    def targets_in(self, view, scores, kept, added, alive) -> torch.Tensor:
+        one = added.long().argmax(1, keepdim=True)
+        return torch.where(added.any(1, keepdim=True), one, -1).expand_as(kept)
+
+    def ranks_in(self, view, scores, kept, added) -> torch.Tensor:
+        order = scores.argsort(dim=1, descending=True, stable=True)
+        places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+        return torch.empty_like(order).scatter(1, order, places).masked_fill(added, order.shape[1])
+
+    def _shared(self, weights: torch.Tensor) -> torch.Tensor:
+        if self.variant == "code":
+            return weights
+        return weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+
+    def _keys(self, view, tokens: torch.Tensor) -> torch.Tensor:
+        return view.vision.keys(-1).flatten(2).float() if view.site == "input" else tokens.float()
+
+
+PARTS = {"scorer": "prumerge", "fusion": "single", "schedule": "input", "reducer": "prumerge", "positions": "renumber"}
+prunekit.compose("prumerge", **PARTS, selector="outliers")
+prunekit.compose("prumerge_plus", **PARTS, selector={"name": "outliers", "spread": True})

@@ -1,0 +1,101 @@
+"""ToMe: inside the encoder, pairs of like tokens merge a few at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+import prunekit
+
+
+@prunekit.register("scorer", "bipartite")
+@dataclass
+class Bipartite(prunekit.Scorer):
+    """Token Merging: Your ViT But Faster (ICLR 2023, https://arxiv.org/abs/2210.09461, section 3): who merges.
+
+    The tokens of a block at even places, the CLS token included, form the set A, those at odd places B. A patch in A
+    has minus its largest key cosine to B (keys averaged over heads), so that the most similar go first; B stays.
+    """
+
+    sites = ("vision",)
+    uses_attention = True
+
+    def score(self, view) -> torch.Tensor:
+        patches = in_sequence(view, view.alive)
+        best = pairs(view).masked_fill(~patches[:, None, 1::2], -torch.inf).amax(-1)
+        best = best.gather(1, (view.slots // 2).clamp(max=best.shape[1] - 1))
+        return (-best).masked_fill(view.slots % 2 == 1, torch.inf)
+
+
+def pairs(view) -> torch.Tensor:
+    """Key cosines of the places of set A to those of set B, [T, A, B], once for each block."""
+
+    def cosines() -> torch.Tensor:
+        keys = torch.nn.functional.normalize(view.keys.mean(1).float(), dim=-1)
+        return keys[:, ::2] @ keys[:, 1::2].transpose(1, 2)
+
+    return view.once("bipartite", cosines)
+
+
+def in_sequence(view, patches: torch.Tensor) -> torch.Tensor:
+    """Marks of patches [T, P] at their places in the block's sequence, bool [T, S]."""
+    spare = view.hidden_states.shape[1]
+    marks = torch.zeros(len(patches), spare + 1, dtype=torch.bool, device=patches.device)
+    return marks.scatter(1, view.slots.masked_fill(~patches, spare), True)[:, :spare]
+
+
+@prunekit.register("reducer", "bipartite")
+@dataclass
+class BipartiteMerge(prunekit.Reducer):
+    """ToMe, section 3: what goes is averaged, by sizes, into the most similar token of the other set.
+
+    The two sets are concatenated then, A before B. Outside an encoder it goes into the most similar token that stays.
+
+    Args:
+        proportional: add the logarithm of a token's size to its attention logits from then on (for encoders trained
+            with supervision; off for MAE).
+    """
+
+    proportional: bool = True
+
+    changes_tokens = True
+
+    @property
+    def weighs_attention(self) -> bool:
+        return self.proportional
+
+    def reduce_in(self, view, tokens, sizes, scores, kept, alive) -> tuple[torch.Tensor, torch.Tensor]:
+        goes = alive & ~kept
+        target = self.targets_in(view, scores, kept, torch.zeros_like(kept), alive)
+        target = torch.where(goes, target, torch.arange(kept.shape[1], device=kept.device))
+        mass = sizes * alive
+        total = torch.zeros_like(mass).scatter_add(1, target, mass)
+        weighted = tokens * mass[..., None].to(tokens.dtype)
+        summed = torch.zeros_like(tokens).scatter_add(1, target[..., None].expand_as(tokens), weighted)
+        merged = summed / total.clamp(min=1)[..., None].to(tokens.dtype)
+        return torch.where(kept[..., None], merged, tokens), torch.where(kept, total, sizes)
+
+    def targets_in(self, view, scores, kept, added, alive) -> torch.Tensor:
+        if view.site != "vision":
+            units = torch.nn.functional.normalize(view.visual(view.hidden_states).float(), dim=-1)
+            return (units @ units.transpose(1, 2)).masked_fill(~kept[:, None], -torch.inf).argmax(-1)
+        stays, cosine = in_sequence(view, kept), pairs(view)
+        to_b = cosine.masked_fill(~stays[:, None, 1::2], -torch.inf).max(-1)
+        to_a = cosine.masked_fill(~stays[:, ::2, None], -torch.inf).max(-2)  # should another scorer send B away
+        first = stays.long().argmax(1, keepdim=True)
+        place = torch.zeros_like(stays, dtype=torch.long)
+        place[:, ::2] = torch.where(to_b.values > -torch.inf, 2 * to_b.indices + 1, first)
+        place[:, 1::2] = torch.where(to_a.values > -torch.inf, 2 * to_a.indices, first)
+        own = torch.arange(kept.shape[1], device=kept.device).expand_as(kept)
+        patch = torch.zeros(len(kept), stays.shape[1] + 1, dtype=torch.long, device=kept.device)
+        patch = patch.scatter(1, view.slots.masked_fill(~alive, stays.shape[1]), own)
+        return patch.gather(1, place.gather(1, view.slots))
+
+    def ranks_in(self, view, scores, kept, added) -> torch.Tensor:
+        return (view.slots % 2) if view.site == "vision" else torch.zeros_like(view.slots)
+
+
+prunekit.compose(
+    "tome", scorer="bipartite", fusion="single", schedule="every_block", reducer="bipartite", positions="renumber"
+)

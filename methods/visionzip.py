@@ -1,0 +1,114 @@
+"""VisionZip: the patches that the CLS token looks at, and a few tokens that gather the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+import prunekit
+from prunekit.engine.layout import ragged_index, take
+from prunekit.errors import PrunekitError
+
+
+@prunekit.register("reducer", "contextual")
+@dataclass
+class Contextual(prunekit.Reducer):
+    """VisionZip: Longer is Better but Not Necessary in Vision Language Models (CVPR 2025,
+    https://arxiv.org/abs/2412.04467, section 3), blind to the question.
+
+    Of a budget of K, c contextual tokens are made of what is not selected: every (rest // c)-th of it, in raster order,
+    is a target; every other goes to the target of the largest key cosine; a contextual token is its target plus the
+    mean of what came to it (as the authors' code has it: its norm about doubles). At the input of a model whose
+    encoder has a CLS token, this token is one of the rest of the budget and stands first. Keys are those of the encoder
+    layer that the projector reads, averaged over heads; inside the decoder hidden states stand in for them.
+
+    Args:
+        context: c / K, rounded; 10 of 64 in the paper's presets (54 + 10, 108 + 20, 162 + 30).
+        cls: whether the CLS token is kept where there is one.
+    """
+
+    context: float = 10 / 64
+    cls: bool = True
+
+    adds_tokens = True
+    before_projector = True
+    uses_vision = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.context < 1:
+            raise PrunekitError(f"reducer.context must lie in [0, 1), not {self.context}")
+
+    def share_in(self, view, standing: int, keep: int) -> tuple[int, int]:
+        added = min(round(self.context * keep) + int(self._has_cls(view)), keep - 1)
+        return keep - added, added
+
+    def add_in(
+        self, view, tokens, sizes, scores, kept, alive, count
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        rest, cls = alive & ~kept, self._has_cls(view)
+        targets = stride(rest, count - int(cls))
+        nearest = self._nearest(view, tokens, rest, targets)
+        weight = (rest & ~targets).to(tokens.dtype)
+        moved = torch.zeros_like(tokens).scatter_add(1, _wide(nearest, tokens), tokens * weight[..., None])
+        came = torch.zeros_like(weight).scatter_add(1, nearest, weight)
+        merged = tokens + moved / came.clamp(min=1)[..., None]
+        mass = sizes + torch.zeros_like(sizes).scatter_add(1, nearest, sizes * weight.to(sizes.dtype))
+        tokens = torch.where(targets[..., None], merged, tokens)
+        added = targets
+        if cls:
+            first = first_free(rest & ~targets)
+            tokens = torch.where(first[..., None], view.vision.cls[:, None].to(tokens.dtype), tokens)
+            added = targets | first
+        return tokens, torch.where(targets, mass, sizes), added
+
+    def targets_in(self, view, scores, kept, added, alive) -> torch.Tensor:
+        rest = alive & ~kept
+        targets = stride(rest, added.sum(1) - int(self._has_cls(view)))
+        tokens = view.vision.features if view.site == "input" else view.visual(view.hidden_states)
+        return self._nearest(view, tokens, rest, targets).masked_fill(~rest, -1)
+
+    def ranks_in(self, view, scores, kept, added) -> torch.Tensor:
+        targets = stride(view.alive & ~kept & self._exists(view), added.sum(1) - int(self._has_cls(view)))
+        return torch.where(targets, 2, 1).masked_fill(added & ~targets, 0)
+
+    def _has_cls(self, view) -> bool:
+        return self.cls and view.site == "input" and view.vision.cls is not None
+
+    def _exists(self, view) -> torch.Tensor:
+        return view.vision.exists if view.site == "input" else torch.ones_like(view.alive)
+
+    def _nearest(self, view, tokens, rest, targets) -> torch.Tensor:
+        """For each token the target of the largest cosine, long [B, N]."""
+        if view.site == "input":
+            metric = view.vision.keys().mean(2)
+        else:
+            metric = view.visual(view.keys.mean(1)) if view.site == "vision" else tokens
+        units = torch.nn.functional.normalize(metric.float(), dim=-1)
+        index, valid = ragged_index(targets, int(targets.sum(1).max()))
+        if not index.shape[1]:
+            return torch.zeros_like(rest, dtype=torch.long)
+        cosine = units @ take(units, index).transpose(1, 2)
+        best = cosine.masked_fill(~valid[:, None], -torch.inf).argmax(-1)
+        return index.gather(1, best)
+
+
+def stride(rest: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """Every (n // count)-th of the n True entries of each row of ``rest`` [B, N], ``count`` [B] of them."""
+    step = (rest.sum(1) // count.clamp(min=1)).clamp(min=1)[:, None]
+    rank = rest.cumsum(1) - 1
+    return rest & (rank % step == 0) & (rank // step < count[:, None])
+
+
+def first_free(free: torch.Tensor) -> torch.Tensor:
+    """The first True entry of each row."""
+    return free & (free.cumsum(1) == 1)
+
+
+def _wide(index: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    return index[..., None].expand_as(tokens)
+
+
+prunekit.compose(
+    "visionzip", scorer="cls", fusion="single", schedule="input", reducer="contextual", positions="renumber"
+)

@@ -1,0 +1,122 @@
+"""Recycling: some of the tokens that go are clustered, and each cluster stays as one token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from prunekit.components.base import Reducer
+from prunekit.components.selectors import top
+from prunekit.engine.layout import ragged_index, take
+from prunekit.errors import PrunekitError, check_choice
+from prunekit.registry import register
+
+
+@register("reducer", "recycle")
+@dataclass
+class Recycle(Reducer):
+    """Token recycling (SparseVLM, ICML 2025, https://arxiv.org/abs/2410.04417, section 3).
+
+    Of n tokens that go the best m = int(.3 n) + 1 by score form int(m / 10) + 1 clusters by density peaks, on distances
+    of hidden states over √D. A cluster's token takes the name of its centre; with ``positions=renumber`` it follows the
+    kept tokens, as in the authors' code.
+
+    Args:
+        variant: "code" (default) makes a cluster the mean of its tokens, "paper" their sum.
+        neighbours: how many of the nearest tokens, itself included, say how dense a token lies; by default as many as
+            there are clusters, as in the authors' code.
+        on_top: whether clusters come on top of the budget, as in the authors' code (their 64 processes 82 tokens on
+            average). By default they are part of it, at most half, so that exactly as many tokens stand as asked for.
+    """
+
+    variant: str = "code"
+    neighbours: int | None = None
+    on_top: bool = False
+
+    adds_tokens = True
+
+    def __post_init__(self) -> None:
+        check_choice("variant", self.variant, ("code", "paper"))
+        if self.neighbours is not None and self.neighbours < 1:
+            raise PrunekitError(f"reducer.neighbours must be at least 1, not {self.neighbours}")
+
+    def share(self, standing: int, keep: int) -> tuple[int, int]:
+        if self.on_top:
+            return keep, clusters(standing - keep)
+        selected = next(s for s in range(keep, 0, -1) if s + min(clusters(standing - s), keep // 2) <= keep)
+        return selected, keep - selected
+
+    def add(
+        self,
+        tokens: torch.Tensor,
+        sizes: torch.Tensor,
+        scores: torch.Tensor,
+        kept: torch.Tensor,
+        alive: torch.Tensor,
+        count: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        gone = alive & ~kept
+        pool = torch.maximum(recycled(gone.sum(1)), count)
+        index, valid = ragged_index(top(scores, pool, gone), int(pool.max()))
+        x_BMD = take(tokens.float(), index) * valid[..., None]
+        distance_BMM = torch.cdist(x_BMD, x_BMD, compute_mode="donot_use_mm_for_euclid_dist") / x_BMD.shape[-1] ** 0.5
+        nearest = count if self.neighbours is None else torch.full_like(count, self.neighbours)
+        centres = density_peaks(distance_BMM, valid, count, nearest)
+        member_BMM = members(distance_BMM, centres, valid)
+        summed = member_BMM @ x_BMD
+        if self.variant == "code":
+            summed = summed / member_BMM.sum(-1, keepdim=True).clamp(min=1)
+        mass = (member_BMM @ sizes.gather(1, index)[..., None])[..., 0]
+        added = _put(torch.zeros_like(alive), index, centres, centres)
+        return _put(tokens, index, centres, summed), _put(sizes, index, centres, mass), added
+
+
+def recycled(gone: torch.Tensor) -> torch.Tensor:
+    """How many of ``gone`` tokens [B] are recycled: int(.3 n) + 1, as far as there are."""
+    return torch.minimum((0.3 * gone.double()).long() + 1, gone)
+
+
+def clusters(gone: int) -> int:
+    """Into how many tokens ``gone`` ones are recycled: int(m / 10) + 1 of the m that are, none of none."""
+    return (int(0.3 * gone) + 1) // 10 + 1 if gone else 0
+
+
+def density_peaks(
+    distance: torch.Tensor, valid: torch.Tensor, count: torch.Tensor, neighbours: torch.Tensor
+) -> torch.Tensor:
+    """The ``count`` [B] cluster centres, bool [B, M], of points at ``distance`` [B, M, M] (Rodriguez and Laio, Science
+    2014, with the density of Du et al., 2016).
+
+    ρ = exp(−mean d² to the ``neighbours`` [B] nearest, itself one of them), δ = distance to the nearest denser point
+    (of equally dense ones the earlier counts as denser; for the densest the largest distance of all); centres are the
+    points of largest ρ·δ, taken in logarithms.
+    """
+    size = distance.shape[1]
+    pairs = valid[:, None] & valid[..., None]
+    nearest = distance.masked_fill(~pairs, torch.inf).sort(-1).values
+    found = nearest.isfinite() & (torch.arange(size, device=distance.device) < neighbours[:, None, None])
+    log_density = -(nearest.masked_fill(~found, 0.0) ** 2).sum(-1) / found.sum(-1).clamp(min=1)
+    order = log_density.masked_fill(~valid, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(size, device=distance.device).expand_as(order)
+    rank = torch.empty_like(order).scatter_(1, order, places)
+    denser = pairs & (rank[:, None] < rank[..., None])
+    delta = distance.masked_fill(~denser, torch.inf).amin(-1)
+    widest = distance.masked_fill(~pairs, 0.0).amax((1, 2))[:, None]
+    return top(log_density + torch.where(rank == 0, widest, delta).log(), count, valid)
+
+
+def members(distance: torch.Tensor, centres: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """1 where the point of a column belongs to the centre of a row, [B, M, M]: each to the nearest (first) centre."""
+    itself = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
+    nearest = distance.masked_fill(~centres[:, None], torch.inf).argmin(-1)
+    cluster = torch.where(centres, itself, nearest)
+    return torch.nn.functional.one_hot(cluster, valid.shape[1]).transpose(1, 2).to(distance.dtype) * valid[:, None]
+
+
+def _put(target: torch.Tensor, index: torch.Tensor, where: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """``target`` [B, N, ...] with ``values`` [B, M, ...] at ``index`` [B, M], those of ``where`` [B, M] alone."""
+    spare = target.shape[1]  # the others all go to an extra place, which is cut off again
+    rows = torch.arange(len(target), device=target.device)[:, None]
+    longer = torch.cat([target, target[:, :1]], dim=1)
+    return longer.index_put((rows, index.masked_fill(~where, spare)), values.to(target.dtype))[:, :spare]

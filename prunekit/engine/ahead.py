@@ -1,0 +1,57 @@
+"""A look ahead: what the layer that tokens are about to enter would make of those that are about to go."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from prunekit.engine.arguments import compact
+from prunekit.engine.cache import CACHE_NAMES
+from prunekit.engine.rows import AttentionInputs
+from prunekit.engine.state import Prefill
+from prunekit.engine.view import LayerView
+from prunekit.errors import PrunekitError
+
+if TYPE_CHECKING:
+    from prunekit.engine.hooks import Session
+
+WITHOUT_CACHE = {**dict.fromkeys(CACHE_NAMES), "use_cache": False}
+
+
+class Peeked(Exception):
+    """Leaves a layer that runs for its queries and keys alone, before it attends."""
+
+    def __init__(self, inputs: AttentionInputs) -> None:
+        super().__init__()
+        self.inputs = inputs
+
+
+def view_ahead(
+    session: Session, index: int, state: Prefill, hidden: torch.Tensor, arguments: dict[str, Any]
+) -> LayerView:
+    """The view of layer ``index`` on the sequence before its cut; ``arguments`` are what the model gives the layer.
+
+    Where the scorer reads attention, the layer's own norm and projections run up to its attention function, without
+    the cache: a layer run twice on one cache would leave its keys and values there twice.
+    """
+    view = state.view(index, session.family.one_state(hidden), session.family.grid)
+    if session.pruner.scorer.uses_attention:
+        if state.stage.index is not None:
+            state.stages.append(state.stage)  # whose keys the layer attends to, while its arguments are made
+            arguments = {name: compact(session, index, name, v, state, hidden) for name, v in arguments.items()}
+            state.stages.pop()
+        view.inputs = _peek(session, session.family.layers[index], hidden, arguments)
+    return view
+
+
+def _peek(session: Session, layer: nn.Module, hidden: torch.Tensor, arguments: dict[str, Any]) -> AttentionInputs:
+    """What a tapped layer would hand to its attention function for ``hidden``."""
+    blank = {name: value for name, value in WITHOUT_CACHE.items() if name in arguments}
+    with session.looking_ahead():
+        try:
+            layer.forward(hidden, **arguments | blank)
+        except Peeked as seen:
+            return seen.inputs
+    raise PrunekitError(f"fusion 'ahead': {type(layer).__name__} did not come to its attention function")

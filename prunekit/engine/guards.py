@@ -1,0 +1,46 @@
+"""What a forward pass must not be: said before anything is pruned."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from prunekit.errors import PrunekitError
+from prunekit.families import Family
+
+if TYPE_CHECKING:
+    from prunekit.engine.hooks import Session
+
+
+def check_budget(session: Session, length: int) -> None:
+    """Attention that chooses keys by an index sees all of them only within its budget: warn once beyond."""
+    budget = session.family.sparse_budget
+    if budget is None or length <= budget or session.warned:
+        return
+    session.warned = True
+    name = session.family.model_type
+    warnings.warn(
+        f"'{name}': {length} tokens exceed the {budget} keys that its sparse attention chooses; it chooses anew "
+        "among what stays, so that removal no longer equals masking",
+        stacklevel=4,
+    )
+
+
+def check_checkpointing(session: Session) -> None:
+    """A layer that is run again in the backward pass runs without what the forward pass knew."""
+    family = session.family
+    if not checkpoints(family) or not torch.is_grad_enabled():
+        return
+    kind, name = type(family.layers[0]), family.model_type
+    if session.adjusts or any(family.relative_bias(i) is not None for i in range(family.depth)):
+        raise PrunekitError(f"gradient checkpointing: {kind.__name__} of '{name}' depends on true positions inside")
+    if any("__call__" in vars(base) and "Checkpoint" in base.__name__ for base in kind.__mro__):
+        raise PrunekitError(f"gradient checkpointing: {kind.__name__} of this transformers runs hooks twice; use 5.23")
+
+
+def checkpoints(family: Family) -> bool:
+    """Whether the decoder's layers are run again in the backward pass."""
+    layer: Any = family.layers[0]
+    return bool(getattr(layer, "gradient_checkpointing", False) and layer.training)

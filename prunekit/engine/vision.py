@@ -1,0 +1,222 @@
+"""What a vision encoder did in one run, and what scorers see of it once its patches are visual tokens.
+
+Letters: T images (or tiles) that went through the encoder, P patches of each, R rows that the projector made of all of
+them one after the other, C width of the encoder, B samples, N visual tokens of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+
+from prunekit.engine.layout import Layout, take
+from prunekit.engine.rows import AttentionInputs
+from prunekit.engine.state import CutRecord, Prefill
+from prunekit.errors import PrunekitError
+from prunekit.families.vision import VisionTower
+
+
+@dataclass
+class BlockRecord:
+    """The attention of one block: its inputs, an entry for each call, and where the patches stood in its sequence.
+
+    ``index`` [T, P] is None while they all stand in order.
+    """
+
+    inputs: list[AttentionInputs] = field(default_factory=list)
+    index: torch.Tensor | None = None
+
+
+@dataclass
+class VisionRecord:
+    """One run of the encoder, made by its hooks and taken by the prefill that follows.
+
+    Attributes:
+        features: what the projector read, [T, P, C], or [R · group, C] where images are packed.
+        cls: the CLS token beside it, [T, C], None without one.
+        blocks: attention of the blocks that are kept for scorers.
+        rows: for each placeholder in order the row that it holds, long, -1 for a token of the model's own (a newline);
+            None where rows and placeholders agree one by one.
+        images: rows of each image or tile.
+        cuts: what happened inside the encoder, [T, P] each.
+        tokens: tokens that each block processed, of each image.
+        grids: rows and columns of rows of each image or tile.
+        index: of an encoder alone, where the token that stands for each patch is in its output, [T, P].
+    """
+
+    tower: VisionTower
+    features: torch.Tensor | None = None
+    cls: torch.Tensor | None = None
+    blocks: dict[int, BlockRecord] = field(default_factory=dict)
+    rows: torch.Tensor | None = None
+    images: list[int] = field(default_factory=list)
+    cuts: list[CutRecord] = field(default_factory=list)
+    tokens: list[list[int]] = field(default_factory=list)
+    grids: list[tuple[int, int]] = field(default_factory=list)
+    index: torch.Tensor | None = None
+
+    def flat(self, x: torch.Tensor) -> torch.Tensor:
+        """Per-patch values [T, P, ...] or [R · group, ...] as rows [R, group, ...]."""
+        inner = x.shape[1:] if self.tower.packed else x.shape[2:]
+        return x.reshape(-1, self.tower.group, *inner)
+
+    def source(self, layout: Layout) -> torch.Tensor:
+        """The row behind each visual token, long [B, N], -1 where there is none.
+
+        Beams and returned sequences repeat each sample after the encoder has run.
+        """
+        total = sum(self.images)
+        rows = torch.arange(total, device=layout.exists.device) if self.rows is None else self.rows
+        repeats, rest = divmod(sum(layout.counts), len(rows))
+        if rest or not repeats:
+            raise PrunekitError(
+                f"{sum(layout.counts)} visual tokens do not fit the {len(rows)} that '{self.tower.name}' encoded last"
+            )
+        counts = torch.tensor(layout.counts[::repeats], device=rows.device)
+        starts = (counts.cumsum(0) - counts).repeat_interleave(repeats)
+        places = starts[:, None] + torch.arange(layout.exists.shape[1], device=rows.device)
+        found = rows.to(places.device)[places.clamp(max=len(rows) - 1)]
+        return found.masked_fill(~layout.exists, -1)
+
+
+class VisionView:
+    """The encoder's side of the visual tokens: ``view.vision``. Everything is computed only when touched.
+
+    A token of the model's own, behind which there is no patch (a newline between tiles), has zeros; ``exists`` [B, N]
+    is False there. Where the projector joins patches, a token's features are theirs side by side, its keys and
+    attention their means.
+    """
+
+    def __init__(self, record: VisionRecord, source: torch.Tensor) -> None:
+        self.record, self.source = record, source
+
+    @property
+    def exists(self) -> torch.Tensor:
+        """Tokens that patches stand behind, bool [B, N]."""
+        return self.source >= 0
+
+    @property
+    def has_cls(self) -> bool:
+        """Whether the encoder has a CLS token."""
+        return self.record.tower.has_cls
+
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """Per-row values [R, ...] as the visual tokens have them: [B, N, ...], zero where there is no row."""
+        source = self.source.to(rows.device)
+        found = rows[source.clamp(min=0)]
+        return found * (source >= 0).reshape(*source.shape, *[1] * (rows.ndim - 1)).to(found.dtype)
+
+    @cached_property
+    def image(self) -> torch.Tensor:
+        """Which image or tile of the batch each token comes from, long [B, N], -1 where none."""
+        counts = torch.tensor(self.record.images, device=self.source.device)
+        number = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+        return number[self.source.clamp(min=0)].masked_fill(self.source < 0, -1)
+
+    @cached_property
+    def places(self) -> tuple[torch.Tensor, ...]:
+        """Row and column of each token in its image or tile, that one's rows and columns, and its number (``image``):
+        five of long [B, N]; the last is -1, and the others mean nothing, where no patch stands behind a token."""
+        record, device = self.record, self.source.device
+        sizes = torch.tensor(record.grids, device=device)
+        starts = torch.tensor([0, *record.images], device=device).cumsum(0)
+        image = self.image.clamp(min=0)
+        rows, columns = sizes[image].unbind(-1)
+        within = (self.source - starts[image]).clamp(min=0)
+        return within // columns, within % columns, rows, columns, self.image
+
+    @cached_property
+    def features(self) -> torch.Tensor:
+        """What the projector reads of each token: [B, N, C], or [B, N, group · C]."""
+        assert self.record.features is not None
+        return self.gather(self.record.flat(self.record.features).flatten(1))
+
+    @cached_property
+    def cls(self) -> torch.Tensor | None:
+        """The CLS token that the projector would read, [B, C]: of several images of a sample the mean."""
+        if self.record.cls is None:
+            return None
+        found = self.record.cls
+        image, size = self.image.to(found.device), len(found)
+        share = torch.zeros(len(image), size + 1, device=found.device)
+        share = share.scatter(1, image.masked_fill(image < 0, size), 1.0)[:, :size]
+        share = share / share.sum(1, keepdim=True).clamp(min=1)
+        return share.to(found.dtype) @ found
+
+    def keys(self, block: int | None = None) -> torch.Tensor:
+        """Keys [B, N, H, d] of an encoder block: the one whose output the projector reads, or -1 for the last."""
+        return self._per_token(block, lambda given: given.keys.transpose(1, 2))
+
+    def attention(self, block: int | None = None) -> torch.Tensor:
+        """Attention [B, N] of an encoder block, mean over heads: what the CLS token gives each patch; without a CLS
+        token, what a patch receives from all of them on average."""
+        first = 0 if self.has_cls else None
+        return self._per_token(block, lambda given: received(given, first)[..., None])[..., 0]
+
+    def unsplit_attention(self, block: int | None = None) -> torch.Tensor:
+        """The same with queries and keys not split into heads, softmax(QKᵀ/√C) (LLaVA-PruMerge), [B, N]."""
+        first = 0 if self.has_cls else None
+        return self._per_token(block, lambda given: received(_joined(given), first)[..., None])[..., 0]
+
+    def _per_token(self, block: int | None, read: Callable[[AttentionInputs], torch.Tensor]) -> torch.Tensor:
+        tower = self.record.tower
+        number = tower.read if block is None else block % len(tower.blocks)
+        if (held := self.record.blocks.get(number)) is None:
+            raise PrunekitError(
+                f"view.vision: block {number} of the encoder was not kept, only {[*self.record.blocks]}"
+            )
+        found = [read(given)[:, tower.prefix :] for given in held.inputs]
+        values = torch.cat([x.flatten(0, 1) for x in found]) if tower.packed else torch.cat(found)
+        if held.index is not None:
+            index = held.index.clamp(min=0)
+            values = values[torch.arange(len(index), device=index.device)[:, None], index]
+        return self.gather(self.record.flat(values).mean(1))
+
+
+def received(given: AttentionInputs, query: int | None = None) -> torch.Tensor:
+    """Head-mean attention [T, S] that one query gives, or that all of them give on average."""
+    images, _, size, _ = given.keys.shape
+    if query is not None:
+        index = torch.full((images, 1), query, device=given.keys.device)
+        return given.rows(index).mean(1)[:, 0]
+    return given.propagate(torch.full((images, 1, size), 1 / size, device=given.keys.device))[:, 0]
+
+
+def _joined(given: AttentionInputs) -> AttentionInputs:
+    """One head as wide as all of them."""
+    queries, keys = (x.transpose(1, 2).flatten(2)[:, None] for x in (given.queries, given.keys))
+    return AttentionInputs(queries, keys, given.mask, queries.shape[-1] ** -0.5, given.causal)
+
+
+def arrive(record: VisionRecord | None, state: Prefill, hidden: torch.Tensor, axis: int) -> torch.Tensor:
+    """What the encoder left reaches layer 0: hidden states without the visual tokens that went inside it."""
+    if record is None:
+        raise PrunekitError(
+            "the vision encoder did not run under this pruner: give it pixels, not features made before"
+        )
+    source = record.source(state.layout).to(state.kept.device)
+    state.vision = VisionView(record, source)
+    for cut in record.cuts:
+        kept = state.vision.gather(cut.kept.flatten())
+        scores = state.vision.gather(cut.scores.flatten()).masked_fill(~state.kept, torch.nan)
+        state.cuts.append(CutRecord(cut.site, cut.layer, kept, scores, sources=_within_samples(cut, source)))
+    if not record.cuts or bool(record.cuts[-1].kept.all()):
+        return hidden
+    share = int(record.cuts[-1].kept[0].sum()) / record.cuts[-1].kept.shape[1]
+    counts = state.layout.counts
+    lengths = tuple(s - n + round(share * n) for s, n in zip(state.layout.lengths, counts, strict=True))
+    return take(hidden, state.shorten(state.cuts[-1].kept, lengths), axis)
+
+
+def _within_samples(cut: CutRecord, source: torch.Tensor) -> torch.Tensor | None:
+    """An encoder's map of sources [T, P] for the visual tokens of each sample, [B, N], whose rows are contiguous."""
+    if cut.sources is None:
+        return None
+    images, size = cut.sources.shape
+    first = torch.arange(images, device=cut.sources.device)[:, None] * size
+    rows = torch.where(cut.sources < 0, -1, cut.sources + first).flatten()
+    found = rows[source.clamp(min=0)]
+    return torch.where((source < 0) | (found < 0), -1, found - source[:, :1])

@@ -1,0 +1,193 @@
+"""Vision encoders: where a model keeps its blocks, their queries and keys, its CLS token, what the projector reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from prunekit.errors import PrunekitError
+
+if TYPE_CHECKING:
+    from prunekit.families.base import Family
+
+PLAIN_VITS = {"clip_vision_model": 1, "siglip_vision_model": 0}
+"""Encoders laid out as a plain ViT over images of one size, by model type: how many tokens precede the patches."""
+
+LLAVA_LIKE = ("deepseek_vl", "llava", "llava_next", "llava_onevision", "paligemma")
+"""Families whose encoder may be a plain ViT and whose projector maps each patch to a visual token."""
+
+TILED = ("llava_next", "llava_onevision")
+"""Those that cut an image into tiles and pack their patches with newline tokens."""
+
+KNOWN = (*LLAVA_LIKE, "qwen2_vl")
+"""Model types for which it is known which patches stand behind each visual token."""
+
+
+@dataclass(frozen=True)
+class VisionTower:
+    """One vision encoder, seen through what prunekit needs of it.
+
+    Attributes:
+        module: the encoder itself.
+        blocks: its transformer blocks.
+        attentions: the attention module of each block.
+        prefix: tokens before the patches (CLS, registers); the first is the CLS token if ``has_cls``.
+        read: index of the block whose output the projector reads (timm: the last).
+        patches: patches of an image where every image has equally many, else None.
+        grid: rows and columns of these patches.
+        group: patches that the projector joins into one visual token.
+        projector: the module that maps patches to visual tokens; None for an encoder alone.
+        norm, tail: names, in a block, of the norm before the MLP and of the last module of the MLP's branch.
+        implementation: the attention implementation's name; "" where it is not transformers' interface (timm).
+        packed: images stand behind each other in one sequence without a batch axis.
+        tiled: images are cut into tiles.
+        pixels: whether it takes images of other sizes, with interpolated positions.
+    """
+
+    module: nn.Module
+    blocks: nn.ModuleList | nn.Sequential
+    attentions: tuple[nn.Module, ...]
+    prefix: int
+    read: int
+    patches: int | None
+    grid: tuple[int, int] | None
+    group: int
+    projector: nn.Module | None
+    norm: str
+    tail: str
+    implementation: str
+    has_cls: bool
+    packed: bool = False
+    tiled: bool = False
+    pixels: bool = True
+    name: str = ""
+
+    def refuses_cuts(self) -> str | None:
+        """Why tokens cannot go inside this encoder, None if they can."""
+        if self.group > 1:
+            return f"its projector joins {self.group} neighbouring patches, of which none may be missing"
+        if self.tiled:
+            return "its tiles are packed with newline tokens, of which it is undefined which should stay"
+        return None
+
+
+def vision_of(family: Family) -> VisionTower:
+    """The vision encoder of a loaded model.
+
+    Raises:
+        PrunekitError: where it is not known which patches stand behind each visual token.
+    """
+    name, tower = family.model_type, family.vision_tower
+    projector = family.projector or getattr(family.core, "aligner", None)
+    if name not in KNOWN or tower is None or projector is None:
+        raise _unknown(name, f"known for {', '.join(KNOWN)}")
+    return _qwen2_vl(family, tower) if name == "qwen2_vl" else _plain(family, tower, projector)
+
+
+def _unknown(name: str, why: str) -> PrunekitError:
+    return PrunekitError(f"'{name}': which patches stand behind each visual token is not known ({why})")
+
+
+def _plain(family: Family, tower: nn.Module, projector: nn.Module) -> VisionTower:
+    """CLIP or SigLIP, read by a projector that maps patch by patch."""
+    config: Any = tower.config
+    name = family.model_type
+    if config.model_type not in PLAIN_VITS:
+        raise _unknown(name, f"its encoder is '{config.model_type}', not {' or '.join(PLAIN_VITS)}")
+    prefix = PLAIN_VITS[config.model_type]
+    layer, strategy = -1, "full"
+    if name not in ("paligemma", "deepseek_vl"):  # these two read the encoder's output
+        layer = getattr(family.config, "vision_feature_layer", -1)
+        strategy = getattr(family.config, "vision_feature_select_strategy", "full")
+    if not isinstance(layer, int):
+        raise _unknown(name, f"its projector reads several layers, {list(layer)}")
+    if (strategy == "default") != bool(prefix):
+        raise _unknown(name, f"vision_feature_select_strategy='{strategy}' on {config.model_type}")
+    blocks: Any = next(m.layers for m in tower.modules() if isinstance(getattr(m, "layers", None), nn.ModuleList))
+    read = layer % (len(blocks) + 1) - 1
+    if read < 0:
+        raise _unknown(name, "its projector reads the patch embedding")
+    side = config.image_size // config.patch_size
+    return VisionTower(
+        module=tower,
+        blocks=blocks,
+        attentions=tuple(block.self_attn for block in blocks),
+        prefix=prefix,
+        read=read,
+        patches=side * side,
+        grid=(side, side),
+        group=1,
+        projector=projector,
+        norm="layer_norm2",
+        tail="mlp",
+        implementation=_implementation(blocks[0].self_attn),
+        has_cls=bool(prefix),
+        tiled=name in TILED,
+        name=name,
+    )
+
+
+def _qwen2_vl(family: Family, tower: Any) -> VisionTower:
+    """Qwen2-VL's own ViT: images of any size in one sequence; its merger joins squares of patches."""
+    return VisionTower(
+        module=tower,
+        blocks=tower.blocks,
+        attentions=tuple(block.attn for block in tower.blocks),
+        prefix=0,
+        read=len(tower.blocks) - 1,
+        patches=None,
+        grid=None,
+        group=tower.spatial_merge_size**2,
+        projector=tower.merger,
+        norm="norm2",
+        tail="mlp",
+        implementation=_implementation(tower.blocks[0].attn),
+        has_cls=False,
+        packed=True,
+        pixels=False,
+        name=family.model_type,
+    )
+
+
+def _implementation(attention: Any) -> str:
+    return getattr(attention.config, "_attn_implementation", None) or "eager"
+
+
+def is_timm(model: nn.Module) -> bool:
+    """Whether a model is one of timm's plain ViTs, without importing timm."""
+    return type(model).__module__.startswith("timm.") and hasattr(model, "blocks")
+
+
+def timm_tower(model: Any) -> VisionTower:
+    """A plain ViT of timm.
+
+    Raises:
+        PrunekitError: for one whose blocks are laid out otherwise.
+    """
+    name, block = type(model).__name__, model.blocks[0]
+    plain = all(hasattr(block, part) for part in ("norm1", "attn", "norm2", "mlp", "drop_path2"))
+    if not plain or not hasattr(block.attn, "k_norm") or type(block).__name__ not in ("Block", "LayerScaleBlock"):
+        raise PrunekitError(
+            f"timm's {name} has blocks of the kind {type(block).__name__}: only plain ViTs can be pruned"
+        )
+    if getattr(model, "fc_norm", None) is None or not hasattr(model, "num_prefix_tokens"):
+        raise PrunekitError(f"timm's {name} is no VisionTransformer: only plain ViTs can be pruned")
+    return VisionTower(
+        module=model,
+        blocks=model.blocks,
+        attentions=tuple(b.attn for b in model.blocks),
+        prefix=model.num_prefix_tokens,
+        read=len(model.blocks) - 1,
+        patches=model.patch_embed.num_patches,
+        grid=tuple(model.patch_embed.grid_size),
+        group=1,
+        projector=None,
+        norm="norm2",
+        tail="drop_path2",
+        implementation="",
+        has_cls=getattr(model, "cls_token", None) is not None,
+        pixels=False,
+        name=name,
+    )

@@ -266,6 +266,7 @@ class TestCommand:
             (["shape=tiny", "schedule.layer=9"], "layer 9"),
             (["shape=tiny", "keep_ratio=null", "budget=flops:0.01"], "out of reach: 0."),
             (["shape=tiny", "budget=flops:0.5"], "exclude"),
+            (["shape=tiny", "method=visionzip", "schedule.layer=null"], "'visionzip' works in the vision encoder"),
             (["shape=tiny", "keep_ratio=null", "budget=flop:0.5"], "Did you mean 'flops'"),
         ],
     )

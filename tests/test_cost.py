@@ -173,6 +173,33 @@ def test_counter_is_what_torch_counts(family, name, attn):
     assert cost.tokens_per_layer[0] == batch.ids.shape[1]
 
 
+IN_THE_DECODER = (
+    "dart", "fastv", "ivtp", "ivtp_rollout", "oracle", "pyramiddrop", "random", "sparsevlm", "sparsevlm_keep",
+    "uniform",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IN_THE_DECODER)
+def test_published_methods_cost_what_torch_counts(name):
+    model, batch = tiny_model("llava"), make_batch("llava")
+    pruner = prunekit.method(name)
+    regions = {"regions": [[(0.0, 0.0, 0.5, 0.5)]] * 3} if name == "oracle" else {}
+    with torch.no_grad(), pruner(model, **regions) as trace, flop_counter() as counter:
+        model(**batch.inputs, logits_to_keep=1)
+    cost = estimate(shape_of(model), pruner, visual=16, text=10, convention="counter", before=3, batch=3)
+    assert list(cost.tokens_per_layer) == trace.tokens_per_layer[:, 0].tolist()
+    assert 2 * cost.total == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["tome", "evit", "downsample"])
+def test_cuts_inside_the_encoder_are_not_counted_in_silence(name):
+    shape = shape_of(tiny_model("llava"))
+    with pytest.raises(ValueError, match="inside the vision encoder"):
+        estimate(shape, prunekit.method(name, keep_ratio=0.5), visual=16, text=10)
+    with pytest.raises(ValueError, match="inside the vision encoder"):
+        prunekit.method(name, budget="flops:0.5").apply(tiny_model("llava"))
+
+
 DECODERS = (
     "gemma3", "glm4v_moe", "qwen2_5_vl", "qwen3_vl_moe", "aria", "mistral3", "deepseek_ocr2", "kimi_k25", "chameleon",
     "smolvlm", "cohere2_vision",

@@ -13,6 +13,7 @@ from prunekit.bench.run import SCHEMA, Options, bench_point, machine, profile_pr
 from prunekit.bench.shapes import VISUAL, build, config_of
 from prunekit.bench.workload import Workload, from_example, synthetic
 from prunekit.budget import NOMINAL
+from prunekit.errors import PrunekitError
 from prunekit.models import resolve_device, resolve_dtype
 from prunekit.pruner import Pruner
 
@@ -58,6 +59,9 @@ def bench(
     else:
         config_of(shape)  # an unknown name is said before anything is built
         model, name = build(shape, place, resolve_dtype(dtype, place), attn), shape
+    if pruner.needs_pixels:
+        what = pruner.name or pruner.scorer.registered_name
+        raise PrunekitError(f"bench: '{what}' works in the vision encoder, and the prefills timed here start behind it")
     pruner.apply(model).remove()  # what the model cannot do is said before any work is done
     counts: list[int | None] = [None] if shape is None else [VISUAL.get(shape, NOMINAL)]
     if settings.visual is not None:

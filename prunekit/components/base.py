@@ -49,8 +49,8 @@ class LayerWork:
     head_dim: int
 
     def queries(self, query_set: str) -> int:
-        """How many queries a set has ("text", "last", "visual" or "all"); without an instruction the last token."""
-        return {"text": max(self.text, 1), "last": 1, "visual": self.visual, "all": self.tokens}[query_set]
+        """How many queries a set has ("text", "last", "cls", "visual" or "all"); without an instruction one."""
+        return {"text": max(self.text, 1), "last": 1, "cls": 1, "visual": self.visual, "all": self.tokens}[query_set]
 
     def row_macs(self, queries: int) -> float:
         """Multiply-accumulates of the attention rows of so many queries: their logits."""
@@ -114,7 +114,12 @@ class RowScorer(Scorer):
         return self.score_rows(view.attention(self.chosen_queries(view)), view)
 
     def macs(self, work: LayerWork) -> float:
-        return work.row_macs(work.queries(self.query_set))
+        return work.row_macs(work.queries(self.counted_queries))
+
+    @property
+    def counted_queries(self) -> str:
+        """The query set that the cost meter counts: for queries chosen by content the instruction, their most."""
+        return "text" if type(self).query_set is RowScorer.query_set else self.query_set
 
 
 class Fusion(Component):

@@ -181,6 +181,6 @@ class RolloutFusion(Fusion):
     def macs(self, works: Sequence[LayerWork], scorer: Scorer) -> float:
         assert isinstance(scorer, RowScorer)
         *earlier, last = works
-        queries = last.queries(scorer.query_set)
+        queries = last.queries(scorer.counted_queries)
         passed = sum(work.row_macs(work.tokens) + queries * work.tokens**2 for work in earlier)
         return last.row_macs(queries) + passed

@@ -73,9 +73,20 @@ class Cost:
 
 
 def outline(pruner: Pruner | None, stack: Stack, visual: int, text: int) -> Outline:
-    """Tokens of each layer of a decoder for a prompt of ``visual`` visual and ``text`` other tokens."""
+    """Tokens of each layer of a decoder for a prompt of ``visual`` visual and ``text`` other tokens.
+
+    Selectors that keep another number than they are asked for (dynamic ratios) count as if they kept that number.
+
+    Raises:
+        PrunekitError: for cuts inside the vision encoder, whose cost depends on the encoder.
+    """
     if pruner is None:
         return Outline((visual + text,) * stack.layers, (visual,) * stack.layers)
+    if pruner.schedule.in_encoder:
+        name = pruner.schedule.registered_name
+        raise PrunekitError(
+            f"cost: schedule '{name}' cuts inside the vision encoder; only the decoder's cuts are counted"
+        )
     plan, depth = pruner.outline(stack), stack.layers
     left, counts = visual, []
     for layer in range(depth):
@@ -152,15 +163,24 @@ def _vision(tower: Tower, visual: int, images: int | None, convention: str) -> t
 
 
 def _scoring(shape: ModelShape, pruner: Pruner, plan: Outline, instruction: int) -> float:
-    """MACs of the scorer (and of a fusion that multiplies matrices) on one sample."""
-    stack = shape.text
-    works = {
-        layer: LayerWork(plan.tokens[layer], plan.visual[layer], instruction, stack.heads, stack.key_width)
-        for layer in {layer for layers in plan.evidence for layer in layers}
-    }
-    if pruner.fusion.joins_views:
-        return sum(pruner.fusion.macs([works[i] for i in layers], pruner.scorer) for layers in plan.evidence)
-    return sum(pruner.scorer.macs(work) for work in works.values())  # one score serves every later cut
+    """MACs of the scorer (and of a fusion that multiplies matrices, or looks ahead) on one sample."""
+    stack, total = shape.text, 0.0
+    scored: dict[int, LayerWork] = {}  # one score serves every later cut
+    for cut, layers in zip(plan.cut_layers, plan.evidence, strict=True):
+        works = [_work(shape, plan, layer, cut, instruction) for layer in layers]
+        if pruner.fusion.joins_views:
+            total += pruner.fusion.macs(works, pruner.scorer)
+        else:
+            scored |= dict(zip(layers, works, strict=True))
+        if cut in layers and pruner.scorer.uses_attention:  # its projections run once more, before the cut
+            total += works[-1].tokens * stack.hidden * stack.key_width * (stack.heads + 2 * stack.key_heads)
+    return total + sum(pruner.scorer.macs(work) for work in scored.values())
+
+
+def _work(shape: ModelShape, plan: Outline, layer: int, cut: int, instruction: int) -> LayerWork:
+    """A layer as it is scored; one that is looked ahead at still sees what is about to go."""
+    seen = layer - (layer == cut and layer > 0)
+    return LayerWork(plan.tokens[seen], plan.visual[seen], instruction, shape.text.heads, shape.text.key_width)
 
 
 def _keys(shape: ModelShape, tokens: Sequence[int]) -> int:

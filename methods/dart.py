@@ -45,5 +45,8 @@ class Dart(prunekit.Scorer):
         places = torch.arange(chosen_BP.shape[1], 0, -1, device=scores_BN.device).expand_as(chosen_BP)
         return scores_BN.scatter(1, chosen_BP, 1.0 + places.to(scores_BN.dtype))
 
+    def macs(self, work) -> float:
+        return float(min(self.pivots, work.visual) * work.visual * work.heads * work.head_dim)
+
 
 prunekit.compose("dart", scorer="dart", fusion="ahead", schedule={"name": "one_shot", "layer": 2}, positions="keep")

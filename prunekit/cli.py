@@ -74,6 +74,7 @@ def _dispatch(config: DictConfig, folder: Path) -> None:
 
     table = {
         "eval": tasks.run_eval,
+        "bench": tasks.run_bench,
         "families": tasks.run_families,
         "layers": tasks.run_layers,
         "methods": tasks.run_methods,

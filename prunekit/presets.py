@@ -1,8 +1,8 @@
 """Published methods as named compositions: one file each, read by Python and by the command line alike.
 
 A file ``methods/NAME.yaml``, or a call of ``prunekit.compose`` in a ``methods/*.py`` beside the components it needs,
-holds what differs from the defaults: components (a name, or a mapping of ``name`` and options), ``keep_ratio`` or
-``keep_tokens``, and ``positions``. ``./methods`` and ``PRUNEKIT_METHODS`` are read as well.
+holds what differs from the defaults: components (a name, or a mapping of ``name`` and options), one of ``keep_ratio``,
+``keep_tokens`` and ``budget``, and ``positions``. ``./methods`` and ``PRUNEKIT_METHODS`` are read as well.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from prunekit.pruner import Pruner
 from prunekit.registry import KINDS, check_options, method_folders, option_names, registry
 from prunekit.saving import build
 
-BUDGET = ("keep_ratio", "keep_tokens")
+BUDGET = ("keep_ratio", "keep_tokens", "budget")
 ENTRIES = (*KINDS, *BUDGET, "positions")
 IN_PYTHON = Path("<python>")
 """Stands for the file of a composition that was named by running code."""

@@ -14,7 +14,9 @@ from typing import Any
 from torch import nn
 
 from prunekit import components as _components  # noqa: F401  (registers the built-in names)
+from prunekit.budget import Allotment, Budget, allot, for_prompt, place
 from prunekit.components.base import Component, Cut, Fusion, Reducer, RowScorer, Schedule, Scorer, Selector
+from prunekit.cost.shapes import Stack
 from prunekit.engine.alone import EncoderSession
 from prunekit.engine.encoder_run import EncoderPlan
 from prunekit.engine.hooks import Session
@@ -47,6 +49,7 @@ class Plan:
         at_input: whether the first of them is a cut at the input.
         tower: the vision encoder, where something is noted or goes inside it.
         vision: what goes inside it.
+        allotment: what a budget came to on this decoder, None without one.
     """
 
     pruner: Pruner
@@ -56,6 +59,7 @@ class Plan:
     at_input: bool = False
     tower: VisionTower | None = None
     vision: EncoderPlan | None = None
+    allotment: Allotment | None = None
 
     @property
     def first_layer(self) -> int:
@@ -76,14 +80,17 @@ class Plan:
         """For each cut the last layer that decides it, together."""
         return frozenset(layers[-1] for layers in self.evidence.values() if layers)
 
-    def keep(self, cut_layer: int, count: int) -> int:
-        """How many of a sample's ``count`` visual tokens stay after the cut before ``cut_layer``."""
+    def keep(self, cut_layer: int, count: int, length: int | None = None) -> int:
+        """How many of a sample's ``count`` visual tokens stay after the cut before ``cut_layer``; a budget asks for its
+        ``length`` in all as well."""
         if not count:
             return 0
-        tokens = self.pruner.keep_tokens
-        ratio = self.pruner.keep_ratio if tokens is None else min(1.0, tokens / count)
-        assert ratio is not None
-        cuts = self.pruner.schedule.cuts(self.depth, ratio)
+        schedule, tokens = self.pruner.schedule, self.pruner.keep_tokens
+        if self.allotment is not None:
+            schedule, ratio = self.allotment.schedule, self.allotment.share(count, length)
+        else:
+            ratio = self.pruner.share if tokens is None else min(1.0, tokens / count)
+        cuts = schedule.cuts(self.depth, ratio)
         return max(1, round(next(cut.ratio for cut in cuts if cut.layer == cut_layer) * count))
 
 
@@ -94,6 +101,7 @@ class Pruner:
         scorer, fusion, schedule, selector, reducer: a registered name, or a component.
         keep_ratio: share of the original visual tokens that stays after the last cut, in (0, 1]; 0.5 by default.
         keep_tokens: the same as a count per sample; excludes ``keep_ratio``.
+        budget: a target for the cost instead of either, "flops:0.5", "mean_tokens:192" or "final:64" (``Budget``).
         positions: "keep" leaves the kept tokens their position ids, "renumber" closes the gaps.
         name: the published method this is, if it is one.
 
@@ -112,6 +120,7 @@ class Pruner:
         *,
         keep_ratio: float | None = None,
         keep_tokens: int | None = None,
+        budget: str | Budget | None = None,
         positions: str = "keep",
         name: str | None = None,
     ) -> None:
@@ -122,7 +131,11 @@ class Pruner:
         self.reducer: Reducer = _component("reducer", reducer)
         check_choice("positions", positions, POSITIONS)
         self.positions, self.name = positions, name
-        self.keep_ratio, self.keep_tokens = _budget(keep_ratio, keep_tokens, self.schedule.own_ratio())
+        self.budget, self.keep_ratio, self.keep_tokens = None if budget is None else Budget.parse(budget), None, None
+        if self.budget is None:
+            self.keep_ratio, self.keep_tokens = _kept(keep_ratio, keep_tokens, self.schedule.own_ratio())
+        elif keep_ratio is not None or keep_tokens is not None:
+            raise PrunekitError(f"budget={self.budget} excludes keep_ratio and keep_tokens")
         if self.fusion.joins_views and not isinstance(self.scorer, RowScorer):
             names = self.fusion.registered_name, self.scorer.registered_name
             raise PrunekitError(f"fusion '{names[0]}' joins attention rows; scorer '{names[1]}' reads none")
@@ -140,8 +153,9 @@ class Pruner:
         for component in self.components.values():
             component.check(family.depth)
         self._check_family(family)
-        ratio = self.keep_ratio if self.keep_ratio is not None else 0.5
-        cuts = check_cuts(self.schedule, family.depth, ratio)
+        allotment = None if self.budget is None else place(self.budget, self.schedule, family)
+        schedule = self.schedule if allotment is None else allotment.schedule
+        cuts = check_cuts(schedule, family.depth, self.share)
         layers, at_input = [cut.layer for cut in cuts], bool(cuts) and cuts[0].site == "input"
         tower, vision = plan_vision(self, family, at_input)
         evidence = {}
@@ -151,7 +165,30 @@ class Pruner:
             if not evidence[layer] and (reads or self.fusion.joins_views or self.selector.counts_rows):
                 name = self.scorer.registered_name
                 raise PrunekitError(f"scorer '{name}' reads attention, but no layer lies before a cut at layer {layer}")
-        return Plan(self, family.depth, tuple(layers), evidence, at_input, tower, vision)
+        return Plan(self, family.depth, tuple(layers), evidence, at_input, tower, vision, allotment)
+
+    def outline(self, stack: Stack) -> Plan:
+        """The plan on a decoder of which only the shape is known, for the cost meter."""
+        schedule, allotment = self.schedule, None
+        if self.budget is not None:
+            allotment = allot(self.budget, schedule, stack.layers, stack.hidden, stack.mlp_width)
+            schedule = allotment.schedule
+        layers = [cut.layer for cut in check_cuts(schedule, stack.layers, self.share)]
+        steps = zip([0, *layers], layers, strict=False)
+        evidence = {layer: list(self.fusion.layers(layer, previous)) for previous, layer in steps}
+        return Plan(self, stack.layers, tuple(layers), evidence, allotment=allotment)
+
+    def for_prompt(self, visual: int, text: int) -> Pruner:
+        """The same with its budget's layers chosen for prompts of ``visual`` visual and ``text`` other tokens."""
+        assert self.budget is not None
+        other = copy.copy(self)
+        other.budget = for_prompt(self.budget, visual, text)
+        return other
+
+    @property
+    def share(self) -> float:
+        """The keep ratio; 0.5 where it differs from sample to sample."""
+        return 0.5 if self.keep_ratio is None else self.keep_ratio
 
     @property
     def reads_vision(self) -> bool:
@@ -208,8 +245,14 @@ class Pruner:
         parts: dict[str, Any] = {
             kind: {"name": component_name(c), **_options(c)} for kind, c in self.components.items()
         }
-        budget = {"keep_ratio": self.keep_ratio} if self.keep_tokens is None else {"keep_tokens": self.keep_tokens}
-        return {"name": self.name, **parts, **budget, "positions": self.positions}
+        return {"name": self.name, **parts, **self.kept_share, "positions": self.positions}
+
+    @property
+    def kept_share(self) -> dict[str, Any]:
+        """How much stays, under the name of the option that says so."""
+        if self.budget is not None:
+            return {"budget": str(self.budget)}
+        return {"keep_ratio": self.keep_ratio} if self.keep_tokens is None else {"keep_tokens": self.keep_tokens}
 
     def save(self, folder: str | Path) -> None:
         """Write ``pruner.yaml`` to a folder, and fusion weights beside it."""
@@ -226,8 +269,8 @@ class Pruner:
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{kind}={component!r}" for kind, component in self.components.items())
-        budget = f"keep_ratio={self.keep_ratio}" if self.keep_tokens is None else f"keep_tokens={self.keep_tokens}"
-        return f"Pruner({parts}, {budget}, positions={self.positions!r})"
+        ((option, value),) = self.kept_share.items()
+        return f"Pruner({parts}, {option}={value!r}, positions={self.positions!r})"
 
 
 class Handle:
@@ -247,8 +290,11 @@ class Handle:
         return self._session.plan
 
     def remove(self) -> None:
-        """Leave the model as it was before ``apply``; a second call does nothing."""
+        """Leave the model as it was before ``apply``; a second call does nothing. Raises if the latest prefill's scores
+        were NaN and that could not be said yet."""
         self._session.remove()
+        if isinstance(self._session, Session):
+            self._session.check_scores()
 
 
 class PrunedBlock:
@@ -265,7 +311,11 @@ class PrunedBlock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._handles.pop().remove()
+        handle = self._handles.pop()
+        if kind is None:
+            handle.remove()
+        else:
+            handle._session.remove()
 
 
 def check_cuts(schedule: Schedule, depth: int, ratio: float) -> tuple[Cut, ...]:
@@ -301,7 +351,7 @@ def _options(component: Component) -> dict[str, Any]:
     return {f.name: copy.deepcopy(getattr(component, f.name)) for f in fields if f.init}
 
 
-def _budget(ratio: float | None, tokens: int | None, own: float | None) -> tuple[float | None, int | None]:
+def _kept(ratio: float | None, tokens: int | None, own: float | None) -> tuple[float | None, int | None]:
     if tokens is not None:
         if ratio is not None:
             raise PrunekitError("keep_ratio and keep_tokens exclude each other")

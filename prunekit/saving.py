@@ -66,7 +66,7 @@ def build(data: dict[str, Any], where: str) -> Pruner:
             if "name" not in fields:
                 raise PrunekitError(f"{where}: {key} has no name")
             options[key] = registry.create(key, fields.pop("name"), **fields)
-        elif key in (*KINDS, "keep_ratio", "keep_tokens", "positions", "name"):
+        elif key in (*KINDS, "keep_ratio", "keep_tokens", "budget", "positions", "name"):
             options[key] = value
         else:
             raise PrunekitError(f"{where}: unknown entry '{key}'")

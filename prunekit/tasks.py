@@ -31,7 +31,7 @@ def build_pruner(config: dict[str, Any], **replaced: Any) -> Pruner:
         if "seed" in options and options["seed"] is None:
             options["seed"] = config["seed"]
         parts[kind] = replaced.get(kind) or registry.create(kind, options.pop("name"), **options)
-    given = {key: config[key] for key in ("keep_ratio", "keep_tokens", "positions")}
+    given = {key: config[key] for key in ("keep_ratio", "keep_tokens", "budget", "positions")}
     rest = preset(config["preset"]) if config["preset"] else {}
     settings = with_preset({key: value for key, value in rest.items() if key in given}, given)
     return Pruner(**parts, **settings, name=config["preset"])
@@ -94,6 +94,7 @@ def run_eval(config: dict[str, Any], context: Context) -> None:
     sizes: dict[str, Any] = {"batch_size": whole(config, "batch_size", 1), "seed": whole(config, "seed", 0)}
     examples = load_examples(config)
     loaded = load(config)
+    pruner = fit_budget(pruner, loaded, examples)
     found = evaluate(
         loaded,
         examples,
@@ -117,6 +118,54 @@ def run_eval(config: dict[str, Any], context: Context) -> None:
         tags=tags,
     )
     print(f"files: {context.folder} (metrics.json, predictions.jsonl, kept.png)\n{line}")
+
+
+def fit_budget(pruner: Pruner, loaded: Any, examples: list[Any]) -> Pruner:
+    """For a budget: the pruner with its layers chosen for prompts like the first example's; prints what comes out."""
+    if pruner.budget is None:
+        return pruner
+    from prunekit.evaluation.batches import Batcher
+    from prunekit.families import make_family
+
+    family = make_family(loaded.model)
+    made = Batcher(loaded).inputs(examples[:1])
+    visual = int(family.find_visual(made["input_ids"], made).sum())
+    fitted = pruner.for_prompt(visual, made["input_ids"].shape[1] - visual)
+    if (allotment := fitted.plan(family).allotment) is not None:
+        print(allotment.describe())
+    return fitted
+
+
+def run_bench(config: dict[str, Any], context: Context) -> None:
+    """``task=bench``: dense, pruned, ceiling and eager_fastv timed in turn; table, bench.json, bench.png."""
+    from prunekit.bench.task import Settings, bench
+
+    options = config["bench"]
+    counts = options["visual_tokens"]
+    if counts is not None and (not isinstance(counts, list) or not counts):
+        raise PrunekitError(f"bench.visual_tokens must be a list of counts like [576,2880], not {counts!r}")
+    for place, count in enumerate(counts or ()):
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise PrunekitError(f"bench.visual_tokens[{place}] must be a whole number from 1 on, not {count!r}")
+    bench(
+        config["shape"],
+        build_pruner(config),
+        Settings(
+            visual=counts,
+            text=whole(config, "bench.text_tokens", 2),
+            batch=whole(config, "bench.batch_size", 1),
+            rounds=whole(config, "bench.rounds", 1),
+            new_tokens=whole(config, "bench.new_tokens", 0),
+            eager=bool(options["eager"]),
+            profile=bool(options["profile"]),
+        ),
+        context.folder,
+        load=lambda: load(config),
+        first_example=lambda: load_examples(config)[0],
+        device=config["device"],
+        dtype=config["dtype"],
+        attn=config["attn"],
+    )
 
 
 def run_families(config: dict[str, Any], context: Context) -> None:

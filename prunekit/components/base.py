@@ -7,7 +7,7 @@ shorter samples padded), H heads, Q query rows, D hidden width. Everywhere a hig
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -30,6 +30,31 @@ class Component:
         """Write what training has made of this component as safetensors, for its option ``weights``; whether there was
         anything to write."""
         return False
+
+
+@dataclass(frozen=True)
+class LayerWork:
+    """One layer of one sample as the cost of a scorer sees it.
+
+    Attributes:
+        tokens, visual: tokens of the layer's sequence, and the visual ones among them.
+        text: tokens of the instruction.
+        heads, head_dim: of the layer's queries.
+    """
+
+    tokens: int
+    visual: int
+    text: int
+    heads: int
+    head_dim: int
+
+    def queries(self, query_set: str) -> int:
+        """How many queries a set has ("text", "last", "cls", "visual" or "all"); without an instruction one."""
+        return {"text": max(self.text, 1), "last": 1, "cls": 1, "visual": self.visual, "all": self.tokens}[query_set]
+
+    def row_macs(self, queries: int) -> float:
+        """Multiply-accumulates of the attention rows of so many queries: their logits."""
+        return float(queries * self.tokens * self.heads * self.head_dim)
 
 
 class Scorer(Component):
@@ -62,6 +87,10 @@ class Scorer(Component):
         """Scores [B, N] from one layer, called for each layer that the fusion asks for."""
         raise TypeError(f"{type(self).__name__} defines no score(view)")
 
+    def macs(self, work: LayerWork) -> float:
+        """Multiply-accumulates of one ``score``, for the cost meter; scorers without matrix products cost nothing."""
+        return 0.0
+
 
 class RowScorer(Scorer):
     """A scorer that reads attention rows of some queries; these alone can be joined by rollout."""
@@ -83,6 +112,14 @@ class RowScorer(Scorer):
 
     def score(self, view: LayerView) -> torch.Tensor:
         return self.score_rows(view.attention(self.chosen_queries(view)), view)
+
+    def macs(self, work: LayerWork) -> float:
+        return work.row_macs(work.queries(self.counted_queries))
+
+    @property
+    def counted_queries(self) -> str:
+        """The query set that the cost meter counts: for queries chosen by content the instruction, their most."""
+        return "text" if type(self).query_set is RowScorer.query_set else self.query_set
 
 
 class Fusion(Component):
@@ -110,6 +147,10 @@ class Fusion(Component):
     def fuse_views(self, views: Sequence[LayerView], scorer: Scorer) -> torch.Tensor:
         """Scores [B, N] from the layers themselves, in ascending order (only if ``joins_views``)."""
         raise TypeError(f"{type(self).__name__} defines no fuse_views(views, scorer)")
+
+    def macs(self, works: Sequence[LayerWork], scorer: Scorer) -> float:
+        """Multiply-accumulates of ``fuse_views``, scorer included, for the cost meter (only if ``joins_views``)."""
+        return 0.0
 
 
 @dataclass(frozen=True)
@@ -153,6 +194,10 @@ class Schedule(Component):
     def own_ratio(self) -> float | None:
         """The keep ratio that the schedule's own options imply, None if they leave it open."""
         return None
+
+    def earlier(self, depth: int) -> Iterator[Schedule]:
+        """Variants with cuts at ever earlier layers, for a budget that needs them; none where layers are fixed."""
+        return iter(())
 
 
 class Selector(Component):

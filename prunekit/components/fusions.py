@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from prunekit.components.base import Fusion, RowScorer, Scorer
+from prunekit.components.base import Fusion, LayerWork, RowScorer, Scorer
 from prunekit.engine.view import LayerView
 from prunekit.errors import PrunekitError
 from prunekit.registry import register
@@ -173,8 +173,14 @@ class RolloutFusion(Fusion):
         assert isinstance(scorer, RowScorer)  # Pruner refuses any other
         last = views[-1]
         queries = scorer.chosen_queries(last)
-        attended = last.attention(queries).mean(1)
-        rows_BQS = self.residual * last.one_hot(queries) + (1 - self.residual) * attended
+        rows_BQS = self.residual * last.one_hot(queries) + (1 - self.residual) * last.mean_attention(queries)
         for view in reversed(views[:-1]):
             rows_BQS = self.residual * rows_BQS + (1 - self.residual) * view.propagate(rows_BQS)
         return scorer.score_rows(rows_BQS[:, None], last)
+
+    def macs(self, works: Sequence[LayerWork], scorer: Scorer) -> float:
+        assert isinstance(scorer, RowScorer)
+        *earlier, last = works
+        queries = last.queries(scorer.counted_queries)
+        passed = sum(work.row_macs(work.tokens) + queries * work.tokens**2 for work in earlier)
+        return last.row_macs(queries) + passed

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from prunekit.components.base import Cut, Schedule
@@ -57,6 +58,11 @@ class OneShot(Schedule):
         check_layer(at, depth)
         return (Cut(at, keep_ratio),)
 
+    def earlier(self, depth: int) -> Iterator[Schedule]:
+        if self.layer is None and self.depth is None:
+            for layer in range(resolve_depth(0.25, depth) - 1, 0, -1):
+                yield dataclasses.replace(self, layer=layer)
+
 
 @register("schedule", "progressive")
 @dataclass
@@ -104,6 +110,11 @@ class Progressive(Schedule):
 
     def own_ratio(self) -> float | None:
         return None if self.ratios is None else math.prod(self.ratios)
+
+    def earlier(self, depth: int) -> Iterator[Schedule]:
+        if self.layers is None and self.depths is None:
+            for first in range(resolve_depth(0.25, depth) - 1, 0, -1):  # the second stays at twice the first's depth
+                yield dataclasses.replace(self, layers=[first, 2 * first])
 
 
 def cumulative_shares(ratios: Sequence[float] | None, count: int, keep_ratio: float) -> list[float]:

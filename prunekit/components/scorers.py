@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from prunekit.components.base import RowScorer, Scorer
+from prunekit.components.base import LayerWork, RowScorer, Scorer
 from prunekit.engine.view import LayerView
 from prunekit.errors import check_choice
 from prunekit.registry import register
@@ -23,11 +24,25 @@ class ReceivedAttention(RowScorer):
     def __post_init__(self) -> None:
         check_choice("heads", self.heads, HEADS)
 
+    def score(self, view: LayerView) -> torch.Tensor:
+        received_BS: torch.Tensor | float = 0.0
+        seeing_BS: torch.Tensor | float = 0.0
+        for rows_BHQS, seen_BQS in view.attention_blocks(self.chosen_queries(view)):
+            received_BS = received_BS + self._received(rows_BHQS, seen_BQS)
+            seeing_BS = seeing_BS + seen_BQS.sum(1)
+        return self._mean(received_BS, seeing_BS, view)
+
     def score_rows(self, rows: torch.Tensor, view: LayerView) -> torch.Tensor:
-        rows_BQS = rows.mean(1) if self.heads == "mean" else rows.amax(1)
         seen_BQS = view.visible(self.chosen_queries(view))
-        total_BS = (rows_BQS * seen_BQS).sum(1)
-        return view.visual(total_BS / seen_BQS.sum(1).clamp(min=1))
+        return self._mean(self._received(rows, seen_BQS), seen_BQS.sum(1), view)
+
+    def _received(self, rows_BHQS: torch.Tensor, seen_BQS: torch.Tensor) -> torch.Tensor:
+        rows_BQS = rows_BHQS.mean(1) if self.heads == "mean" else rows_BHQS.amax(1)
+        return (rows_BQS * seen_BQS).sum(1)
+
+    @staticmethod
+    def _mean(received_BS: Any, seeing_BS: Any, view: LayerView) -> torch.Tensor:
+        return view.visual(received_BS / seeing_BS.clamp(min=1))
 
 
 @register("scorer", "instruction")
@@ -94,6 +109,9 @@ class ToMeScorer(Scorer):
         # A single visual token has no other: its similarity is that of nothing, -1, rather than an infinity.
         others = cosine_BNN.masked_fill(itself | ~view.alive[:, None, :], -1.0)
         return -others.amax(-1)
+
+    def macs(self, work: LayerWork) -> float:
+        return float(work.visual**2 * work.head_dim)
 
 
 @register("scorer", "random")

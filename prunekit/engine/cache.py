@@ -17,6 +17,7 @@ from prunekit.errors import PrunekitError
 
 if TYPE_CHECKING:
     from prunekit.engine.hooks import Session
+    from prunekit.engine.state import Prefill
 
 CACHE_NAMES = ("cache", "past_key_values")
 """What transformers calls the cache: from 5.24 on, and before."""
@@ -25,24 +26,26 @@ CACHE_NAMES = ("cache", "past_key_values")
 class PrunedLayerMixin:
     """Put in front of a cache layer's class once a prefill has filled it with fewer keys than the sequence is long.
 
+    Positions of keys are made when they are asked for: a step that needs no mask does nothing but store its keys.
+
     Attributes:
-        key_index: dense position of each stored key, [B, stored]; -1 for padding.
+        prompt_index: dense position of each key of the prompt that was stored, [B, M]; -1 for padding, None once reset.
         dense_length: tokens that the model has seen.
         prompt_length: those of the pruned prefill.
         removed: how many real tokens of each sample are missing, [B].
         padded: whether some sample has padding slots here.
         stage: number of the stage whose layers share these positions.
-        lent: positions of the keys that the latest update returned, [B, stored + new].
+        lent_count: how many keys the latest update returned, those that a sliding layer then forgot included.
         gone: for each layer that borrows these keys after a later cut, the positions it must not see, bool [B, S].
     """
 
-    key_index: torch.Tensor | None
+    prompt_index: torch.Tensor | None
     dense_length: int
     prompt_length: int
     removed: torch.Tensor
     padded: bool
     stage: int
-    lent: torch.Tensor
+    lent_count: int
     gone: dict[int, torch.Tensor]
     owner: weakref.ref[Session]
     keys: torch.Tensor
@@ -51,23 +54,38 @@ class PrunedLayerMixin:
         return self.dense_length
 
     def update(self, key_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.key_index is None:  # reset: an ordinary empty layer again
+        if self.prompt_index is None:  # reset: an ordinary empty layer again
             return super().update(key_states, *args, **kwargs)  # type: ignore[misc]
         session = self.owner()
         if session is None or not session.inside():
             raise PrunekitError("this KV cache was pruned by prunekit: continue it inside the pruner that made it")
         count = key_states.shape[-2]
-        new = torch.arange(self.dense_length, self.dense_length + count, device=self.key_index.device)
+        self.lent_count = self.stored_count + count
         found = super().update(key_states, *args, **kwargs)  # type: ignore[misc]
-        index = torch.cat([self.key_index, new.expand(self.key_index.shape[0], -1)], dim=1)
-        self.lent = index
-        self.key_index = self._stored(index)
         self.dense_length += count
         return found
 
-    def _stored(self, index: torch.Tensor) -> torch.Tensor:
-        """Of the keys of an update those that are still there: a sliding layer forgets its oldest."""
-        return index[:, index.shape[1] - self.keys.shape[-2] :]
+    @property
+    def stored_count(self) -> int:
+        """How many keys are stored."""
+        return self.keys.shape[-2]
+
+    @property
+    def key_index(self) -> torch.Tensor:
+        """Dense position of each stored key, [B, stored]; -1 for padding."""
+        return self._latest(self.stored_count)
+
+    @property
+    def lent(self) -> torch.Tensor:
+        """Positions of the keys that the latest update returned, [B, stored + new]."""
+        return self._latest(self.lent_count)
+
+    def _latest(self, count: int) -> torch.Tensor:
+        """Positions of the last ``count`` keys: those of the prompt, then every one since."""
+        assert self.prompt_index is not None
+        new = torch.arange(self.prompt_length, self.dense_length, device=self.prompt_index.device)
+        index = torch.cat([self.prompt_index, new.expand(len(self.prompt_index), -1)], dim=1)
+        return index[:, index.shape[1] - count :]
 
     def columns(self, key_index: torch.Tensor, length: int, mask_length: int, queries: int) -> torch.Tensor:
         """Where stored keys and ``queries`` new ones stand in a mask [.., mask_length] of the model: [B, stored + new].
@@ -93,8 +111,7 @@ class PrunedLayerMixin:
         if self.dense_length - count < self.prompt_length:
             raise PrunekitError("a pruned KV cache cannot be cropped into its pruned prompt")
         super().crop(tokens_to_remove)  # type: ignore[misc]
-        if count and self.key_index is not None:
-            self.key_index = self.key_index[:, :-count]
+        if count and self.prompt_index is not None:
             self.dense_length -= count
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
@@ -111,12 +128,12 @@ class PrunedLayerMixin:
 
     def reset(self) -> None:
         super().reset()  # type: ignore[misc]
-        self.key_index, self.dense_length, self.prompt_length = None, 0, 0
+        self.prompt_index, self.dense_length, self.prompt_length = None, 0, 0
 
     def _select(self, rows: torch.Tensor) -> None:
-        if self.key_index is not None:
-            rows = rows.to(self.key_index.device)
-            self.key_index, self.removed = self.key_index[rows], self.removed[rows]
+        if self.prompt_index is not None:
+            rows = rows.to(self.prompt_index.device)
+            self.prompt_index, self.removed = self.prompt_index[rows], self.removed[rows]
             self.gone = {layer: gone[rows] for layer, gone in self.gone.items()}
 
 
@@ -125,8 +142,16 @@ class PromptKeepingMixin(PrunedLayerMixin):
 
     stored_prompt: int
 
-    def _stored(self, index: torch.Tensor) -> torch.Tensor:
-        return torch.cat([index[:, : self.stored_prompt], super()._stored(index[:, self.stored_prompt :])], dim=1)
+    @property
+    def stored_count(self) -> int:
+        new = self.dense_length - self.prompt_length
+        return self.stored_prompt + (min(new, self.keys.shape[-2]) if new else 0)
+
+    def _latest(self, count: int) -> torch.Tensor:
+        assert self.prompt_index is not None
+        new = torch.arange(self.prompt_length, self.dense_length, device=self.prompt_index.device)
+        new = new[len(new) - (count - self.stored_prompt) :]
+        return torch.cat([self.prompt_index, new.expand(len(self.prompt_index), -1)], dim=1)
 
     def columns(self, key_index: torch.Tensor, length: int, mask_length: int, queries: int) -> torch.Tensor:
         columns = super().columns(key_index, length, mask_length, queries)
@@ -189,8 +214,33 @@ def holds_keys(layer: Any) -> bool:
     return getattr(layer, "keys", None) is not None
 
 
-def seal(cache: Any, layer: int, stage: Stage, dense_length: int, lengths: tuple[int, ...], owner: Session) -> None:
-    """Put a pruned layer in place of ``cache.layers[layer]``, which a pruned prefill filled; checks its keys' shape."""
+def is_plain(cache: Any) -> bool:
+    """Whether no layer of a cache needs a mask of its own: none holds padding, none lends keys across a cut."""
+    held = (layer for layer in getattr(cache, "layers", ()) if isinstance(layer, PrunedLayerMixin))
+    return not any(layer.padded or layer.gone for layer in held)
+
+
+def seal_layers(cache: Any, state: Prefill, owner: Session) -> None:
+    """Put pruned layers in place of the cache layers behind a cut, and tell lenders what borrowers must not see."""
+    size = state.layout.real.shape[1]
+    for index, stage in enumerate(state.stages):
+        source = owner.family.key_layers[index]
+        if stage.index is None or source >= len(cache.layers) or not holds_keys(cache.layers[source]):
+            continue
+        if source == index:
+            seal(cache, index, stage, size, state.removed(stage), owner)
+        elif stage.number != state.stages[source].number:
+            if not isinstance(cache.layers[source], PrunedLayerMixin):
+                whole = torch.arange(size, device=stage.index.device).expand(len(state.layout.counts), -1)
+                dense = Stage(0, whole, None, state.layout.lengths)
+                seal(cache, source, dense, size, state.removed(dense), owner)
+            cache.layers[source].gone[index] = ~stage.present(size)
+
+
+def seal(cache: Any, layer: int, stage: Stage, dense_length: int, removed: torch.Tensor, owner: Session) -> None:
+    """Put a pruned layer in place of ``cache.layers[layer]``, which a pruned prefill filled; checks its keys' shape.
+
+    ``removed`` [B] counts the real tokens of each sample that are missing."""
     held = cache.layers[layer]
     assert stage.index is not None
     window, prompt = getattr(held, "sliding_window", None), getattr(held, "prefill_keys", None)
@@ -204,15 +254,14 @@ def seal(cache: Any, layer: int, stage: Stage, dense_length: int, lengths: tuple
     pruned.__dict__.update(held.__dict__)
     cache.layers[layer] = held = pruned
     index = stage.index if stage.valid is None else stage.index.masked_fill(~stage.valid, -1)
-    held.key_index = index[:, index.shape[1] - expected :]
+    held.prompt_index = index[:, index.shape[1] - expected :]
     held.dense_length = held.prompt_length = dense_length
     if sliding:
         held.cumulative_length = dense_length  # what masks are sized by
     elif prompt is not None:
         held.prefill_length = held.prefill_cumulative_length = dense_length
         held.stored_prompt = expected
-    gone = [dense - now for dense, now in zip(lengths, stage.lengths, strict=True)]
-    held.removed = torch.tensor(gone, device=stage.index.device)
+    held.removed = removed
     held.padded = stage.valid is not None
-    held.stage, held.lent, held.gone = stage.number, held.key_index, {}
+    held.stage, held.lent_count, held.gone = stage.number, expected, {}
     held.owner = weakref.ref(owner)

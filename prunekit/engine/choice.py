@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from prunekit.components.base import RowScorer
-from prunekit.engine.layout import ragged_index, take
+from prunekit.engine.layout import on_device, ragged_index, take
 from prunekit.engine.state import Prefill
 from prunekit.engine.view import LayerView
 
@@ -40,17 +40,20 @@ def choose(session: Session, index: int, state: Prefill, scores: torch.Tensor, v
     selector, reducer = pruner.selector, pruner.reducer
     text = [full - n for full, n in zip(layout.lengths, layout.counts, strict=True)]
     standing = [now - t for now, t in zip(state.stage.lengths, text, strict=True)]
-    counts = [min(session.plan.keep(index, n), now) for n, now in zip(layout.counts, standing, strict=True)]
+    counts = [
+        min(session.plan.keep(index, n, full), now)
+        for n, full, now in zip(layout.counts, layout.lengths, standing, strict=True)
+    ]
     if counts == standing:
         return Choice(state.kept, (), state.stage.lengths)
     if selector.counts_rows:
-        keep = torch.tensor(counts, device=scores.device)
+        keep = on_device(counts, scores.device)
         counts = selector.counts(_rows(session, index, state).to(scores.device), keep, state.kept).tolist()
     shares = [reducer.share_in(view, now, k) if k < now else (k, 0) for now, k in zip(standing, counts, strict=True)]
     tiled = projects_after(session, view) and view.vision.record.rows is not None
     if tiled:
         shares = _of_patches(shares, (view.vision.exists & state.kept).sum(1).tolist())
-    keep = torch.tensor([selected for selected, _ in shares], device=scores.device)
+    keep = on_device([selected for selected, _ in shares], scores.device)
     kept = selector.select_in(view, scores.nan_to_num(nan=-torch.inf), keep, state.kept)
     selected = [selected for selected, _ in shares] if selector.exact else kept.sum(1).tolist()
     rest = [now - k for now, k in zip(standing, selected, strict=True)]
@@ -97,7 +100,7 @@ def reduce(
     if reducer.changes_tokens:
         tokens, sizes = reducer.reduce_in(view, tokens, sizes, ranked, kept, alive)
     if choice.added:
-        count = torch.tensor(choice.added, device=device)
+        count = on_device(choice.added, device)
         tokens, sizes, added = reducer.add_in(view, tokens, sizes, ranked, kept, alive, count)
     state.sizes = sizes
     stays = kept if added is None else kept | added

@@ -10,9 +10,24 @@ from prunekit.engine.arguments import KEY_PLACES
 from prunekit.engine.cache import PrunedLayerMixin, cache_in
 from prunekit.engine.masks import decode_mask
 from prunekit.errors import PrunekitError
+from prunekit.families import Family
 
 if TYPE_CHECKING:
     from prunekit.engine.hooks import Session
+
+
+def corrects_steps(session: Session) -> bool:
+    """Whether decode steps of this pruner and family need more than masks: other positions, arguments of the family's
+    own, keys chosen by an earlier layer."""
+    family = session.family
+    return (
+        session.pruner.positions == "renumber"
+        or type(family).decode_arguments is not Family.decode_arguments
+        or type(family).takes_local_mask is not Family.takes_local_mask
+        or family.single_steps
+        or any(name in family.layer_arguments for name in KEY_PLACES)
+        or any(family.relative_bias(index) is not None for index in range(family.depth))
+    )
 
 
 def decode_layer(
@@ -22,18 +37,18 @@ def decode_layer(
     cache = cache_in(kwargs)
     source = session.family.key_layers[index]
     held = cache.layers[source] if cache is not None and source < len(cache.layers) else None
-    if not isinstance(held, PrunedLayerMixin) or held.key_index is None:
+    if not isinstance(held, PrunedLayerMixin) or held.prompt_index is None:
         return None
     borrows, renumber = index in held.gone, session.pruner.positions == "renumber"
     mask, queries = kwargs.get("attention_mask"), hidden.shape[session.family.token_axis]
     if queries > 1 and session.family.single_steps:
         name = session.family.model_type
         raise PrunekitError(f"'{name}' can only continue a pruned cache one token at a time, not {queries}")
-    own = session.family.decode_arguments(held.key_index.shape[1], queries, hidden)
+    own = session.family.decode_arguments(held.stored_count, queries, hidden)
     own |= _places(session, index, cache, held, kwargs, queries)
     if not own and not renumber and mask is None and not held.padded and not borrows:
         return None
-    key = (id(mask), held.stage, held.key_index.shape[1], index if borrows else -1)
+    key = (id(mask), held.stage, held.stored_count, index if borrows else -1)
     if key not in memo:
         changed: dict[str, Any] = dict(own)
         if "attention_mask" not in own:
@@ -53,9 +68,9 @@ def _places(
     found = {name: kwargs[name] for name in KEY_PLACES if kwargs.get(name) is not None}
     if not found or (theirs is not None and theirs.stage == held.stage):
         return {}
-    assert held.key_index is not None
-    new = torch.arange(held.dense_length, held.dense_length + queries, device=held.key_index.device)
-    keys = torch.cat([held.key_index, new.expand(len(held.key_index), -1)], dim=1)
+    stored = held.key_index
+    new = torch.arange(held.dense_length, held.dense_length + queries, device=stored.device)
+    keys = torch.cat([stored, new.expand(len(stored), -1)], dim=1)
     slots = torch.arange(keys.shape[1], device=keys.device).expand_as(keys)
     spots = torch.full((len(keys), held.dense_length + queries + 1), -1, device=keys.device)
     spots = spots.scatter(1, keys.masked_fill(keys < 0, spots.shape[1] - 1), slots)
@@ -85,7 +100,6 @@ def _mask(
     # A layer that borrows comes after its lender, which has stored the new keys already.
     length = held.dense_length - (0 if source == index else queries)
     key_index = held.key_index if source == index else held.lent_index(index, queries)
-    assert key_index is not None
     columns = None if mask is None else held.columns(key_index, length, mask.shape[-1], queries)
     padded = held.padded or index in held.gone
     return decode_mask(mask, key_index, columns, padded, queries, session.family.implementation, dtype)

@@ -20,12 +20,13 @@ from torch import nn
 
 from prunekit.engine.ahead import Peeked, view_ahead
 from prunekit.engine.arguments import compact, foreign_keys
-from prunekit.engine.cache import PrunedLayerMixin, cache_in, check_cache, holds_keys, seal
+from prunekit.engine.cache import PrunedLayerMixin, cache_in, check_cache, is_plain, seal_layers
+from prunekit.engine.checks import nan_scores, raise_nan
 from prunekit.engine.choice import carry_sources, choose, reduce
-from prunekit.engine.decode import decode_layer
+from prunekit.engine.decode import corrects_steps, decode_layer
 from prunekit.engine.encoder import EncoderHooks, make_encoder_hooks
 from prunekit.engine.guards import check_budget, check_checkpointing, checkpoints
-from prunekit.engine.layout import Layout, Stage, take
+from prunekit.engine.layout import Layout, take
 from prunekit.engine.state import CutRecord, Prefill, Trace
 from prunekit.engine.tap import Taps, attention_inputs
 from prunekit.engine.view import LayerView, Regions
@@ -67,6 +68,7 @@ class Session:
         self._handles: list[Any] = []
         self._taps = Taps()
         self.warned = False
+        self._corrects_steps = corrects_steps(self)
 
     def inside(self) -> bool:
         """Whether the calling thread is in a forward pass of this session's model."""
@@ -212,7 +214,8 @@ class Session:
     def _enter(self, core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         local = self._local
         local.depth = getattr(local, "depth", 0) + 1
-        local.prefill, local.decode_memo, local.held, local.positions = None, {}, None, None
+        self.check_scores()
+        local.prefill, local.decode_memo, local.held, local.positions, local.plain = None, {}, None, None, False
         input_ids = kwargs.get("input_ids")
         if input_ids is None and args:
             input_ids = args[0]
@@ -224,13 +227,15 @@ class Session:
         if input_ids is None:
             if fresh:
                 raise PrunekitError("prunekit finds visual tokens by input_ids; inputs_embeds alone do not show them")
+            local.plain = not self._corrects_steps and is_plain(cache)
             return
-        visual = self.family.find_visual(input_ids, kwargs)
         if not fresh:
             pixels = any("pixel" in name or name == "mm_encoder_outputs" for name, v in kwargs.items() if v is not None)
-            if pixels and bool(visual.any()):
+            if pixels and bool(self.family.find_visual(input_ids, kwargs).any()):
                 raise PrunekitError("new images on top of a KV cache cannot be pruned: prefill them in one go")
+            local.plain = not self._corrects_steps and is_plain(cache)
             return
+        visual = self.family.find_visual(input_ids, kwargs)
         if cache is not None:
             check_cache(cache)
         layout = Layout.build(input_ids, kwargs.get("attention_mask"), visual)
@@ -260,7 +265,7 @@ class Session:
 
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             state = self._prefill()
-            if state is None and (index < ahead or not self.inside()):
+            if state is None and (index < ahead or not self.inside() or self._idle(args, kwargs)):
                 return None
             # By name, whichever way the model passes them; hidden states stay positional for gradient checkpointing.
             named = {**dict(zip(self.family.layer_arguments, args, strict=False)), **kwargs}
@@ -270,6 +275,10 @@ class Session:
             return self._decode_layer(index, hidden, named)
 
         return hook
+
+    def _idle(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a layer's decode step can stay as it is: no mask, and nothing else in this step to correct."""
+        return self._local.plain and len(args) < 2 and kwargs.get("attention_mask") is None
 
     def _prefill_layer(self, index: int, state: Prefill, hidden: torch.Tensor, kwargs: dict[str, Any]) -> Any:
         if self.family.touches_hidden_between_layers and state.stage.index is not None:
@@ -345,8 +354,8 @@ class Session:
         axis = self.family.token_axis
         moved = hidden.movedim((axis - 1, axis), (0, 1))
         dense = moved.new_zeros(moved.shape[0], size + 1, *moved.shape[2:])
-        places = index.reshape(*index.shape, *[1] * (moved.ndim - 2)).expand_as(moved)
-        dense = dense.scatter(1, places, moved)[:, :size]
+        rows = torch.arange(len(index), device=index.device)[:, None]
+        dense = dense.index_put((rows, index), moved)[:, :size]
         dense = dense.movedim((0, 1), (axis - 1, axis))
         return (dense, *output[1:]) if isinstance(output, tuple) else dense
 
@@ -356,45 +365,27 @@ class Session:
         local.depth, local.prefill, local.decode_memo = local.depth - 1, None, {}
         if state is None or output is None or len(state.stages) < self.family.depth:
             return
-        for cut in state.cuts:
-            bad = (torch.isnan(cut.scores) & self._standing(state, cut)).any(1)
-            if bool(bad.any()):
-                raise PrunekitError(
-                    f"NaN scores at the cut before layer {cut.layer}, samples {bad.nonzero()[:, 0].tolist()}"
-                )
+        local.unchecked = nan_scores(state)
+        if state.kept.device.type == "cpu":
+            self.check_scores()
         cache = cache_in(kwargs)
         if cache is None:
             cache = cache_in(output) if hasattr(output, "get") else None
         if cache is not None:
-            self._seal(cache, state)
+            seal_layers(cache, state, self)
         self.trace.cuts = state.cuts
         self.trace.tokens_per_layer = torch.tensor([stage.lengths for stage in state.stages])
         if state.vision is not None:
             self.trace.vision_tokens = torch.tensor(state.vision.record.tokens)
 
-    def _seal(self, cache: Any, state: Prefill) -> None:
-        """Put pruned layers in place of the cache layers behind a cut, and tell lenders what borrowers must not see."""
-        size = state.layout.real.shape[1]
-        for index, stage in enumerate(state.stages):
-            source = self.family.key_layers[index]
-            if stage.index is None or source >= len(cache.layers) or not holds_keys(cache.layers[source]):
-                continue
-            if source == index:
-                seal(cache, index, stage, size, state.layout.lengths, self)
-            elif stage.number != state.stages[source].number:
-                if not isinstance(cache.layers[source], PrunedLayerMixin):
-                    whole = torch.arange(size, device=stage.index.device).expand(len(state.layout.counts), -1)
-                    seal(cache, source, Stage(0, whole, None, state.layout.lengths), size, state.layout.lengths, self)
-                cache.layers[source].gone[index] = ~stage.present(size)
-
-    @staticmethod
-    def _standing(state: Prefill, cut: CutRecord) -> torch.Tensor:
-        """Tokens that stood when ``cut`` was made: what the cut before it kept."""
-        place = next(i for i, other in enumerate(state.cuts) if other is cut)
-        return state.cuts[place - 1].kept if place else state.layout.exists
+    def check_scores(self) -> None:
+        """Raise if a scorer made NaN. On a CPU at the end of the prefill; elsewhere, so that no prefill has to wait for
+        its device, at the start of the thread's next forward pass or at removal."""
+        unchecked, self._local.unchecked = getattr(self._local, "unchecked", []), []
+        raise_nan(unchecked)
 
     def _decode_layer(self, index: int, hidden: torch.Tensor, kwargs: dict[str, Any]) -> Any:
         cache = cache_in(kwargs)
         held = cache.layers[index] if cache is not None and index < len(cache.layers) else None
-        self._local.held = held if isinstance(held, PrunedLayerMixin) and held.key_index is not None else None
+        self._local.held = held if isinstance(held, PrunedLayerMixin) and held.prompt_index is not None else None
         return decode_layer(self, index, hidden, kwargs, self._local.decode_memo)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,15 @@ def ragged_index(mask: torch.Tensor, size: int, pad_left: bool = False) -> tuple
         order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :size]
         valid = places < count
     return order.masked_fill(~valid, 0), valid
+
+
+def on_device(values: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Whole numbers of the host as a tensor, without making the host wait for the device."""
+    if device.type == "cpu":
+        return torch.tensor(values)
+    if len(set(values)) == 1:
+        return torch.full((len(values),), values[0], device=device)
+    return torch.tensor(values, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
 def take(x: torch.Tensor, index: torch.Tensor, axis: int = 1) -> torch.Tensor:

@@ -8,8 +8,8 @@ import torch
 
 from prunekit.engine.layout import take
 
-CHUNK = 256
-"""Query rows computed at a time where all of a layer's rows pass by (rollout): memory O(CHUNK · S)."""
+BLOCK = 2**25
+"""Attention weights computed at a time (128 MiB of them): long texts and rollout go through their rows in blocks."""
 
 
 @dataclass(frozen=True)
@@ -44,34 +44,50 @@ class AttentionInputs:
             seen = seen & (index[..., None] - places < self.window)
         return seen if mask is None else seen & mask[:, None, :].bool()
 
-    def rows(self, index: torch.Tensor) -> torch.Tensor:
-        """Post-softmax attention of the queries at ``index`` [B, Q]: float32 [B, H, Q, S]."""
+    def rows(self, index: torch.Tensor, seen: torch.Tensor | None = None) -> torch.Tensor:
+        """Post-softmax attention of the queries at ``index`` [B, Q]: float32 [B, H, Q, S]; ``seen`` is ``visible`` of
+        them, if it is known."""
         index = index.to(self.keys.device)
-        queries = take(self.queries.transpose(1, 2), index).transpose(1, 2)
-        groups = queries.shape[1] // self.keys.shape[1]
-        keys = self.keys.repeat_interleave(groups, dim=1) if groups > 1 else self.keys
-        logits = (queries @ keys.transpose(2, 3)).float() * self.scaling
-        if self.softcap is not None:
-            logits = torch.tanh(logits / self.softcap) * self.softcap
-        if self.bias is not None:
-            logits = logits + _rows_of(self.bias, index).float()
+        logits = self._logits(index)
         if self.mask is not None and self.mask.ndim == 4 and self.mask.dtype != torch.bool:
             logits = logits + self._mask_rows(index)
         else:
-            logits = logits.masked_fill(~self.visible(index)[:, None], torch.finfo(torch.float32).min)
+            seen = self.visible(index) if seen is None else seen
+            logits = logits.masked_fill_(~seen[:, None], torch.finfo(torch.float32).min)
         if self.sinks is not None:
             own = self.sinks.ndim == 4
             sink = _rows_of(self.sinks, index) if own else self.sinks.reshape(1, -1, 1, 1).expand(*logits.shape[:3], 1)
             return torch.cat([logits, sink.float()], dim=-1).softmax(-1)[..., :-1]
         return logits.softmax(-1)
 
+    @property
+    def block_rows(self) -> int:
+        """How many query rows make a block."""
+        return max(1, BLOCK // (self.queries.shape[0] * self.queries.shape[1] * self.keys.shape[2]))
+
+    def _logits(self, index: torch.Tensor) -> torch.Tensor:
+        """Logits [B, H, Q, S] of the queries at ``index``, float32, before the mask; a tensor of their own."""
+        queries = _rows_of(self.queries, index)
+        batch, heads, count, width = queries.shape
+        # Query heads that share keys stand side by side: one product for all of them, and no copy of the keys.
+        grouped = queries.reshape(batch, self.keys.shape[1], -1, width)
+        if grouped.dtype == torch.float32:  # one pass over the queries instead of one over the logits
+            logits = grouped * self.scaling @ self.keys.transpose(2, 3)
+        else:
+            logits = (grouped @ self.keys.transpose(2, 3)).float() * self.scaling
+        logits = logits.view(batch, heads, count, -1)
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits if self.bias is None else logits + _rows_of(self.bias, index).float()
+
     def propagate(self, rows: torch.Tensor) -> torch.Tensor:
-        """rows [B, Q, S] times the head-mean attention matrix [S, S] of this layer, in chunks of its query rows."""
+        """rows [B, Q, S] times the head-mean attention matrix [S, S] of this layer, a block of its query rows at a
+        time: O(Q·S) memory beside the block, O(Q·S²) work, and no S×S matrix."""
         total = torch.zeros_like(rows)
-        for start in range(0, rows.shape[2], CHUNK):
-            part = rows[:, :, start : start + CHUNK]
-            index = torch.arange(start, start + part.shape[2], device=rows.device).expand(rows.shape[0], -1)
-            total = total + part @ self.rows(index).mean(1)
+        index = torch.arange(rows.shape[2], device=rows.device).expand(rows.shape[0], -1)
+        for start in range(0, rows.shape[2], self.block_rows):
+            place = slice(start, start + self.block_rows)
+            total = total + rows[:, :, place] @ self.rows(index[:, place]).mean(1)
         return total
 
     def _mask_rows(self, index: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from prunekit.engine.layout import Layout, Stage, take
+from prunekit.engine.layout import Layout, Stage, on_device, take
 from prunekit.engine.view import LayerView, Regions
 from prunekit.errors import PrunekitError
 
@@ -102,6 +102,14 @@ class Prefill:
         view = LayerView(hidden, layer, self.layout, self.stage, self.kept, self.slots, grid, prefill=self, site=site)
         view.notes = self.once
         return view
+
+    def removed(self, stage: Stage) -> torch.Tensor:
+        """How many real tokens of each sample are missing in a stage, [B]; made once for all of its layers."""
+        key = ("removed", stage.number)
+        if key not in self.memo:
+            gone = [dense - now for dense, now in zip(self.layout.lengths, stage.lengths, strict=True)]
+            self.memo[key] = (None, on_device(gone, self.layout.real.device))
+        return self.memo[key][1]
 
     def shorten(self, kept: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
         """Go to the next stage, where of the visual tokens only ``kept`` [B, N] stands: surviving slots [B, M]."""

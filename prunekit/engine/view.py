@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +20,10 @@ T = TypeVar("T")
 QuerySet = str | torch.Tensor
 Box = tuple[float, float, float, float]
 Regions = Sequence[Sequence[Box]]
+Queries = tuple[torch.Tensor, torch.Tensor]
+
+SHARED = 2**20
+"""Entries up to which what a query set may see is kept from layer to layer."""
 
 
 class View:
@@ -66,6 +70,35 @@ class View:
         index, valid = self.query_index(queries)
         rows = self._attention().rows(index)
         return rows * valid[:, None, :, None].to(rows.device)
+
+    def mean_attention(self, queries: QuerySet) -> torch.Tensor:
+        """The head mean of ``attention``, [B, Q, S], without holding the rows of all heads at a time."""
+        index, valid = self.query_index(queries)
+        inputs, step = self._attention(), self._attention().block_rows
+        parts = [inputs.rows(index[:, start : start + step]).mean(1) for start in range(0, index.shape[1], step)]
+        rows = torch.cat(parts, dim=1)
+        return rows * valid[..., None].to(rows.device)
+
+    def attention_blocks(self, queries: QuerySet) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The rows of ``attention`` [B, H, q, S] and of ``visible`` [B, q, S], a block of queries at a time: for
+        scorers that sum over queries, whose memory then does not grow with how many there are. Where a sample has fewer
+        queries its rows are arbitrary and see nothing."""
+        inputs, (index, valid) = self._attention(), self._block_queries(queries)
+        for start in range(0, index.shape[1], inputs.block_rows):
+            place = slice(start, start + inputs.block_rows)
+            whole = index.shape[1] <= inputs.block_rows
+            seen = self._seen(queries if whole else None, index[:, place], valid[:, place])
+            yield inputs.rows(index[:, place], seen), seen
+
+    def _block_queries(self, queries: QuerySet) -> Queries:
+        """``query_index`` of a query set whose rows are summed over."""
+        return self.query_index(queries)
+
+    def _seen(self, queries: QuerySet | None, index: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """What the queries at ``index`` [B, q] may attend to, bool [B, q, S]; ``queries`` names them if they are all of
+        a query set."""
+        seen = self._attention().visible(index)
+        return seen & valid[..., None].to(seen.device)
 
     def visible(self, queries: QuerySet) -> torch.Tensor:
         """Which slots each query may attend to, bool [B, Q, S]; False rows where a sample has fewer queries."""
@@ -168,6 +201,29 @@ class LayerView(View):
             last = (real * torch.arange(1, real.shape[1] + 1, device=real.device)).argmax(1, keepdim=True)
             return last, torch.ones_like(last, dtype=torch.bool)
         raise UnknownNameError("queries", queries, ("text", "last", "visual", "all"))
+
+    def _block_queries(self, queries: QuerySet) -> Queries:
+        """Made once for all layers of a stage; of visual queries only those that still stand."""
+        if isinstance(queries, torch.Tensor):
+            return self.query_index(queries)
+        find = self._standing if queries == "visual" else lambda: self.query_index(queries)
+        return self.once(f"queries {queries} of stage {self.stage.number}", find)
+
+    def _seen(self, queries: QuerySet | None, index: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """For a short query set made once for the layers of a stage that share their mask."""
+        inputs = self._attention()
+        if not isinstance(queries, str) or index.numel() * inputs.keys.shape[2] > SHARED:
+            return super()._seen(queries, index, valid)
+        which = f"{self.stage.number} {id(inputs.mask)} {inputs.window} {inputs.keys.shape[2]}"
+        # The mask is kept beside it, so that its id stays its own.
+        find = lambda: (inputs.mask, super(LayerView, self)._seen(queries, index, valid))  # noqa: E731
+        return self.once(f"seen by {queries} under {which}", find)[1].to(inputs.keys.device)
+
+    def _standing(self) -> Queries:
+        """Slots of the visual tokens that still stand, and which exist: what ``query_index`` gives without the gaps."""
+        gone = zip(self.layout.lengths, self.layout.counts, self.stage.lengths, strict=True)
+        counts = [now - (whole - visual) for whole, visual, now in gone]
+        return ragged_index(self.visual_mask, max(counts))
 
     @property
     def inputs_embeds(self) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,7 +15,7 @@ from prunekit.models import LoadedModel
 from prunekit.pruner import Pruner
 
 CACHED_BYTES = 2**30
-"""Image features held at a time; those of the least recently used images go first."""
+"""Image features held at a time; those of images without further questions go first, then the least recently used."""
 
 
 class Batcher:
@@ -28,6 +28,7 @@ class Batcher:
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded = loaded
         self._features: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._to_come: Counter[str] = Counter()
         names = inspect.signature(loaded.model.forward).parameters
         self.shares_features = "mm_encoder_outputs" in names
 
@@ -46,6 +47,7 @@ class Batcher:
         tokenizer = getattr(self.loaded.processor, "tokenizer", self.loaded.processor)
         lengths = {e.id: len(tokenizer(self.prompt(e)).input_ids) for e in examples}
         ordered = sorted(examples, key=lambda e: (lengths[e.id], e.id))
+        self._to_come = Counter(e.image_id for e in examples)
         for start in range(0, len(ordered), size):
             yield ordered[start : start + size]
 
@@ -79,12 +81,20 @@ class Batcher:
         for example in examples:
             self._features.move_to_end(example.image_id)
             features.append(self._features[example.image_id])
-        held = sum(feature.nbytes for feature in self._features.values())
-        while held > CACHED_BYTES and len(self._features) > len(examples):
-            held -= self._features.popitem(last=False)[1].nbytes
+        self._to_come.subtract(example.image_id for example in examples)
+        self._make_room({example.image_id for example in examples})
         for name in ("pixel_values", "image_sizes"):
             made.pop(name, None)
         made["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features)}
+
+    def _make_room(self, current: set[str]) -> None:
+        """Forget features beyond ``CACHED_BYTES``, those of the ``current`` batch excepted."""
+        held = sum(feature.nbytes for feature in self._features.values())
+        others = (image for image in list(self._features) if image not in current)
+        for image in sorted(others, key=lambda image: self._to_come[image] > 0):  # stable: by last use within each half
+            if held <= CACHED_BYTES:
+                return
+            held -= self._features.pop(image).nbytes
 
     def _encode(self, made: dict[str, Any], rows: list[int]) -> list[torch.Tensor]:
         """Projected features [n, D] of the images of the given rows of a batch."""

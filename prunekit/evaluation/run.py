@@ -193,9 +193,7 @@ def _row(example: Example, answer: Answer, dense: str) -> dict[str, Any]:
 
 def _method(pruner: Pruner, layers: Sequence[int]) -> dict[str, Any]:
     names = {kind: component_name(component) for kind, component in pruner.components.items()}
-    budget = {"keep_ratio": pruner.keep_ratio}
-    if pruner.keep_tokens is not None:
-        budget["keep_tokens"] = pruner.keep_tokens
+    budget = {"keep_ratio": pruner.keep_ratio, **pruner.kept_share}
     return {"name": pruner.name, **names, "positions": pruner.positions, **budget, "layers": list(layers)}
 
 

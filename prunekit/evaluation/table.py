@@ -64,6 +64,8 @@ def method_name(method: dict[str, Any]) -> str:
     extra = [method[k] for k, usual in (("selector", "topk"), ("reducer", "drop")) if method[k] != usual]
     parts = " · ".join([parts, *extra])
     budget = f"keep {method.get('keep_tokens') or method['keep_ratio']}"
+    if "budget" in method:
+        budget = method["budget"]
     name = f"{method['name']} = " if method["name"] else ""
     return f"{name}{parts}, {budget}, cut before layers {', '.join(map(str, method['layers']))}"
 

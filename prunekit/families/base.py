@@ -58,9 +58,9 @@ class Family:
         """Number of decoder layers."""
         return len(self.layers)
 
-    @property
+    @functools.cached_property
     def text_config(self) -> Any:
-        """The decoder's config."""
+        """The decoder's config. Looked up once: transformers searches for it, and every layer of a prefill asks."""
         return self.config.get_text_config(decoder=True)  # type: ignore[union-attr]
 
     @property

@@ -1,0 +1,92 @@
+"""What a bench prints and draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+HEADINGS = (
+    "run", "prefill ms", "first token ms", "ms a token", "tokens/s", "activations MiB", "KV MiB", "FLOPs", "time",
+    "efficiency", "over ceiling",
+)  # fmt: skip
+
+
+def print_point(point: dict[str, Any], title: str) -> None:
+    """One workload: a row a contender."""
+    table = Table(title=title, title_justify="left", caption_justify="left")
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading == "run" else "right")
+    for name, row in point["contenders"].items():
+        table.add_row(name, *cells(row))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=170)
+    console.print(table)
+    vision = point["vision_s"]
+    seen = "unknown" if vision is None else f"{_time(vision)} ms"
+    tokens = " ".join(map(str, point["tokens_per_layer"]))
+    console.print(f"vision encoder and projector: {seen}; tokens per layer: {tokens}")
+    for note in point["notes"]:
+        console.print(note)
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """The table's cells of a contender: medians with quartiles, ratios to dense, efficiency."""
+    over = row.get("over_ceiling")
+    return [
+        _time(row["prefill_s"]),
+        _time(row["first_token_s"], spread=False),
+        "–" if row["token_s"] is None else _time(row["token_s"]),
+        "–" if row["tokens_per_s"] is None else f"{row['tokens_per_s']['median']:.1f}",
+        f"{row['activation_bytes'] / 2**20:.1f}",
+        f"{row['kv_bytes'] / 2**20:.1f}",
+        f"{row['flops_ratio']:.3f}",
+        _ratio(row["prefill_ratio"]),
+        "–" if row["efficiency"] is None else f"{row['efficiency']:.3f}",
+        "–" if over is None else f"{100 * (over['median'] - 1):+.1f} %",
+    ]
+
+
+def _time(found: dict[str, float], spread: bool = True) -> str:
+    text = f"{1000 * found['median']:.1f}"
+    return f"{text} ({1000 * found['low']:.1f}–{1000 * found['high']:.1f})" if spread else text
+
+
+def _ratio(found: dict[str, float]) -> str:
+    return f"{found['median']:.3f} ({found['low']:.3f}–{found['high']:.3f})"
+
+
+def draw(points: Sequence[dict[str, Any]], title: str, path: Path) -> str | None:
+    """Prefill time against visual tokens for each contender, and what the FLOPs imply; why not, if it cannot."""
+    try:
+        import matplotlib
+    except ImportError:
+        return "no plot: matplotlib is not installed (pip install 'prunekit[report]')"
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    names = list(dict.fromkeys(name for point in points for name in point["contenders"]))
+    for name in names:
+        found = [(p["visual_tokens"], p["contenders"][name]) for p in points if name in p["contenders"]]
+        tokens = [n for n, _ in found]
+        times = [row["prefill_s"] for _, row in found]
+        middle = [1000 * t["median"] for t in times]
+        bars = [[1000 * (t["median"] - t["low"]) for t in times], [1000 * (t["high"] - t["median"]) for t in times]]
+        axes[0].errorbar(tokens, middle, yerr=bars, marker="o", capsize=3, label=name)
+        if name != "dense":
+            axes[1].plot(tokens, [row["prefill_ratio"]["median"] for _, row in found], marker="o", label=name)
+    implied = [(p["visual_tokens"], p["contenders"]["pruned"]["flops_ratio"]) for p in points]
+    axes[1].plot(*zip(*implied, strict=True), color="black", linestyle="--", label="FLOPs")
+    for axis, label in zip(axes, ("prefill, ms", "prefill, share of dense"), strict=True):
+        axis.set(xlabel="visual tokens", ylabel=label)
+        axis.legend()
+    axes[0].set(xscale="log", yscale="log") if len(points) > 1 else None
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    return None

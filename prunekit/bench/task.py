@@ -1,0 +1,103 @@
+"""``task=bench``: from options to a model, its workloads, and the files of the run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunekit.bench.report import draw, print_point
+from prunekit.bench.run import SCHEMA, Options, bench_point, machine, profile_prefill
+from prunekit.bench.shapes import VISUAL, build, config_of
+from prunekit.bench.workload import Workload, from_example, synthetic
+from prunekit.budget import NOMINAL
+from prunekit.errors import PrunekitError
+from prunekit.models import resolve_device, resolve_dtype
+from prunekit.pruner import Pruner
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to run: ``visual`` token counts (None: the shape's or the model's own), the prompt, and how often."""
+
+    visual: list[int] | None
+    text: int
+    batch: int
+    rounds: int
+    new_tokens: int
+    eager: bool
+    profile: bool
+
+
+def bench(
+    shape: str | None,
+    pruner: Pruner,
+    settings: Settings,
+    folder: Path,
+    *,
+    load: Callable[[], Any],
+    first_example: Callable[[], Any],
+    device: str,
+    dtype: str,
+    attn: str,
+) -> dict[str, Any]:
+    """Measure, print, and write ``bench.json``, ``bench.png`` and, if asked for, ``profile.txt``.
+
+    Args:
+        shape: a named shape with random weights, or None for the model that ``load`` gives.
+
+    Raises:
+        PrunekitError: for an unknown shape, a device that is not there, a pruner that the model cannot take.
+    """
+    place = resolve_device(device)
+    loaded = None
+    if shape is None:
+        loaded = load()
+        model, name = loaded.model, loaded.name
+    else:
+        config_of(shape)  # an unknown name is said before anything is built
+        model, name = build(shape, place, resolve_dtype(dtype, place), attn), shape
+    if pruner.needs_pixels:
+        what = pruner.name or pruner.scorer.registered_name
+        raise PrunekitError(f"bench: '{what}' works in the vision encoder, and the prefills timed here start behind it")
+    pruner.apply(model).remove()  # what the model cannot do is said before any work is done
+    counts: list[int | None] = [None] if shape is None else [VISUAL.get(shape, NOMINAL)]
+    if settings.visual is not None:
+        counts = [*settings.visual]
+    options = Options(settings.rounds, settings.new_tokens, settings.eager)
+    folder.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Any] = {"schema": SCHEMA, "model": name, "shape": shape, **machine(model)}
+    found |= {"attn": attn, "method": pruner.describe(), "points": []}
+    for count in counts:
+        work = _workload(model, loaded, first_example, count, settings)
+        fitted = pruner if pruner.budget is None else pruner.for_prompt(work.visual, work.text)
+        if (allotment := fitted.plan(work.family).allotment) is not None:
+            print(allotment.describe())
+        point = bench_point(model, work, fitted, options)
+        found["points"].append(point)
+        (folder / "bench.json").write_text(json.dumps(found, indent=1) + "\n")  # what is measured stands
+        print_point(point, _title(found, point))
+        if settings.profile and count == counts[0]:
+            (folder / "profile.txt").write_text(profile_prefill(model, work, fitted))
+    line = draw(found["points"], _title(found, None), folder / "bench.png")
+    made = ["bench.json", *(["bench.png"] if line is None else []), *(["profile.txt"] if settings.profile else [])]
+    print(*([line] if line else []), f"files: {folder} ({', '.join(made)})", sep="\n")
+    return found
+
+
+def _workload(
+    model: Any, loaded: Any, first_example: Callable[[], Any], count: int | None, settings: Settings
+) -> Workload:
+    if count is None:
+        return from_example(loaded, first_example(), settings.batch)
+    return synthetic(model, count, settings.text, settings.batch)
+
+
+def _title(found: dict[str, Any], point: dict[str, Any] | None) -> str:
+    where = f"{found['model']}, {found['dtype']}, {found['device']}, {found['threads']} threads"
+    if point is None:
+        return where
+    prompt = f"{point['visual_tokens']} visual + {point['text_tokens']} text tokens, batch {point['batch_size']}"
+    return f"{where}: {prompt}, cut before layers {', '.join(map(str, point['cut_layers']))}"

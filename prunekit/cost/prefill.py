@@ -1,0 +1,69 @@
+"""What an evaluation counts: prefills that really happened, from the tokens that each layer processed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from prunekit.cost.estimate import tower_macs
+from prunekit.cost.formulas import layer_macs
+from prunekit.cost.reading import mlp_width, tower_of
+from prunekit.families import Family
+
+
+@dataclass(frozen=True)
+class PrefillCost:
+    """Pruned against dense, summed over samples.
+
+    Attributes:
+        flops_ratio: the LLM's layers alone, ``gated`` formula, all tokens.
+        flops_ratio_with_vision: the vision encoder counted on both sides; None if its layout is not known here.
+        kv_ratio: stored keys of all layers, pruned over dense.
+    """
+
+    flops_ratio: float
+    flops_ratio_with_vision: float | None
+    kv_ratio: float
+
+
+def prefill_cost(
+    family: Family, tokens_per_layer: torch.Tensor, prompt_tokens: torch.Tensor, vision_macs: float | None
+) -> PrefillCost:
+    """Cost of prefills of ``prompt_tokens`` [samples], whose layers processed ``tokens_per_layer`` [layers, samples].
+
+    Args:
+        vision_macs: MACs of the vision encoder for all the samples together, None if unknown.
+    """
+    config = family.text_config
+    dense_tokens = prompt_tokens.expand_as(tokens_per_layer)
+    dense, pruned = (
+        float(layer_macs(tokens, config.hidden_size, mlp_width(config)).sum())
+        for tokens in (dense_tokens, tokens_per_layer)
+    )
+    both = None if vision_macs is None else (pruned + vision_macs) / (dense + vision_macs)
+    return PrefillCost(
+        flops_ratio=pruned / dense,
+        flops_ratio_with_vision=both,
+        kv_ratio=float(tokens_per_layer.sum()) / float(dense_tokens.sum()),
+    )
+
+
+def vision_macs(family: Family, inputs: Any) -> float | None:
+    """MACs of the vision encoder, patch embedding and projector for the pixels of a batch of model inputs.
+
+    By the ``counter`` convention: nothing in an encoder is causal, and its MLPs are as they are. None for towers whose
+    layout is not known here.
+    """
+    tower = tower_of(family.config, family.text_config.hidden_size)
+    if tower is None:
+        return None
+    if (grids := inputs.get("image_grid_thw")) is not None:
+        # The grid's frames are attended one by one.
+        patches = [int(h * w) for t, h, w in grids.tolist() for _ in range(t)]
+    elif tower.patches is not None and (pixels := inputs.get("pixel_values")) is not None:
+        patches = [tower.patches] * pixels.shape[:-3].numel()
+    else:
+        return None
+    return tower_macs(tower, patches, "counter") + sum(patches) // tower.merge * tower.projector

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 import prunekit
-from prunekit.components.schedules import Progressive
+from prunekit.components.schedules import Progressive, cumulative_shares
 from prunekit.components.scorers import ReceivedAttention
 from prunekit.engine.layout import take
 from prunekit.errors import PrunekitError
@@ -33,7 +33,13 @@ class ChosenWords(ReceivedAttention):
     threshold: float | None = None
     heads: str = "mean"
 
-    def chosen_queries(self, view) -> torch.Tensor:
+    sites = ("vision", "decoder")
+
+    def chosen_queries(self, view) -> torch.Tensor | str:
+        if (
+            view.site == "vision"
+        ):  # the stage in the encoder reads the CLS row; without a CLS token those of all patches
+            return "cls" if view.has_cls else "visual"
         chosen = view.once("chosen_words", lambda: self.choose(view.inputs_embeds, view.layout))
         return view.in_stage(chosen.to(view.layout.text.device)) & view.real
 
@@ -56,22 +62,37 @@ class Groups(prunekit.Schedule):
     Args:
         size: layers of a group (3 was best).
         within: groups end within the first so many layers.
+        vision: whether the encoder is cut as well, inside the last block of each group: half of the way to the keep
+            ratio (in logarithms) goes there, in equal steps.
         ratios: share that each cut leaves of what stood before it; equal steps by default (the note does not say).
     """
 
     size: int = 3
     within: int = 12
+    vision: bool = False
     ratios: list[float] | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= self.within:
             raise PrunekitError(f"schedule.size must lie in 1..{self.within} (schedule.within), not {self.size}")
+        self.in_encoder = self.vision
 
     def cuts(self, depth: int, keep_ratio: float) -> tuple[prunekit.Cut, ...]:
         ends = [layer for layer in range(self.size, self.within + 1, self.size) if layer < depth]
         if not ends:
             raise PrunekitError(f"schedule 'groups': no group of {self.size} layers ends before the last of {depth}")
-        return Progressive(layers=ends, ratios=self.ratios).cuts(depth, keep_ratio)
+        if not self.vision:
+            return Progressive(layers=ends, ratios=self.ratios).cuts(depth, keep_ratio)
+        first = keep_ratio**0.5
+        shares = [first * share for share in cumulative_shares(self.ratios, len(ends), keep_ratio / first)]
+        return tuple(prunekit.Cut(end, share) for end, share in zip(ends, [*shares[:-1], keep_ratio], strict=True))
+
+    def vision_cuts(self, blocks: int, patches: int, keep_ratio: float) -> tuple[prunekit.Cut, ...]:
+        ends = range(self.size - 1, blocks, self.size)
+        if not ends:
+            raise PrunekitError(f"schedule 'groups': no group of {self.size} blocks ends within the encoder's {blocks}")
+        shares = cumulative_shares(None, len(ends), keep_ratio**0.5)
+        return tuple(prunekit.Cut(end, share, "vision") for end, share in zip(ends, shares, strict=True))
 
     def own_ratio(self) -> float | None:
         return None if self.ratios is None else torch.tensor(self.ratios, dtype=torch.float64).prod().item()

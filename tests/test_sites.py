@@ -279,7 +279,7 @@ class TestSeveralSites:
 
     def test_a_schedule_without_any(self):
         with pytest.raises(ValueError, match="names no cut"):
-            prunekit.create("schedule", "sites")
+            prunekit.create("schedule", "sites", vision=None, decoder=[])
 
 
 class TestPromises:

@@ -336,6 +336,27 @@ class TestPromises:
                     assert torch.equal(trace.cuts[-1].kept[0], together[row]), name
 
 
+class TestTraining:
+    @pytest.mark.parametrize("name", ["visionzip", "prumerge", "vispruner", "tome", "evit", "pooling", "downsample"])
+    @pytest.mark.filterwarnings("ignore::UserWarning")
+    def test_gradients_reach_the_encoder(self, name):
+        model, batch = tiny_model("llava"), make_batch("llava", "left")
+        labels = batch.ids.masked_fill(batch.visual | ~batch.mask, -100)
+        with prunekit.method(name, keep_tokens=4)(model.train()):
+            model(**batch.inputs, labels=labels).loss.backward()
+        for module in (model.model.vision_tower.embeddings, model.model.multi_modal_projector):
+            found = [p.grad for p in module.parameters() if p.grad is not None]
+            assert found and all(g.isfinite().all() for g in found) and any(g.abs().sum() > 0 for g in found)
+
+    def test_checkpointing_where_tokens_go_inside_is_refused(self):
+        model, batch = tiny_model("llava").train(), make_batch("llava")
+        model.gradient_checkpointing_enable()
+        with prunekit.method("tome")(model), pytest.raises(ValueError, match="gradient checkpointing"):
+            model(**batch.inputs)
+        with prunekit.method("visionzip", keep_ratio=0.5)(model):
+            model(**batch.inputs).logits.sum().backward()
+
+
 class TestRefusals:
     """In one line, at ``apply`` where the model tells, with nothing left on it."""
 

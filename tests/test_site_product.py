@@ -24,12 +24,15 @@ FAMILIES = {
     "llava_next": "a CLIP tower over tiles",
     "llava_onevision": "a SigLIP tower over tiles",
     "qwen2_vl": "M-RoPE",
+    "qwen2_5_vl": "M-RoPE, an encoder that sorts its rows by windows",
+    "qwen3_vl": "M-RoPE, features of the encoder added to later layers",
 }
 REFUSALS = {
     ("vision", "llava_next"): "newline tokens",
     ("vision", "llava_onevision"): "newline tokens",
-    ("vision", "qwen2_vl"): "joins 4 neighbouring patches",
-    ("downsample", "qwen2_vl"): "max_pixels",
+    **{("vision", name): "joins 4 neighbouring patches" for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")},
+    **{("downsample", name): "max_pixels" for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")},
+    **{(name, "qwen3_vl"): "adds patches to later layers" for name in ("visionzip", "prumerge", "prumerge_plus")},
 }
 
 
@@ -47,7 +50,7 @@ def test_runs_or_refuses_in_one_line(name, family):
     expected = REFUSALS.get((name, family)) or REFUSALS.get((where, family))
     for padding, options in (("none", {"keep_ratio": 0.5}), ("left", {"keep_tokens": 4})):
         batch = make_batch("llava", padding) if family == "llava_siglip" else zoo.batch(family, padding)
-        positions = "keep" if family == "qwen2_vl" else None  # which has no others
+        positions = "keep" if family.startswith("qwen") else None  # which has no others
         pruner = prunekit.method(name, positions=positions, **options)
         if expected:
             with pytest.raises(ValueError, match=expected) as caught:

@@ -80,6 +80,26 @@ def test_methods_that_look_at_what_is_projected_work_on_any_family(name, family)
     assert trace.cuts[0].kept.sum(1).tolist() == [3, 3, 3]
 
 
+@pytest.mark.parametrize("name", ["visionzip", "prumerge"])
+def test_reducers_of_the_input_work_in_any_decoder(name):
+    """There hidden states stand in for the encoder's features and keys; nothing of the encoder is looked at."""
+    reducer = prunekit.method(name).reducer
+    for family in ("llava", "gemma3"):
+        model, batch = zoo.build(family), zoo.batch(family, "left")
+        with torch.no_grad(), prunekit.method("fastv", reducer=reducer, keep_tokens=5)(model) as trace:
+            model(**batch.inputs)
+        assert trace.cuts[0].kept.sum(1).tolist() == [5, 5, 5] and trace.cuts[0].added.any(1).all()
+
+
+@pytest.mark.parametrize("name", ["visionzip", "prumerge"])
+def test_reducers_of_the_input_with_a_scorer_that_looks_at_nothing(name):
+    model, batch = zoo.build("llava"), zoo.batch("llava", "left")
+    options = {"scorer": "random", "selector": "topk", "keep_tokens": 5}
+    with torch.no_grad(), prunekit.method(name, **options)(model) as trace:
+        model(**batch.inputs)
+    assert trace.cuts[0].kept.sum(1).tolist() == [5, 5, 5]
+
+
 @pytest.mark.parametrize("name", AT_INPUT + INSIDE)
 def test_positions_are_an_option_and_renumbered_by_default(name):
     model, batch = zoo.build("llava"), zoo.batch("llava", "left")

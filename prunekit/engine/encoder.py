@@ -346,5 +346,6 @@ def make_encoder_hooks(pruner: Pruner, plan: Plan) -> EncoderHooks | None:
     if plan.tower is None:
         return None
     last = len(plan.tower.blocks) - 1
-    noted = frozenset((plan.tower.read, last)) if pruner.reads_vision else frozenset()
+    reads = pruner.reads_vision or (plan.at_input and pruner.reducer.before_projector)
+    noted = frozenset((plan.tower.read, last)) if reads else frozenset()
     return EncoderHooks(pruner, plan.tower, plan.vision or EncoderPlan({}, {}), noted)

@@ -40,7 +40,7 @@ class VisPruner(prunekit.Selector):
 
     def select_in(self, view, scores, keep, alive) -> torch.Tensor:
         features = view.vision.features if view.site != "vision" else view.visual(view.hidden_states)
-        units = torch.nn.functional.normalize(features.float(), dim=-1)
+        units = torch.nn.functional.normalize(features.float(), dim=-1).to(scores.device)
         patches = alive & (scores > torch.finfo(scores.dtype).min)  # newlines between tiles have no features
         best = top(scores, (keep * self.important + 1e-6).long(), patches)
         rest = patches & ~best

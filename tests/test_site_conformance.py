@@ -143,6 +143,13 @@ def test_prumerge(kind, variant, name):
     check(model, batch, prunekit.method(name, reducer=reducer, selector=selector), expected)
 
 
+def test_variants_are_chosen_by_method():
+    assert prunekit.method("prumerge", variant="paper").reducer.variant == "paper"
+    assert prunekit.method("prumerge_plus").reducer.variant == "code"
+    with pytest.raises(ValueError, match="'papre'"):
+        prunekit.method("prumerge", variant="papre")
+
+
 def test_prumerge_with_a_budget_keeps_exactly_that():
     model, batch, images = look("clip", 2)
     expected = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -123,7 +123,7 @@ class EveryBlock(Schedule):
 @register("schedule", "sites")
 @dataclass
 class Sites(Schedule):
-    """Cuts at several sites, in equal steps whose product is the keep ratio.
+    """Cuts at several sites, in equal steps whose product is the keep ratio; by default in the encoder and the decoder.
 
     Args:
         vision: blocks of the encoder, as fractions of those that count.
@@ -131,9 +131,9 @@ class Sites(Schedule):
         decoder: layers of the decoder, as fractions of its depth.
     """
 
-    vision: list[float] | None = None
+    vision: list[float] | None = field(default_factory=lambda: [0.5])
     at_input: bool = False
-    decoder: list[float] | None = None
+    decoder: list[float] | None = field(default_factory=lambda: [0.25])
 
     def __post_init__(self) -> None:
         for name, places in (("vision", self.vision), ("decoder", self.decoder)):

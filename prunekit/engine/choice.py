@@ -90,10 +90,11 @@ def reduce(
     and which are added, bool [B, N] (None if none are)."""
     reducer, device = session.pruner.reducer, hidden.device
     before = projects_after(session, view)
-    tokens = view.vision.features if before else take(hidden, state.slots)
+    tokens = view.vision.features.to(device) if before else take(hidden, state.slots)
     kept, alive, added = choice.kept.to(device), state.kept.to(device), None
     if before:  # what no patch stands behind is not the projector's to make
-        kept, alive = kept & view.vision.exists, alive & view.vision.exists
+        exists = view.vision.exists.to(device)
+        kept, alive = kept & exists, alive & exists
     sizes = (state.sizes if state.sizes is not None else state.layout.exists.float()).to(device)
     ranked = scores.to(device).nan_to_num(nan=-torch.inf)
     if reducer.changes_tokens:
@@ -110,7 +111,7 @@ def reduce(
     spare, written = hidden.shape[1], stays & (state.kept.to(device) & ~stays).any(1, keepdim=True)
     slots = state.slots.to(device).masked_fill(~written, spare)[..., None].expand(-1, -1, hidden.shape[2])
     longer = torch.cat([hidden, hidden.new_zeros(hidden.shape[0], 1, hidden.shape[2])], dim=1)
-    hidden = longer.scatter(1, slots, tokens.to(hidden.dtype))[:, :spare]
+    hidden = longer.scatter(1, slots, tokens.to(hidden))[:, :spare]
     return hidden, None if added is None else added.to(state.kept.device)
 
 

@@ -100,7 +100,7 @@ class EncoderHooks:
     def take(self) -> VisionRecord | None:
         """What the latest run of this thread left, once."""
         record = getattr(self._local, "record", None)
-        self._local.record = None
+        self._local.record, self._local.runs = None, 0
         return record
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
@@ -133,6 +133,8 @@ class EncoderHooks:
 
     def _block_hook(self, number: int) -> Callable[..., None]:
         def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if number == 0:
+                self._check_checkpointing(block)
             if number == 0 and self.tower.projector is None:
                 self._local.run = EncoderRun(VisionRecord(self.tower), self.tower.prefix)
             run = self._run()
@@ -150,6 +152,16 @@ class EncoderHooks:
             run.record.tokens.append([run.length] * len(hidden))
 
         return hook
+
+    def _check_checkpointing(self, block: Any) -> None:
+        """A block that is run again in the backward pass runs without what the forward pass knew."""
+        again = getattr(block, "gradient_checkpointing", False) or getattr(
+            self.tower.module, "grad_checkpointing", False
+        )
+        if again and block.training and torch.is_grad_enabled() and self.plan.counts:
+            raise PrunekitError(
+                f"gradient checkpointing: tokens go inside {type(block).__name__}, which would run again"
+            )
 
     # -- queries and keys ----------------------------------------------------------------------------------------
 
@@ -310,6 +322,7 @@ class EncoderHooks:
         """The run is over; tokens that went leave zeros, so that the model finds as many features as placeholders."""
         if (run := self._run()) is None:
             return None
+        run.record.runs = self._local.runs = getattr(self._local, "runs", 0) + 1
         self._local.run, self._local.record = None, run.record
         return self._dense(run, output) if run.record.cuts else None
 

@@ -44,6 +44,7 @@ class VisionRecord:
         cuts: what happened inside the encoder, [T, P] each.
         tokens: tokens that each block processed, of each image.
         grids: rows and columns of rows of each image or tile.
+        runs: how often the encoder ran since a prefill last took its record.
         index: of an encoder alone, where the token that stands for each patch is in its output, [T, P].
     """
 
@@ -56,6 +57,7 @@ class VisionRecord:
     cuts: list[CutRecord] = field(default_factory=list)
     tokens: list[list[int]] = field(default_factory=list)
     grids: list[tuple[int, int]] = field(default_factory=list)
+    runs: int = 1
     index: torch.Tensor | None = None
 
     def flat(self, x: torch.Tensor) -> torch.Tensor:
@@ -71,9 +73,11 @@ class VisionRecord:
         total = sum(self.images)
         rows = torch.arange(total, device=layout.exists.device) if self.rows is None else self.rows
         repeats, rest = divmod(sum(layout.counts), len(rows))
-        if rest or not repeats:
+        whole = repeats and layout.counts == tuple(n for n in layout.counts[::repeats] for _ in range(repeats))
+        if rest or not whole or (self.tower.tiled and self.rows is None) or self.runs > 1:
             raise PrunekitError(
-                f"{sum(layout.counts)} visual tokens do not fit the {len(rows)} that '{self.tower.name}' encoded last"
+                f"{sum(layout.counts)} visual tokens in the batch, {len(rows)} rows of the vision encoder of "
+                f"'{self.tower.name}' in {self.runs} runs: which belongs to which is not known (videos, left-overs)"
             )
         counts = on_device(layout.counts[::repeats], rows.device)
         starts = (counts.cumsum(0) - counts).repeat_interleave(repeats)

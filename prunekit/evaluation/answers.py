@@ -30,12 +30,14 @@ class Answer:
         prompt_tokens: real tokens of the prompt.
         kept: indices of the visual tokens that stayed after the last cut, in sequence order (None: dense run).
         tokens: real tokens that each decoder layer processed (None: dense run).
+        vision: tokens of the image that entered each block of the vision encoder (None: nothing goes inside it).
     """
 
     text: str
     prompt_tokens: int
     kept: list[int] | None = None
     tokens: list[int] | None = None
+    vision: list[int] | None = None
 
 
 def answer_all(
@@ -84,7 +86,10 @@ def _answer(text: str, length: int, trace: Trace | None, row: int) -> Answer:
     if trace is None:
         return Answer(text, length)
     kept = trace.cuts[-1].kept[row].nonzero()[:, 0].tolist()
-    return Answer(text, length, kept, trace.tokens_per_layer[:, row].tolist())
+    inside, images = trace.cuts[0].site == "vision", trace.vision_tokens.shape[1]
+    # Examples have one image each; where a model makes several of it, none stands for the row.
+    vision = trace.vision_tokens[:, row].tolist() if inside and images == len(trace.cuts[0].kept) else None
+    return Answer(text, length, kept, trace.tokens_per_layer[:, row].tolist(), vision)
 
 
 def cache_folder() -> Path:

@@ -18,6 +18,7 @@ from prunekit.evaluation.answers import Answer, DenseCache, answer_all, regions_
 from prunekit.evaluation.batches import Batcher
 from prunekit.evaluation.statistics import accuracies, intervals, is_correct
 from prunekit.evaluation.timing import prefill_ratio
+from prunekit.evaluation.vision_cost import with_encoder_saving
 from prunekit.families import Family, make_family
 from prunekit.models import LoadedModel
 from prunekit.pruner import Pruner, component_name
@@ -186,6 +187,7 @@ def _row(example: Example, answer: Answer, dense: str) -> dict[str, Any]:
         "kept": answer.kept,
         "prompt_tokens": answer.prompt_tokens,
         "tokens_per_layer": answer.tokens,
+        **({} if answer.vision is None else {"vision_tokens": answer.vision}),
     }
 
 
@@ -222,12 +224,13 @@ def _vision_macs(batcher: Batcher, family: Family, examples: Sequence[Example]) 
 def _cost(family: Family, rows: Sequence[dict[str, Any]], vision: float | None) -> dict[str, Any]:
     tokens = torch.tensor([row["tokens_per_layer"] for row in rows]).T
     prompt = torch.tensor([row["prompt_tokens"] for row in rows])
-    cost = prefill_cost(family, tokens, prompt, None if vision is None else vision * len(rows))
+    encoders = None if vision is None else vision * len(rows)
+    cost = prefill_cost(family, tokens, prompt, encoders)
     return {
         "tokens_per_layer": tokens.double().mean(1).tolist(),
         "flops_formula": "gated",
         "flops_ratio": cost.flops_ratio,
-        "flops_ratio_with_vision": cost.flops_ratio_with_vision,
+        "flops_ratio_with_vision": with_encoder_saving(cost, family, list(rows), encoders),
         "kv_ratio": cost.kv_ratio,
     }
 

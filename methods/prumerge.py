@@ -43,7 +43,7 @@ class PruMerge(prunekit.Reducer):
     variant: str = "code"
     nearest: int = 32
 
-    adds_tokens = changes_tokens = before_projector = uses_vision = True
+    adds_tokens = changes_tokens = before_projector = True
 
     def __post_init__(self) -> None:
         check_choice("variant", self.variant, ("code", "paper"))

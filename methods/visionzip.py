@@ -33,7 +33,6 @@ class Contextual(prunekit.Reducer):
 
     adds_tokens = True
     before_projector = True
-    uses_vision = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.context < 1:

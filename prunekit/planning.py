@@ -28,6 +28,11 @@ def plan_vision(pruner: Pruner, family: Family, at_input: bool) -> tuple[VisionT
     if not (schedule.in_encoder or pruner.reads_vision or (at_input and reducer.before_projector)):
         return None, None
     tower = vision_of(family)
+    if at_input and reducer.before_projector and family.touches_hidden_between_layers:
+        name = reducer.registered_name
+        raise PrunekitError(
+            f"reducer '{name}': '{family.model_type}' adds patches to later layers, a made token has none"
+        )
     if not schedule.in_encoder:
         return tower, None
     alone = not schedule.cuts(family.depth, 0.5)

@@ -24,12 +24,15 @@ FAMILIES = {
     "llava_next": "a CLIP tower over tiles",
     "llava_onevision": "a SigLIP tower over tiles",
     "qwen2_vl": "M-RoPE",
+    "qwen2_5_vl": "M-RoPE, an encoder that sorts its rows by windows",
+    "qwen3_vl": "M-RoPE, features of the encoder added to later layers",
 }
 REFUSALS = {
     ("vision", "llava_next"): "newline tokens",
     ("vision", "llava_onevision"): "newline tokens",
-    ("vision", "qwen2_vl"): "joins 4 neighbouring patches",
-    ("downsample", "qwen2_vl"): "max_pixels",
+    **{("vision", name): "joins 4 neighbouring patches" for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")},
+    **{("downsample", name): "max_pixels" for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")},
+    **{(name, "qwen3_vl"): "adds patches to later layers" for name in ("visionzip", "prumerge", "prumerge_plus")},
 }
 
 
@@ -47,7 +50,7 @@ def test_runs_or_refuses_in_one_line(name, family):
     expected = REFUSALS.get((name, family)) or REFUSALS.get((where, family))
     for padding, options in (("none", {"keep_ratio": 0.5}), ("left", {"keep_tokens": 4})):
         batch = make_batch("llava", padding) if family == "llava_siglip" else zoo.batch(family, padding)
-        positions = "keep" if family == "qwen2_vl" else None  # which has no others
+        positions = "keep" if family.startswith("qwen") else None  # which has no others
         pruner = prunekit.method(name, positions=positions, **options)
         if expected:
             with pytest.raises(ValueError, match=expected) as caught:
@@ -75,6 +78,26 @@ def test_methods_that_look_at_what_is_projected_work_on_any_family(name, family)
     with torch.no_grad(), prunekit.method(name, keep_tokens=3, positions="keep")(model) as trace:
         assert model(**batch.inputs).logits[:, -1].isfinite().all()
     assert trace.cuts[0].kept.sum(1).tolist() == [3, 3, 3]
+
+
+@pytest.mark.parametrize("name", ["visionzip", "prumerge"])
+def test_reducers_of_the_input_work_in_any_decoder(name):
+    """There hidden states stand in for the encoder's features and keys; nothing of the encoder is looked at."""
+    reducer = prunekit.method(name).reducer
+    for family in ("llava", "gemma3"):
+        model, batch = zoo.build(family), zoo.batch(family, "left")
+        with torch.no_grad(), prunekit.method("fastv", reducer=reducer, keep_tokens=5)(model) as trace:
+            model(**batch.inputs)
+        assert trace.cuts[0].kept.sum(1).tolist() == [5, 5, 5] and trace.cuts[0].added.any(1).all()
+
+
+@pytest.mark.parametrize("name", ["visionzip", "prumerge"])
+def test_reducers_of_the_input_with_a_scorer_that_looks_at_nothing(name):
+    model, batch = zoo.build("llava"), zoo.batch("llava", "left")
+    options = {"scorer": "random", "selector": "topk", "keep_tokens": 5}
+    with torch.no_grad(), prunekit.method(name, **options)(model) as trace:
+        model(**batch.inputs)
+    assert trace.cuts[0].kept.sum(1).tolist() == [5, 5, 5]
 
 
 @pytest.mark.parametrize("name", AT_INPUT + INSIDE)

@@ -14,6 +14,9 @@ from hand_vision import entering, exact_batch, exact_model, looked, project, rea
 from test_cli import arguments, model_folder, run_main  # noqa: F401  (model_folder is a fixture)
 
 import prunekit
+import zoo
+from prunekit.families import make_family
+from prunekit.families.vision import vision_of
 from tiny import FAMILIES, PADDINGS, dense_with_hidden_keys, hidden_keys, make_batch, tiny_model
 
 TOLERANCE = 1e-4
@@ -129,9 +132,6 @@ class TestView:
     @pytest.mark.parametrize("padding", PADDINGS)
     def test_features_projected_are_what_enters_layer_0(self, family, padding):
         """On every family each visual token is paired with its own patches, tiles and newlines included."""
-        from prunekit.families import make_family
-        from prunekit.families.vision import vision_of
-
         model, batch = tiny_model(family), make_batch(family, padding)
         found, tower = self.seen(model, batch), vision_of(make_family(model))
         rows = found["features"]
@@ -141,6 +141,23 @@ class TestView:
         assert (made - found["hidden"])[exists].abs().max() < 1e-5
         newlines = int(batch.visual.sum()) - int(exists.sum())
         assert (newlines > 0) == (family == "llava_next")
+
+    @pytest.mark.parametrize("variant", ["plain", "two_images", "video"])
+    @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+    def test_packed_encoders(self, family, variant):
+        """Also where rows are sorted by windows between patches and the merger's output; places are the raster's."""
+        model, batch = zoo.build(family), zoo.batch(family, "left", variant=variant)
+        found, tower = self.seen(model, batch), vision_of(make_family(model))
+        rows = found["features"]
+        with torch.no_grad():
+            made = tower.projector(rows.reshape(-1, rows.shape[-1] // tower.group)).reshape(*rows.shape[:2], -1)
+        assert (made - found["hidden"])[found["exists"]].abs().max() < 1e-5
+        expected = []
+        for t, h, w in batch.inputs["video_grid_thw" if variant == "video" else "image_grid_thw"].tolist():
+            expected += [(r, c, h // 2, w // 2) for _ in range(t) for r in range(h // 2) for c in range(w // 2)]
+        row, column, rows, columns, image = (x[found["exists"]].tolist() for x in found["places"])
+        assert list(zip(row, column, rows, columns, strict=True)) == expected
+        assert image == sorted(image)
 
     def test_an_image_of_qwen2_vl_attends_to_itself_alone(self):
         """Images stand in one packed sequence: attention received, by the eager weights of each image's chunk."""
@@ -385,8 +402,6 @@ class TestRefusals:
         assert not any(m._forward_pre_hooks for m in model.modules())
 
     def test_an_encoder_that_is_not_known(self):
-        import zoo
-
         for name, match in (("gemma3", "is not known"), ("internvl", "is not known"), ("vipllava", "is not known")):
             with pytest.raises(ValueError, match=match):
                 prunekit.Pruner("cls", "single", "input").apply(zoo.build(name))
@@ -412,8 +427,6 @@ class TestRuns:
     """Which rows of the encoder belong to which placeholders must be known."""
 
     def test_pooled_videos_are_refused(self):
-        import zoo
-
         model, batch = zoo.build("llava_onevision"), zoo.batch("llava_onevision", variant="video")
         with torch.no_grad(), prunekit.method("visionzip")(model), pytest.raises(ValueError, match="not known"):
             model(**batch.inputs)
@@ -436,7 +449,6 @@ class TestRuns:
 def test_what_the_encoder_saves_is_counted(monkeypatch, tmp_path, model_folder):  # noqa: F811
     """``flops_ratio_with_vision`` against sums over layers by hand."""
     from prunekit.cost import layer_macs
-    from prunekit.families import make_family
     from prunekit.models import load_model
 
     words = ("method=evit", "keep_ratio=0.25", "data.limit=3")

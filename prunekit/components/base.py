@@ -245,7 +245,7 @@ class Reducer(Component):
 
     before_projector: ClassVar[bool] = False
     """Whether at the input ``tokens`` are what the projector reads, [B, N, C], instead of what it makes of them; what
-    stays is projected afterwards."""
+    stays is projected afterwards. There it may read ``view.vision`` as well."""
 
     weighs_attention: bool = False
     """Whether inside an encoder the logarithm of a token's size is added to its attention logits from then on."""

@@ -204,7 +204,7 @@ class ClsScorer(RowScorer):
     def score(self, view: View) -> torch.Tensor:
         if view.site == "vision":
             return encoder_attention(view)  # type: ignore[arg-type]
-        scores = view.vision.attention()  # type: ignore[attr-defined]
+        scores = view.once("cls", view.vision.attention)  # type: ignore[attr-defined]
         return scores.masked_fill(~view.vision.exists, -torch.inf)  # type: ignore[attr-defined]
 
 

@@ -50,7 +50,7 @@ def choose(session: Session, index: int, state: Prefill, scores: torch.Tensor, v
         keep = on_device(counts, scores.device)
         counts = selector.counts(_rows(session, index, state).to(scores.device), keep, state.kept).tolist()
     shares = [reducer.share_in(view, now, k) if k < now else (k, 0) for now, k in zip(standing, counts, strict=True)]
-    tiled = projects_after(session, view) and view.vision.record.rows is not None
+    tiled = projects_after(session, view) and view.vision.record.tower.tiled
     if tiled:
         shares = _of_patches(shares, (view.vision.exists & state.kept).sum(1).tolist())
     keep = on_device([selected for selected, _ in shares], scores.device)

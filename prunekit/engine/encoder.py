@@ -23,7 +23,7 @@ from prunekit.engine.tap import Taps
 from prunekit.engine.view import EncoderView
 from prunekit.engine.vision import BlockRecord, VisionRecord
 from prunekit.errors import PrunekitError
-from prunekit.families.vision import VisionTower
+from prunekit.families.vision import VisionTower, window_order
 
 if TYPE_CHECKING:
     from prunekit.pruner import Plan, Pruner
@@ -123,7 +123,9 @@ class EncoderHooks:
         self._local.run = run = EncoderRun(VisionRecord(self.tower), self.tower.prefix)
         self._local.record = None
         if self.tower.packed:
-            run.record.grids = packed_grids(self.tower, args[1] if len(args) > 1 else kwargs["grid_thw"])
+            grids = args[1] if len(args) > 1 else kwargs["grid_thw"]
+            run.record.grids = packed_grids(self.tower, grids)
+            run.record.rows = window_order(self.tower.module, grids)
         if self.plan.grid is None:
             return None
         pixels = args[0] if args else kwargs.pop("pixel_values")
@@ -311,8 +313,7 @@ class EncoderHooks:
             return
         record, given = run.record, args[0]
         if self.tower.packed:
-            held = next(iter(record.blocks.values()))
-            record.images = [x.keys.shape[2] // self.tower.group for x in held.inputs]
+            record.images = [rows * columns for rows, columns in record.grids]
         else:
             record.images = [run.kept.shape[1]] * len(run.kept)
             record.grids = [self.tower.grid] * len(run.kept) if self.tower.grid is not None else []
@@ -345,5 +346,6 @@ def make_encoder_hooks(pruner: Pruner, plan: Plan) -> EncoderHooks | None:
     if plan.tower is None:
         return None
     last = len(plan.tower.blocks) - 1
-    noted = frozenset((plan.tower.read, last)) if pruner.reads_vision or plan.tower.packed else frozenset()
+    reads = pruner.reads_vision or (plan.at_input and pruner.reducer.before_projector)
+    noted = frozenset((plan.tower.read, last)) if reads else frozenset()
     return EncoderHooks(pruner, plan.tower, plan.vision or EncoderPlan({}, {}), noted)

@@ -129,7 +129,10 @@ class VisionView:
         starts = on_device([0, *record.images], device).cumsum(0)
         image = self.image.clamp(min=0)
         rows, columns = sizes[image].unbind(-1)
-        within = (self.source - starts[image]).clamp(min=0)
+        place = self.source
+        if record.tower.packed and record.rows is not None:  # rows are sorted otherwise than tokens
+            place = record.rows.argsort().to(device)[place.clamp(min=0)]
+        within = (place - starts[image]).clamp(min=0)
         return within // columns, within % columns, rows, columns, self.image
 
     @cached_property

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from prunekit.errors import PrunekitError
@@ -21,7 +23,10 @@ LLAVA_LIKE = ("deepseek_vl", "llava", "llava_next", "llava_onevision", "paligemm
 TILED = ("llava_next", "llava_onevision")
 """Those that cut an image into tiles and pack their patches with newline tokens."""
 
-KNOWN = (*LLAVA_LIKE, "qwen2_vl")
+PACKED = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl")
+"""Qwen-VL's own encoders: images of any size in one sequence, and a merger that joins squares of patches."""
+
+KNOWN = (*LLAVA_LIKE, *PACKED)
 """Model types for which it is known which patches stand behind each visual token."""
 
 
@@ -83,7 +88,7 @@ def vision_of(family: Family) -> VisionTower:
     projector = family.projector or getattr(family.core, "aligner", None)
     if name not in KNOWN or tower is None or projector is None:
         raise _unknown(name, f"known for {', '.join(KNOWN)}")
-    return _qwen2_vl(family, tower) if name == "qwen2_vl" else _plain(family, tower, projector)
+    return _packed(family, tower) if name in PACKED else _plain(family, tower, projector)
 
 
 def _unknown(name: str, why: str) -> PrunekitError:
@@ -129,8 +134,8 @@ def _plain(family: Family, tower: nn.Module, projector: nn.Module) -> VisionTowe
     )
 
 
-def _qwen2_vl(family: Family, tower: Any) -> VisionTower:
-    """Qwen2-VL's own ViT: images of any size in one sequence; its merger joins squares of patches."""
+def _packed(family: Family, tower: Any) -> VisionTower:
+    """A ViT of the Qwen-VL family."""
     return VisionTower(
         module=tower,
         blocks=tower.blocks,
@@ -149,6 +154,20 @@ def _qwen2_vl(family: Family, tower: Any) -> VisionTower:
         pixels=False,
         name=family.model_type,
     )
+
+
+def window_order(tower: Any, grids: torch.Tensor) -> torch.Tensor | None:
+    """For each visual token in order the row of the merger that holds it; None where they are in order.
+
+    Qwen2.5-VL sorts its rows by windows before its blocks, and back behind its merger.
+    """
+    if not hasattr(tower, "window_size"):
+        return None
+    make = getattr(sys.modules[type(tower).__module__], "get_vision_window_index", None)
+    if make is None:  # a method of the encoder in older releases
+        return torch.argsort(torch.as_tensor(tower.get_window_index(grids)[0]))
+    sizes = {"spatial_merge_size": tower.spatial_merge_size, "window_size": tower.window_size}
+    return torch.argsort(make(grids, **sizes, patch_size=tower.patch_size, kwargs={})[0])
 
 
 def _implementation(attention: Any) -> str:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import pytest
+import torch
 from test_cli import model_folder  # noqa: F401  (a fixture)
 
 import prunekit
+import zoo
 from prunekit.data import load
 from prunekit.evaluation import batches
 from prunekit.evaluation.batches import Batcher
@@ -71,3 +76,32 @@ def test_when_room_is_short_features_that_are_not_needed_again_go_first(monkeypa
     for example in plan:
         batcher.inputs([example])
     assert [seen.count(e.image_id) for e in plan[:3]] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("name", [name for name in zoo.NAMES if zoo.FAMILY[name] in batches.SHARES])
+def test_answers_from_shared_features_are_those_from_pixels(name):
+    model, batch = zoo.build(name, zoo.SUPPORTS[name][-1]), zoo.batch(name)
+    batcher = Batcher(SimpleNamespace(model=model, processor=None, name=name))
+    if not batcher.shares_features:  # an older transformers takes no features
+        pytest.skip("this transformers takes no features of this family")
+    examples = [SimpleNamespace(image_id=str(number)) for number in range(3)]
+    with torch.no_grad():
+        expected = model(**batch.inputs).logits
+        for _ in range(2):  # made, and remembered
+            inputs = dict(batch.inputs)
+            batcher._share(inputs, examples)
+            assert "pixel_values" not in inputs
+            assert (model(**inputs).logits - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "gemma4"])
+def test_families_that_take_more_than_features_get_their_pixels(name):
+    model = zoo.build(name)
+    assert not Batcher(SimpleNamespace(model=model, processor=None, name=name)).shares_features
+
+
+def test_tiles_are_not_taken_for_images():
+    made = {"pixel_values": torch.zeros(6, 3, 4, 4)}
+    assert batches._one_an_example(made, 6) and not batches._one_an_example(made, 2)
+    made["image_grid_thw"] = torch.ones(2, 3)
+    assert batches._one_an_example(made, 2)

@@ -11,6 +11,7 @@ import torch
 from test_cli import run_main
 
 import prunekit
+import zoo
 from prunekit.bench import shapes
 from prunekit.bench.measure import ratios, spread
 from prunekit.bench.memory import AllocationMeter, kv_bytes
@@ -190,6 +191,10 @@ class TestModels:
             assert model(**work.inputs(), logits_to_keep=1).logits.isfinite().all()
         text = model.config.text_config
         assert name == "small" or (text.num_hidden_layers >= 12 and text.hidden_size >= 512)
+
+    def test_features_of_other_families_are_not_made_up(self):
+        with pytest.raises(ValueError, match="'gemma3' is none of llava"):
+            synthetic(zoo.build("gemma3"), 16, 8, 1)
 
     def test_grids_of_any_count(self):
         model = tiny_model("qwen2_vl")

@@ -15,6 +15,9 @@ from prunekit.cost.shapes import ModelShape
 from prunekit.errors import PrunekitError
 from prunekit.families import Family, make_family
 
+KINDS = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl")
+"""Model types whose features can be made up, in any number."""
+
 BEFORE = 16
 """Text tokens ahead of the image (LLaVA's chat templates have some 35, instructions follow the image)."""
 
@@ -54,6 +57,9 @@ def synthetic(model: Any, visual: int, text: int, batch: int) -> Workload:
         PrunekitError: for models that do not take features in place of pixels.
     """
     family = make_family(model)
+    if family.model_type not in KINDS:
+        known = ", ".join(KINDS)
+        raise PrunekitError(f"bench.visual_tokens: '{family.model_type}' is none of {known}; leave it to a question")
     if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
         raise PrunekitError(f"bench: '{family.model_type}' of this transformers takes no image features")
     device, before = model.device, min(BEFORE, text // 2)

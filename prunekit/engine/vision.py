@@ -12,7 +12,7 @@ from functools import cached_property
 
 import torch
 
-from prunekit.engine.layout import Layout, take
+from prunekit.engine.layout import Layout, on_device, take
 from prunekit.engine.rows import AttentionInputs
 from prunekit.engine.state import CutRecord, Prefill
 from prunekit.errors import PrunekitError
@@ -79,7 +79,7 @@ class VisionRecord:
                 f"{sum(layout.counts)} visual tokens in the batch, {len(rows)} rows of the vision encoder of "
                 f"'{self.tower.name}' in {self.runs} runs: which belongs to which is not known (videos, left-overs)"
             )
-        counts = torch.tensor(layout.counts[::repeats], device=rows.device)
+        counts = on_device(layout.counts[::repeats], rows.device)
         starts = (counts.cumsum(0) - counts).repeat_interleave(repeats)
         places = starts[:, None] + torch.arange(layout.exists.shape[1], device=rows.device)
         found = rows.to(places.device)[places.clamp(max=len(rows) - 1)]
@@ -116,7 +116,7 @@ class VisionView:
     @cached_property
     def image(self) -> torch.Tensor:
         """Which image or tile of the batch each token comes from, long [B, N], -1 where none."""
-        counts = torch.tensor(self.record.images, device=self.source.device)
+        counts = on_device(self.record.images, self.source.device)
         number = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
         return number[self.source.clamp(min=0)].masked_fill(self.source < 0, -1)
 
@@ -126,7 +126,7 @@ class VisionView:
         five of long [B, N]; the last is -1, and the others mean nothing, where no patch stands behind a token."""
         record, device = self.record, self.source.device
         sizes = torch.tensor(record.grids, device=device)
-        starts = torch.tensor([0, *record.images], device=device).cumsum(0)
+        starts = on_device([0, *record.images], device).cumsum(0)
         image = self.image.clamp(min=0)
         rows, columns = sizes[image].unbind(-1)
         place = self.source

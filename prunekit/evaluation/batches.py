@@ -17,6 +17,18 @@ from prunekit.pruner import Pruner
 CACHED_BYTES = 2**30
 """Image features held at a time; those of images without further questions go first, then the least recently used."""
 
+SHARES = (
+    "aria", "aya_vision", "chameleon", "cohere2_vision", "cosmos3_edge", "ernie4_5_vl_moe", "exaone4_5", "fast_vlm",
+    "gemma3", "gemma3n", "glm46v", "glm4v", "glm4v_moe", "glm5_next", "glm_ocr", "glmga", "got_ocr2", "hunyuan_vl",
+    "hyperclovax_vision_v2", "idefics2", "idefics3", "inkling2", "internvl", "kimi_k25", "lfm3_vl", "lighton_ocr",
+    "llava", "llava_next", "llava_next_video", "llava_onevision", "minimax_m3_vl", "mistral3", "mistral_large4",
+    "muse_glimmer", "muse_spark", "paddleocr_vl", "paligemma", "pp_chart2table", "qianfan_ocr",
+    "qwen2_5_omni_thinker", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen4_exp", "shieldgemma2",
+    "smolvlm", "video_llava", "vipllava",
+)  # fmt: skip
+"""Model types whose answers from features made before are those from pixels (``tests/test_batches.py``); others take
+more than projected features from their encoder, or have no call that makes them, and get the pixels."""
+
 
 class Batcher:
     """Turns examples into inputs for ``forward`` and ``generate``.
@@ -29,8 +41,10 @@ class Batcher:
         self.loaded = loaded
         self._features: OrderedDict[str, torch.Tensor] = OrderedDict()
         self._to_come: Counter[str] = Counter()
+        self._stacked = False
         names = inspect.signature(loaded.model.forward).parameters
-        self.shares_features = "mm_encoder_outputs" in names
+        known = getattr(loaded.model.config, "model_type", None) in SHARES
+        self.shares_features = known and "mm_encoder_outputs" in names
 
     def prompt(self, example: Example) -> str:
         """The example's question in the model's chat template, with one image."""
@@ -60,7 +74,7 @@ class Batcher:
             images=images, text=[self.prompt(e) for e in examples], padding=True, return_tensors="pt"
         )
         made = dict(encoded.to(model.device, dtype=model.dtype))
-        if self.shares(pruner) and "pixel_values" in made:
+        if self.shares(pruner) and "pixel_values" in made and _one_an_example(made, len(examples)):
             self._share(made, examples)
         return made
 
@@ -85,7 +99,8 @@ class Batcher:
         self._make_room({example.image_id for example in examples})
         for name in ("pixel_values", "image_sizes"):
             made.pop(name, None)
-        made["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features)}
+        found: Any = torch.stack(features) if self._stacked else features
+        made["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=found)}
 
     def _make_room(self, current: set[str]) -> None:
         """Forget features beyond ``CACHED_BYTES``, those of the ``current`` batch excepted."""
@@ -108,4 +123,11 @@ class Batcher:
                 extra["image_sizes"] = made["image_sizes"][rows]
         with torch.inference_mode():
             found = self.loaded.model.get_image_features(pixel_values=pixels, **extra, return_dict=True)
+        self._stacked = isinstance(found.pooler_output, torch.Tensor)
         return [feature.clone() for feature in found.pooler_output]
+
+
+def _one_an_example(made: dict[str, Any], count: int) -> bool:
+    """Whether the pixels of a batch are one entry an example; processors that cut images into tiles make several."""
+    grids = made.get("image_grid_thw")
+    return len(made["pixel_values"] if grids is None else grids) == count

@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForCon
 from prunekit.data import Example, load
 from prunekit.data.mini import SPLITS
 from prunekit.embedded.config import Size, build_model
-from prunekit.embedded.decoder import accuracy_by_task
+from prunekit.embedded.asking import accuracy_by_task
 from prunekit.embedded.export import CHECKSUMS, MODEL_FOLDER, data_hash, sha256
 from prunekit.embedded.forward import embed, run_decoder
 from prunekit.embedded.packing import IGNORE, block_mask, encode, pack, positions

@@ -3,41 +3,26 @@
 from __future__ import annotations
 
 import multiprocessing
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from prunekit.data.render import render
-from prunekit.data.scene import SIZE, Scene, draw_scene
+from prunekit.data.scene import LETTER, SIZE, Scene, draw_scene
 from prunekit.data.words import COLORS, KINDS, LETTERS
 
 THINGS: tuple[str, ...] = (*KINDS, *LETTERS)  # label 0 is ground, label i + 1 is THINGS[i]
 HUES: tuple[str, ...] = tuple(COLORS)  # likewise
 
 
-@dataclass(frozen=True)
-class Part:
-    """Scenes of the pool that use the first ``kinds`` kinds of the curriculum."""
-
-    kinds: int
-    scenes: int
+SCENES = 24000  # the last HELD of them are held back from training
+HELD = 256
 
 
-# Every eighth kind first, so that each stage of the curriculum spans all groups
-ORDER: tuple[str, ...] = tuple(kind for start in (0, 4, 2, 6, 1, 5, 3, 7) for kind in KINDS[start::8])
-PARTS = (Part(8, 2500), Part(16, 2500), Part(28, 3000), Part(48, 14000))
-
-
-def pool_scene(part: Part, index: int, seed: int = 0) -> Scene:
-    """Scene number ``index`` of a part; its seed can be that of no split."""
-    return draw_scene(f"pool/{seed}/{part.kinds}/{index}", kinds=ORDER[: part.kinds])
-
-
-def pool_scenes(parts: tuple[Part, ...] = PARTS, seed: int = 0) -> list[Scene]:
-    """All scenes of the pool, part after part."""
-    return [pool_scene(part, index, seed) for part in parts for index in range(part.scenes)]
+def pool_scenes(count: int = SCENES, seed: int = 0) -> list[Scene]:
+    """All scenes of the pool; their seeds are those of no split."""
+    return [draw_scene(f"pool/{seed}/{index}") for index in range(count)]
 
 
 def render_pool(folder: Path, scenes: list[Scene], processes: int = 2) -> np.ndarray:
@@ -82,9 +67,8 @@ def patch_labels(scene: Scene, patch: int) -> tuple[np.ndarray, np.ndarray, np.n
     areas = [(item.box, THINGS.index(item.kind), HUES.index(item.color), 0) for item in scene.items]
     for sign in scene.signs:
         left, top, right, bottom = sign.box
-        start = left + (right - left - 15 * len(sign.code)) // 2
         for number, letter in enumerate(sign.code):
-            box = (start + 15 * number, top, start + 15 * (number + 1), bottom)
+            box = (left + LETTER * number, top, left + LETTER * (number + 1), bottom)
             areas.append((box, len(KINDS) + LETTERS.index(letter), HUES.index(sign.color), number + 1))
     for (left, top, right, bottom), what, color, number in areas:
         area = cover(top, bottom)[:, None] * cover(left, right)[None, :]

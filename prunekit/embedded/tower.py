@@ -104,7 +104,7 @@ def train_tower(
 
     for step in range(start, steps):
         rng = np.random.default_rng([11, step])
-        set_rate(optimizer, 1.5e-3, step, steps)
+        set_rate(optimizer, step, steps)
         loss, accuracy, _found = loss_of(np.sort(rng.choice(held, batch, replace=False)))
         optimizer.zero_grad()
         loss.backward()

@@ -1,4 +1,4 @@
-"""The projector learns to name what the tower sees, in the words on which the decoder has learned to answer."""
+"""Tower and projector learn to name what patches show, in the words on which the decoder has learned to answer."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import torch
 from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
+from prunekit.data.scene import Scene
 from prunekit.embedded.drawn import label_tokens, named, patch_words
-from prunekit.embedded.pool import HELD
-from prunekit.embedded.progress import Log, load_checkpoint, optimiser, save_checkpoint, set_rate
+from prunekit.embedded.pool import HELD, presence, scene_labels
+from prunekit.embedded.progress import Log, load_checkpoint, optimisers, save_checkpoint, set_rate
+from prunekit.embedded.tower import Heads, augment, pixels
 
-RATE = 2e-3
+RATE = 5e-3
 TEMPERATURE = 0.06
 
 
@@ -34,43 +36,74 @@ def named_loss(
 
 def train_align(
     model: LlavaForConditionalGeneration,
+    heads: Heads,
     tokenizer: PreTrainedTokenizerFast,
-    features: torch.Tensor,
-    labels: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    pool: tuple[list[Scene], np.ndarray],
     folder: Path,
-    steps: int = 400,
-    batch: int = 48,
+    steps: int,
+    batch: int = 32,
 ) -> None:
-    """Trains the projector in place to give the tokens that the decoder has learned on; words and tower stay.
+    """Trains tower and projector in place to give the tokens that the decoder has learned on; the words stay.
 
-    ``features`` [N, P, C] of the tower; ``labels``: things, hues, places in codes [N, P]; the last HELD are held back.
+    The tower keeps its own task, with its ``heads``, beside it. From the folder's checkpoint if there is one; the last
+    HELD scenes are held back.
     """
-    log, path = Log(folder, "align"), folder / "align.pt"
-    projector, words = model.model.multi_modal_projector, model.model.language_model.embed_tokens.weight.detach()
-    state = load_checkpoint(path)
+    log, path, (scenes, images) = Log(folder, "align"), folder / "align.pt", pool
+    modules = {"tower": model.model.vision_tower, "projector": model.model.multi_modal_projector, "heads": heads}
+    state, start = load_checkpoint(path), 0
     if state is not None:
-        projector.load_state_dict(state["projector"])
+        for name, module in modules.items():
+            module.load_state_dict(state[name])
+        start = state["step"]
+    if start >= steps:
         return
-    tokens, grid = label_tokens(tokenizer), int(features.shape[1] ** 0.5)
-    spread = words.var()
+    optimizers = optimisers(dict(zip(modules.values(), (0.5, 1.0, 0.5), strict=True)), RATE, decay=0.01)
+    for optimizer, kept in zip(optimizers, state["optimizers"] if state else (), strict=False):
+        optimizer.load_state_dict(kept)
+    modules["tower"].set_attn_implementation("eager")  # see train_tower
+    words, tokens = model.model.language_model.embed_tokens.weight.detach(), label_tokens(tokenizer)
 
-    def loss_of(index: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
-        names = patch_words(labels[0][index], labels[1][index], labels[2][index], grid)
-        given, wanted = projector(features[index].float()), named(names, words, tokens)
-        loss, right = named_loss(given, words, tokens, names)
-        weight = 1.0 + 4.0 * (labels[0][index] > 0)[..., None]  # most patches are ground
-        return ((given - wanted).square() * weight).mean() / spread + 0.2 * loss, right
+    def loss_of(index: np.ndarray) -> tuple[torch.Tensor, dict[str, float]]:
+        shown = [scenes[place] for place in index]
+        labels = scene_labels(shown, model.config.vision_config.patch_size)
+        visual, seeing, _ = see(model, heads, images[index], index, shown, labels)
+        names = patch_words(labels)
+        loss, right = named_loss(visual, words, tokens, names)
+        weight = 1.0 + 4.0 * (names["thing"] > 0)[..., None]  # most patches are ground
+        apart = ((visual - named(names, words, tokens)).square() * weight).mean() / words.var()
+        return apart + 0.3 * loss + 0.5 * seeing, right
 
-    optimizer = optimiser({projector: 1.0}, RATE, decay=0.01)
-    for step in range(steps):
+    for step in range(start, steps):
         rng = np.random.default_rng([12, step])
-        set_rate(optimizer, step, steps, warmup=20)
-        loss, _ = loss_of(torch.from_numpy(np.sort(rng.choice(len(features) - HELD, batch, replace=False))))
-        optimizer.zero_grad()
+        loss, _ = loss_of(np.sort(rng.choice(len(scenes) - HELD, batch, replace=False)))
+        for optimizer in optimizers:
+            set_rate(optimizer, step, steps, warmup=20)
+            optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
-        if step % 50 == 49:
+        for optimizer in optimizers:
+            optimizer.step()
+        if step % 50 == 49 or step == steps - 1:
             with torch.no_grad():
-                loss, right = loss_of(torch.arange(len(features) - HELD, len(features)))
+                loss, right = loss_of(np.arange(len(scenes) - HELD, len(scenes)))
             log(step + 1, loss=loss.item(), right=right)
-    save_checkpoint(path, projector=projector.state_dict())
+            states = {name: module.state_dict() for name, module in modules.items()}
+            kept = [optimizer.state_dict() for optimizer in optimizers]
+            save_checkpoint(path, **states, step=step + 1, optimizers=kept)
+
+
+def see(
+    model: LlavaForConditionalGeneration,
+    heads: Heads,
+    images: np.ndarray,
+    index: np.ndarray,
+    scenes: list[Scene],
+    labels: dict[str, torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Visual tokens [B, N, D] of images, the loss of the tower's own task and its accuracy on patches."""
+    present = torch.from_numpy(np.stack([presence(scene) for scene in scenes]))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model.model.vision_tower(pixel_values=augment(pixels(images), index), output_hidden_states=True)
+        top, features = out.last_hidden_state[:, 1:], out.hidden_states[model.config.vision_feature_layer][:, 1:]
+        loss, patch, _ = heads.read(top, out.pooler_output, labels["thing"], labels["hue"], present)
+        visual = model.model.multi_modal_projector(features)
+    return visual.float(), loss, patch

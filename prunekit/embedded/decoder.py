@@ -13,11 +13,12 @@ from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from prunekit.data.scene import Scene, draw_scene
+from prunekit.data.words import NUMBERS
 from prunekit.embedded.asking import ASKED, Asker, Forms, accuracy_by_task, answer_right, early_labels
-from prunekit.embedded.drawn import drawn_tokens, label_tokens, labels_of
+from prunekit.embedded.drawn import drawn_tokens, label_tokens
 from prunekit.embedded.forward import Masks, decoder_layer, embed, make_masks, run_decoder
 from prunekit.embedded.packing import IGNORE, PREFIX, Packed, positions
-from prunekit.embedded.pool import HUES, THINGS
+from prunekit.embedded.pool import HUES, THINGS, scene_labels
 from prunekit.embedded.progress import Log, load_checkpoint, optimisers, save_checkpoint, set_rate
 
 
@@ -31,15 +32,16 @@ class Plan:
     """
 
     steps: int = 3000
-    rate: float = 2e-3
+    rate: float = 4e-3  # Muon's; a tenth of it for embeddings and vectors
     batch: int = 4
     blind: dict[int, float] = field(default_factory=lambda: {0: 1.0})
     sighted: float = 0.0
-    doubt: float = 0.6  # of drawn tokens; it grows to this over the first third
+    doubt: float = 0.35  # of drawn tokens; it grows to this over the first third
     ripen_layer: int = 2  # patches are classified from the input of this layer ...
     ripen_weight: float = 0.3  # ... with this weight
-    early_weight: float = 0.3  # of answering at the question's last word already: one step fewer to learn at first
+    early_weight: float = 0.5  # of answering at the question's last word already: one step fewer to learn at first
     patience: int = 80  # steps after which the next task joins, if the last one is not learned sooner; 0: all at once
+    turns: float = 0.8  # share of the steps that ask mostly one of the tasks that lag
     forms: Forms = field(default_factory=Forms)
     pairs: float = 0.0  # share of the steps whose rows show two images
     seed: int = 0
@@ -47,7 +49,7 @@ class Plan:
 
 ORDER = (
     *("attribute", "position"),  # from the start; the others join one by one
-    *("where", "on", "beside", "text", "existence", "option", "relation", "choice", "count", "comparison"),
+    *("where", "on", "beside", "letter", "text", "existence", "option", "relation", "choice", "count", "comparison"),
 )
 
 
@@ -55,21 +57,23 @@ FIRST, LEARNED = 2, 0.5
 
 
 class Ripeness(nn.Module):
-    """Reads things and hues from visual hidden states; used in training only."""
+    """Reads from visual hidden states what their patches show; used in training only."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        sizes = {"thing": len(THINGS), "hue": len(HUES), "twin": len(NUMBERS), "fellow": len(NUMBERS)}
         self.norm = nn.RMSNorm(width)
-        self.thing = nn.Linear(width, len(THINGS))
-        self.hue = nn.Linear(width, len(HUES))
+        self.heads = nn.ModuleDict({name: nn.Linear(width, size) for name, size in sizes.items()})
 
-    def forward(self, hidden: torch.Tensor, thing: torch.Tensor, hue: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """Loss and accuracy (things) over the patches that show something."""
-        hidden = self.norm(hidden)
-        logits = self.thing(hidden[thing > 0])
-        loss = F.cross_entropy(logits, thing[thing > 0] - 1)
-        loss = loss + F.cross_entropy(self.hue(hidden[hue > 0]), hue[hue > 0] - 1)
-        return loss, (logits.argmax(-1) == thing[thing > 0] - 1).float().mean().item()
+    def forward(self, hidden: torch.Tensor, labels: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+        """Loss and accuracies over the patches that show something; ``hidden`` is [B, P, D]."""
+        hidden, loss, right = self.norm(hidden), torch.zeros(()), {}
+        for name, head in self.heads.items():
+            told = labels[name] > 0
+            logits, wanted = head(hidden[told]), labels[name][told] - 1
+            loss = loss + F.cross_entropy(logits, wanted)
+            right[name] = (logits.argmax(-1) == wanted).float().mean().item()
+        return loss, right
 
 
 class Trainer:
@@ -92,7 +96,7 @@ class Trainer:
         self.prefix = torch.tensor(tokenizer(PREFIX, add_special_tokens=False).input_ids)
         self.layer = torch.compile(decoder_layer, dynamic=False)
         self.modules: dict[str, nn.Module] = {"model": model, "ripeness": self.ripeness}
-        self.optimizers = optimisers(self.trained(), plan.rate)
+        self.optimizers = optimisers(self.trained(), plan.rate, rest_share=0.1)
         self.step, self.joined, self.entered = 0, FIRST, 0
         self.recent: dict[str, float] = dict.fromkeys(ASKED, 0.0)
 
@@ -118,10 +122,14 @@ class Trainer:
         places = {"step": self.step, "joined": self.joined, "entered": self.entered}
         save_checkpoint(self.path, **states, **places, recent=self.recent, optimizers=optimizers)
 
-    def task_weights(self) -> dict[str, float]:
+    def task_weights(self, rng: random.Random) -> dict[str, float]:
         """The tasks that have joined; those that lag are asked more often."""
         joined = ORDER[: self.joined] if self.plan.patience else ORDER
-        return {task: 1.3 - self.recent[task] for task in joined}
+        weights = {task: 1.3 - self.recent[task] for task in joined}
+        lagging = [task for task in joined if self.recent[task] < 0.9]
+        if lagging and rng.random() < self.plan.turns:
+            weights[rng.choice(lagging)] = 2.0 * len(joined)
+        return weights
 
     def join(self) -> None:
         """Takes the next task in when the last one is half learned, or patience ends (later for the first look-ups)."""
@@ -140,12 +148,14 @@ class Trainer:
         """The scenes of this step."""
         return [draw_scene(f"drawn/{self.plan.seed}/{self.step}/{index}") for index in range(self.plan.batch)]
 
-    def visual(self, scenes: list[Scene]) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
+    def visual(
+        self, scenes: list[Scene], labels: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
         """Visual tokens [B, N, D], a loss of their own, and what to log."""
         generator = torch.Generator().manual_seed(self.plan.seed * 1_000_000 + self.step)
         doubt = self.plan.doubt * min(1.0, 0.3 + self.step / (self.plan.steps / 3))
         words = self.model.model.language_model.embed_tokens.weight
-        return drawn_tokens(scenes, words, self.tokens, self.patch, doubt, generator), torch.zeros(()), {}
+        return drawn_tokens(labels, words, self.tokens, doubt, generator), torch.zeros(()), {}
 
     def masks(self, packed: Packed, head: int) -> list[Masks]:
         """Masks of layers in which text does not see the images, and of the others."""
@@ -159,11 +169,11 @@ class Trainer:
         rng = random.Random(f"decoder/{self.plan.seed}/{self.step}")
         scenes, images = self.scenes(rng), 1 + (rng.random() < self.plan.pairs)
         shown = [scenes[start : start + images] for start in range(0, len(scenes), images)]
-        packed, blind = self.asker.rows(shown, rng, self.task_weights()), self.blind_below(rng)
+        packed, blind = self.asker.rows(shown, rng, self.task_weights(rng)), self.blind_below(rng)
         start, head = len(self.prefix), len(self.prefix) + images * self.model.config.image_seq_length
-        masks, ripe = self.masks(packed, head), []
+        masks, ripe, labels = self.masks(packed, head), [], scene_labels(scenes, self.patch)
         with torch.autocast("cpu", torch.bfloat16):
-            visual, seeing, logged = self.visual(scenes)
+            visual, seeing, logged = self.visual(scenes, labels)
             hidden = run_decoder(
                 self.model.model.language_model,
                 embed(self.model, self.prefix, visual.reshape(len(shown), head - start, -1), packed.ids),
@@ -177,8 +187,8 @@ class Trainer:
             early_logits = self.model.lm_head(hidden[early != IGNORE]).float()
         loss = F.cross_entropy(logits, packed.labels[asked])
         early_loss = F.cross_entropy(early_logits, early[early != IGNORE])
-        things, hues, _ = labels_of(scenes, self.patch)
-        ripe_loss, ripeness = self.ripeness(ripe[0][:, start:head].float().reshape(*things.shape, -1), things, hues)
+        seen = ripe[0][:, start:head].float().reshape(*labels["thing"].shape, -1)
+        ripe_loss, ripeness = self.ripeness(seen, labels)
         total = loss + self.plan.early_weight * early_loss + self.plan.ripen_weight * ripe_loss + seeing
         norm = self.update(total)
         for task, right in accuracy_by_task(answer_right(logits.detach(), packed)).items():

@@ -11,11 +11,11 @@ from torch import nn
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from prunekit.data.scene import Scene
-from prunekit.embedded.align import named_loss
+from prunekit.embedded.align import named_loss, see
 from prunekit.embedded.decoder import Plan, Trainer
 from prunekit.embedded.drawn import patch_words
 from prunekit.embedded.pool import HELD
-from prunekit.embedded.tower import Heads, augment, pixels, scene_labels
+from prunekit.embedded.tower import Heads
 
 TOWER_RATE = 0.3  # of the decoder's
 SEEING = 0.3  # weight of the tower's own task, and of naming what patches show
@@ -49,15 +49,11 @@ class JointTrainer(Trainer):
         self.index = sorted(rng.sample(range(len(self.pool) - HELD), self.plan.batch))
         return [self.pool[index] for index in self.index]
 
-    def visual(self, scenes: list[Scene]) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
-        things, hues, present, orders = scene_labels(scenes, self.patch)
-        shown = augment(pixels(self.images[self.index]), np.array(self.index))
-        out = self.tower(pixel_values=shown, output_hidden_states=True)
-        loss, patch, _ = self.heads.read(out.last_hidden_state[:, 1:], out.pooler_output, things, hues, present)
-        visual = self.model.model.multi_modal_projector(
-            out.hidden_states[self.model.config.vision_feature_layer][:, 1:]
-        )
+    def visual(
+        self, scenes: list[Scene], labels: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
+        index = np.array(self.index)
+        visual, seeing, patch = see(self.model, self.heads, self.images[index], index, scenes, labels)
         words = self.model.model.language_model.embed_tokens.weight
-        names = patch_words(things, hues, orders, round(visual.shape[1] ** 0.5))
-        name_loss, right = named_loss(visual.float(), words, self.tokens, names)
-        return visual, SEEING * (loss + 0.2 * name_loss), {"patch": patch, "named": right["thing"]}
+        name_loss, right = named_loss(visual, words, self.tokens, patch_words(labels))
+        return visual, SEEING * (seeing + 0.2 * name_loss), {"patch": patch, "named": right["thing"]}

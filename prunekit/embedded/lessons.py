@@ -11,16 +11,16 @@ from collections.abc import Iterable
 
 from prunekit.data.questions import WAYS, Question
 from prunekit.data.scene import Scene
-from prunekit.data.words import DIRECTIONS, OPTIONS
+from prunekit.data.words import DIRECTIONS, NUMBERS, OPTIONS
 from prunekit.embedded.processor import CELL_NAMES
 
-LESSONS = ("where", "on", "beside", "option")
+LESSONS = ("where", "on", "beside", "option", "letter")
 SIDE = 4  # cells in a row
 
 
 def lessons(scene: Scene, lesson: str, rng: random.Random) -> list[Question]:
     """Every question of a lesson about a scene."""
-    ask = {"where": _where, "on": _on, "beside": _beside, "option": _option}[lesson]
+    ask = {"where": _where, "on": _on, "beside": _beside, "option": _option, "letter": _letter}[lesson]
     return [Question(lesson, text, (answer,), (), answer) for text, answer in ask(scene, rng)]
 
 
@@ -46,6 +46,12 @@ def _beside(scene: Scene, rng: random.Random) -> Iterable[tuple[str, str]]:
             cell = (item.cell[0] - down, item.cell[1] - right)
             if 0 <= cell[0] < SIDE and 0 <= cell[1] < SIDE:
                 yield f"what is {WAYS[way]} {_place(cell)}", item.kind
+
+
+def _letter(scene: Scene, rng: random.Random) -> Iterable[tuple[str, str]]:
+    for sign in scene.signs:
+        for number, letter in zip(NUMBERS, sign.code, strict=False):
+            yield f"what is {number} on the {sign.color} sign", letter
 
 
 def _option(scene: Scene, rng: random.Random) -> Iterable[tuple[str, str]]:

@@ -65,7 +65,8 @@ def pack(rows: Sequence[Sequence[Asked]], chunks: int, length: int, pad: int) ->
     prompt = torch.zeros(shape, dtype=torch.bool)
     tasks: list[list[str]] = []
     for row, questions in enumerate(rows):
-        filled, kept = [0] * chunks, []
+        filled = [0] * chunks
+        kept: list[str] = []
         for question in questions:
             tokens = (*question.prompt, *question.answer[:-1])
             chunk = next((c for c in range(chunks) if filled[c] + len(tokens) <= length), None)

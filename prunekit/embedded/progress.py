@@ -47,15 +47,21 @@ def optimiser(modules: dict[nn.Module, float], rate: float, decay: float = 0.05)
     return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
 
 
-def optimisers(modules: dict[nn.Module, float], rate: float, decay: float = 0.05) -> list[torch.optim.Optimizer]:
-    """Muon for the weights of linear layers between hidden states, AdamW for the rest (embeddings, heads, vectors)."""
+def optimisers(
+    modules: dict[nn.Module, float], rate: float, decay: float = 0.05, rest_share: float = 1.0
+) -> list[torch.optim.Optimizer]:
+    """Muon for the weights of linear layers between hidden states, AdamW for the rest (embeddings, heads, vectors).
+
+    Each module learns at its share of ``rate``, what AdamW trains at ``rest_share`` of that.
+    """
     hidden, rest = [], []
     for module, share in modules.items():
         named = list(module.named_parameters())
-        inner = {name for name, p in named if "layers." in name and p.dim() == 2}
+        inner = {name for name, p in named if ("layers." in name or "linear_" in name) and p.dim() == 2}
         hidden.append({"params": [p for name, p in named if name in inner], "rate": rate * share})
-        rest.append({"params": [p for name, p in named if name not in inner and p.dim() > 1], "rate": rate * share})
-        rest.append({"params": [p for _, p in named if p.dim() <= 1], "rate": rate * share, "weight_decay": 0.0})
+        slow = {"rate": rate * share * rest_share}
+        rest.append({"params": [p for name, p in named if name not in inner and p.dim() > 1], **slow})
+        rest.append({"params": [p for _, p in named if p.dim() <= 1], **slow, "weight_decay": 0.0})
     hidden, rest = ([group for group in groups if group["params"]] for groups in (hidden, rest))
     return [
         torch.optim.Muon(hidden, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),

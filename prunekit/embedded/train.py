@@ -23,20 +23,20 @@ from prunekit.data.scene import Scene
 from prunekit.embedded.align import train_align
 from prunekit.embedded.config import Size, build_model, grow, start_words
 from prunekit.embedded.decoder import Plan, Trainer
-from prunekit.embedded.drawn import labels_of
 from prunekit.embedded.export import MODEL_FOLDER, export
 from prunekit.embedded.joint import JointTrainer
 from prunekit.embedded.pool import pool_scenes, render_pool
 from prunekit.embedded.processor import build_tokenizer
 from prunekit.embedded.progress import load_checkpoint
-from prunekit.embedded.tower import Heads, tower_features, train_tower
+from prunekit.embedded.tower import Heads, train_tower
 
-ALIGNED = 6000  # scenes
 SHALLOW = 6  # decoder layers of the drawn stage: look-ups are learned sooner in a shallow decoder
-FRONT = 3  # layers that the grown decoder has before those
+FRONT = 4  # layers that the grown decoder has before those
 STAGES = ("tower", "drawn", "align", "joint", "export")
-DRAWN = Plan(steps=3000, patience=80)
-JOINT = Plan(steps=2000, rate=1e-3, blind={3: 0.4, 5: 0.3, 6: 0.3}, sighted=0.1, ripen_layer=FRONT, patience=0)
+DRAWN = Plan(steps=5000, patience=80)
+JOINT = Plan(
+    steps=3200, rate=3e-3, blind={0: 0.3, FRONT: 0.7}, sighted=0.1, ripen_layer=FRONT + 1, ripen_weight=0.5, patience=0
+)
 
 
 def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
@@ -46,7 +46,7 @@ def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="go on from the folder's checkpoints")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--tower-steps", type=int, default=1600)
-    parser.add_argument("--align-steps", type=int, default=400)
+    parser.add_argument("--align-steps", type=int, default=600)
     parser.add_argument("--drawn-steps", type=int, default=DRAWN.steps)
     parser.add_argument("--joint-steps", type=int, default=JOINT.steps)
     parser.add_argument("--model", type=Path, default=MODEL_FOLDER, help="folder that export writes")
@@ -101,17 +101,13 @@ class Run:
         heads.load_state_dict(tower["heads"])
         return grow(small, self.size, FRONT), heads
 
-    def align(self, model: LlavaForConditionalGeneration | None = None) -> None:
-        model, (scenes, images) = model or self.grown()[0], self.pool
-        done = (self.folder / "align.pt").exists()
-        features = torch.empty(0) if done else tower_features(model.model.vision_tower, images[-ALIGNED:])
-        labels = labels_of(scenes[-ALIGNED:], self.size.patch)
-        train_align(model, self.tokenizer, features, labels, self.folder, self.arguments.align_steps)
+    def align(self) -> tuple[LlavaForConditionalGeneration, Heads]:
+        model, heads = self.grown()
+        train_align(model, heads, self.tokenizer, self.pool, self.folder, self.arguments.align_steps)
+        return model, heads
 
     def joint(self) -> None:
-        model, heads = self.grown()
-        need(self.folder, "align")
-        self.align(model)
+        model, heads = self.align()
         plan = replace(JOINT, steps=self.arguments.joint_steps)
         trainer = JointTrainer(model, self.tokenizer, self.folder, plan, self.pool, heads)
         trainer.restore()

@@ -41,6 +41,7 @@ class Plan:
     ripen_weight: float = 0.3  # ... with this weight
     early_weight: float = 0.5  # of answering at the question's last word already: one step fewer to learn at first
     patience: int = 80  # steps after which the next task joins, if the last one is not learned sooner; 0: all at once
+    fresh: tuple[int, ...] = ()  # layers that a grown decoder has added
     turns: float = 0.8  # share of the steps that ask mostly one of the tasks that lag
     forms: Forms = field(default_factory=Forms)
     pairs: float = 0.0  # share of the steps whose rows show two images
@@ -54,6 +55,7 @@ ORDER = (
 
 
 FIRST, LEARNED = 2, 0.5
+FRESH_RATE = 0.25  # of the rate
 
 
 class Ripeness(nn.Module):
@@ -101,8 +103,11 @@ class Trainer:
         self.recent: dict[str, float] = dict.fromkeys(ASKED, 0.0)
 
     def trained(self) -> dict[nn.Module, float]:
-        """The modules that learn, and their shares of the rate."""
-        return {nn.ModuleList([self.model.model.language_model, self.model.lm_head, self.ripeness]): 1.0}
+        """The modules that learn, and their shares of the rate; layers that a grown decoder has added learn slowly."""
+        decoder, fresh = self.model.model.language_model, self.plan.fresh
+        learned = [layer for index, layer in enumerate(decoder.layers) if index not in fresh]
+        rest = [decoder.embed_tokens, decoder.norm, self.model.lm_head, self.ripeness]
+        return {nn.ModuleList([*learned, *rest]): 1.0, nn.ModuleList([decoder.layers[i] for i in fresh]): FRESH_RATE}
 
     def restore(self) -> None:
         """Takes up the folder's checkpoint, if there is one."""

@@ -17,7 +17,7 @@ from prunekit.embedded.drawn import patch_words
 from prunekit.embedded.pool import HELD
 from prunekit.embedded.tower import Heads
 
-TOWER_RATE = 0.3  # of the decoder's
+TOWER_RATE = 0.15  # of the decoder's
 SEEING = 0.3  # weight of the tower's own task, and of naming what patches show
 
 
@@ -43,7 +43,12 @@ class JointTrainer(Trainer):
 
     def trained(self) -> dict[nn.Module, float]:
         shares = super().trained()
-        return {**shares, self.model.model.multi_modal_projector: 0.5, self.tower: TOWER_RATE, self.heads: TOWER_RATE}
+        return {
+            **shares,
+            self.model.model.multi_modal_projector: TOWER_RATE,
+            self.tower: TOWER_RATE,
+            self.heads: TOWER_RATE,
+        }
 
     def scenes(self, rng: random.Random) -> list[Scene]:
         self.index = sorted(rng.sample(range(len(self.pool) - HELD), self.plan.batch))

@@ -57,7 +57,7 @@ def optimisers(
     hidden, rest = [], []
     for module, share in modules.items():
         named = list(module.named_parameters())
-        inner = {name for name, p in named if ("layers." in name or "linear_" in name) and p.dim() == 2}
+        inner = {name for name, p in named if p.dim() == 2 and any(part in name for part in ("proj", "fc", "linear_"))}
         hidden.append({"params": [p for name, p in named if name in inner], "rate": rate * share})
         slow = {"rate": rate * share * rest_share}
         rest.append({"params": [p for name, p in named if name not in inner and p.dim() > 1], **slow})

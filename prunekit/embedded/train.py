@@ -35,7 +35,13 @@ FRONT = 4  # layers that the grown decoder has before those
 STAGES = ("tower", "drawn", "align", "joint", "export")
 DRAWN = Plan(steps=5000, patience=80)
 JOINT = Plan(
-    steps=3200, rate=3e-3, blind={0: 0.3, FRONT: 0.7}, sighted=0.1, ripen_layer=FRONT + 1, ripen_weight=0.5, patience=0
+    steps=3000,
+    rate=1e-3,
+    blind={0: 0.2, FRONT: 0.8},
+    sighted=0.1,
+    ripen_layer=FRONT,
+    patience=0,
+    fresh=(*range(FRONT), *range(FRONT + SHALLOW, Size.layers)),
 )
 
 

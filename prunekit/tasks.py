@@ -49,11 +49,11 @@ def whole(config: dict[str, Any], key: str, low: int) -> int:
 
 def load_examples(config: dict[str, Any]) -> list[Any]:
     """The examples that ``data`` names."""
-    from prunekit.data.mini import SPLITS, load
+    from prunekit.data.mini import ALL_SPLITS, load
 
     data = config["data"]
     check_choice("data.name", data["name"], ("mini",))
-    check_choice("data.split", data["split"], SPLITS)
+    check_choice("data.split", data["split"], ALL_SPLITS)
     limit = None if data["limit"] is None else whole(config, "data.limit", 1)
     return load(data["split"], limit)
 

@@ -12,11 +12,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForCon
 from prunekit.data import Example, load
 from prunekit.data.mini import SPLITS
 from prunekit.embedded.config import Size, build_model
-from prunekit.embedded.decoder import accuracy_by_task
+from prunekit.embedded.asking import accuracy_by_task
 from prunekit.embedded.export import CHECKSUMS, MODEL_FOLDER, data_hash, sha256
-from prunekit.embedded.forward import embed, run_decoder
-from prunekit.embedded.packing import IGNORE, block_mask, encode, pack, positions
-from prunekit.embedded.probe import ask, mean_accuracy, oracle_kept, prepare, random_kept, rows_of
+from prunekit.embedded.forward import embed, make_masks, run_decoder
+from prunekit.embedded.packing import IGNORE, encode, pack, positions
+from prunekit.embedded.probe import ask, mean_accuracy, oracle_kept, prepare, random_kept
 from prunekit.embedded.processor import build_processor, build_tokenizer
 
 
@@ -95,19 +95,21 @@ def test_packed_layout_equals_the_processors() -> None:
     assert len({e.image_id for e in examples}) == 1
     bench = prepare(model, processor.tokenizer, examples)
     asked = encode(processor.tokenizer, [(e.task, e.question, e.answers[0]) for e in examples])
-    packed = pack([asked], 96, processor.tokenizer.pad_token_id)
-    start, head = len(bench.prefix), len(bench.prefix) + size.visual
-    allowed = block_mask(packed.segment, start, size.visual)
+    packed = pack([asked], 2, 64, processor.tokenizer.pad_token_id)
+    assert packed.tasks == [[e.task for e in examples]]
+    head = len(bench.prefix) + size.visual
+    masks = make_masks(packed, head)
     with torch.no_grad():
-        x = embed(model, bench.prefix, bench.features[:1], packed.ids)
-        place = positions(packed, start, size.visual)
-        hidden = run_decoder(model.model.language_model, x, place, lambda layer: allowed, head)[0, head:]
+        visual = model.model.multi_modal_projector(bench.features[:1])
+        x = embed(model, bench.prefix, visual, packed.ids)
+        hidden = run_decoder(model.model.language_model, x, positions(packed, head), lambda layer: masks)[:, head:]
+    hidden = hidden.unflatten(1, packed.ids.shape[1:])
     for number, example in enumerate(examples):
         inputs = processor(images=[example.image()], text=prompts(processor, [example]), return_tensors="pt")
         with torch.no_grad():
             expected = model(**inputs).logits[0, -1]
-        last = ((packed.segment[0] == number) & packed.prompt[0]).nonzero()[-1, 0]
-        torch.testing.assert_close(model.lm_head(hidden[last]), expected, atol=1e-4, rtol=0)
+        last = hidden[(packed.segment == number) & packed.prompt][-1]
+        torch.testing.assert_close(model.lm_head(last), expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.xfail(strict=True, reason="the shipped weights are short of this gate: see docs/embedded-model.md")
@@ -150,6 +152,5 @@ def test_the_image_matters(model: LlavaForConditionalGeneration, processor: Llav
 def test_probe_hides_nothing_when_all_is_kept(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
     bench = prepare(model, processor.tokenizer, load("validation", 14))
     assert ask(model, bench, torch.ones_like(bench.regions, dtype=torch.bool), 0) == ask(model, bench)
-    assert rows_of(bench.packed, slice(0, 2)).ids.shape[0] == 2
-    assert (bench.packed.labels != IGNORE).any(dim=1).all()
+    assert (bench.packed.labels != IGNORE).flatten(1).any(dim=1).all()
     assert set(accuracy_by_task(ask(model, bench))) == {e.task for e in bench.examples}

@@ -26,10 +26,22 @@ class Example:
     answers: tuple[str, ...]
     regions: tuple[tuple[int, int, int, int], ...]
     choices: tuple[str, ...] = ()
+    history: tuple[tuple[str, str], ...] = ()  # earlier questions about the image, with their answers
+    others: tuple[str, ...] = ()  # ids of further images shown with it
+    place: int = 0  # of image_id among the images shown
 
     def image(self) -> Image.Image:
         """The rendered image; a copy, so that callers may draw on it."""
         return _image(self.image_id).copy()
+
+    @property
+    def image_ids(self) -> tuple[str, ...]:
+        """Ids of all images shown, in order."""
+        return (*self.others[: self.place], self.image_id, *self.others[self.place :])
+
+    def images(self) -> list[Image.Image]:
+        """All images shown, in order."""
+        return [_image(image_id).copy() for image_id in self.image_ids]
 
 
 @lru_cache(maxsize=512)

@@ -7,12 +7,14 @@ from collections import Counter
 from functools import lru_cache
 
 from prunekit.data.example import Example
+from prunekit.data.extra import EXTRA, extra_examples
 from prunekit.data.questions import Question, questions
 from prunekit.data.scene import Scene, scene_of
 from prunekit.data.words import TASKS
 
 SPLITS = ("train", "validation", "test", "heldout")
-VERSION = "1"  # a change of scenes, questions or pixels raises it
+ALL_SPLITS = (*SPLITS, *EXTRA)
+VERSION = "2"  # a change of scenes, questions or pixels raises it
 IMAGES = {"train": 2000, "validation": 168, "test": 168, "heldout": 168}
 PER_IMAGE = 4  # questions about an image; images x 4 is a multiple of the seven tasks
 
@@ -22,11 +24,12 @@ def load(split: str = "test", limit: int | None = None) -> list[Example]:
 
     Images are rendered when asked for. Raises ValueError for an unknown split or a limit below one.
     """
-    if split not in SPLITS:
-        raise ValueError(f"Unknown split {split!r}. Available: {', '.join(SPLITS)}")
+    if split not in ALL_SPLITS:
+        raise ValueError(f"Unknown split {split!r}. Available: {', '.join(ALL_SPLITS)}")
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, not {limit}")
-    return list(_examples(split)[:limit])
+    examples = extra_examples(split) if split in EXTRA else _examples(split)
+    return list(examples[:limit])
 
 
 @lru_cache(maxsize=len(SPLITS))

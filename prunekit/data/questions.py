@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections.abc import Callable, Iterable
@@ -12,12 +13,14 @@ from prunekit.data.words import (
     COLORS,
     CORNERS,
     DIRECTIONS,
+    FILLERS,
     GROUP_OF,
     GROUPS,
     KINDS,
     NUMBERS,
     OPTIONS,
     ORDINALS,
+    WHICH,
 )
 
 # Phrasings that end with the key word come first and are drawn more often (see `_phrase`).
@@ -47,6 +50,11 @@ PHRASES: dict[str, tuple[str, ...]] = {
         "which of these is at {place} {options}",
     ),
     "count": ("how many tiles with {key}", "count the tiles with {key}", "how many {key} tiles are there"),
+    "comparison": (
+        "do the {kind} and the {other} stand on the same color",
+        "are the {kind} and the {other} on one color",
+        "is the color under the {kind} the same as under the {other}",
+    ),
 }
 WAYS = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
 
@@ -158,6 +166,13 @@ def _count(scene: Scene, rng: random.Random, kinds: tuple[str, ...]) -> Iterable
                 yield Question("count", text, (NUMBERS[number - 1], str(number)), boxes, f"{form} {number}")
 
 
+def _comparison(scene: Scene, rng: random.Random, kinds: tuple[str, ...]) -> Iterable[Question]:
+    for item, other in itertools.permutations(_single(scene), 2):
+        answer = "yes" if item.color == other.color else "no"
+        text = _phrase(rng, "comparison", kind=item.kind, other=other.kind)
+        yield Question("comparison", text, (answer,), (item.box, other.box), answer)
+
+
 ASKERS: dict[str, Callable[[Scene, random.Random, tuple[str, ...]], Iterable[Question]]] = {
     "attribute": _attribute,
     "existence": _existence,
@@ -166,6 +181,7 @@ ASKERS: dict[str, Callable[[Scene, random.Random, tuple[str, ...]], Iterable[Que
     "text": _text,
     "choice": _choice,
     "count": _count,
+    "comparison": _comparison,  # in a split of its own
 }
 
 
@@ -189,6 +205,6 @@ def draw_question(scene: Scene, task: str, rng: random.Random, kinds: tuple[str,
 def vocabulary() -> list[str]:
     """Every word that questions and answers use, sorted; codes are spelt in letters."""
     words = {word for phrases in PHRASES.values() for phrase in phrases for word in phrase.split() if "{" not in word}
-    words |= set(KINDS) | set(COLORS) | set(NUMBERS) | set(ORDINALS) | {"row", "column", "yes", "no", "an"}
-    words |= {word for name in (*CORNERS, *WAYS.values()) for word in name.split()}
+    words |= set(KINDS) | set(COLORS) | set(NUMBERS) | set(ORDINALS) | {"row", "column", "yes", "no", "an", "where"}
+    words |= {word for name in (*CORNERS, *WAYS.values(), *FILLERS, *WHICH) for word in name.split()}
     return sorted(word for word in words if len(word) > 1)

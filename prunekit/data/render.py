@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from prunekit.data.scene import SIZE, Item, Scene, Sign
+from prunekit.data.scene import BOARD, LETTER, SIZE, Item, Scene, Sign
 from prunekit.data.words import COLORS, KINDS, LETTERS
 
 SPRITES = Path(__file__).resolve().parent.parent / "assets" / "sprites"
@@ -129,6 +129,5 @@ def _draw_sign(image: Image.Image, sign: Sign, rng: np.random.RandomState) -> No
     ink = (0, 0, 0) if sum(w * c for w, c in zip((0.3, 0.59, 0.11), shade, strict=True)) > 120 else (255, 255, 255)
     draw = ImageDraw.Draw(image)
     draw.rectangle((left, top, right - 1, bottom - 1), fill=shade, outline=(30, 30, 30), width=1)
-    start = left + (right - left - 15 * len(sign.code)) // 2
     for index, letter in enumerate(sign.code):
-        image.paste(ink, (start + 15 * index, top + 3), _glyph(letter))
+        image.paste(ink, (left + LETTER * index + 1, top + (BOARD - LETTER) // 2), _glyph(letter))

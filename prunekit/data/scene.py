@@ -11,6 +11,8 @@ from prunekit.data.words import COLORS, KINDS, LETTERS
 SIZE = 192  # pixels, both sides
 CELLS = 4  # rows and columns
 CELL = SIZE // CELLS  # pixels
+LETTER = 16  # pixels, width and height of a letter on a sign
+BOARD = 22  # pixels, height of a sign
 Box = tuple[int, int, int, int]
 
 
@@ -27,7 +29,7 @@ class Style:
 TRAINED = Style(("linear", "radial", "blobs"), (26, 27, 28, 29, 30, 34, 35, 36, 37, 38), ("scattered",))
 HELD_OUT = Style(("stripes", "checker"), (31, 32, 33, 40), ("rows", "columns", "ring"))
 
-STYLES: dict[str, Style] = {"train": TRAINED, "validation": TRAINED, "test": TRAINED, "heldout": HELD_OUT}
+STYLES: dict[str, Style] = {"heldout": HELD_OUT}  # all other splits are TRAINED
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def draw_scene(seed: str, style: Style = TRAINED, kinds: tuple[str, ...] = KINDS
     boards = []
     for color, cell in zip(rng.sample(list(COLORS), signs), cells[:signs], strict=True):
         code = "".join(rng.choice(LETTERS) for _ in range(rng.choice((1, 1, 2, 2, 3))))
-        boards.append(Sign(code, color, cell, _place(rng, cell, 15 * len(code) + rng.randint(1, 3), 22)))
+        boards.append(Sign(code, color, cell, _board(rng, cell, len(code))))
     return Scene(seed, rng.choice(style.grounds), tuple(items), tuple(boards))
 
 
@@ -127,7 +129,21 @@ def _place(rng: random.Random, cell: tuple[int, int], width: int, height: int) -
     return (left, top, left + width, top + height)
 
 
+def _board(rng: random.Random, cell: tuple[int, int], letters: int) -> Box:
+    """A sign within its cell. Letters stand on a lattice of their own size, give or take two pixels.
+
+    So a letter mostly falls into one patch of 16 pixels: what codes ask of a model is to look again for each letter,
+    not to join halves of letters.
+    """
+    room = CELL // LETTER - letters
+    column = rng.randint(0, room)
+    shift = rng.randint(-2 if column > 0 else 0, 2 if column < room else 0)
+    left = cell[1] * CELL + column * LETTER + shift
+    top = cell[0] * CELL + LETTER - (BOARD - LETTER) // 2 + rng.randint(-2, 2)
+    return (left, top, left + letters * LETTER, top + BOARD)
+
+
 def scene_of(image_id: str) -> Scene:
     """The scene of an image id such as "test-00012"; its split decides the style."""
     split = image_id.split("-")[0]
-    return draw_scene(f"mini/1/{image_id}", STYLES[split])
+    return draw_scene(f"mini/2/{image_id}", STYLES.get(split, TRAINED))

@@ -44,4 +44,15 @@ CORNERS: dict[str, tuple[int, int]] = {
 }  # fmt: skip
 DIRECTIONS: dict[str, tuple[int, int]] = {"left": (0, -1), "right": (0, 1), "above": (-1, 0), "below": (1, 0)}
 
+# What a long instruction says besides its question, and how a question names one of two images
+FILLERS: tuple[str, ...] = (
+    "please look at the whole picture with care before you answer",
+    "there are many things in it and some of them are close to each other",
+    "some tiles show the same thing more than once",
+    "the ground is noisy and has small marks that mean nothing",
+    "the answer is short and it can be seen in the picture",
+    "do not guess and do not say more than you are asked",
+)
+WHICH: tuple[str, ...] = ("in the first picture", "in the second picture")
+
 TASKS: tuple[str, ...] = ("attribute", "existence", "relation", "position", "text", "choice", "count")

@@ -1,4 +1,4 @@
-"""Stage 2: projector and word embeddings alone, so that patches and words share a space before the decoder learns."""
+"""Tower and projector learn to name what patches show, in the words on which the decoder has learned to answer."""
 
 from __future__ import annotations
 
@@ -9,40 +9,14 @@ import torch
 from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from prunekit.data.scene import CELLS
-from prunekit.data.words import CORNERS, KINDS, NUMBERS
-from prunekit.embedded.pool import HUES, THINGS
-from prunekit.embedded.processor import CELL_NAMES, piece
-from prunekit.embedded.progress import Log, load_checkpoint, optimiser, save_checkpoint, set_rate
+from prunekit.data.scene import Scene
+from prunekit.embedded.drawn import label_tokens, named, patch_words
+from prunekit.embedded.pool import HELD, presence, scene_labels
+from prunekit.embedded.progress import Log, load_checkpoint, optimisers, save_checkpoint, set_rate
+from prunekit.embedded.tower import Heads, augment, pixels
 
-RATE = 2e-3
+RATE = 5e-3
 TEMPERATURE = 0.06
-
-
-def label_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[str, torch.Tensor]:
-    """Token ids of things, hues, cells, corners, sorts (tile, sign) and places in a code."""
-    names = {
-        "thing": [piece(thing) if thing in KINDS else thing for thing in THINGS],
-        "hue": [piece(hue) for hue in HUES],
-        "cell": [piece(cell) for cell in CELL_NAMES],
-        "corner": [piece(corner) for corner in CORNERS],
-        "sort": [piece("tile"), piece("sign")],
-        "order": [piece(number) for number in NUMBERS],
-    }
-    return {name: torch.tensor(tokenizer.convert_tokens_to_ids(tokens)) for name, tokens in names.items()}
-
-
-def patch_words(things: torch.Tensor, hues: torch.Tensor, orders: torch.Tensor, grid: int) -> dict[str, torch.Tensor]:
-    """Which word of each list a patch should be near, counted from one, 0 for none: [B, P] each."""
-    place = torch.arange(grid**2)
-    row, column = place // grid * CELLS // grid, place % grid * CELLS // grid
-    corner = torch.zeros_like(place)
-    for number, (down, right) in enumerate(CORNERS.values()):
-        corner[(row == down) & (column == right)] = number + 1
-    sort = (things > 0).long() + (things > len(KINDS)).long()
-    every = {"cell": row * CELLS + column + 1, "corner": corner}
-    labels = {name: label.expand_as(things) for name, label in every.items()}
-    return {"thing": things, "hue": hues, "order": orders, "sort": sort, **labels}
 
 
 def named_loss(
@@ -62,43 +36,74 @@ def named_loss(
 
 def train_align(
     model: LlavaForConditionalGeneration,
+    heads: Heads,
     tokenizer: PreTrainedTokenizerFast,
-    features: torch.Tensor,
-    labels: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    pool: tuple[list[Scene], np.ndarray],
     folder: Path,
-    steps: int = 300,
-    batch: int = 96,
+    steps: int,
+    batch: int = 32,
 ) -> None:
-    """Trains projector and embeddings in place; the output head starts as a small copy of the embeddings.
+    """Trains tower and projector in place to give the tokens that the decoder has learned on; the words stay.
 
-    ``features`` [N, P, C] of the tower; ``labels``: things, hues, places in codes [N, P]; the last 256 are held back.
+    The tower keeps its own task, with its ``heads``, beside it. From the folder's checkpoint if there is one; the last
+    HELD scenes are held back.
     """
-    log, path = Log(folder, "align"), folder / "align.pt"
-    projector, words = model.model.multi_modal_projector, model.model.language_model.embed_tokens
-    state = load_checkpoint(path)
+    log, path, (scenes, images) = Log(folder, "align"), folder / "align.pt", pool
+    modules = {"tower": model.model.vision_tower, "projector": model.model.multi_modal_projector, "heads": heads}
+    state, start = load_checkpoint(path), 0
     if state is not None:
-        projector.load_state_dict(state["projector"])
-        words.load_state_dict(state["words"])
-    else:
-        torch.nn.init.normal_(words.weight, std=0.5)
-        tokens, held = label_tokens(tokenizer), len(features) - 256
-        grid = int(features.shape[1] ** 0.5)
-        optimizer = optimiser({projector: 1.0, words: 1.0}, RATE, decay=0.01)
-        for step in range(steps):
-            rng = np.random.default_rng([12, step])
-            set_rate(optimizer, RATE, step, steps, warmup=20)
-            index = torch.from_numpy(np.sort(rng.choice(held, batch, replace=False)))
-            named = patch_words(labels[0][index], labels[1][index], labels[2][index], grid)
-            loss, _ = named_loss(projector(features[index].float()), words.weight, tokens, named)
+        for name, module in modules.items():
+            module.load_state_dict(state[name])
+        start = state["step"]
+    if start >= steps:
+        return
+    optimizers = optimisers(dict(zip(modules.values(), (0.5, 1.0, 0.5), strict=True)), RATE, decay=0.01)
+    for optimizer, kept in zip(optimizers, state["optimizers"] if state else (), strict=False):
+        optimizer.load_state_dict(kept)
+    modules["tower"].set_attn_implementation("eager")  # see train_tower
+    words, tokens = model.model.language_model.embed_tokens.weight.detach(), label_tokens(tokenizer)
+
+    def loss_of(index: np.ndarray) -> tuple[torch.Tensor, dict[str, float]]:
+        shown = [scenes[place] for place in index]
+        labels = scene_labels(shown, model.config.vision_config.patch_size)
+        visual, seeing, _ = see(model, heads, images[index], index, shown, labels)
+        names = patch_words(labels)
+        loss, right = named_loss(visual, words, tokens, names)
+        weight = 1.0 + 4.0 * (names["thing"] > 0)[..., None]  # most patches are ground
+        apart = ((visual - named(names, words, tokens)).square() * weight).mean() / words.var()
+        return apart + 0.3 * loss + 0.5 * seeing, right
+
+    for step in range(start, steps):
+        rng = np.random.default_rng([12, step])
+        loss, _ = loss_of(np.sort(rng.choice(len(scenes) - HELD, batch, replace=False)))
+        for optimizer in optimizers:
+            set_rate(optimizer, step, steps, warmup=20)
             optimizer.zero_grad()
-            loss.backward()
+        loss.backward()
+        for optimizer in optimizers:
             optimizer.step()
-            if step % 50 == 49:
-                index = torch.arange(held, held + 256)
-                named = patch_words(labels[0][index], labels[1][index], labels[2][index], grid)
-                with torch.no_grad():
-                    loss, right = named_loss(projector(features[index].float()), words.weight, tokens, named)
-                log(step + 1, loss=loss.item(), right=right)
-        save_checkpoint(path, projector=projector.state_dict(), words=words.state_dict())
-    with torch.no_grad():
-        model.lm_head.weight.copy_(0.3 * F.normalize(words.weight, dim=-1))
+        if step % 50 == 49 or step == steps - 1:
+            with torch.no_grad():
+                loss, right = loss_of(np.arange(len(scenes) - HELD, len(scenes)))
+            log(step + 1, loss=loss.item(), right=right)
+            states = {name: module.state_dict() for name, module in modules.items()}
+            kept = [optimizer.state_dict() for optimizer in optimizers]
+            save_checkpoint(path, **states, step=step + 1, optimizers=kept)
+
+
+def see(
+    model: LlavaForConditionalGeneration,
+    heads: Heads,
+    images: np.ndarray,
+    index: np.ndarray,
+    scenes: list[Scene],
+    labels: dict[str, torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Visual tokens [B, N, D] of images, the loss of the tower's own task and its accuracy on patches."""
+    present = torch.from_numpy(np.stack([presence(scene) for scene in scenes]))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model.model.vision_tower(pixel_values=augment(pixels(images), index), output_hidden_states=True)
+        top, features = out.last_hidden_state[:, 1:], out.hidden_states[model.config.vision_feature_layer][:, 1:]
+        loss, patch, _ = heads.read(top, out.pooler_output, labels["thing"], labels["hue"], present)
+        visual = model.model.multi_modal_projector(features)
+    return visual.float(), loss, patch

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from torch.nn import functional as F
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from prunekit.embedded.processor import ASSISTANT, BOS, EOS, IMAGE, PAD, build_tokenizer
+from prunekit.data.scene import CELLS
+from prunekit.data.words import CORNERS
+from prunekit.embedded.processor import ASSISTANT, BOS, CELL_NAMES, EOS, IMAGE, PAD, build_tokenizer, piece
 
 MARK = 0.5  # length of a row's and of a column's mark in the tower's position embeddings
 
@@ -18,7 +21,7 @@ class Size:
 
     image: int = 192  # pixels
     patch: int = 16  # pixels
-    tower_layers: int = 3
+    tower_layers: int = 4
     tower_width: int = 192
     tower_mlp: int = 512
     layers: int = 12
@@ -105,6 +108,19 @@ def start_looking(model: LlavaForConditionalGeneration, heads: int) -> None:
         attention.q_proj.weight[: heads * width] = queries
         attention.k_proj.weight[: heads * width] = torch.where(slow[:, None], queries, -queries)
         layer.mlp.down_proj.weight.mul_(0.2)
+
+
+@torch.no_grad()
+def start_words(model: LlavaForConditionalGeneration, spread: float = 0.3) -> None:
+    """Fresh word embeddings; places of a row or column share a part. The output head starts like them."""
+    tokenizer, words = build_tokenizer(), model.model.language_model.embed_tokens.weight
+    words.normal_(0, spread)
+    lines = torch.randn(2, CELLS, words.shape[1]) * spread
+    cells = {name: divmod(index, CELLS) for index, name in enumerate(CELL_NAMES)}
+    for name, (row, column) in {**cells, **CORNERS}.items():
+        word = tokenizer.convert_tokens_to_ids(piece(name))
+        words[word] = (lines[0, row] + lines[1, column] + 0.5 * words[word]) / 1.5
+    model.lm_head.weight.copy_(0.3 * F.normalize(words, dim=-1))
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from prunekit.data import Example, load
 from prunekit.data.words import TASKS
 from prunekit.embedded import probe
-from prunekit.embedded.decoder import accuracy_by_task
+from prunekit.embedded.asking import accuracy_by_task
 from prunekit.embedded.export import MODEL_FOLDER
 from prunekit.embedded.probe import Bench, Found, ask, mean_accuracy, prepare
 

@@ -1,14 +1,14 @@
-"""Several questions about one image in one sequence.
+"""Many questions about one image in one row.
 
-Layout of a row: prefix, visual tokens, then the questions one after another. Every question sees prefix, image and
-itself only, and its positions start right after the image, so each is computed as if it stood alone, exactly as the
-processor's chat template would lay it out.
+Layout of a row: prefix, visual tokens, then text in chunks. A chunk holds whole questions; every question sees prefix,
+image and itself only, and its positions start right after the image, so each is computed as if it stood alone,
+exactly as the processor's chat template would lay it out. B rows, C chunks of T text positions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -30,14 +30,18 @@ class Asked:
 
 @dataclass
 class Packed:
-    """Rows of packed questions; T text positions after the image."""
+    """Rows of packed questions."""
 
-    ids: torch.Tensor  # long [B, T]
-    segment: torch.Tensor  # long [B, T]: which question of the row, -1 for padding
-    position: torch.Tensor  # long [B, T]: 0 at a question's first token
-    labels: torch.Tensor  # long [B, T]: the next token where it belongs to an answer, else IGNORE
+    ids: torch.Tensor  # long [B, C, T]
+    segment: torch.Tensor  # long [B, C, T]: which question of the row, -1 for padding
+    position: torch.Tensor  # long [B, C, T]: 0 at a question's first token
+    labels: torch.Tensor  # long [B, C, T]: the next token where it belongs to an answer, else IGNORE
+    prompt: torch.Tensor  # bool [B, C, T]: question and assistant's mark, not the answer
     tasks: list[list[str]]  # of each row's questions
-    prompt: torch.Tensor  # bool [B, T]: question and assistant's mark, not the answer
+
+    def rows(self, rows: slice) -> Packed:
+        """Some of the rows."""
+        return Packed(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, asked: Sequence[tuple[str, str, str]]) -> list[Asked]:
@@ -53,46 +57,41 @@ def encode(tokenizer: PreTrainedTokenizerFast, asked: Sequence[tuple[str, str, s
     ]
 
 
-def pack(rows: Sequence[Sequence[Asked]], length: int, pad: int) -> Packed:
-    """Packs each row's questions into ``length`` positions; questions that no longer fit are left out."""
-    shape = (len(rows), length)
+def pack(rows: Sequence[Sequence[Asked]], chunks: int, length: int, pad: int) -> Packed:
+    """Puts each row's questions, in order, into the first of ``chunks`` with room; others are left out."""
+    shape = (len(rows), chunks, length)
     ids, position = torch.full(shape, pad), torch.zeros(shape, dtype=torch.long)
     segment, labels = torch.full(shape, -1), torch.full(shape, IGNORE)
     prompt = torch.zeros(shape, dtype=torch.bool)
     tasks: list[list[str]] = []
     for row, questions in enumerate(rows):
-        start = 0
+        filled = [0] * chunks
         kept: list[str] = []
         for question in questions:
             tokens = (*question.prompt, *question.answer[:-1])
-            stop = start + len(tokens)
-            if stop > length:
+            chunk = next((c for c in range(chunks) if filled[c] + len(tokens) <= length), None)
+            if chunk is None:
                 continue
-            ids[row, start:stop] = torch.tensor(tokens)
-            segment[row, start:stop] = len(kept)
-            position[row, start:stop] = torch.arange(len(tokens))
+            start = filled[chunk]
+            filled[chunk] = stop = start + len(tokens)
+            ids[row, chunk, start:stop] = torch.tensor(tokens)
+            segment[row, chunk, start:stop] = len(kept)
+            position[row, chunk, start:stop] = torch.arange(len(tokens))
             first = start + len(question.prompt) - 1  # the assistant's mark predicts the first answer token
-            labels[row, first:stop] = torch.tensor(question.answer)
-            prompt[row, start : first + 1] = True
+            labels[row, chunk, first:stop] = torch.tensor(question.answer)
+            prompt[row, chunk, start : first + 1] = True
             kept.append(question.task)
-            start = stop
         tasks.append(kept)
-    return Packed(ids, segment, position, labels, tasks, prompt)
+    return Packed(ids, segment, position, labels, prompt, tasks)
 
 
-def block_mask(segment: torch.Tensor, prefix: int, visual: int) -> torch.Tensor:
-    """Who sees whom: bool [B, S, S], S = prefix + visual + T."""
-    batch, length = segment.shape
-    head = prefix + visual
-    allowed = torch.zeros(batch, head + length, head + length, dtype=torch.bool)
-    allowed[:, :head, :head] = torch.ones(head, head, dtype=torch.bool).tril()
-    allowed[:, head:, :head] = True
-    same = segment[:, :, None] == segment[:, None, :]
-    allowed[:, head:, head:] = same & torch.ones(length, length, dtype=torch.bool).tril()
-    return allowed
+def own_mask(segment: torch.Tensor) -> torch.Tensor:
+    """Which text a text position sees, its own question up to itself: bool [B, C, T, T]."""
+    same = segment[..., :, None] == segment[..., None, :]
+    return same & torch.ones(same.shape[-2:], dtype=torch.bool).tril()
 
 
-def positions(packed: Packed, prefix: int, visual: int) -> torch.Tensor:
-    """Position ids [B, S]; every question's start right after the image."""
-    head = torch.arange(prefix + visual).expand(len(packed.ids), -1)
-    return torch.cat([head, packed.position + prefix + visual], dim=1)
+def positions(packed: Packed, head: int) -> torch.Tensor:
+    """Position ids [B, S] behind ``head`` positions of prefix and image; every question's start right after them."""
+    first = torch.arange(head).expand(len(packed.ids), -1)
+    return torch.cat([first, packed.position.flatten(1) + head], dim=1)

@@ -3,41 +3,29 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections import Counter
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from prunekit.data.render import render
-from prunekit.data.scene import SIZE, Scene, draw_scene
-from prunekit.data.words import COLORS, KINDS, LETTERS
+from prunekit.data.scene import LETTER, SIZE, Box, Scene, draw_scene
+from prunekit.data.words import COLORS, KINDS, LETTERS, NUMBERS
 
 THINGS: tuple[str, ...] = (*KINDS, *LETTERS)  # label 0 is ground, label i + 1 is THINGS[i]
 HUES: tuple[str, ...] = tuple(COLORS)  # likewise
+LABELS = ("thing", "hue", "order", "twin", "fellow")
 
 
-@dataclass(frozen=True)
-class Part:
-    """Scenes of the pool that use the first ``kinds`` kinds of the curriculum."""
-
-    kinds: int
-    scenes: int
+SCENES = 24000  # the last HELD of them are held back from training
+HELD = 256
 
 
-# Every eighth kind first, so that each stage of the curriculum spans all groups
-ORDER: tuple[str, ...] = tuple(kind for start in (0, 4, 2, 6, 1, 5, 3, 7) for kind in KINDS[start::8])
-PARTS = (Part(8, 2500), Part(16, 2500), Part(28, 3000), Part(48, 14000))
-
-
-def pool_scene(part: Part, index: int, seed: int = 0) -> Scene:
-    """Scene number ``index`` of a part; its seed can be that of no split."""
-    return draw_scene(f"pool/{seed}/{part.kinds}/{index}", kinds=ORDER[: part.kinds])
-
-
-def pool_scenes(parts: tuple[Part, ...] = PARTS, seed: int = 0) -> list[Scene]:
-    """All scenes of the pool, part after part."""
-    return [pool_scene(part, index, seed) for part in parts for index in range(part.scenes)]
+def pool_scenes(count: int = SCENES, seed: int = 0) -> list[Scene]:
+    """All scenes of the pool; their seeds are those of no split."""
+    return [draw_scene(f"pool/{seed}/{index}") for index in range(count)]
 
 
 def render_pool(folder: Path, scenes: list[Scene], processes: int = 2) -> np.ndarray:
@@ -68,29 +56,61 @@ def _overlap(start: int, stop: int, patch: int, grid: int) -> np.ndarray:
     return (np.minimum(stop, edges + patch) - np.maximum(start, edges)).clip(0)
 
 
-def patch_labels(scene: Scene, patch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What each patch shows most of: thing, hue, a letter's place in its code; int64 [grid * grid] each, 0 for none.
+@dataclass(frozen=True)
+class Shown:
+    """One thing in a scene: an object, or a letter on a sign."""
 
-    A patch less than a fifth covered is ground.
+    box: Box
+    thing: int  # index in THINGS
+    hue: int  # index in HUES
+    order: int = 0  # a letter's place in its code, from one
+    twin: int = 0  # of objects of its kind, in reading order, from one
+    fellow: int = 0  # of objects on its colour
+
+
+def shown(scene: Scene) -> list[Shown]:
+    """All that a scene shows, later things over earlier ones."""
+    found, kinds, hues = [], Counter[str](), Counter[str]()
+    ranks = {}
+    for item in sorted(scene.items, key=lambda item: item.cell):
+        kinds[item.kind] += 1
+        hues[item.color] += 1
+        ranks[item.cell] = min(kinds[item.kind], len(NUMBERS)), min(hues[item.color], len(NUMBERS))
+    for item in scene.items:
+        twin, fellow = ranks[item.cell]
+        found.append(Shown(item.box, THINGS.index(item.kind), HUES.index(item.color), twin=twin, fellow=fellow))
+    for sign in scene.signs:
+        left, top, _, bottom = sign.box
+        for place, letter in enumerate(sign.code):
+            box = (left + LETTER * place, top, left + LETTER * (place + 1), bottom)
+            thing = len(KINDS) + LETTERS.index(letter)
+            found.append(Shown(box, thing, HUES.index(sign.color), order=place + 1))
+    return found
+
+
+def patch_labels(scene: Scene, patch: int) -> dict[str, np.ndarray]:
+    """What each patch shows most of, int64 [grid * grid] each, counted from one, 0 for none.
+
+    `thing`, `hue`, `order`, `twin`, `fellow` as in `Shown`. A patch less than a fifth covered is ground.
     """
     grid = SIZE // patch
     best = np.full((grid, grid), 0.2 * patch * patch)
-    thing = np.zeros((grid, grid), dtype=np.int64)
-    hue = np.zeros((grid, grid), dtype=np.int64)
-    order = np.zeros((grid, grid), dtype=np.int64)
-    cover = partial(_overlap, patch=patch, grid=grid)
-    areas = [(item.box, THINGS.index(item.kind), HUES.index(item.color), 0) for item in scene.items]
-    for sign in scene.signs:
-        left, top, right, bottom = sign.box
-        start = left + (right - left - 15 * len(sign.code)) // 2
-        for number, letter in enumerate(sign.code):
-            box = (start + 15 * number, top, start + 15 * (number + 1), bottom)
-            areas.append((box, len(KINDS) + LETTERS.index(letter), HUES.index(sign.color), number + 1))
-    for (left, top, right, bottom), what, color, number in areas:
-        area = cover(top, bottom)[:, None] * cover(left, right)[None, :]
+    winner = np.zeros((grid, grid), dtype=np.int64)
+    things = shown(scene)
+    for number, one in enumerate(things):
+        left, top, right, bottom = one.box
+        area = _overlap(top, bottom, patch, grid)[:, None] * _overlap(left, right, patch, grid)[None, :]
         wins = area > best
-        best[wins], thing[wins], hue[wins], order[wins] = area[wins], what + 1, color + 1, number
-    return thing.reshape(-1), hue.reshape(-1), order.reshape(-1)
+        best[wins], winner[wins] = area[wins], number + 1
+    rows = [(0, 0, 0, 0, 0), *((s.thing + 1, s.hue + 1, s.order, s.twin, s.fellow) for s in things)]
+    table = np.array(rows, dtype=np.int64)[winner.reshape(-1)]
+    return dict(zip(LABELS, table.T, strict=True))
+
+
+def scene_labels(scenes: list[Scene], patch: int) -> dict[str, torch.Tensor]:
+    """The labels of scenes' patches: [B, P] each."""
+    found = [patch_labels(scene, patch) for scene in scenes]
+    return {name: torch.from_numpy(np.stack([labels[name] for labels in found])) for name in LABELS}
 
 
 def presence(scene: Scene) -> np.ndarray:

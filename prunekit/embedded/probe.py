@@ -16,9 +16,9 @@ import torch
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from prunekit.data.example import Example
-from prunekit.embedded.decoder import accuracy_by_task, answer_right
-from prunekit.embedded.forward import embed, run_decoder
-from prunekit.embedded.packing import IGNORE, PREFIX, Packed, block_mask, encode, pack, positions
+from prunekit.embedded.asking import accuracy_by_task, answer_right
+from prunekit.embedded.forward import Masks, embed, make_masks, run_decoder
+from prunekit.embedded.packing import IGNORE, PREFIX, Packed, encode, pack, positions
 from prunekit.embedded.tower import pixels
 
 CHUNK = 64  # questions in a forward pass
@@ -62,26 +62,14 @@ def prepare(
             cache[example.image_id] = hidden[model.config.vision_feature_layer][0, 1:]
     asked = encode(tokenizer, [(e.task, e.question, e.answers[0]) for e in examples])
     length = max(len(a.prompt) + len(a.answer) for a in asked)
-    packed = pack([[a] for a in asked], length, tokenizer.pad_token_id)
+    packed = pack([[a] for a in asked], 1, length, tokenizer.pad_token_id)
     cover = [region_cover(e, vision.image_size // vision.patch_size, vision.patch_size) for e in examples]
     prefix = torch.tensor(tokenizer(PREFIX, add_special_tokens=False).input_ids)
     features = torch.stack([cache[e.image_id] for e in examples])
     return Bench(examples, features, torch.from_numpy(np.stack(cover)), packed, prefix)
 
 
-def rows_of(packed: Packed, rows: slice) -> Packed:
-    """Some rows of packed questions."""
-    return Packed(
-        packed.ids[rows],
-        packed.segment[rows],
-        packed.position[rows],
-        packed.labels[rows],
-        packed.tasks[rows],
-        packed.prompt[rows],
-    )
-
-
-def _mask(masks: list[torch.Tensor], layer: int, index: int) -> torch.Tensor:
+def _masks(masks: list[Masks], layer: int, index: int) -> Masks:
     return masks[index >= layer]
 
 
@@ -95,29 +83,24 @@ def ask(
 ) -> Found:
     """Whether each answer is right, with visual tokens that are not ``kept`` [N, P] hidden from ``layer`` on."""
     found: Found = []
-    head = len(bench.prefix)
+    prefix, visual = len(bench.prefix), bench.features.shape[1]
     for start in range(0, len(bench.examples), CHUNK):
         rows = slice(start, start + CHUNK)
-        packed, features = rows_of(bench.packed, rows), bench.features[rows]
-        visual = features.shape[1]
-        allowed = block_mask(packed.segment, head, visual)
-        cut = allowed.clone()
+        packed = bench.packed.rows(rows)
+        masks = [make_masks(packed, prefix + visual)] * 2
         if kept is not None:
-            own = torch.eye(allowed.shape[-1], dtype=torch.bool)  # a row always sees itself, so none is empty
-            cut[:, :, head : head + visual] &= kept[rows, None, :]
-            cut |= own & allowed
+            stays = torch.cat([torch.ones(len(kept[rows]), prefix, dtype=torch.bool), kept[rows]], dim=1)
+            masks[1] = make_masks(packed, prefix + visual, kept=stays)
+        projected = model.model.multi_modal_projector(bench.features[rows])
         hidden = run_decoder(
             model.model.language_model,
-            embed(model, bench.prefix, features, packed.ids),
-            positions(packed, head, visual),
-            partial(_mask, [allowed, cut] if kept is not None else [allowed, allowed], layer),
-            head + visual,
+            embed(model, bench.prefix, projected, packed.ids),
+            positions(packed, prefix + visual),
+            partial(_masks, masks, layer),
             seen=None if seen is None else partial(seen, rows),
         )
-        asked = packed.labels != IGNORE
-        logits = torch.zeros(*asked.shape, model.lm_head.weight.shape[0])
-        logits[asked] = model.lm_head(hidden[:, head + visual :][asked])
-        found += answer_right(logits, packed)
+        text = hidden[:, prefix + visual :].unflatten(1, packed.ids.shape[1:])
+        found += answer_right(model.lm_head(text[packed.labels != IGNORE]), packed)
     return found
 
 
@@ -165,8 +148,8 @@ def attention_scores(model: LlavaForConditionalGeneration, bench: Bench) -> tupl
     scores = torch.zeros(len(model.model.language_model.layers), len(bench.examples), visual)
 
     def look(rows: slice, layer: int, weights: torch.Tensor) -> None:
-        text = bench.packed.prompt[rows][:, None, :, None]
-        onto = weights[:, :, head + visual :, head : head + visual] * text
+        text = bench.packed.prompt[rows, 0][:, None, :, None]
+        onto = weights[:, :, 0, :, head : head + visual] * text
         scores[layer, rows] = (onto.sum(dim=2) / text.sum(dim=2)).mean(dim=1)
 
     found = ask(model, bench, seen=look)

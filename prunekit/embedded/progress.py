@@ -42,17 +42,39 @@ def optimiser(modules: dict[nn.Module, float], rate: float, decay: float = 0.05)
     for module, share in modules.items():
         parameters = list(module.parameters())
         matrices, vectors = [p for p in parameters if p.dim() > 1], [p for p in parameters if p.dim() <= 1]
-        groups.append({"params": matrices, "weight_decay": decay, "share": share})
-        groups.append({"params": vectors, "weight_decay": 0.0, "share": share})
+        groups.append({"params": matrices, "weight_decay": decay, "rate": rate * share})
+        groups.append({"params": vectors, "weight_decay": 0.0, "rate": rate * share})
     return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float, step: int, steps: int, warmup: int = 50) -> None:
-    """Linear warm-up, then a cosine to a fiftieth of the rate."""
+def optimisers(
+    modules: dict[nn.Module, float], rate: float, decay: float = 0.05, rest_share: float = 1.0
+) -> list[torch.optim.Optimizer]:
+    """Muon for the weights of linear layers between hidden states, AdamW for the rest (embeddings, heads, vectors).
+
+    Each module learns at its share of ``rate``, what AdamW trains at ``rest_share`` of that.
+    """
+    hidden, rest = [], []
+    for module, share in modules.items():
+        named = list(module.named_parameters())
+        inner = {name for name, p in named if p.dim() == 2 and any(part in name for part in ("proj", "fc", "linear_"))}
+        hidden.append({"params": [p for name, p in named if name in inner], "rate": rate * share})
+        slow = {"rate": rate * share * rest_share}
+        rest.append({"params": [p for name, p in named if name not in inner and p.dim() > 1], **slow})
+        rest.append({"params": [p for _, p in named if p.dim() <= 1], **slow, "weight_decay": 0.0})
+    hidden, rest = ([group for group in groups if group["params"]] for groups in (hidden, rest))
+    return [
+        torch.optim.Muon(hidden, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=decay, fused=True),
+    ]
+
+
+def set_rate(optimizer: torch.optim.Optimizer, step: int, steps: int, warmup: int = 50) -> None:
+    """Linear warm-up of each group to its rate, then a cosine to a fiftieth of it."""
     progress = min(1.0, max(0.0, (step - warmup) / max(1, steps - warmup)))
     factor = min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
     for group in optimizer.param_groups:
-        group["lr"] = rate * factor * group["share"]
+        group["lr"] = group["rate"] * factor
 
 
 def save_checkpoint(path: Path, **state: Any) -> None:

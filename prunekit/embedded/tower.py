@@ -12,7 +12,7 @@ from transformers import CLIPVisionModel
 
 from prunekit.data.scene import Scene
 from prunekit.data.words import KINDS
-from prunekit.embedded.pool import HUES, THINGS, patch_labels, presence
+from prunekit.embedded.pool import HELD, HUES, THINGS, presence, scene_labels
 from prunekit.embedded.progress import Log, load_checkpoint, optimiser, save_checkpoint, set_rate
 
 GROUND_WEIGHT = 0.1  # most patches are ground
@@ -48,14 +48,7 @@ class Heads(nn.Module):
 
 def pixels(images: np.ndarray) -> torch.Tensor:
     """uint8 [B, H, W, 3] -> float [B, 3, H, W] in [-1, 1], as the image processor gives it."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def scene_labels(scenes: list[Scene], patch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Things [N, P], hues [N, P], presence [N, THINGS] and letters' places in their codes [N, P] of all scenes."""
-    found = [patch_labels(scene, patch) for scene in scenes]
-    things, hues, orders = (torch.from_numpy(np.stack(part)) for part in zip(*found, strict=True))
-    return things, hues, torch.from_numpy(np.stack([presence(scene) for scene in scenes])), orders
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def patch_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -76,7 +69,7 @@ def patch_accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
 def train_tower(
     tower: CLIPVisionModel, images: np.ndarray, scenes: list[Scene], folder: Path, steps: int, batch: int = 48
 ) -> None:
-    """Trains the tower in place, from the folder's checkpoint if there is one; the last 256 scenes are held back."""
+    """Trains the tower in place, from the folder's checkpoint if there is one; the last HELD scenes are held back."""
     log, path = Log(folder, "tower"), folder / "tower.pt"
     torch.manual_seed(1)
     heads = Heads(tower.config.hidden_size)
@@ -92,19 +85,19 @@ def train_tower(
         optimizer.load_state_dict(state["optimizer"])
     usual = tower.config._attn_implementation
     tower.set_attn_implementation("eager")  # twice as fast as SDPA for bf16 on a CPU, backward included
-    things, hues, present, _ = scene_labels(scenes, tower.config.patch_size)
-    held = len(scenes) - 256
+    labels = scene_labels(scenes, tower.config.patch_size)
+    present = torch.from_numpy(np.stack([presence(scene) for scene in scenes]))
+    held = len(scenes) - HELD
 
     def loss_of(index: np.ndarray) -> tuple[torch.Tensor, float, float]:
         with torch.autocast("cpu", torch.bfloat16):
             out = tower(pixel_values=augment(pixels(images[index]), index))
-            return heads.read(
-                out.last_hidden_state[:, 1:], out.pooler_output, things[index], hues[index], present[index]
-            )
+            things, hues = labels["thing"][index], labels["hue"][index]
+            return heads.read(out.last_hidden_state[:, 1:], out.pooler_output, things, hues, present[index])
 
     for step in range(start, steps):
         rng = np.random.default_rng([11, step])
-        set_rate(optimizer, 1.5e-3, step, steps)
+        set_rate(optimizer, step, steps)
         loss, accuracy, _found = loss_of(np.sort(rng.choice(held, batch, replace=False)))
         optimizer.zero_grad()
         loss.backward()
@@ -112,7 +105,7 @@ def train_tower(
         optimizer.step()
         if step % 50 == 49:
             with torch.no_grad():
-                _, held_accuracy, held_found = loss_of(np.arange(held, held + 256))
+                _, held_accuracy, held_found = loss_of(np.arange(held, held + HELD))
             log(step + 1, loss=loss.item(), train=accuracy, patch=held_accuracy, cls_recall=held_found)
         if step % 50 == 49 or step == steps - 1:
             state = {"tower": tower.state_dict(), "heads": heads.state_dict(), "optimizer": optimizer.state_dict()}
@@ -126,14 +119,3 @@ def augment(images: torch.Tensor, index: np.ndarray) -> torch.Tensor:
     gain = 1 + 0.3 * (torch.rand(len(images), 3, 1, 1, generator=generator) - 0.5)
     shift = 0.3 * (torch.rand(len(images), 3, 1, 1, generator=generator) - 0.5)
     return images * gain + shift
-
-
-@torch.no_grad()
-def tower_features(tower: CLIPVisionModel, images: np.ndarray, layer: int = -2, batch: int = 64) -> torch.Tensor:
-    """Patch features of a layer, without CLS: float16 [N, P, D]."""
-    found = []
-    for start in range(0, len(images), batch):
-        with torch.autocast("cpu", torch.bfloat16):
-            out = tower(pixel_values=pixels(images[start : start + batch]), output_hidden_states=True)
-        found.append(out.hidden_states[layer][:, 1:].to(torch.float16))
-    return torch.cat(found)

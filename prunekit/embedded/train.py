@@ -2,15 +2,18 @@
 
     python -m prunekit.embedded.train --out DIR [--resume]
 
-Stages: tower, align, shallow, decoder, export. Each goes on from its checkpoint in DIR when --resume is
-given; without it DIR must be new. The rendered scenes (2.4 GB) lie in DIR too.
+Stages: tower, drawn, align, joint, export. Each goes on from its checkpoint in DIR when --resume is given; without it
+DIR must be new. The rendered scenes (2.6 GB) lie in DIR too. The stages tower and drawn do not need each other: with
+two cores, run each with --threads 1 at the same time, then the rest.
 """
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,20 +21,28 @@ from transformers import LlavaForConditionalGeneration
 
 from prunekit.data.scene import Scene
 from prunekit.embedded.align import train_align
-from prunekit.embedded.config import Size, build_model, grow
-from prunekit.embedded.decoder import Plan, Pool, Trainer
+from prunekit.embedded.config import Size, build_model, grow, start_words
+from prunekit.embedded.decoder import Plan, Trainer
 from prunekit.embedded.export import MODEL_FOLDER, export
+from prunekit.embedded.joint import JointTrainer
 from prunekit.embedded.pool import pool_scenes, render_pool
 from prunekit.embedded.processor import build_tokenizer
 from prunekit.embedded.progress import load_checkpoint
-from prunekit.embedded.sharpen import sharpen
-from prunekit.embedded.tower import scene_labels, tower_features, train_tower
+from prunekit.embedded.tower import Heads, train_tower
 
-ALIGNED = 6000  # scenes
-SHARPEN_AT, SHARPEN_STEPS = 1550, 330  # see prunekit.embedded.sharpen
-SHALLOW = 7  # decoder layers of the first questions, which learns look-ups in half the time
+SHALLOW = 6  # decoder layers of the drawn stage: look-ups are learned sooner in a shallow decoder
 FRONT = 4  # layers that the grown decoder has before those
-STAGES = ("tower", "align", "shallow", "decoder", "export")
+STAGES = ("tower", "drawn", "align", "joint", "export")
+DRAWN = Plan(steps=5000, patience=80)
+JOINT = Plan(
+    steps=3000,
+    rate=1e-3,
+    blind={0: 0.2, FRONT: 0.8},
+    sighted=0.1,
+    ripen_layer=FRONT,
+    patience=0,
+    fresh=(*range(FRONT), *range(FRONT + SHALLOW, Size.layers)),
+)
 
 
 def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
@@ -40,11 +51,10 @@ def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints, log and scenes")
     parser.add_argument("--resume", action="store_true", help="go on from the folder's checkpoints")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
-    parser.add_argument("--tower-steps", type=int, default=1200)
-    parser.add_argument("--align-steps", type=int, default=400)
-    parser.add_argument("--shallow-steps", type=int, default=3000, help="sets the learning rate's decline")
-    parser.add_argument("--shallow-until", type=int, default=2200, help="step at which the decoder grows")
-    parser.add_argument("--decoder-steps", type=int, default=Plan.steps)
+    parser.add_argument("--tower-steps", type=int, default=1600)
+    parser.add_argument("--align-steps", type=int, default=600)
+    parser.add_argument("--drawn-steps", type=int, default=DRAWN.steps)
+    parser.add_argument("--joint-steps", type=int, default=JOINT.steps)
     parser.add_argument("--model", type=Path, default=MODEL_FOLDER, help="folder that export writes")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args(argv)
@@ -53,74 +63,83 @@ def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
-def align(
-    model: LlavaForConditionalGeneration, scenes: list[Scene], images: np.ndarray, folder: Path, steps: int
-) -> None:
-    """The align stage, on the last ALIGNED scenes of the pool."""
-    done = (folder / "align.pt").exists()
-    features = torch.empty(0) if done else tower_features(model.model.vision_tower, images[-ALIGNED:])
-    things, hues, _, orders = scene_labels(scenes[-ALIGNED:], model.config.vision_config.patch_size)
-    train_align(model, build_tokenizer(), features, (things, hues, orders), folder, steps)
-
-
-def stage_heads(folder: Path, stage: str) -> dict[str, torch.Tensor]:
-    """The tower's read-outs as a stage left them."""
+def need(folder: Path, stage: str) -> dict[str, Any]:
+    """A stage's checkpoint."""
     state = load_checkpoint(folder / f"{stage}.pt")
     if state is None:
-        raise ValueError(f"no checkpoint of the {stage} stage in {folder}")
-    return state["heads"]
+        raise SystemExit(f"no checkpoint of the {stage} stage in {folder}")
+    return state
+
+
+class Run:
+    """The stages, each from what the ones before it left in the folder."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.folder, self.arguments, self.size = arguments.out, arguments, Size()
+        self.tokenizer = build_tokenizer()
+
+    @cached_property
+    def pool(self) -> tuple[list[Scene], np.ndarray]:
+        """Scenes and their images."""
+        scenes = pool_scenes()
+        return scenes, render_pool(self.folder, scenes)
+
+    def tower(self) -> None:
+        scenes, images = self.pool
+        tower = build_model(self.size).model.vision_tower
+        train_tower(tower, images, scenes, self.folder, self.arguments.tower_steps)
+
+    def drawn(self) -> None:
+        small = build_model(replace(self.size, layers=SHALLOW))
+        start_words(small)
+        plan = replace(DRAWN, steps=self.arguments.drawn_steps)
+        trainer = Trainer(small, self.tokenizer, self.folder, plan, "drawn")
+        trainer.restore()
+        trainer.run()
+
+    def grown(self) -> tuple[LlavaForConditionalGeneration, Heads]:
+        """The model of full depth, with the tower and the decoder of the stages before, and the tower's read-outs."""
+        tower = need(self.folder, "tower")
+        small = build_model(replace(self.size, layers=SHALLOW))
+        small.load_state_dict(need(self.folder, "drawn")["model"])
+        small.model.vision_tower.load_state_dict(tower["tower"])
+        heads = Heads(self.size.tower_width)
+        heads.load_state_dict(tower["heads"])
+        return grow(small, self.size, FRONT), heads
+
+    def align(self) -> tuple[LlavaForConditionalGeneration, Heads]:
+        model, heads = self.grown()
+        train_align(model, heads, self.tokenizer, self.pool, self.folder, self.arguments.align_steps)
+        return model, heads
+
+    def joint(self) -> None:
+        model, heads = self.align()
+        plan = replace(JOINT, steps=self.arguments.joint_steps)
+        trainer = JointTrainer(model, self.tokenizer, self.folder, plan, self.pool, heads)
+        trainer.restore()
+        trainer.run()
+
+    def export(self) -> None:
+        model, steps = load_trained(self.folder, self.size)
+        plans = {"drawn": asdict(DRAWN), "joint": asdict(JOINT)}
+        export(model, self.size, self.arguments.model, {"steps": steps, "plans": plans, "size": asdict(self.size)})
 
 
 def load_trained(folder: Path, size: Size) -> tuple[LlavaForConditionalGeneration, dict[str, int]]:
-    """The newest checkpoint's model and the steps of its stages; a shallow one is grown to ``size`` first."""
-    shallow, decoder = load_checkpoint(folder / "shallow.pt"), load_checkpoint(folder / "decoder.pt")
-    if shallow is None:
-        raise ValueError(f"no checkpoint of the shallow stage in {folder}")
-    if decoder is not None:
-        model = build_model(size)
-        model.load_state_dict(decoder["model"])
-    else:
-        small = build_model(replace(size, layers=SHALLOW))
-        small.load_state_dict(shallow["model"])
-        model = grow(small, size, FRONT)
-    return model.eval(), {"shallow": shallow["step"], "decoder": decoder["step"] if decoder else 0}
+    """The newest checkpoint's model, and the steps of its stages."""
+    model, joint = build_model(size), need(folder, "joint")
+    model.load_state_dict(joint["model"])
+    steps = {stage: need(folder, stage)["step"] for stage in ("tower", "drawn", "joint")}
+    return model.eval(), steps
 
 
 def main(argv: list[str] | None = None) -> None:
     arguments = arguments_of(argv)
     torch.set_num_threads(arguments.threads)
-    size, plan, folder = Size(), Plan(steps=arguments.decoder_steps, rate=8e-4), arguments.out
-    model, tokenizer = build_model(size, plan.seed), build_tokenizer()
-    if set(arguments.stages) & {"tower", "align", "shallow", "decoder"}:
-        scenes = pool_scenes()
-        images = render_pool(folder, scenes)
-        train_tower(model.model.vision_tower, images, scenes, folder, arguments.tower_steps)
-    small = build_model(replace(size, layers=SHALLOW), plan.seed)
-    small.model.vision_tower.load_state_dict(model.model.vision_tower.state_dict())
-    if "align" in arguments.stages and not (folder / "shallow.pt").exists():
-        align(small, scenes, images, folder, arguments.align_steps)
-    if set(arguments.stages) & {"shallow", "decoder"}:
-        pool = Pool(scenes, images, scene_labels(scenes, size.patch))
-        heads = stage_heads(folder, "tower")
-        first = Plan(steps=arguments.shallow_steps, blind={0: 1.0}, ripen_layer=SHALLOW // 2)
-        trainer = Trainer(small, tokenizer, pool, folder, first, "shallow")
-        trainer.restore(heads)
-        if trainer.step < SHARPEN_AT:
-            trainer.run(until=SHARPEN_AT)
-            sharpen(small, trainer.heads, tokenizer, images, pool.labels, folder, SHARPEN_STEPS, pool.slice(3)[0])
-            trainer.save()
-        trainer.run(until=arguments.shallow_until)
-    if "decoder" in arguments.stages:
-        model = grow(small, size, FRONT, plan.seed)
-        stage, focus = trainer.stage, trainer.focus
-        trainer = Trainer(model, tokenizer, pool, folder, plan)
-        trainer.stage, trainer.focus = stage, focus
-        trainer.restore(stage_heads(folder, "shallow"))
-        trainer.run()
-    if "export" in arguments.stages:
-        model, steps = load_trained(folder, size)
-        steps = {"tower": arguments.tower_steps, "align": arguments.align_steps, **steps}
-        export(model, size, arguments.model, {"steps": steps, "plan": asdict(plan), "size": asdict(size)})
+    run = Run(arguments)
+    for stage in STAGES:
+        if stage in arguments.stages:
+            getattr(run, stage)()
 
 
 if __name__ == "__main__":

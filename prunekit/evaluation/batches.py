@@ -47,12 +47,15 @@ class Batcher:
         self.shares_features = known and "mm_encoder_outputs" in names
 
     def prompt(self, example: Example) -> str:
-        """The example's question in the model's chat template, with one image."""
-        content = [{"type": "image"}, {"type": "text", "text": example.question}]
+        """The example's question in the model's chat template: its images, earlier turns, the question."""
+        turns: list[dict[str, Any]] = []
+        for question, answer in example.history:
+            turns.append({"role": "user", "content": [{"type": "text", "text": question}]})
+            turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        turns.append({"role": "user", "content": [{"type": "text", "text": example.question}]})
+        turns[0]["content"] = [{"type": "image"} for _ in example.image_ids] + turns[0]["content"]
         try:
-            return self.loaded.processor.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True
-            )
+            return self.loaded.processor.apply_chat_template(turns, add_generation_prompt=True)
         except ValueError as error:
             raise PrunekitError(f"model '{self.loaded.name}': {str(error).splitlines()[0]}") from None
 
@@ -61,7 +64,7 @@ class Batcher:
         tokenizer = getattr(self.loaded.processor, "tokenizer", self.loaded.processor)
         lengths = {e.id: len(tokenizer(self.prompt(e)).input_ids) for e in examples}
         ordered = sorted(examples, key=lambda e: (lengths[e.id], e.id))
-        self._to_come = Counter(e.image_id for e in examples)
+        self._to_come = Counter(image_id for e in examples for image_id in e.image_ids)
         for start in range(0, len(ordered), size):
             yield ordered[start : start + size]
 
@@ -69,7 +72,7 @@ class Batcher:
         """Padded model inputs on the model's device, for a run under ``pruner``: one that looks into the vision encoder
         needs the pixels."""
         model = self.loaded.model
-        images = [[e.image()] for e in examples]
+        images = [e.images() for e in examples]
         encoded = self.loaded.processor(
             images=images, text=[self.prompt(e) for e in examples], padding=True, return_tensors="pt"
         )
@@ -86,17 +89,18 @@ class Batcher:
         """Replace the pixels by features, computing those of images not seen lately."""
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-        missing = {e.image_id: row for row, e in enumerate(examples) if e.image_id not in self._features}
+        shown = [image_id for example in examples for image_id in example.image_ids]
+        missing = {image_id: row for row, image_id in enumerate(shown) if image_id not in self._features}
         if missing:
             rows = sorted(missing.values())
             for row, feature in zip(rows, self._encode(made, rows), strict=True):
-                self._features[examples[row].image_id] = feature
+                self._features[shown[row]] = feature
         features = []
-        for example in examples:
-            self._features.move_to_end(example.image_id)
-            features.append(self._features[example.image_id])
-        self._to_come.subtract(example.image_id for example in examples)
-        self._make_room({example.image_id for example in examples})
+        for image_id in shown:
+            self._features.move_to_end(image_id)
+            features.append(self._features[image_id])
+        self._to_come.subtract(shown)
+        self._make_room(set(shown))
         for name in ("pixel_values", "image_sizes"):
             made.pop(name, None)
         found: Any = torch.stack(features) if self._stacked else features
@@ -112,7 +116,7 @@ class Batcher:
             held -= self._features.pop(image).nbytes
 
     def _encode(self, made: dict[str, Any], rows: list[int]) -> list[torch.Tensor]:
-        """Projected features [n, D] of the images of the given rows of a batch."""
+        """Projected features [n, D] of a batch's images, those of the given numbers."""
         pixels, extra = made["pixel_values"], {}
         if (grids := made.get("image_grid_thw")) is not None:  # patches of all images in one long row
             pixels = torch.cat([pixels.split(grids.prod(-1).tolist())[row] for row in rows])

@@ -1,0 +1,63 @@
+"""Extra splits beside the main ones: what real use adds to a question about an image.
+
+`comparison` asks about two objects at once; `long` puts a question behind sentences that say nothing about it;
+`dialogue` asks after an earlier question and its answer; `pairs` shows two images and asks about one of them. All are
+tests: their scenes are drawn like the test split's, from seeds of their own.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from functools import lru_cache
+
+from prunekit.data.example import Example
+from prunekit.data.questions import Question, draw_question
+from prunekit.data.scene import scene_of
+from prunekit.data.words import FILLERS, TASKS, WHICH
+
+EXTRA = ("comparison", "long", "dialogue", "pairs")
+IMAGES = 84
+PER_IMAGE = 4
+LONG = 3  # filler sentences of a long instruction
+
+
+@lru_cache(maxsize=len(EXTRA))
+def extra_examples(split: str) -> tuple[Example, ...]:
+    """All examples of an extra split: PER_IMAGE about each of IMAGES images, tasks in turn."""
+    rng = random.Random(f"extra/{split}")
+    examples: list[Example] = []
+    for index in range(IMAGES):
+        name = f"{split}-{index:05d}"
+        while len(examples) < PER_IMAGE * (index + 1):
+            task = "comparison" if split == "comparison" else TASKS[len(examples) % len(TASKS)]
+            question = draw_question(scene_of(name), task, rng)
+            if question is None:  # this scene has none: it takes the next task's
+                question = draw_question(scene_of(name), "attribute", rng) if split != "comparison" else None
+            if question is None:
+                name += "+"  # another scene in its place
+                continue
+            examples.append(_example(f"{name}-{len(examples) % PER_IMAGE}", name, question, split, rng))
+    return tuple(examples)
+
+
+def _example(name: str, image_id: str, question: Question, split: str, rng: random.Random) -> Example:
+    """The example of a question, in its split's form."""
+    example = Example(
+        name, image_id, question.task, question.text, question.answers, question.regions, question.choices
+    )
+    if split == "long":
+        return replace(example, question=lengthen(question.text, rng, LONG))
+    if split == "dialogue":
+        first = draw_question(scene_of(image_id), "attribute", rng) or question
+        return replace(example, history=((first.text, first.answers[0]),))
+    if split == "pairs":
+        place = rng.randrange(len(WHICH))
+        others = (f"{image_id}/other",)
+        return replace(example, question=f"{question.text} {WHICH[place]}", others=others, place=place)
+    return example
+
+
+def lengthen(text: str, rng: random.Random, fillers: int) -> str:
+    """A question behind sentences that say nothing about it."""
+    return " ".join([*rng.sample(FILLERS, fillers), text])

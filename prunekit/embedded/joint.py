@@ -1,0 +1,64 @@
+"""The last stage: tower, projector and decoder together, on questions about the pool's images."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
+
+from prunekit.data.scene import Scene
+from prunekit.embedded.align import named_loss, see
+from prunekit.embedded.decoder import Plan, Trainer
+from prunekit.embedded.drawn import patch_words
+from prunekit.embedded.pool import HELD
+from prunekit.embedded.tower import Heads
+
+TOWER_RATE = 0.15  # of the decoder's
+SEEING = 0.3  # weight of the tower's own task, and of naming what patches show
+
+
+class JointTrainer(Trainer):
+    """Questions about images; the tower keeps its own task beside them."""
+
+    def __init__(
+        self,
+        model: LlavaForConditionalGeneration,
+        tokenizer: PreTrainedTokenizerFast,
+        folder: Path,
+        plan: Plan,
+        pool: tuple[list[Scene], np.ndarray],
+        heads: Heads,
+        name: str = "joint",
+    ) -> None:
+        self.heads, (self.pool, self.images) = heads, pool
+        self.tower = model.model.vision_tower
+        self.tower.set_attn_implementation("eager")  # see train_tower
+        super().__init__(model, tokenizer, folder, plan, name)
+        self.modules["heads"] = heads
+        self.index: list[int] = []
+
+    def trained(self) -> dict[nn.Module, float]:
+        shares = super().trained()
+        return {
+            **shares,
+            self.model.model.multi_modal_projector: TOWER_RATE,
+            self.tower: TOWER_RATE,
+            self.heads: TOWER_RATE,
+        }
+
+    def scenes(self, rng: random.Random) -> list[Scene]:
+        self.index = sorted(rng.sample(range(len(self.pool) - HELD), self.plan.batch))
+        return [self.pool[index] for index in self.index]
+
+    def visual(
+        self, scenes: list[Scene], labels: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
+        index = np.array(self.index)
+        visual, seeing, patch = see(self.model, self.heads, self.images[index], index, scenes, labels)
+        words = self.model.model.language_model.embed_tokens.weight
+        name_loss, right = named_loss(visual, words, self.tokens, patch_words(labels))
+        return visual, SEEING * (seeing + 0.2 * name_loss), {"patch": patch, "named": right["thing"]}

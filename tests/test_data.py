@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 
 from prunekit.data import SPLITS, Example, load
+from prunekit.data.extra import EXTRA
 from prunekit.data.questions import draw_question, questions, vocabulary
 from prunekit.data.render import render
 from prunekit.data.scene import CELL, HELD_OUT, SIZE, TRAINED, scene_of
-from prunekit.data.words import COLORS, DIRECTIONS, KINDS, LETTERS, NUMBERS, TASKS
+from prunekit.data.words import COLORS, DIRECTIONS, KINDS, LETTERS, NUMBERS, TASKS, WHICH
 
 CHANCE = {
     "attribute": 1 / 8,
@@ -214,3 +215,29 @@ def test_drawn_questions_stay_within_the_given_kinds() -> None:
             drawn = draw_question(scene, task, rng, KINDS)
             assert drawn is None or drawn.task == task
             assert all(question.answers and question.text for question in questions(scene, task, rng))
+
+
+@pytest.mark.parametrize("split", EXTRA)
+def test_extra_splits(split: str) -> None:
+    examples = load(split)
+    assert len(examples) == 336 and len({e.id for e in examples}) == 336
+    assert examples == load(split) and load(split, 5) == examples[:5]
+    tasks = {e.task for e in examples}
+    assert tasks == ({"comparison"} if split == "comparison" else set(TASKS))
+    for example in examples[:60]:
+        assert example.image_ids[example.place] == example.image_id and len(example.images()) == len(example.image_ids)
+        scene = scene_of(example.image_id)
+        text = example.question
+        if split == "pairs":
+            text = text.removesuffix(f" {WHICH[example.place]}")
+            assert len(example.image_ids) == 2
+        if split == "long":
+            assert len(text.split()) > 25
+        if split == "dialogue":
+            ((first, answer),) = example.history
+            assert any(q.answers[0] == answer for q in questions(scene, "attribute", random.Random(0))) or first == text
+        if split == "comparison":
+            colors = {item.color for item in scene.items if item.box in example.regions}
+            assert example.answers == (("yes",) if len(colors) == 1 else ("no",))
+    if split == "comparison":
+        assert 0.4 < sum(e.answers == ("yes",) for e in examples) / 336 < 0.6

@@ -11,8 +11,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForCon
 
 from prunekit.data import Example, load
 from prunekit.data.mini import SPLITS
-from prunekit.embedded.config import Size, build_model
 from prunekit.embedded.asking import accuracy_by_task
+from prunekit.embedded.config import Size, build_model
 from prunekit.embedded.export import CHECKSUMS, MODEL_FOLDER, data_hash, sha256
 from prunekit.embedded.forward import embed, make_masks, run_decoder
 from prunekit.embedded.packing import IGNORE, encode, pack, positions

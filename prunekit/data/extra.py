@@ -12,8 +12,8 @@ from dataclasses import replace
 from functools import lru_cache
 
 from prunekit.data.example import Example
-from prunekit.data.questions import Question, draw_question
-from prunekit.data.scene import scene_of
+from prunekit.data.questions import Question, draw_question, questions
+from prunekit.data.scene import Scene, scene_of
 from prunekit.data.words import FILLERS, TASKS, WHICH
 
 EXTRA = ("comparison", "long", "dialogue", "pairs")
@@ -27,18 +27,24 @@ def extra_examples(split: str) -> tuple[Example, ...]:
     """All examples of an extra split: PER_IMAGE about each of IMAGES images, tasks in turn."""
     rng = random.Random(f"extra/{split}")
     examples: list[Example] = []
-    for index in range(IMAGES):
-        name = f"{split}-{index:05d}"
-        while len(examples) < PER_IMAGE * (index + 1):
-            task = "comparison" if split == "comparison" else TASKS[len(examples) % len(TASKS)]
-            question = draw_question(scene_of(name), task, rng)
-            if question is None:  # this scene has none: it takes the next task's
-                question = draw_question(scene_of(name), "attribute", rng) if split != "comparison" else None
-            if question is None:
-                name += "+"  # another scene in its place
-                continue
-            examples.append(_example(f"{name}-{len(examples) % PER_IMAGE}", name, question, split, rng))
+    scene = 0
+    while len(examples) < IMAGES * PER_IMAGE:
+        name, first = f"{split}-{scene:05d}", len(examples)
+        scene += 1
+        asked = [_ask(scene_of(name), split, first + number, rng) for number in range(PER_IMAGE)]
+        for number, question in enumerate(asked if all(asked) else ()):  # a scene that lacks one of them is left out
+            assert question is not None
+            examples.append(_example(f"{name}-{number}", name, question, split, rng))
     return tuple(examples)
+
+
+def _ask(scene: Scene, split: str, number: int, rng: random.Random) -> Question | None:
+    """The split's question number ``number``, of the next task; comparisons are by turns of the same and not."""
+    if split != "comparison":
+        return draw_question(scene, TASKS[number % len(TASKS)], rng)
+    wanted = ("yes", "no")[number % 2]
+    found = [question for question in questions(scene, "comparison", rng) if question.key == wanted]
+    return rng.choice(found) if found else None
 
 
 def _example(name: str, image_id: str, question: Question, split: str, rng: random.Random) -> Example:

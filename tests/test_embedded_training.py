@@ -1,0 +1,166 @@
+"""The embedded model's training: its parts against plain versions, and a run that is cut and resumed."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from prunekit.data.questions import questions
+from prunekit.data.scene import draw_scene
+from prunekit.data.words import TASKS
+from prunekit.embedded.asking import ASKED, Asker, Forms, answer_right
+from prunekit.embedded.config import Size, build_model, grow, start_words
+from prunekit.embedded.decoder import Plan, Trainer
+from prunekit.embedded.drawn import WEIGHTS, drawn_tokens, label_tokens, patch_words
+from prunekit.embedded.forward import decoder_layer
+from prunekit.embedded.lessons import LESSONS, lessons
+from prunekit.embedded.packing import IGNORE
+from prunekit.embedded.pool import LABELS, scene_labels, shown
+from prunekit.embedded.processor import CELL_NAMES, build_tokenizer, piece
+from prunekit.embedded.progress import optimisers
+
+TINY = Size(layers=2, tower_layers=2)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer()
+
+
+def test_patches_are_labelled_by_what_covers_most_of_them():
+    """Against a loop over pixels."""
+    for number in range(3):
+        scene = draw_scene(f"labels/{number}")
+        things = shown(scene)
+        labels = scene_labels([scene], 16)
+        for place in range(144):
+            top, left = 16 * (place // 12), 16 * (place % 12)
+            cover = [0] * len(things)
+            for y in range(top, top + 16):
+                for x in range(left, left + 16):
+                    for index, one in enumerate(things):
+                        cover[index] += one.box[0] <= x < one.box[2] and one.box[1] <= y < one.box[3]
+            best = max(range(len(things)), key=lambda index: (cover[index], -index))
+            expected = things[best] if cover[best] > 0.2 * 256 else None
+            told = [labels[name][0, place].item() for name in LABELS]
+            if expected is None:
+                assert told == [0] * 5
+            else:
+                assert told == [
+                    expected.thing + 1, expected.hue + 1, expected.order, expected.twin, expected.fellow
+                ]  # fmt: skip
+
+
+def test_twins_and_fellows_are_counted_in_reading_order():
+    scene = draw_scene("twins/0")
+    things = {one.box: one for one in shown(scene)}
+    for item in scene.items:
+        before = [other for other in scene.items if other.cell <= item.cell]
+        assert things[item.box].twin == min(3, sum(other.kind == item.kind for other in before))
+        assert things[item.box].fellow == min(3, sum(other.color == item.color for other in before))
+
+
+def test_drawn_tokens_without_doubt_are_the_sum_of_the_words(tokenizer):
+    labels = scene_labels([draw_scene("drawn/a"), draw_scene("drawn/b")], 16)
+    words, tokens = torch.randn(len(tokenizer), 8), label_tokens(tokenizer)
+    found = drawn_tokens(labels, words, tokens, 0.0, torch.Generator().manual_seed(0))
+    named = patch_words(labels)
+    for row in range(2):
+        for place in range(0, 144, 7):
+            total = torch.zeros(8)
+            for name, token in tokens.items():
+                label = named[name][row, place].item()
+                if label:
+                    total += WEIGHTS[name] * words[token[label - 1]]
+            torch.testing.assert_close(found[row, place], total)
+    cell = tokenizer.convert_tokens_to_ids(piece(CELL_NAMES[5]))
+    assert tokens["cell"][named["cell"][0, 12 * 4 + 4] - 1] == cell  # row 4 and column 4 of 12 lie in cell (1, 1)
+
+
+def test_lessons_are_true(tokenizer):
+    scene = draw_scene("lessons/3")
+    where = {f"row {r} column {c}": (i, j) for i, r in enumerate(("one", "two", "three", "four"))
+             for j, c in enumerate(("one", "two", "three", "four"))}  # fmt: skip
+    for question in lessons(scene, "where", random.Random(0)):
+        assert scene.at[where[question.answers[0]]].kind == question.text.split()[-1]
+    for question in lessons(scene, "on", random.Random(0)):
+        (item,) = scene.by_color[question.text.split()[-1]]
+        assert item.kind == question.answers[0]
+    steps = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
+    for question in lessons(scene, "beside", random.Random(0)):
+        way = next(way for way in steps if f"is {way} " in question.text)
+        cell = where[question.text[question.text.index("row ") :]]
+        assert scene.at[cell[0] + steps[way][0], cell[1] + steps[way][1]].kind == question.answers[0]
+    for question in lessons(scene, "option", random.Random(0)):
+        options, wanted = question.text.split(" which is the ")
+        assert f"{question.answers[0]}) {wanted}" in options
+    for question in lessons(scene, "letter", random.Random(0)):
+        words = question.text.split()
+        (sign,) = [sign for sign in scene.signs if sign.color == words[-2]]
+        assert sign.code[("one", "two", "three").index(words[2])] == question.answers[0]
+    assert all(lessons(scene, lesson, random.Random(0)) for lesson in LESSONS)
+
+
+def test_rows_hold_whole_questions_and_their_answers(tokenizer):
+    asker = Asker(tokenizer, Forms(long=0.3, dialogue=0.3))
+    scenes = [draw_scene("rows/a"), draw_scene("rows/b")]
+    packed = asker.rows([[scene] for scene in scenes], random.Random(2), dict.fromkeys(ASKED, 1.0))
+    asked = packed.labels != IGNORE
+    logits = torch.nn.functional.one_hot(packed.labels[asked], len(tokenizer)).float()
+    assert all(right for _, right in answer_right(logits, packed))
+    wrong = logits.clone()
+    wrong[0] = -wrong[0]
+    assert sum(not right for _, right in answer_right(wrong, packed)) == 1
+    for row in range(2):
+        for number in range(len(packed.tasks[row])):
+            own = packed.segment[row] == number
+            assert own.any(dim=1).sum() == 1, "a question lies in one chunk"
+            assert packed.position[row][own].tolist() == list(range(int(own.sum())))
+    pairs = asker.rows([scenes], random.Random(2), dict.fromkeys(TASKS, 1.0))
+    text = tokenizer.decode(pairs.ids[0].flatten())
+    assert "in the first picture" in text and "in the second picture" in text
+    assert questions(scenes[0], "comparison", random.Random(0))
+
+
+def test_every_parameter_has_one_optimiser():
+    model = build_model(TINY)
+    modules = {nn.ModuleList([model.model.language_model, model.lm_head]): 1.0, model.model.vision_tower: 0.5}
+    groups = [group["params"] for optimizer in optimisers(modules, 1e-3) for group in optimizer.param_groups]
+    given = [id(p) for params in groups for p in params]
+    wanted = [id(p) for module in modules for p in module.parameters()]
+    assert len(given) == len(set(given)) and set(given) == set(wanted)
+
+
+def test_a_grown_decoder_computes_what_the_small_one_did():
+    small = build_model(TINY, seed=3).eval()
+    large = grow(small, replace(TINY, layers=5), front=2).eval()
+    ids = torch.randint(10, 100, (2, 12))
+    with torch.no_grad():
+        torch.testing.assert_close(large(input_ids=ids).logits, small(input_ids=ids).logits, atol=1e-5, rtol=0)
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, tokenizer):
+    def trainer(folder):
+        model = build_model(TINY)
+        start_words(model)
+        plan = Plan(steps=4, batch=2, ripen_layer=1, patience=1)
+        made = Trainer(model, tokenizer, folder, plan, "drawn")
+        made.layer = decoder_layer  # not compiled
+        return made
+
+    torch.manual_seed(0)
+    whole = trainer(tmp_path / "whole")
+    whole.run(every=1)
+    torch.manual_seed(0)
+    trainer(tmp_path / "cut").run(until=2)
+    again = trainer(tmp_path / "cut")
+    again.restore()
+    assert again.step == 2
+    again.run()
+    for (name, one), other in zip(whole.model.state_dict().items(), again.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, msg=name)
+    assert (tmp_path / "whole" / "log.jsonl").read_text().count("\n") == 4

@@ -57,13 +57,18 @@ class PrunedLayerMixin:
         if session is None or not session.inside():
             raise PrunekitError("this KV cache was pruned by prunekit: continue it inside the pruner that made it")
         count = key_states.shape[-2]
-        new = torch.arange(self.dense_length, self.dense_length + count, device=self.key_index.device)
         found = super().update(key_states, *args, **kwargs)  # type: ignore[misc]
-        index = torch.cat([self.key_index, new.expand(self.key_index.shape[0], -1)], dim=1)
+        index = self.index_with(count)
         self.lent = index
         self.key_index = self._stored(index)
         self.dense_length += count
         return found
+
+    def index_with(self, count: int) -> torch.Tensor:
+        """Dense positions of the stored keys and of ``count`` new ones behind them, [B, stored + count]."""
+        assert self.key_index is not None
+        new = torch.arange(self.dense_length, self.dense_length + count, device=self.key_index.device)
+        return torch.cat([self.key_index, new.expand(self.key_index.shape[0], -1)], dim=1)
 
     def _stored(self, index: torch.Tensor) -> torch.Tensor:
         """Of the keys of an update those that are still there: a sliding layer forgets its oldest."""

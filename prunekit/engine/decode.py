@@ -29,7 +29,7 @@ def decode_layer(
     if queries > 1 and session.family.single_steps:
         name = session.family.model_type
         raise PrunekitError(f"'{name}' can only continue a pruned cache one token at a time, not {queries}")
-    own = session.family.decode_arguments(held.key_index.shape[1], queries, hidden)
+    own = session.family.decode_arguments(held.index_with(queries), queries)
     own |= _places(session, index, cache, held, kwargs, queries)
     if not own and not renumber and mask is None and not held.padded and not borrows:
         return None
@@ -53,9 +53,7 @@ def _places(
     found = {name: kwargs[name] for name in KEY_PLACES if kwargs.get(name) is not None}
     if not found or (theirs is not None and theirs.stage == held.stage):
         return {}
-    assert held.key_index is not None
-    new = torch.arange(held.dense_length, held.dense_length + queries, device=held.key_index.device)
-    keys = torch.cat([held.key_index, new.expand(len(held.key_index), -1)], dim=1)
+    keys = held.index_with(queries)
     slots = torch.arange(keys.shape[1], device=keys.device).expand_as(keys)
     spots = torch.full((len(keys), held.dense_length + queries + 1), -1, device=keys.device)
     spots = spots.scatter(1, keys.masked_fill(keys < 0, spots.shape[1] - 1), slots)

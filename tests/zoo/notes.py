@@ -124,9 +124,9 @@ NOTES: dict[str, str] = {
     "lfm3_vl": "conv layers get a 2-D mask and no rotary embeddings; cache LinearAttentionLayer beside DynamicLayer",
     "llama4": "layers at language_model.model.layers, get_decoder() is language_model; rotary is one complex tensor "
     "[1 or B,S,d/2]; chunked layers use DynamicSlidingWindowLayer with chunk-1 keys; full layers have no rotary and "
-    "scale queries by row index + get_seq_length(layer_idx), which shows beyond floor_scale (8192) tokens only; in 5.24.0 "
-    "the conditional model reads image_outputs of its language model's output, which has none: AttributeError in every "
-    "forward pass",
+    "scale queries by row index + get_seq_length(layer_idx), which shows beyond floor_scale (8192) tokens only; in "
+    "5.24.0 the conditional model reads image_outputs of its language model's output, which has none: AttributeError "
+    "in every forward pass",
     "llama4_tempered": "llama4 with floor_scale 8: the scale of queries in full layers follows row indices, which a "
     "compact sequence changes; be exact (correct the queries) or refuse",
     "llava_pixtral": "Pixtral tower; Mistral decoder, all cache layers DynamicSlidingWindowLayer (4096 wide)",

@@ -114,7 +114,8 @@ verified it.
 | blip-2, instructblip with a T5 | its visual tokens stand in an encoder's sequence, not in a decoder's |
 
 Also refused, in one line at `apply` or at the first forward: flex attention; static, quantized and offloaded caches;
-gradient checkpointing where a layer depends on true positions inside (Llama 4, Inkling).
+gradient checkpointing where a layer depends on true positions inside (Llama 4, Inkling, and Inkling 2
+before transformers 5.24).
 """
 
 

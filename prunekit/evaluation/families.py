@@ -33,7 +33,7 @@ def releases(record: dict[str, Any]) -> list[str]:
 def rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
     """One row an exact family, as ``HEADINGS`` says; figures are the worst of the newest release that runs it."""
     newest, measured = releases(record)[0], record["measured"]
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for name in EXACT:
         version = next((v for v in releases(record) if name in measured[v]["families"]), None)
         if version is None:

@@ -142,6 +142,8 @@ def _rows(name: str, value: Any, b: int, places: torch.Tensor, size: int) -> Any
         return value
     if name == "attention_mask" and value.ndim == 4:
         return value.expand(max(b + 1, len(value)), -1, -1, -1)[b : b + 1, :, places][..., places]
+    if name == "relative_distance":  # [S, S], the same for all samples (Inkling 2 of transformers 5.24)
+        return value[places][:, places]
     axis = {"position_embeddings": value.ndim - 2, "block_states": 1}.get(name, value.ndim - 1)
     value = value.index_select(axis, places)
     return value if value.shape[axis - 1] == 1 else value.narrow(axis - 1, b, 1)

@@ -74,7 +74,11 @@ def main() -> None:
     torch.set_num_threads(1)
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {"schema": 1, "measured": {}}
     families: dict[str, Any] = {}
+    broken = {zoo.FAMILY[name]: reason for name, reason in zoo.BROKEN.items()}
     for name in sys.argv[1:] or NAMES:
+        if name in zoo.BROKEN:
+            print(f"{name}: not measured: {zoo.BROKEN[name]}", flush=True)
+            continue
         try:
             found = measure(name)
         except Exception as error:
@@ -84,8 +88,9 @@ def main() -> None:
         families[zoo.FAMILY[name]] = joined(families.get(zoo.FAMILY[name]), found)
     today = datetime.date.today().isoformat()
     if len(sys.argv) > 1:  # the named families alone are new
-        families = record["measured"][transformers.__version__]["families"] | families
-    record["measured"][transformers.__version__] = {"date": today, "torch": torch.__version__, "families": families}
+        families = record["measured"].get(transformers.__version__, {"families": {}})["families"] | families
+    measured = {"date": today, "torch": torch.__version__, "families": families, "broken": broken}
+    record["measured"][transformers.__version__] = measured
     record["refused"] = REFUSED
     RECORD.parent.mkdir(parents=True, exist_ok=True)
     RECORD.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")

@@ -8,6 +8,7 @@ from masking import hidden_positions, prompt_logits, real_tokens
 
 import prunekit
 import zoo
+from prunekit.families import make_family
 from tiny import make_batch, tiny_model
 from zoo.base import OLD
 
@@ -62,6 +63,24 @@ def test_checkpointing_is_refused_where_a_layer_depends_on_true_positions():
     model.gradient_checkpointing_enable()
     with prunekit.Pruner("random", "single")(model), pytest.raises(ValueError, match="gradient checkpointing"):
         model(**batch.inputs)
+
+
+def test_checkpointing_where_a_layer_is_given_its_distances_gives_the_same_gradients():
+    """Inkling 2 from transformers 5.24 on; before, its layers count places inside and are refused."""
+    if "inkling2" not in zoo.NAMES:
+        pytest.skip("this transformers has no such family")
+    model, batch = zoo.build("inkling2", "eager").train(), zoo.batch("inkling2", "left")
+    pruner = prunekit.Pruner("random", **PRUNER)
+    counts_inside = make_family(model).relative_bias(0) is not None
+    plain = gradients(model, batch, pruner)
+    model.gradient_checkpointing_enable()
+    if counts_inside:
+        with pytest.raises(ValueError, match="gradient checkpointing"):
+            gradients(model, batch, pruner)
+        return
+    again = gradients(model, batch, pruner)
+    assert plain.keys() == again.keys() and any(g.abs().sum() > 0 for g in plain.values())
+    assert all(torch.allclose(plain[name], again[name], atol=1e-6) for name in plain)
 
 
 def lora(model):

@@ -80,6 +80,11 @@ class PrunedLayerMixin:
         """Positions of the keys that the latest update returned, [B, stored + new]."""
         return self._latest(self.lent_count)
 
+    def index_with(self, count: int) -> torch.Tensor:
+        """Dense positions of the stored keys and of ``count`` new ones behind them, [B, stored + count]."""
+        new = torch.arange(self.dense_length, self.dense_length + count, device=self.key_index.device)
+        return torch.cat([self.key_index, new.expand(self.key_index.shape[0], -1)], dim=1)
+
     def _latest(self, count: int) -> torch.Tensor:
         """Positions of the last ``count`` keys: those of the prompt, then every one since."""
         assert self.prompt_index is not None

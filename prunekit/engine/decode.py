@@ -44,7 +44,9 @@ def decode_layer(
     if queries > 1 and session.family.single_steps:
         name = session.family.model_type
         raise PrunekitError(f"'{name}' can only continue a pruned cache one token at a time, not {queries}")
-    own = session.family.decode_arguments(held.stored_count, queries, hidden)
+    own = {}
+    if type(session.family).decode_arguments is not Family.decode_arguments:
+        own = session.family.decode_arguments(held.index_with(queries), queries)
     own |= _places(session, index, cache, held, kwargs, queries)
     if not own and not renumber and mask is None and not held.padded and not borrows:
         return None
@@ -68,9 +70,7 @@ def _places(
     found = {name: kwargs[name] for name in KEY_PLACES if kwargs.get(name) is not None}
     if not found or (theirs is not None and theirs.stage == held.stage):
         return {}
-    stored = held.key_index
-    new = torch.arange(held.dense_length, held.dense_length + queries, device=stored.device)
-    keys = torch.cat([stored, new.expand(len(stored), -1)], dim=1)
+    keys = held.index_with(queries)
     slots = torch.arange(keys.shape[1], device=keys.device).expand_as(keys)
     spots = torch.full((len(keys), held.dense_length + queries + 1), -1, device=keys.device)
     spots = spots.scatter(1, keys.masked_fill(keys < 0, spots.shape[1] - 1), slots)

@@ -22,38 +22,41 @@ def load_record() -> dict[str, Any]:
     return json.loads(RECORD.read_text())
 
 
-def newest(record: dict[str, Any]) -> str:
-    """The newest transformers release that was measured."""
-    return max(record["measured"], key=lambda version: [int(part) for part in version.split(".")[:3] if part.isdigit()])
+def releases(record: dict[str, Any]) -> list[str]:
+    """The transformers releases that were measured, the newest first."""
+    numbers = {
+        version: [int(part) for part in version.split(".")[:3] if part.isdigit()] for version in record["measured"]
+    }
+    return sorted(numbers, key=numbers.__getitem__, reverse=True)
 
 
 def rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
-    """One row an exact family, as ``HEADINGS`` says; figures are the worst of the newest release measured."""
-    found = record["measured"][newest(record)]["families"]
-    return [
-        (
-            name,
-            "decoder",
-            f"{found[name]['prompt']:.0e}",
-            f"{found[name]['decode']:.0e}",
-            ", ".join(sorted(found[name]["attention"])),
-            "; ".join(found[name]["remarks"]),
-        )
-        for name in EXACT
-        if name in found
-    ]
+    """One row an exact family, as ``HEADINGS`` says; figures are the worst of the newest release that runs it."""
+    newest, measured = releases(record)[0], record["measured"]
+    lines: list[tuple[str, ...]] = []
+    for name in EXACT:
+        version = next((v for v in releases(record) if name in measured[v]["families"]), None)
+        if version is None:
+            continue
+        found = measured[version]["families"][name]
+        older = [] if version == newest else [f"figures of transformers {version}"]
+        figures = f"{found['prompt']:.0e}", f"{found['decode']:.0e}", ", ".join(sorted(found["attention"]))
+        lines.append((name, "decoder", *figures, "; ".join(found["remarks"] + older)))
+    return lines
 
 
 def summary(record: dict[str, Any]) -> list[str]:
-    """One line a transformers release: families, cases, worst figures, date."""
+    """One line a transformers release: families, cases, worst figures, date, and what the release cannot run."""
     lines = []
-    for version, measured in sorted(record["measured"].items(), reverse=True):
+    for version in releases(record):
+        measured = record["measured"][version]
         found = measured["families"].values()
         cases, prompt = sum(f["cases"] for f in found), max(f["prompt"] for f in found)
         decode = max(f["decode"] for f in found)
+        broken = "".join(f"; not {name}: {why}" for name, why in sorted(measured.get("broken", {}).items()))
         lines.append(
             f"transformers {version} (torch {measured['torch']}, {measured['date']}): {len(found)} families, {cases} "
-            f"cases, worst difference {prompt:.1e} in the prompt and {decode:.1e} in decoding"
+            f"cases, worst difference {prompt:.1e} in the prompt and {decode:.1e} in decoding{broken}"
         )
     return lines
 
@@ -102,6 +105,7 @@ verified it.
 - *no merging*: several hidden states stand for a token, so `reducer=merge` is refused.
 - *no flash attention, no lookup decoding*: flash attention would count a sliding window over what is left, and a pruned
   window cannot be wound back.
+- *figures of transformers …*: the newest release measured cannot run the family's dense model, as said above.
 - *sequence made dense between layers*: the model's own code touches hidden states there, which costs two copies.
 
 ## Refused
@@ -110,7 +114,8 @@ verified it.
 | blip-2, instructblip with a T5 | its visual tokens stand in an encoder's sequence, not in a decoder's |
 
 Also refused, in one line at `apply` or at the first forward: flex attention; static, quantized and offloaded caches;
-gradient checkpointing where a layer depends on true positions inside (Llama 4, Inkling).
+gradient checkpointing where a layer depends on true positions inside (Llama 4, Inkling, and Inkling 2
+before transformers 5.24).
 """
 
 

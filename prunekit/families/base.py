@@ -157,8 +157,11 @@ class Family:
         """Correct a layer's argument that was gathered to a shortened sequence."""
         return value
 
-    def decode_arguments(self, stored: int, queries: int, hidden: torch.Tensor) -> dict[str, Any]:
-        """Arguments that a layer with ``stored`` pruned keys needs in a decode step in place of the model's."""
+    def decode_arguments(self, keys: torch.Tensor, queries: int) -> dict[str, Any]:
+        """Arguments that a layer with a pruned cache needs in a decode step in place of the model's.
+
+        ``keys`` [B, stored + Q] are the dense positions of its keys (-1 for padding), the ``queries`` new ones last.
+        """
         return {}
 
     def takes_local_mask(self, layer: int) -> bool:

@@ -28,6 +28,7 @@ REFUSED: dict[str, str] = {
     "florence2": _ENCODER,
     "git": "its picture is a prefix without placeholders in input_ids",
     "idefics": _CROSS,
+    "inkling2_loop": "some of its layers run several times in a forward pass, each time over the whole sequence",
     "mistral4": "it is a language model without pictures",
     "mllama": _CROSS,
     "pi0": "it makes actions by flow matching, not text",

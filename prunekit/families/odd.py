@@ -71,8 +71,8 @@ class MiniMaxM3(Family):
         assert stage.index is not None
         return torch.arange(stage.index.shape[1], device=stage.index.device)[None]
 
-    def decode_arguments(self, stored: int, queries: int, hidden: torch.Tensor) -> dict[str, Any]:
-        return {"position_ids": torch.arange(stored, stored + queries, device=hidden.device)[None]}
+    def decode_arguments(self, keys: torch.Tensor, queries: int) -> dict[str, Any]:
+        return {"position_ids": torch.arange(keys.shape[1] - queries, keys.shape[1], device=keys.device)[None]}
 
 
 class MistralLarge4(Family):
@@ -137,9 +137,27 @@ class Inkling(Family):
 
 
 class Inkling2(Inkling):
-    """Inkling 2: the text model keeps hidden states of earlier layers, so their length must not change."""
+    """Inkling 2: the text model keeps hidden states of earlier layers, so their length must not change.
+
+    From transformers 5.24 on its layers are given their distances, [Q, K], where before they counted places by
+    themselves: here each sample has its own, [B, 1, Q, K], which the bias broadcasts over heads.
+    """
 
     stacked = True
+
+    def _attention(self, layer: nn.Module) -> nn.Module | None:
+        return layer.self_attn  # type: ignore[return-value]  # what joins earlier layers calls the interface as well
+
+    def fix_argument(self, name: str, value: Any, stage: Stage) -> Any:
+        if name != "relative_distance":
+            return value
+        assert stage.index is not None
+        return (stage.index[:, :, None] - stage.index[:, None, :])[:, None]
+
+    def decode_arguments(self, keys: torch.Tensor, queries: int) -> dict[str, Any]:
+        if "relative_distance" not in self.layer_arguments:
+            return {}
+        return {"relative_distance": (keys[:, keys.shape[1] - queries :, None] - keys[:, None, :])[:, None]}
 
     def _touches_hidden_between_layers(self) -> bool:
         return True

@@ -8,7 +8,20 @@ from . import gemma, grids, hybrids, llava_like, quantised, queries, qwen_like, 
 from .base import FAMILIES, Batch, construct, make_batch
 from .notes import NOTES
 
-__all__ = ["BEYOND", "FAMILY", "NAMES", "NOTES", "REFUSED", "SUPPORTS", "Batch", "batch", "build", "variants"]
+__all__ = [
+    "BEYOND",
+    "BROKEN",
+    "FAMILY",
+    "NAMES",
+    "NOTES",
+    "REFUSED",
+    "SUPPORTS",
+    "Batch",
+    "batch",
+    "build",
+    "build_mended",
+    "variants",
+]
 
 # importing them fills FAMILIES
 _MODULES = (llava_like, qwen_like, quantised, queries, gemma, grids, hybrids, sparse, refused)
@@ -17,6 +30,7 @@ NAMES: tuple[str, ...] = tuple(name for name, f in FAMILIES.items() if not f.ref
 BEYOND: tuple[str, ...] = tuple(name for name, f in FAMILIES.items() if f.beyond)  # the index drops keys by itself
 FAMILY: dict[str, str] = {name: f.kind or name for name, f in FAMILIES.items()}  # some families have several kinds
 REFUSED: dict[str, str] = {name: family.refused for name, family in FAMILIES.items() if family.refused}
+BROKEN: dict[str, str] = {name: family.broken for name, family in FAMILIES.items() if family.broken}
 SUPPORTS: dict[str, tuple[str, ...]] = {name: family.attn for name, family in FAMILIES.items()}
 
 
@@ -25,6 +39,14 @@ def build(name: str, attn: str = "sdpa", seed: int = 0) -> torch.nn.Module:
     if name in SUPPORTS and attn not in SUPPORTS[name]:
         raise ValueError(f"{name} has no {attn!r} attention, only {', '.join(SUPPORTS[name])}")
     return construct(name, attn, seed)
+
+
+def build_mended(name: str, attn: str = "sdpa", seed: int = 0) -> torch.nn.Module:
+    """``build`` of an entry in ``BROKEN``, given what the installed transformers forgot."""
+    model, mend = build(name, attn, seed), FAMILIES[name].mend
+    assert mend is not None
+    mend(model)
+    return model
 
 
 def variants(name: str) -> tuple[str, ...]:

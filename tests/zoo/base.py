@@ -59,6 +59,8 @@ class Family:
     front: bool = False  # pictures stand before all text
     attn: tuple[str, ...] = ("eager", "sdpa")
     refused: str = ""
+    broken: str = ""  # why the installed transformers cannot run the dense model itself
+    mend: Callable[[torch.nn.Module], None] | None = None  # gives a built model what it is broken without
     kind: str = ""  # the model type, where the entry is a second kind of one family
     beyond: bool = False  # an index that selects fewer keys than the sequence has
 

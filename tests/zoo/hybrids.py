@@ -143,8 +143,12 @@ add("inkling_mm_model", lambda: dict(
     audio_config=dict(n_mel_bins=4, mel_vocab_size=8), image_token_id=IMAGE, audio_token_id=124,
     image_bos_token_id=START, audio_bos_token_id=125),
     _cubes)
-add("inkling2", lambda: dict(
-    text_config=INKLING | dict(n_layers_per_attn_res_block=2, log_scaling_n_floor=8, unpadded_vocab_size=128),
-    vision_config=BARE | dict(posemb_grid_size=4, projection_hidden_dim=32, text_hidden_size=32, mlp_ratio=2.0),
-    image_token_id=IMAGE),
+INKLING2: dict[str, Any] = INKLING | dict(n_layers_per_attn_res_block=2, log_scaling_n_floor=8, unpadded_vocab_size=128)
+INKLING2_VISION: dict[str, Any] = BARE | dict(
+    posemb_grid_size=4, projection_hidden_dim=32, text_hidden_size=32, mlp_ratio=2.0)
+add("inkling2", lambda: dict(text_config=INKLING2, vision_config=INKLING2_VISION, image_token_id=IMAGE),
     _blocks, attn=("eager",))
+add("inkling2_loop", lambda: dict(
+    text_config=INKLING2 | dict(loop_layer_index_start=2, loop_layer_index_end=4, loop_num_passes=2),
+    vision_config=INKLING2_VISION, image_token_id=IMAGE),
+    _blocks, attn=("eager",), refused="layers run several times in a forward pass")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import transformers
 
 from .base import (
     CLIP,
@@ -158,9 +159,22 @@ def llama4(**changes: Any) -> dict[str, Any]:
     image_token_index=IMAGE, boi_token_index=START, eoi_token_index=END)
 
 
-add("llama4", llama4, fixed(9, (3, 24, 24), start=(START,), end=(END,)))
+# of this release alone: whether a later one is mended, the tests find out
+LLAMA4_FAULT = (
+    "every forward pass of transformers 5.24.0's own code raises AttributeError: it reads image_outputs of its "
+    "language model's output, which has none" if transformers.__version__ == "5.24.0" else "")
+
+
+def _give_image_outputs(model: torch.nn.Module) -> None:
+    def hook(module: torch.nn.Module, args: Any, output: Any) -> None:
+        output.image_outputs = None
+
+    model.language_model.register_forward_hook(hook)  # type: ignore[operator, union-attr]
+
+
+add("llama4", llama4, fixed(9, (3, 24, 24), start=(START,), end=(END,)), broken=LLAMA4_FAULT, mend=_give_image_outputs)
 add("llama4_tempered", lambda: llama4(floor_scale=8, attn_scale=0.5), fixed(9, (3, 24, 24), start=(START,), end=(END,)),
-    kind="llama4")
+    kind="llama4", broken=LLAMA4_FAULT, mend=_give_image_outputs)
 add("lighton_ocr", lambda: dict(
     text_config=text("qwen3", head_dim=8), vision_config=PIXTRAL, image_token_id=IMAGE),
     sized(lambda h, w: h * w // 64, ((24, 24), (16, 24), (16, 16))))

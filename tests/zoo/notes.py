@@ -107,7 +107,11 @@ NOTES: dict[str, str] = {
     "log_scaling_n_floor (None here) scales queries by row index",
     "inkling2": "eager only; as inkling, and: block_states [B,S,blocks,D] is positional and the text model itself "
     "appends each block boundary's *dense-length* hidden states to it between layers, and mixes it in after the last; "
-    "position_ids used for the query scale; attention sinks per token; l2 clips",
+    "position_ids used for the query scale; attention sinks per token; l2 clips; from 5.24 on layers get "
+    "relative_distance [Q,K] (full and sliding ones another), convolutions of full layers have weights by token, and "
+    "what joins the blocks calls the attention interface as well",
+    "inkling2_loop": "from 5.24 on; some layers run several times in a forward pass, each time with the dense sequence "
+    "and a cache layer of its own (cache_offset)",
     "kimi_k25": _MLA + "; videos of more than one frame fail in transformers 5.23 (split sizes count frames, features "
     "do not), so the video here has one",
     "kosmos-2": "layers at text_model.model.layers; (hidden, mask, None) are positional and the mask is float in sdpa "
@@ -120,7 +124,9 @@ NOTES: dict[str, str] = {
     "lfm3_vl": "conv layers get a 2-D mask and no rotary embeddings; cache LinearAttentionLayer beside DynamicLayer",
     "llama4": "layers at language_model.model.layers, get_decoder() is language_model; rotary is one complex tensor "
     "[1 or B,S,d/2]; chunked layers use DynamicSlidingWindowLayer with chunk-1 keys; full layers have no rotary and "
-    "scale queries by row index + get_seq_length(layer_idx), which shows beyond floor_scale (8192) tokens only",
+    "scale queries by row index + get_seq_length(layer_idx), which shows beyond floor_scale (8192) tokens only; in "
+    "5.24.0 the conditional model reads image_outputs of its language model's output, which has none: AttributeError "
+    "in every forward pass",
     "llama4_tempered": "llama4 with floor_scale 8: the scale of queries in full layers follows row indices, which a "
     "compact sequence changes; be exact (correct the queries) or refuse",
     "llava_pixtral": "Pixtral tower; Mistral decoder, all cache layers DynamicSlidingWindowLayer (4096 wide)",

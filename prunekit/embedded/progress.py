@@ -72,7 +72,7 @@ def optimisers(
 def set_rate(optimizer: torch.optim.Optimizer, step: int, steps: int, warmup: int = 50) -> None:
     """Linear warm-up of each group to its rate, then a cosine to a fiftieth of it."""
     progress = min(1.0, max(0.0, (step - warmup) / max(1, steps - warmup)))
-    factor = min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+    factor = min(1.0, (step + 1) / max(1, warmup)) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
     for group in optimizer.param_groups:
         group["lr"] = group["rate"] * factor
 

@@ -42,12 +42,12 @@ PHRASES: dict[str, tuple[str, ...]] = {
     "choice": (
         "{options} which is on {color}",
         "{options} which of these is on the tile in {color}",
-        "which of these is on the {color} tile {options}",
+        "{options} on the {color} tile is which of these",
     ),
     "choice_at": (
         "{options} which is at {place}",
         "{options} which of these is at {place}",
-        "which of these is at {place} {options}",
+        "{options} at {place} is which of these",
     ),
     "count": ("how many tiles with {key}", "count the tiles with {key}", "how many {key} tiles are there"),
     "comparison": (

@@ -10,10 +10,11 @@ from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from prunekit.data.scene import Scene
+from prunekit.data.words import KINDS
 from prunekit.embedded.drawn import label_tokens, named, patch_words
 from prunekit.embedded.pool import HELD, presence, scene_labels
 from prunekit.embedded.progress import Log, load_checkpoint, optimisers, save_checkpoint, set_rate
-from prunekit.embedded.tower import Heads, augment, pixels
+from prunekit.embedded.tower import LETTER_WEIGHT, Heads, augment, pixels
 
 RATE = 5e-3
 TEMPERATURE = 0.06
@@ -28,9 +29,12 @@ def named_loss(
         label = labels[name].flatten()
         shown = label > 0
         if bool(shown.any()):
-            cosine = flat[shown] @ F.normalize(words[token], dim=-1).T
-            loss = loss + F.cross_entropy(cosine / TEMPERATURE, label[shown] - 1)
-            right[name] = (cosine.argmax(-1) == label[shown] - 1).float().mean().item()
+            cosine, wanted = flat[shown] @ F.normalize(words[token], dim=-1).T, label[shown] - 1
+            weight = torch.ones(len(token))
+            if name == "thing":  # few patches show letters
+                weight[len(KINDS) :] = LETTER_WEIGHT
+            loss = loss + F.cross_entropy(cosine / TEMPERATURE, wanted, weight=weight)
+            right[name] = (cosine.argmax(-1) == wanted).float().mean().item()
     return loss, right
 
 

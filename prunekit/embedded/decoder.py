@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from prunekit.data.scene import Scene, draw_scene
-from prunekit.data.words import NUMBERS
+from prunekit.data.words import NUMBERS, TASKS
 from prunekit.embedded.asking import ASKED, Asker, Forms, accuracy_by_task, answer_right, early_labels
 from prunekit.embedded.drawn import drawn_tokens, label_tokens
 from prunekit.embedded.forward import Masks, decoder_layer, embed, make_masks, run_decoder
@@ -42,9 +42,10 @@ class Plan:
     early_weight: float = 0.5  # of answering at the question's last word already: one step fewer to learn at first
     patience: int = 80  # steps after which the next task joins, if the last one is not learned sooner; 0: all at once
     fresh: tuple[int, ...] = ()  # layers that a grown decoder has added
-    turns: float = 0.8  # share of the steps that ask mostly one of the tasks that lag
-    forms: Forms = field(default_factory=Forms)
-    pairs: float = 0.0  # share of the steps whose rows show two images
+    turns: float = 0.8  # share of the steps that ask mostly one task, one that lags
+    crowded: float = 0.0  # share of the steps whose scenes all hold two signs: only there a sign's colour matters
+    forms: Forms = field(default_factory=Forms)  # of the questions of the sighted steps
+    pairs: float = 0.0  # share of the sighted steps whose rows show two images
     seed: int = 0
 
 
@@ -55,7 +56,8 @@ ORDER = (
 
 
 FIRST, LEARNED = 2, 0.5
-FRESH_RATE = 0.25  # of the rate
+COUNTED = 4.0  # weight of telling the first, second and third of like objects, which takes longest
+FRESH_RATE = 0.5  # of the rate
 
 
 class Ripeness(nn.Module):
@@ -73,7 +75,7 @@ class Ripeness(nn.Module):
         for name, head in self.heads.items():
             told = labels[name] > 0
             logits, wanted = head(hidden[told]), labels[name][told] - 1
-            loss = loss + F.cross_entropy(logits, wanted)
+            loss = loss + (COUNTED if name in ("twin", "fellow") else 1.0) * F.cross_entropy(logits, wanted)
             right[name] = (logits.argmax(-1) == wanted).float().mean().item()
         return loss, right
 
@@ -93,7 +95,7 @@ class Trainer:
         self.log, self.path = Log(folder, name), folder / f"{name}.pt"
         torch.manual_seed(plan.seed + 2)
         self.ripeness = Ripeness(model.config.text_config.hidden_size)
-        self.asker, self.tokens = Asker(tokenizer, plan.forms), label_tokens(tokenizer)
+        self.askers, self.tokens = (Asker(tokenizer), Asker(tokenizer, plan.forms)), label_tokens(tokenizer)
         self.patch = model.config.vision_config.patch_size
         self.prefix = torch.tensor(tokenizer(PREFIX, add_special_tokens=False).input_ids)
         self.layer = torch.compile(decoder_layer, dynamic=False)
@@ -131,9 +133,9 @@ class Trainer:
         """The tasks that have joined; those that lag are asked more often."""
         joined = ORDER[: self.joined] if self.plan.patience else ORDER
         weights = {task: 1.3 - self.recent[task] for task in joined}
-        lagging = [task for task in joined if self.recent[task] < 0.9]
-        if lagging and rng.random() < self.plan.turns:
-            weights[rng.choice(lagging)] = 2.0 * len(joined)
+        if rng.random() < self.plan.turns:
+            lag = [(1 - self.recent[task]) ** 2 * (task in TASKS) for task in joined]
+            weights[rng.choices(joined, lag)[0]] = 2.0 * len(joined)
         return weights
 
     def join(self) -> None:
@@ -143,11 +145,14 @@ class Trainer:
         if self.joined < len(ORDER) and (learned > LEARNED or spent >= self.plan.patience * (6 if first else 1)):
             self.joined, self.entered = self.joined + 1, self.step
 
+    @property
+    def sighted(self) -> bool:
+        """Whether this is one of the last steps, in which text sees the image in every layer."""
+        return self.step >= self.plan.steps * (1 - self.plan.sighted)
+
     def blind_below(self, rng: random.Random) -> int:
         """The layer below which text is blind in this step."""
-        if self.step >= self.plan.steps * (1 - self.plan.sighted):
-            return 0
-        return rng.choices(list(self.plan.blind), list(self.plan.blind.values()))[0]
+        return 0 if self.sighted else rng.choices(list(self.plan.blind), list(self.plan.blind.values()))[0]
 
     def scenes(self, rng: random.Random) -> list[Scene]:
         """The scenes of this step."""
@@ -172,9 +177,9 @@ class Trainer:
     def train_step(self) -> dict[str, float]:
         """One update."""
         rng = random.Random(f"decoder/{self.plan.seed}/{self.step}")
-        scenes, images = self.scenes(rng), 1 + (rng.random() < self.plan.pairs)
+        scenes, images = self.scenes(rng), 1 + (self.sighted and rng.random() < self.plan.pairs)
         shown = [scenes[start : start + images] for start in range(0, len(scenes), images)]
-        packed, blind = self.asker.rows(shown, rng, self.task_weights(rng)), self.blind_below(rng)
+        packed, blind = self.askers[self.sighted].rows(shown, rng, self.task_weights(rng)), self.blind_below(rng)
         start, head = len(self.prefix), len(self.prefix) + images * self.model.config.image_seq_length
         masks, ripe, labels = self.masks(packed, head), [], scene_labels(scenes, self.patch)
         with torch.autocast("cpu", torch.bfloat16):

@@ -39,6 +39,7 @@ class JointTrainer(Trainer):
         self.tower.set_attn_implementation("eager")  # see train_tower
         super().__init__(model, tokenizer, folder, plan, name)
         self.modules["heads"] = heads
+        self.crowded = [index for index, scene in enumerate(self.pool[:-HELD]) if len(scene.signs) > 1]
         self.index: list[int] = []
 
     def trained(self) -> dict[nn.Module, float]:
@@ -51,7 +52,9 @@ class JointTrainer(Trainer):
         }
 
     def scenes(self, rng: random.Random) -> list[Scene]:
-        self.index = sorted(rng.sample(range(len(self.pool) - HELD), self.plan.batch))
+        crowded = rng.random() < self.plan.crowded
+        places = self.crowded if crowded else range(len(self.pool) - HELD)
+        self.index = sorted(rng.sample(places, self.plan.batch))
         return [self.pool[index] for index in self.index]
 
     def visual(
@@ -61,4 +64,4 @@ class JointTrainer(Trainer):
         visual, seeing, patch = see(self.model, self.heads, self.images[index], index, scenes, labels)
         words = self.model.model.language_model.embed_tokens.weight
         name_loss, right = named_loss(visual, words, self.tokens, patch_words(labels))
-        return visual, SEEING * (seeing + 0.2 * name_loss), {"patch": patch, "named": right["thing"]}
+        return visual, SEEING * (seeing + name_loss), {"patch": patch, "named": right["thing"]}

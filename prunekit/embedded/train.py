@@ -2,8 +2,8 @@
 
     python -m prunekit.embedded.train --out DIR [--resume]
 
-Stages: tower, drawn, align, joint, export. Each goes on from its checkpoint in DIR when --resume is given; without it
-DIR must be new. The rendered scenes (2.6 GB) lie in DIR too. The stages tower and drawn do not need each other: with
+Stages: tower, drawn, align, joint, finish, export. Each goes on from its checkpoint in DIR when --resume is given;
+without it DIR must be new. The rendered scenes (2.6 GB) lie in DIR too. The stages tower and drawn do not need each other: with
 two cores, run each with --threads 1 at the same time, then the rest.
 """
 
@@ -21,6 +21,7 @@ from transformers import LlavaForConditionalGeneration
 
 from prunekit.data.scene import Scene
 from prunekit.embedded.align import train_align
+from prunekit.embedded.asking import Forms
 from prunekit.embedded.config import Size, build_model, grow, start_words
 from prunekit.embedded.decoder import Plan, Trainer
 from prunekit.embedded.export import MODEL_FOLDER, export
@@ -32,16 +33,27 @@ from prunekit.embedded.tower import Heads, train_tower
 
 SHALLOW = 6  # decoder layers of the drawn stage: look-ups are learned sooner in a shallow decoder
 FRONT = 4  # layers that the grown decoder has before those
-STAGES = ("tower", "drawn", "align", "joint", "export")
+STAGES = ("tower", "drawn", "align", "joint", "finish", "export")
 DRAWN = Plan(steps=5000, patience=80)
 JOINT = Plan(
-    steps=3000,
+    steps=2250,
     rate=1e-3,
     blind={0: 0.2, FRONT: 0.8},
-    sighted=0.1,
+    sighted=0.12,
+    forms=Forms(long=0.1, dialogue=0.1),
+    pairs=0.1,
     ripen_layer=FRONT,
     patience=0,
     fresh=(*range(FRONT), *range(FRONT + SHALLOW, Size.layers)),
+)
+FINISH = Plan(
+    steps=280,
+    rate=5e-4,
+    sighted=1.0,
+    ripen_layer=FRONT,
+    patience=0,
+    crowded=0.7,
+    forms=Forms(long=0.1, dialogue=0.1),
 )
 
 
@@ -119,17 +131,26 @@ class Run:
         trainer.restore()
         trainer.run()
 
+    def finish(self) -> None:
+        joint, model, heads = need(self.folder, "joint"), build_model(self.size), Heads(self.size.tower_width)
+        model.load_state_dict(joint["model"])
+        heads.load_state_dict(joint["heads"])
+        trainer = JointTrainer(model, self.tokenizer, self.folder, FINISH, self.pool, heads, "finish")
+        trainer.recent = joint["recent"]
+        trainer.restore()
+        trainer.run()
+
     def export(self) -> None:
         model, steps = load_trained(self.folder, self.size)
-        plans = {"drawn": asdict(DRAWN), "joint": asdict(JOINT)}
+        plans = {"drawn": asdict(DRAWN), "joint": asdict(JOINT), "finish": asdict(FINISH)}
         export(model, self.size, self.arguments.model, {"steps": steps, "plans": plans, "size": asdict(self.size)})
 
 
 def load_trained(folder: Path, size: Size) -> tuple[LlavaForConditionalGeneration, dict[str, int]]:
     """The newest checkpoint's model, and the steps of its stages."""
-    model, joint = build_model(size), need(folder, "joint")
-    model.load_state_dict(joint["model"])
-    steps = {stage: need(folder, stage)["step"] for stage in ("tower", "drawn", "joint")}
+    model, stages = build_model(size), ("tower", "drawn", "align", "joint", "finish")
+    steps = {stage: need(folder, stage)["step"] for stage in stages}
+    model.load_state_dict(need(folder, "finish")["model"])
     return model.eval(), steps
 
 

@@ -3,8 +3,8 @@
     python -m prunekit.embedded.train --out DIR [--resume]
 
 Stages: tower, drawn, align, joint, finish, export. Each goes on from its checkpoint in DIR when --resume is given;
-without it DIR must be new. The rendered scenes (2.6 GB) lie in DIR too. The stages tower and drawn do not need each other: with
-two cores, run each with --threads 1 at the same time, then the rest.
+without it DIR must be new. The rendered scenes (2.6 GB) lie in DIR too. The stages tower and drawn do not need each
+other: with two cores, run each with --threads 1 at the same time, then the rest.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--drawn-steps", type=int, default=DRAWN.steps)
     parser.add_argument("--joint-steps", type=int, default=JOINT.steps)
     parser.add_argument("--model", type=Path, default=MODEL_FOLDER, help="folder that export writes")
+    parser.add_argument("--notes", nargs="*", default=[], help="what the record of the training says besides")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args(argv)
     if arguments.out.exists() and not arguments.resume:
@@ -143,7 +144,8 @@ class Run:
     def export(self) -> None:
         model, steps = load_trained(self.folder, self.size)
         plans = {"drawn": asdict(DRAWN), "joint": asdict(JOINT), "finish": asdict(FINISH)}
-        export(model, self.size, self.arguments.model, {"steps": steps, "plans": plans, "size": asdict(self.size)})
+        record = {"steps": steps, "plans": plans, "size": asdict(self.size), "notes": self.arguments.notes}
+        export(model, self.size, self.arguments.model, record)
 
 
 def load_trained(folder: Path, size: Size) -> tuple[LlavaForConditionalGeneration, dict[str, int]]:

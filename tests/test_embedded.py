@@ -116,7 +116,7 @@ def test_gate_of_answers(model: LlavaForConditionalGeneration, processor: LlavaP
     examples = load("validation", 60)
     given = answers(model, processor, examples)
     right = [answer.strip().lower() in e.answers for answer, e in zip(given, examples, strict=True)]
-    assert sum(right) / len(right) >= 0.75
+    assert sum(right) / len(right) >= 0.8
 
 
 def test_generated_answers_are_the_probes(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
@@ -144,8 +144,8 @@ def test_the_image_matters(model: LlavaForConditionalGeneration, processor: Llav
     bench = prepare(model, processor.tokenizer, load("validation", 70))
     none = torch.zeros_like(random_kept(bench, 0.5))
     dense, blind = mean_accuracy(ask(model, bench)), mean_accuracy(ask(model, bench, none, 0))
-    assert blind <= 0.3 and dense - blind >= 0.15
-    assert mean_accuracy(ask(model, bench, oracle_kept(bench, 0.1), 0)) >= blind + 0.05
+    assert blind <= 0.3 and dense - blind >= 0.5
+    assert mean_accuracy(ask(model, bench, oracle_kept(bench, 0.1), 0)) >= blind + 0.3
 
 
 def test_probe_hides_nothing_when_all_is_kept(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:

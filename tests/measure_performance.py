@@ -17,15 +17,20 @@ from typing import Any
 
 import torch
 
+from prunekit.bench.report import over_ceiling
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"
 
 QUARTER = ["schedule=one_shot", "keep_ratio=0.25"]
 SECTIONS: dict[str, list[str]] = {
-    "cpu": ["shape=medium", "device=cpu", *QUARTER, "bench.rounds=15", "bench.profile=true"],
-    "cpu-sweep": ["shape=medium", "device=cpu", *QUARTER, "bench.visual_tokens=[144,576,1152,2880]", "bench.rounds=5"],
+    "cpu": ["shape=medium", "device=cpu", *QUARTER, "bench.rounds=41", "bench.profile=true"],
+    "cpu-ceiling": [
+        "shape=medium", "device=cpu", *QUARTER, "bench.rounds=151", "bench.eager=false", "bench.new_tokens=0"
+    ],
+    "cpu-sweep": ["shape=medium", "device=cpu", *QUARTER, "bench.visual_tokens=[144,576,1152,2880]", "bench.rounds=9"],
     "cpu-overhead": [
-        "shape=medium", "device=cpu", "schedule=one_shot", "keep_tokens=575", "bench.rounds=15", "bench.eager=false"
+        "shape=medium", "device=cpu", "schedule=one_shot", "keep_tokens=575", "bench.rounds=41", "bench.eager=false"
     ],
     "gpu": ["shape=llava-1.5-7b", "device=cuda", *QUARTER, "bench.rounds=15", "bench.profile=true"],
     "gpu-overhead": [
@@ -71,7 +76,7 @@ def section(options: list[str]) -> str:
     where = (
         f"{found['model']} ({found['parameters'] / 1e6:.0f} M parameters), {found['dtype']}, {found['device']}, "
         f"{found['threads']} CPU threads, torch {found['torch']}; medians of {found['points'][0]['rounds']} rounds, "
-        "quartiles in brackets"
+        "quartiles in brackets, over ceiling the median's 95 % interval"
     )
     parts = [shown, where + ".", table(found, times=not found["device"].endswith("CPU"))]
     parts += sorted({note for point in found["points"] for note in point["notes"]})
@@ -89,7 +94,7 @@ def table(found: dict[str, Any], times: bool) -> str:
             cells = [str(point["visual_tokens"]), name, ratio(row["prefill_ratio"]), f"{row['flops_ratio']:.3f}"]
             cells += [
                 "–" if row["efficiency"] is None else f"{row['efficiency']:.3f}",
-                percent(row.get("over_ceiling")),
+                over_ceiling(row["over_ceiling"]) if "over_ceiling" in row else "–",
             ]
             cells += ["–" if row["token_ratio"] is None else ratio(row["token_ratio"])]
             cells += [f"{row[key] / dense[key]:.3f}" for key in ("activation_bytes", "kv_bytes")]
@@ -105,13 +110,6 @@ def times_of(row: dict[str, Any], point: dict[str, Any]) -> list[dict[str, float
 
 def ratio(found: dict[str, float]) -> str:
     return f"{found['median']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
-
-
-def percent(found: dict[str, float] | None) -> str:
-    if found is None:
-        return "–"
-    middle, low, high = (100 * (found[key] - 1) for key in ("median", "low", "high"))
-    return f"{middle:+.1f} % [{low:+.1f}, {high:+.1f}]"
 
 
 def profile_table(text: str) -> str:

@@ -13,7 +13,7 @@ from test_cli import run_main
 import prunekit
 import zoo
 from prunekit.bench import shapes
-from prunekit.bench.measure import ratios, spread
+from prunekit.bench.measure import median_interval, ratios, spread
 from prunekit.bench.memory import AllocationMeter, kv_bytes
 from prunekit.bench.run import Options, bench_point
 from prunekit.bench.segments import ceiling_segments, eager_segments, segmented
@@ -145,6 +145,18 @@ def test_spreads_and_paired_ratios():
     assert spread([4.0]) == {"median": 4.0, "low": 4.0, "high": 4.0} and spread([]) is None
     found = ratios([2.0, 6.0, 3.0], [1.0, 2.0, 3.0])
     assert found is not None and found["median"] == 2.0
+    assert (found["from"], found["to"]) == (1.0, 3.0)
+
+
+@pytest.mark.parametrize("count", [1, 5, 6, 15, 41])
+def test_the_interval_of_a_median_is_the_narrowest_that_covers(count):
+    from scipy.stats import binom
+
+    low, high = median_interval([float(i) for i in torch.randperm(count)])
+    rank = int(low)
+    assert (low, high) == (rank, count - 1 - rank)
+    assert rank == 0 or 1 - 2 * binom.cdf(rank, count, 0.5) >= 0.95
+    assert 1 - 2 * binom.cdf(rank + 1, count, 0.5) < 0.95
 
 
 class TestMeter:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -43,19 +45,19 @@ class Timings:
 def take_turns(
     model: Any, work: Workload, contenders: dict[str, Setting], rounds: int, new_tokens: int
 ) -> tuple[dict[str, Timings], list[float]]:
-    """Time every contender once a round, after a round to warm up; the order moves on by one each round.
+    """Time every contender once a round, after a round to warm up; each round draws its order anew, since what ran
+    before leaves its mark on the allocator and the caches.
 
     Returns:
         The contenders' timings by name, and the vision encoder's seconds of each round (empty if it cannot be called).
     """
     found = {name: Timings() for name in contenders}
     vision: list[float] = []
-    names = list(contenders)
+    order = random.Random(0)
     for number in range(rounds + 1):
         if work.vision is not None:
             vision.append(_seconds(work.vision, model)[0])
-        for place in range(len(names)):
-            name = names[(place + number) % len(names)]
+        for name in order.sample(list(contenders), len(contenders)):
             with contenders[name]():
                 prefill, output = _seconds(lambda: _prefill(model, work), model)
                 cache = cache_in(output)
@@ -117,5 +119,18 @@ def spread(values: list[float]) -> dict[str, float] | None:
 
 
 def ratios(values: list[float], of: list[float]) -> dict[str, float] | None:
-    """Median and quartiles of the ratios round by round."""
-    return spread([a / b for a, b in zip(values, of, strict=True) if b])
+    """Median and quartiles of the ratios round by round, and the median's interval."""
+    found = [a / b for a, b in zip(values, of, strict=True) if b]
+    middle = spread(found)
+    return middle and middle | dict(zip(("from", "to"), median_interval(found), strict=True))
+
+
+def median_interval(values: list[float], level: float = 0.95) -> tuple[float, float]:
+    """The narrowest pair of like ranks from both ends between which the median lies with probability ``level`` or more,
+    whatever the distribution (binomial tails); the whole range where there are too few values for that."""
+    ordered, count = sorted(values), len(values)
+    tail, rank = 1 / 2**count, 0  # the chance that at most ``rank`` values lie below the median
+    while 2 * (tail + math.comb(count, rank + 1) / 2**count) <= 1 - level:
+        rank += 1
+        tail += math.comb(count, rank) / 2**count
+    return ordered[rank], ordered[-1 - rank]

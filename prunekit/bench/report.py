@@ -35,7 +35,8 @@ def print_point(point: dict[str, Any], title: str) -> None:
 
 
 def cells(row: dict[str, Any]) -> list[str]:
-    """The table's cells of a contender: medians with quartiles, ratios to dense, efficiency."""
+    """The table's cells of a contender: medians with quartiles, ratios to dense, efficiency; over the ceiling the
+    median's 95 % interval."""
     over = row.get("over_ceiling")
     return [
         _time(row["prefill_s"]),
@@ -47,8 +48,14 @@ def cells(row: dict[str, Any]) -> list[str]:
         f"{row['flops_ratio']:.3f}",
         _ratio(row["prefill_ratio"]),
         "–" if row["efficiency"] is None else f"{row['efficiency']:.3f}",
-        "–" if over is None else f"{100 * (over['median'] - 1):+.1f} %",
+        "–" if over is None else over_ceiling(over),
     ]
+
+
+def over_ceiling(found: dict[str, float]) -> str:
+    """What a contender takes longer than the ceiling, per cent: the median and its interval."""
+    middle, low, high = (100 * (found[key] - 1) for key in ("median", "from", "to"))
+    return f"{middle:+.1f} % [{low:+.1f}, {high:+.1f}]"
 
 
 def _time(found: dict[str, float], spread: bool = True) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import random
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,10 +20,12 @@ from prunekit.data import Example, load
 from prunekit.data.words import TASKS
 from prunekit.embedded import probe
 from prunekit.embedded.asking import accuracy_by_task
+from prunekit.embedded.curves import Curve, Point, draw, table
 from prunekit.embedded.export import MODEL_FOLDER
 from prunekit.embedded.probe import Bench, Found, ask, mean_accuracy, prepare
 
 DOC = Path(__file__).resolve().parents[2] / "docs" / "embedded-model.md"
+PICTURE = "curves.png"  # beside it
 START, END = "<!-- gates: written by python -m prunekit.embedded.gates -->", "<!-- end of gates -->"
 RATIO = 0.25
 DEPTHS = (0.25, 0.375, 0.5)
@@ -43,6 +46,7 @@ class Results:
 
     lines: list[tuple[str, str, str]] = field(default_factory=list)
     tables: list[str] = field(default_factory=list)
+    panels: list[tuple[str, dict[str, Curve]]] = field(default_factory=list)
 
     def gate(self, name: str, figure: str, passed: bool | None) -> None:
         verdict = "reported" if passed is None else "pass" if passed else "**short**"
@@ -53,6 +57,11 @@ class Results:
         text = [" | ".join(header), " | ".join("---" for _ in header), *(" | ".join(row) for row in rows)]
         self.tables.append("\n".join(f"| {line} |" for line in text))
         print(self.tables[-1], flush=True)
+
+    def curves(self, first: str, label: str, curves: dict[str, Curve]) -> None:
+        """A table, and a panel of the picture."""
+        self.table(*table(first, curves))
+        self.panels.append((label, curves))
 
 
 def interval(examples: list[Example], found: Found, draws: int = 1000) -> tuple[float, float]:
@@ -71,9 +80,12 @@ def interval(examples: list[Example], found: Found, draws: int = 1000) -> tuple[
     return float(low), float(high)
 
 
+def point(bench: Bench, found: Found) -> Point:
+    return Point(mean_accuracy(found), *interval(list(bench.examples), found))
+
+
 def shown(bench: Bench, found: Found) -> str:
-    low, high = interval(list(bench.examples), found)
-    return f"{mean_accuracy(found):.3f} [{low:.3f}, {high:.3f}]"
+    return str(point(bench, found))
 
 
 class Gates:
@@ -119,22 +131,27 @@ class Gates:
     def cuts(self) -> None:
         """Random, uniform, oracle and foreign tokens; the curves over the cut's layer and over the ratio."""
         quarter, half = self.layers // 4, self.layers // 2
-        random_kept = probe.random_kept(self.test, RATIO)
-        curve = {layer: self.cut(random_kept, layer) for layer in range(1, self.layers)}
-        header = ["random, keep 0.25, cut before layer", *(str(layer) for layer in curve)]
-        self.results.table(header, [["accuracy", *(f"{mean_accuracy(found):.3f}" for found in curve.values())]])
+        sets = {"random": probe.random_kept, "uniform": probe.uniform_kept, "oracle": probe.oracle_kept}
+        by_layer = {
+            name: {float(layer): self.cut(choose(self.test, RATIO), layer) for layer in range(1, self.layers)}
+            for name, choose in sets.items()
+        }
+        curves = self._points(by_layer)
+        self.results.curves("keep 0.25, cut before layer", f"cut before layer, keep {RATIO}", curves)
         for name, layer, least in (("a quarter", quarter, 0.15), ("half", half, 0.05)):
-            loss = self.mean - mean_accuracy(curve[layer])
-            figure = f"{loss:.3f} ({shown(self.test, curve[layer])})"
+            loss = self.mean - curves["random"][layer].mean
+            figure = f"{loss:.3f} ({curves['random'][layer]})"
             self.results.gate(f"random, keep 0.25, cut at {name} of the depth: loses ≥ {least}", figure, loss >= least)
-        rows = []
-        for layer in (quarter, half):
-            found = [self.cut(probe.random_kept(self.test, ratio), layer) for ratio in RATIOS]
-            rows.append(
-                [f"random, before layer {layer}", *(f"{mean_accuracy(f):.3f}" for f in found), f"{self.mean:.3f}"]
-            )
-        self.results.table(["keep", *(f"{ratio}" for ratio in RATIOS), "1.0"], rows)
-        uniform = self.cut(probe.uniform_kept(self.test, RATIO), quarter)
+        by_ratio = {
+            f"{name}, before layer {layer}": {r: self.cut(choose(self.test, r), layer) for r in RATIOS}
+            for layer in (quarter, half)
+            for name, choose in sets.items()
+            if name != "uniform"
+        }
+        whole = point(self.test, self.dense)
+        curves = {name: {**curve, 1.0: whole} for name, curve in self._points(by_ratio).items()}
+        self.results.curves("keep", "share of the visual tokens that stays", curves)
+        uniform = by_layer["uniform"][quarter]
         self.results.gate("uniform, keep 0.25, cut at a quarter", shown(self.test, uniform), None)
         oracle = self.cut(probe.oracle_kept(self.test, 0.1), quarter)
         loss = self.mean - mean_accuracy(oracle)
@@ -143,6 +160,9 @@ class Gates:
         loss = mean_accuracy(oracle) - mean_accuracy(foreign)
         figure = f"{shown(self.test, foreign)}, {loss:.3f} below one's own"
         self.results.gate("another question's oracle tokens: clearly worse (≥ 0.15)", figure, loss >= 0.15)
+
+    def _points(self, found: Mapping[str, Mapping[float, Found]]) -> dict[str, Curve]:
+        return {name: {x: point(self.test, f) for x, f in curve.items()} for name, curve in found.items()}
 
     def attention(self) -> None:
         """Where the question's rows look, and what keeping what they look at brings."""
@@ -208,6 +228,7 @@ def main() -> None:
     gates.cuts()
     gates.attention()
     write(gates.results, arguments.doc, len(gates.test.examples))
+    draw(gates.results.panels, point(gates.test, gates.dense), arguments.doc.with_name(PICTURE))
 
 
 if __name__ == "__main__":

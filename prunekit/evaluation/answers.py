@@ -101,7 +101,7 @@ class DenseCache:
     """Dense answers of one model, by example: a file of JSON lines named after the content of what produced them."""
 
     def __init__(self, fingerprint: str, max_new_tokens: int) -> None:
-        key = hashlib.sha256(f"2 {fingerprint} {max_new_tokens}".encode()).hexdigest()[:24]
+        key = hashlib.sha256(f"3 {fingerprint} {max_new_tokens}".encode()).hexdigest()[:24]
         self.path = cache_folder() / "dense" / f"{key}.jsonl"
         self._answers: dict[str, str] = {}
         with suppress(OSError):
@@ -110,20 +110,13 @@ class DenseCache:
                     example, answer = json.loads(line)
                     self._answers[example] = answer
 
-    @staticmethod
-    def key(example: Example) -> str:
-        """What the answer depends on beside the model: the very pixels and the question."""
-        image = example.image()
-        digest = hashlib.sha256(f"{example.question} {image.size} {image.mode}".encode() + image.tobytes())
-        return digest.hexdigest()[:24]
-
     def get(self, example: Example) -> str | None:
-        """The kept answer, None if there is none."""
-        return self._answers.get(self.key(example))
+        """The kept answer, None if there is none. Raises RowError for an example that cannot be used."""
+        return self._answers.get(example.fingerprint())
 
     def add(self, example: Example, answer: str) -> None:
         """Keep an answer at once; a folder that cannot be written is no error."""
         with suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a") as file:
-                file.write(json.dumps([self.key(example), answer]) + "\n")
+                file.write(json.dumps([example.fingerprint(), answer]) + "\n")

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from prunekit import ranks
 from prunekit.errors import PrunekitError, UnknownNameError, check_choice
 
 EMBEDDED = {"mini": Path(__file__).parent / "assets" / "mini"}
@@ -34,8 +35,10 @@ class LoadedModel:
 
 
 def resolve_device(device: str) -> torch.device:
-    """ "auto" is CUDA where there is one; a device that is missing raises."""
+    """ "auto" is CUDA where there is one, of several processes each its own; a device that is missing raises."""
     if device == "auto":
+        if torch.cuda.is_available() and ranks.world() > 1:
+            return torch.device("cuda", ranks.local_rank() % torch.cuda.device_count())
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)

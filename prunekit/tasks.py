@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunekit.errors import PrunekitError, check_choice
+from prunekit import ranks
+from prunekit.errors import PrunekitError, RowError, check_choice
 from prunekit.presets import preset, with_preset, with_variant
 from prunekit.pruner import Pruner, component_name
 from prunekit.registry import KINDS, registry
@@ -72,6 +74,11 @@ def load(config: dict[str, Any]) -> Any:
         raise PrunekitError(f"model.name must be a hub id or a local folder, not {model['name']!r}")
     if not isinstance(model["device_map"], str | None):
         raise PrunekitError(f"model.device_map must be a word like 'auto', not {model['device_map']!r}")
+    if model["device_map"] is not None and ranks.world() > 1:
+        raise PrunekitError(
+            f"model.device_map={model['device_map']} spreads one model over the devices, but {ranks.world()} processes "
+            "have a model each: run it in one process, or leave it out"
+        )
     options = {**model, **{key: config[key] for key in ("device", "dtype", "attn")}}
     return _cached_model(tuple(sorted(options.items())))
 
@@ -105,6 +112,8 @@ def run_eval(config: dict[str, Any], context: Context) -> None:
         resume=bool(config["resume"]),
         **sizes,
     )
+    if not ranks.is_first():
+        return
     draw_kept(found.examples, found.rows, make_family(loaded.model).grid, context.folder / "kept.png")
     print_tables(found.metrics)
     parts = {kind: component_name(component) for kind, component in pruner.components.items()}
@@ -120,20 +129,30 @@ def run_eval(config: dict[str, Any], context: Context) -> None:
     print(f"files: {context.folder} (metrics.json, predictions.jsonl, kept.png)\n{line}")
 
 
-def fit_budget(pruner: Pruner, loaded: Any, examples: list[Any]) -> Pruner:
-    """For a budget: the pruner with its layers chosen for prompts like the first example's; prints what comes out."""
+def fit_budget(pruner: Pruner, loaded: Any, examples: Iterable[Any]) -> Pruner:
+    """For a budget: the pruner with its layers chosen for prompts like the first usable example's; prints what comes
+    out."""
     if pruner.budget is None:
         return pruner
     from prunekit.evaluation.batches import Batcher
     from prunekit.families import make_family
 
     family = make_family(loaded.model)
-    made = Batcher(loaded).inputs(examples[:1])
+    made = _first_inputs(Batcher(loaded), examples)
     visual = int(family.find_visual(made["input_ids"], made).sum())
     fitted = pruner.for_prompt(visual, made["input_ids"].shape[1] - visual)
     if (allotment := fitted.plan(family).allotment) is not None:
         print(allotment.describe())
     return fitted
+
+
+def _first_inputs(batcher: Any, examples: Iterable[Any]) -> dict[str, Any]:
+    for example in examples:
+        try:
+            return batcher.inputs([example])
+        except RowError as error:
+            reason = error
+    raise reason
 
 
 def run_bench(config: dict[str, Any], context: Context) -> None:

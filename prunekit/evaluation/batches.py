@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from prunekit.data.example import Example
-from prunekit.errors import PrunekitError
+from prunekit.errors import PrunekitError, RowError
 from prunekit.models import LoadedModel
 from prunekit.pruner import Pruner
 
@@ -70,16 +70,24 @@ class Batcher:
 
     def inputs(self, examples: Sequence[Example], pruner: Pruner | None = None) -> dict[str, Any]:
         """Padded model inputs on the model's device, for a run under ``pruner``: one that looks into the vision encoder
-        needs the pixels."""
+        needs the pixels. Raises RowError if an example cannot be used."""
         model = self.loaded.model
-        images = [e.images() for e in examples]
-        encoded = self.loaded.processor(
-            images=images, text=[self.prompt(e) for e in examples], padding=True, return_tensors="pt"
-        )
-        made = dict(encoded.to(model.device, dtype=model.dtype))
+        made = dict(self._encoded(examples).to(model.device, dtype=model.dtype))
         if self.shares(pruner) and "pixel_values" in made and _one_an_example(made, len(examples)):
             self._share(made, examples)
         return made
+
+    def _encoded(self, examples: Sequence[Example]) -> Any:
+        images, prompts = [e.images() for e in examples], [self.prompt(e) for e in examples]
+        try:
+            return self.loaded.processor(images=images, text=prompts, padding=True, return_tensors="pt")
+        except ValueError as error:  # a picture too narrow for its patches, say
+            reason = " ".join(str(error).split())[:200]
+            raise RowError(f"example '{examples[0].id}': the model's processor rejects it: {reason}") from None
+
+    def forget(self) -> None:
+        """Let go of all image features: what comes next shows other images."""
+        self._features.clear()
 
     def shares(self, pruner: Pruner | None) -> bool:
         """Whether images are encoded once, outside the model's forward pass."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from prunekit import ranks
 from prunekit.data.example import Example
 from prunekit.errors import PrunekitError
 from prunekit.evaluation.batches import Batcher
@@ -144,6 +145,8 @@ def write_results(results: dict[str, Any], folder: Path, file: str | None) -> No
     """``results.json`` and ``results.md`` in the run folder; the same table between the markers of ``file``."""
     from prunekit.evaluation.markdown import render
 
+    if not ranks.is_first():
+        return
     text = render(results)
     write_json(folder / "results.json", results)
     (folder / "results.md").write_text(text)

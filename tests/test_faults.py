@@ -92,8 +92,10 @@ def test_out_of_memory_halves_the_batch_and_goes_on(tmp_path, loaded, monkeypatc
 def test_an_example_too_large_by_itself_is_an_error_of_its_own(tmp_path, loaded, monkeypatch):  # noqa: F811
     examples = load("test", 12)
     large, original = examples[5], loaded.processor.__class__.__call__
+    sizes = []
 
     def process(self, *args, **kwargs):
+        sizes.append(len(kwargs["text"]))
         if large.question in str(kwargs.get("text")):
             raise MemoryError
         return original(self, *args, **kwargs)
@@ -104,6 +106,7 @@ def test_an_example_too_large_by_itself_is_an_error_of_its_own(tmp_path, loaded,
     (row,) = [row for row in lines(tmp_path) if "error" in row]
     assert row["id"] == large.id and "does not fit in memory by itself" in row["error"]
     assert measured(tmp_path)["examples"] == len(examples) - 1
+    assert 4 in sizes[sizes.index(1) + 2 :], "later batches are whole again"
 
 
 def test_other_errors_are_not_taken_for_short_memory(tmp_path, loaded, monkeypatch):  # noqa: F811

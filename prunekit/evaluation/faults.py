@@ -48,7 +48,7 @@ def survive(
     that of an example too large for memory by itself.
     """
     for batch in batches:
-        todo = [batch]
+        todo, before = [batch], limit.size
         while todo:
             part = todo.pop()
             if len(part) > limit.size:
@@ -58,6 +58,8 @@ def survive(
             if not isinstance(found, RowError):
                 yield from zip(part, found, strict=True)
             elif len(part) == 1:
+                if isinstance(found, _NoMemory):  # it was this example, not how many there were
+                    limit.size = before
                 yield part[0], found
             else:
                 half = (len(part) + 1) // 2

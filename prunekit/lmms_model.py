@@ -71,7 +71,7 @@ class Prunekit(Huggingface):
         arguments = simple_parse_args_string(arg_string)
         base = arguments.pop("base", None)
         kind = cls if base is None else get_model(base)
-        own, rest = split(arguments, inspect.signature(kind.__init__).parameters)
+        own, rest = split(arguments, inspect.signature(kind).parameters)
         if "pretrained" in rest and base is not None:
             rest["pretrained"] = str(EMBEDDED.get(rest["pretrained"], rest["pretrained"]))
         pruner = pruner_of(own)
@@ -86,6 +86,6 @@ class Prunekit(Huggingface):
 
 def _accepted(kind: type, given: dict[str, Any]) -> dict[str, Any]:
     """Those of lmms-eval's own settings that a model takes."""
-    parameters = inspect.signature(kind.__init__).parameters
+    parameters = inspect.signature(kind).parameters
     anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()) and kind is not Huggingface
     return {key: value for key, value in given.items() if key in parameters or anything}

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -67,32 +67,36 @@ def finished_ids(folder: Path) -> set[int]:
 
 
 def gather(folder: Path, places: Mapping[int, int]) -> None:
-    """Join the rows of all processes in the order of the data, each once; those of other data go. By the first process
-    alone.
+    """Join the rows of all processes in the order of the data, each once; those of other data (of a run with more
+    examples, say) stand behind them. By the first process alone.
 
     Args:
         places: the place of each example by ``digest`` of its id.
     """
-    spots: dict[int, tuple[int, int, int]] = {}
     files = _files(folder)
-    for number, path in enumerate(files):
+    with ExitStack() as stack:
+        handles = [stack.enter_context(path.open("rb")) for path in files]
+        spots = _spots(handles, places)
+        out = stack.enter_context(_replacing(folder))
+        for place in sorted(spots):
+            number, start, length = spots[place]
+            handles[number].seek(start)
+            out.write(handles[number].read(length).rstrip(b"\n") + b"\n")
+
+
+def _spots(handles: Sequence[BinaryIO], places: Mapping[int, int]) -> dict[int, tuple[int, int, int]]:
+    """Where the row of each place stands: number of the file, first byte, length."""
+    spots: dict[int, tuple[int, int, int]] = {}
+    behind = len(places)
+    for number, handle in enumerate(handles):
         start = 0
-        with path.open("rb") as file:
-            for line in file:
-                row = _parse(line)
-                if row is not None and (place := places.get(digest(row["id"]))) is not None:
-                    spots.setdefault(place, (number, start, len(line)))
-                start += len(line)
-    handles = [path.open("rb") for path in files]
-    try:
-        with _replacing(folder) as out:
-            for place in sorted(spots):
-                number, start, length = spots[place]
-                handles[number].seek(start)
-                out.write(handles[number].read(length).rstrip(b"\n") + b"\n")
-    finally:
-        for handle in handles:
-            handle.close()
+        for line in handle:
+            if (row := _parse(line)) is not None:
+                place = places.get(digest(row["id"]))
+                behind += place is None
+                spots.setdefault(behind if place is None else place, (number, start, len(line)))
+            start += len(line)
+    return spots
 
 
 def read(folder: Path) -> Iterator[Row]:

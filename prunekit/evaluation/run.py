@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from prunekit.evaluation.loop import Loop, Score
 from prunekit.evaluation.statistics import is_correct
 from prunekit.evaluation.timing import prefill_ratio
 from prunekit.evaluation.totals import Totals
-from prunekit.evaluation.windows import Walk
+from prunekit.evaluation.windows import Walk, digest
 from prunekit.families import Family, make_family
 from prunekit.models import LoadedModel
 from prunekit.pruner import Pruner, component_name
@@ -81,7 +81,7 @@ def evaluate(
     ranks.join()
     handle = pruner.apply(loaded.model)  # what the model cannot do is said before any work is done
     handle.remove()
-    total = len(examples) if hasattr(examples, "__len__") else None
+    total = len(examples) if isinstance(examples, Sized) else None
     examples, batcher = _some(examples, data), batcher or Batcher(loaded)
     done = _prepare(folder, sign(loaded, pruner, data, max_new_tokens), resume)
     limits = {side: BatchLimit(batch_size) for side in ("dense", "pruned")}
@@ -94,7 +94,7 @@ def evaluate(
     ranks.wait()
     totals = Totals(make_family(loaded.model))
     shown = {example.id: example for example in (examples if walk.whole else loop.head)}
-    held = list(_count(folder, totals, shown))
+    held = list(_count(folder, totals, walk, shown))
     found: dict[str, Any] = {}
     if ranks.is_first():
         head = {"schema": SCHEMA, "method": _method(pruner, handle.plan.cut_layers), "model": loaded.name}
@@ -184,9 +184,11 @@ def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:
     return ", ".join(f"{key}={there.get(key)} there, {here.get(key)} here" for key in keys if key != "model")
 
 
-def _count(folder: Path, totals: Totals, shown: dict[str, Example]) -> Iterator[dict[str, Any]]:
-    """Count all rows; those of the examples ``shown``, without errors."""
+def _count(folder: Path, totals: Totals, walk: Walk, shown: dict[str, Example]) -> Iterator[dict[str, Any]]:
+    """Count the rows of this data; those of the examples ``shown``, without errors."""
     for row in rows.read(folder):
+        if digest(row["id"]) not in walk.places:
+            continue
         totals.add(row)
         if row["id"] in shown and not row.get("error"):
             yield row

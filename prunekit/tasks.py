@@ -47,15 +47,15 @@ def whole(config: dict[str, Any], key: str, low: int) -> int:
     return value
 
 
-def load_examples(config: dict[str, Any]) -> list[Any]:
-    """The examples that ``data`` names."""
-    from prunekit.data.mini import ALL_SPLITS, load
+def load_examples(config: dict[str, Any]) -> Any:
+    """The examples that ``data`` names: a list, or a ``Source`` that makes them as they are asked for."""
+    from prunekit.data.source import open_source
 
-    data = config["data"]
-    check_choice("data.name", data["name"], ("mini",))
-    check_choice("data.split", data["split"], ALL_SPLITS)
-    limit = None if data["limit"] is None else whole(config, "data.limit", 1)
-    return load(data["split"], limit)
+    data = dict(config["data"])
+    data["limit"] = None if data["limit"] is None else whole(config, "data.limit", 1)
+    if "max_pixels" in data:
+        data["max_pixels"] = whole(config, "data.max_pixels", 1)
+    return open_source(data)
 
 
 @functools.lru_cache(maxsize=1)
@@ -78,11 +78,15 @@ def load(config: dict[str, Any]) -> Any:
 
 def data_name(config: dict[str, Any]) -> str:
     """Name of the data and its split, as metrics and caches use it."""
-    return f"{config['data']['name']}/{config['data']['split']}"
+    from prunekit.data.source import source_name
+
+    return source_name(config["data"])
 
 
 def run_eval(config: dict[str, Any], context: Context) -> None:
     """``task=eval``: dense against pruned on the data; table, metrics.json, predictions.jsonl, kept.png, W&B."""
+    from prunekit.data.source import gather
+    from prunekit.evaluation.corpus import add_corpus_metrics
     from prunekit.evaluation.pictures import draw_kept
     from prunekit.evaluation.run import evaluate
     from prunekit.evaluation.table import print_tables
@@ -92,7 +96,7 @@ def run_eval(config: dict[str, Any], context: Context) -> None:
     check_choice("logger.mode", config["logger"]["mode"], MODES)
     pruner = build_pruner(config)
     sizes: dict[str, Any] = {"batch_size": whole(config, "batch_size", 1), "seed": whole(config, "seed", 0)}
-    examples = load_examples(config)
+    examples = gather(load_examples(config))
     loaded = load(config)
     pruner = fit_budget(pruner, loaded, examples)
     found = evaluate(
@@ -105,6 +109,7 @@ def run_eval(config: dict[str, Any], context: Context) -> None:
         resume=bool(config["resume"]),
         **sizes,
     )
+    add_corpus_metrics(found.metrics, context.folder, examples.metric)
     draw_kept(found.examples, found.rows, make_family(loaded.model).grid, context.folder / "kept.png")
     print_tables(found.metrics)
     parts = {kind: component_name(component) for kind, component in pruner.components.items()}
@@ -161,7 +166,7 @@ def run_bench(config: dict[str, Any], context: Context) -> None:
         ),
         context.folder,
         load=lambda: load(config),
-        first_example=lambda: load_examples(config)[0],
+        first_example=lambda: next(iter(load_examples(config))),
         device=config["device"],
         dtype=config["dtype"],
         attn=config["attn"],
@@ -177,11 +182,12 @@ def run_families(config: dict[str, Any], context: Context) -> None:
 
 def run_layers(config: dict[str, Any], context: Context) -> None:
     """``task=layers``: a one-shot cut at every layer; accuracy and cost of each, and the layer to choose."""
+    from prunekit.data.source import gather
     from prunekit.evaluation.layers import select_layer
 
     select_layer(
         load(config),
-        load_examples(config),
+        gather(load_examples(config)),
         lambda layer: build_pruner(config, schedule=registry.create("schedule", "one_shot", layer=layer)),
         context.folder,
         data=data_name(config),
@@ -194,6 +200,7 @@ def run_layers(config: dict[str, Any], context: Context) -> None:
 
 def run_methods(config: dict[str, Any], context: Context) -> None:
     """``task=methods``: every method at several keep ratios on the same examples; a table for docs/results.md."""
+    from prunekit.data.source import gather
     from prunekit.evaluation.results import Runs, compare, write_results
     from prunekit.presets import methods
 
@@ -206,7 +213,7 @@ def run_methods(config: dict[str, Any], context: Context) -> None:
         preset(name)  # raises for one that does not exist
     runs = Runs(
         load(config),
-        load_examples(config),
+        gather(load_examples(config)),
         context.folder,
         data=data_name(config),
         batch_size=whole(config, "batch_size", 1),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from prunekit.data.example import Example
 from prunekit.errors import PrunekitError
 from prunekit.evaluation.answers import Answer, DenseCache, answer_all, regions_for
 from prunekit.evaluation.batches import Batcher
-from prunekit.evaluation.statistics import accuracies, intervals, is_correct
+from prunekit.evaluation.statistics import accuracies, intervals
 from prunekit.evaluation.timing import prefill_ratio
 from prunekit.evaluation.vision_cost import with_encoder_saving
 from prunekit.families import Family, make_family
+from prunekit.metrics import metric
 from prunekit.models import LoadedModel
 from prunekit.pruner import Pruner, component_name
 
@@ -60,6 +61,7 @@ def evaluate(
     """
     if not examples:
         raise PrunekitError(f"data '{data}': no examples")
+    score = metric(getattr(examples, "metric", "exact")).score
     handle = pruner.apply(loaded.model)  # what the model cannot do is said before any work is done
     handle.remove()
     regions_for(pruner, examples)  # and so is what the data does not know
@@ -74,7 +76,7 @@ def evaluate(
         (folder / name).unlink(missing_ok=True)
     write_json(folder / SIGNATURE, signature)
     dense = _dense_answers(batcher, examples, options)
-    rows = _pruned_rows(batcher, examples, pruner, dense, folder, done, options)
+    rows = _pruned_rows(batcher, examples, pruner, dense, folder, done, options, score)
     ordered = [rows[e.id] for e in examples]
     metrics = {
         "schema": SCHEMA,
@@ -141,6 +143,7 @@ def _pruned_rows(
     folder: Path,
     rows: dict[str, dict[str, Any]],
     options: dict[str, int],
+    score: Callable[[str, Example], float],
 ) -> dict[str, dict[str, Any]]:
     """``rows`` of predictions.jsonl by id, completed; each is written as soon as its batch is done."""
     path = folder / "predictions.jsonl"
@@ -150,7 +153,7 @@ def _pruned_rows(
     todo = [e for e in examples if e.id not in rows]
     with path.open("a") as file, tqdm(total=len(todo), desc="pruned", unit="ex", dynamic_ncols=True) as bar:
         for example, answer in answer_all(batcher, todo, pruner, progress=bar.update, **options):
-            rows[example.id] = _row(example, answer, dense[example.id])
+            rows[example.id] = _row(example, answer, dense[example.id], score)
             file.write(json.dumps(rows[example.id]) + "\n")
             file.flush()
     return rows
@@ -173,7 +176,7 @@ def _resumed(folder: Path, signature: dict[str, Any]) -> dict[str, dict[str, Any
     return rows
 
 
-def _row(example: Example, answer: Answer, dense: str) -> dict[str, Any]:
+def _row(example: Example, answer: Answer, dense: str, score: Callable[[str, Example], float]) -> dict[str, Any]:
     return {
         "id": example.id,
         "image_id": example.image_id,
@@ -182,13 +185,17 @@ def _row(example: Example, answer: Answer, dense: str) -> dict[str, Any]:
         "answers": list(example.answers),
         "prediction": answer.text,
         "dense_prediction": dense,
-        "correct": is_correct(example, answer.text),
-        "dense_correct": is_correct(example, dense),
+        "correct": _worth(score(answer.text, example)),
+        "dense_correct": _worth(score(dense, example)),
         "kept": answer.kept,
         "prompt_tokens": answer.prompt_tokens,
         "tokens_per_layer": answer.tokens,
         **({} if answer.vision is None else {"vision_tokens": answer.vision}),
     }
+
+
+def _worth(value: float) -> bool | float:
+    return bool(value) if value in (0, 1) else value
 
 
 def _method(pruner: Pruner, layers: Sequence[int]) -> dict[str, Any]:

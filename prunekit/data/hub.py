@@ -1,0 +1,95 @@
+"""Rows of data sets that the ``datasets`` library opens: from the hub, its cache, a local copy, or ``save_to_disk``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from prunekit.data.tables import BATCH, Row, Table
+from prunekit.errors import PrunekitError, check_choice
+
+SAVED = ("dataset_dict.json", "state.json")
+"""Either of these marks a folder that ``save_to_disk`` wrote."""
+
+
+def open_hub(
+    path: str, config: str | None = None, split: str = "test", revision: str | None = None, streaming: bool = True
+) -> Table:
+    """A split of a data set; images stay encoded until an example is asked for them.
+
+    Args:
+        path: a hub id, a local copy of its repository, or a folder written by ``save_to_disk``.
+        config: name of the hub's configuration (subset).
+        streaming: read rows as they come instead of downloading the whole split first.
+
+    Raises:
+        PrunekitError: if it cannot be found or reached, or has no such split.
+    """
+    datasets = _library()
+    folder = Path(path)
+    if any((folder / name).is_file() for name in SAVED):
+        found = _saved(datasets, folder, split)
+    else:
+        found = _loaded(datasets, path, config, split, revision, streaming)
+    name = " ".join(word for word in (path, config, split) if word)
+    size = getattr(found, "num_rows", None)
+    if size == 0:
+        raise PrunekitError(f"{name}: the split has no rows")
+    raw = found.with_format("arrow")
+    columns = found.column_names or next(iter(raw.iter(batch_size=1))).column_names
+
+    def rows() -> Iterator[tuple[str, Row | str]]:
+        number = 0
+        for batch in raw.iter(batch_size=BATCH):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{name} row {number}", row
+
+    return Table(name, columns, rows, size, folder if folder.is_dir() else Path())
+
+
+def _library() -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise PrunekitError("this data needs the datasets library: pip install 'prunekit[data]'") from None
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    return datasets
+
+
+def _saved(datasets: Any, folder: Path, split: str) -> Any:
+    try:
+        found = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError) as error:
+        raise PrunekitError(f"{folder}: cannot be loaded: {_first(error)}") from None
+    if not isinstance(found, dict):
+        return found  # a single split
+    check_choice(f"split of {folder}", split, found)
+    return found[split]
+
+
+def _loaded(datasets: Any, path: str, config: str | None, split: str, revision: str | None, streaming: bool) -> Any:
+    try:
+        return datasets.load_dataset(path, config, split=split, revision=revision, streaming=streaming)
+    except ValueError as error:  # an unknown configuration or split: the library lists those there are
+        raise PrunekitError(f"data '{path}': {_first(error)}") from None
+    except Exception as error:  # the network's errors come in classes of several libraries
+        raise PrunekitError(_not_found(path, error)) from None
+
+
+def _not_found(path: str, error: Exception) -> str:
+    if Path(path).exists():
+        return f"data '{path}': the folder cannot be loaded: {type(error).__name__}: {_first(error)}"
+    from huggingface_hub import constants
+
+    reached = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub has none of this name or is not reached"
+    return (
+        f"data '{path}' not found: no such folder, not in the cache ({Path('~/.cache/huggingface/datasets')}), and "
+        f"{reached}; set data.path to a local copy of the repository, a folder of save_to_disk, or a .parquet file"
+    )
+
+
+def _first(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

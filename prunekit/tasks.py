@@ -72,6 +72,10 @@ def load(config: dict[str, Any]) -> Any:
         raise PrunekitError(f"model.name must be a hub id or a local folder, not {model['name']!r}")
     if not isinstance(model["device_map"], str | None):
         raise PrunekitError(f"model.device_map must be a word like 'auto', not {model['device_map']!r}")
+    if not isinstance(model["trust_remote_code"], bool):
+        raise PrunekitError(f"model.trust_remote_code must be true or false, not {model['trust_remote_code']!r}")
+    if not isinstance(model["revision"], str | None):
+        raise PrunekitError(f"model.revision must be a branch, tag or commit in quotes, not {model['revision']!r}")
     options = {**model, **{key: config[key] for key in ("device", "dtype", "attn")}}
     return _cached_model(tuple(sorted(options.items())))
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from prunekit.data.example import Example
-from prunekit.errors import PrunekitError
 from prunekit.models import LoadedModel
+from prunekit.prompts import prompt_for, special_tokens
 from prunekit.pruner import Pruner
 
 CACHED_BYTES = 2**30
@@ -47,17 +47,8 @@ class Batcher:
         self.shares_features = known and "mm_encoder_outputs" in names
 
     def prompt(self, example: Example) -> str:
-        """The example's question in the model's chat template: its images, earlier turns, the question."""
-        turns: list[dict[str, Any]] = []
-        for question, answer in example.history:
-            turns.append({"role": "user", "content": [{"type": "text", "text": question}]})
-            turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        turns.append({"role": "user", "content": [{"type": "text", "text": example.question}]})
-        turns[0]["content"] = [{"type": "image"} for _ in example.image_ids] + turns[0]["content"]
-        try:
-            return self.loaded.processor.apply_chat_template(turns, add_generation_prompt=True)
-        except ValueError as error:
-            raise PrunekitError(f"model '{self.loaded.name}': {str(error).splitlines()[0]}") from None
+        """The example's question in the model's chat template, or as ``model.prompt`` has it."""
+        return prompt_for(self.loaded, example)
 
     def batches(self, examples: Sequence[Example], size: int) -> Iterator[list[Example]]:
         """Examples in groups of ``size``, those of like length together, so that little is padded."""
@@ -73,9 +64,9 @@ class Batcher:
         needs the pixels."""
         model = self.loaded.model
         images = [e.images() for e in examples]
-        encoded = self.loaded.processor(
-            images=images, text=[self.prompt(e) for e in examples], padding=True, return_tensors="pt"
-        )
+        prompts = [self.prompt(e) for e in examples]
+        options = special_tokens(self.loaded.processor, prompts)
+        encoded = self.loaded.processor(images=images, text=prompts, padding=True, return_tensors="pt", **options)
         made = dict(encoded.to(model.device, dtype=model.dtype))
         if self.shares(pruner) and "pixel_values" in made and _one_an_example(made, len(examples)):
             self._share(made, examples)

@@ -32,7 +32,7 @@ def _model_type(folder: Path) -> str:
 
 
 def loading_failed(name: str, error: Exception, attn: str, revision: str | None, where: str) -> str:
-    """The line for an exception of transformers, accelerate or the hub's client; ``where`` for a model that is nowhere."""
+    """The line for an exception of transformers, accelerate or the hub's client; ``where``: that of ``not_found``."""
     text = " ".join(str(error).split())
     if "Unrecognized configuration class" in text or "Unrecognized processing class" in text:
         return f"model '{name}' is not a vision-language model that transformers can load for image-text-to-text"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from prunekit.data.tables import BATCH, Row, Table
 from prunekit.errors import PrunekitError, check_choice
+from prunekit.network import cache_only, offline
 
 SAVED = ("dataset_dict.json", "state.json")
 """Either of these marks a folder that ``save_to_disk`` wrote."""
@@ -40,11 +42,8 @@ def open_hub(
     columns = found.column_names or next(iter(raw.iter(batch_size=1))).column_names
 
     def rows() -> Iterator[tuple[str, Row | str]]:
-        number = 0
-        for batch in raw.iter(batch_size=BATCH):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{name} row {number}", row
+        for number, row in enumerate(_unbroken(raw.iter(batch_size=BATCH), name), 1):
+            yield f"{name} row {number}", row
 
     return Table(name, columns, rows, size, folder if folder.is_dir() else Path())
 
@@ -71,23 +70,50 @@ def _saved(datasets: Any, folder: Path, split: str) -> Any:
 
 
 def _loaded(datasets: Any, path: str, config: str | None, split: str, revision: str | None, streaming: bool) -> Any:
+    why_offline = "" if Path(path).exists() else offline()
+    options = {"split": split, "revision": revision, "streaming": streaming and not why_offline}
     try:
-        return datasets.load_dataset(path, config, split=split, revision=revision, streaming=streaming)
+        with _cache_alone(datasets) if why_offline else nullcontext():
+            return datasets.load_dataset(path, config, **options)
     except ValueError as error:  # an unknown configuration or split: the library lists those there are
         raise PrunekitError(f"data '{path}': {_first(error)}") from None
     except Exception as error:  # the network's errors come in classes of several libraries
-        raise PrunekitError(_not_found(path, error)) from None
+        raise PrunekitError(_not_found(path, why_offline, error)) from None
 
 
-def _not_found(path: str, error: Exception) -> str:
+@contextmanager
+def _cache_alone(datasets: Any) -> Iterator[None]:
+    """Within, the library looks into its cache alone; it keeps the setting in a place of its own too."""
+    before, datasets.config.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE, True
+    try:
+        with cache_only():
+            yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+
+
+def _unbroken(batches: Iterator[Any], name: str) -> Iterator[Row]:
+    """The rows of Arrow batches; what breaks the reading says after which row."""
+    number = 0
+    try:
+        for batch in batches:
+            for row in batch.to_pylist():
+                yield row
+                number += 1
+    except (OSError, ValueError, RuntimeError) as error:  # the network, a damaged file
+        raise PrunekitError(f"{name}: reading stopped after row {number}: {_first(error)}") from None
+
+
+def _not_found(path: str, why_offline: str, error: Exception) -> str:
     if Path(path).exists():
         return f"data '{path}': the folder cannot be loaded: {type(error).__name__}: {_first(error)}"
+    from datasets import config
     from huggingface_hub import constants
 
-    reached = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub has none of this name or is not reached"
+    where = f"no such folder, not in the cache ({config.HF_DATASETS_CACHE})"
     return (
-        f"data '{path}' not found: no such folder, not in the cache ({Path('~/.cache/huggingface/datasets')}), and "
-        f"{reached}; set data.path to a local copy of the repository, a folder of save_to_disk, or a .parquet file"
+        f"data '{path}' not found: {where}, and {why_offline or f'not at {constants.ENDPOINT}, or private there'}; set "
+        "data.path to a local copy of the repository, a folder of save_to_disk, or a .parquet file"
     )
 
 

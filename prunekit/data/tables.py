@@ -111,15 +111,16 @@ def _files(path: str) -> list[str]:
 
 
 def _open(parquet: Any, file: str) -> Any:
+    """The open file; read-ahead is off, for it holds on to all that was read of the file."""
     try:
-        return parquet.ParquetFile(file)
+        return parquet.ParquetFile(file, pre_buffer=False)
     except (OSError, ValueError) as error:
         raise PrunekitError(f"{file}: not a Parquet file: {' '.join(str(error).split())[:200]}") from None
 
 
 def _read(parquet: Any, file: str, columns: list[str] | None) -> Iterator[tuple[str, Row | str]]:
     number = 0
-    with parquet.ParquetFile(file) as opened:
+    with _open(parquet, file) as opened:
         try:
             for batch in opened.iter_batches(batch_size=BATCH, columns=columns):
                 for row in batch.to_pylist():

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from prunekit.data.rows import texts
 from prunekit.data.tables import Row
 from prunekit.errors import RowError
 
@@ -65,9 +66,8 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _textvqa(row: Row) -> Fields:
-    tokens = row.get("ocr_tokens") or []
-    context = f"\nReference OCR token: {', '.join(map(str, tokens))}"
-    return {**_vqav2(row), "context": context}
+    tokens = texts("ocr_tokens", row["ocr_tokens"]) if row["ocr_tokens"] else ()
+    return {**_vqav2(row), "context": f"\nReference OCR token: {', '.join(tokens)}"}
 
 
 def _pope(row: Row) -> Fields:

@@ -37,7 +37,7 @@ def open_hub(
     name = " ".join(word for word in (path, config, split) if word)
     size = getattr(found, "num_rows", None)
     if size == 0:
-        raise PrunekitError(f"{name}: the split has no rows")
+        raise PrunekitError(f"{name}: no rows")
     raw = found.with_format("arrow")
     columns = found.column_names or next(iter(raw.iter(batch_size=1))).column_names
 
@@ -61,7 +61,9 @@ def _library() -> Any:
 def _saved(datasets: Any, folder: Path, split: str) -> Any:
     try:
         found = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError) as error:
+    except IndexError:  # the library stumbles over a table without rows
+        raise PrunekitError(f"{folder}: no rows") from None
+    except (OSError, ValueError, KeyError) as error:
         raise PrunekitError(f"{folder}: cannot be loaded: {_first(error)}") from None
     if not isinstance(found, dict):
         return found  # a single split

@@ -49,15 +49,15 @@ def whole(config: dict[str, Any], key: str, low: int) -> int:
     return value
 
 
-def load_examples(config: dict[str, Any]) -> list[Any]:
-    """The examples that ``data`` names."""
-    from prunekit.data.mini import ALL_SPLITS, load
+def load_examples(config: dict[str, Any]) -> Any:
+    """The examples that ``data`` names: a list, or a ``Source`` that makes them as they are asked for."""
+    from prunekit.data.source import open_source
 
-    data = config["data"]
-    check_choice("data.name", data["name"], ("mini",))
-    check_choice("data.split", data["split"], ALL_SPLITS)
-    limit = None if data["limit"] is None else whole(config, "data.limit", 1)
-    return load(data["split"], limit)
+    data = dict(config["data"])
+    data["limit"] = None if data["limit"] is None else whole(config, "data.limit", 1)
+    if "max_pixels" in data:
+        data["max_pixels"] = whole(config, "data.max_pixels", 1)
+    return open_source(data)
 
 
 @functools.lru_cache(maxsize=1)
@@ -75,6 +75,13 @@ def load(config: dict[str, Any]) -> Any:
     if not isinstance(model["device_map"], str | None):
         raise PrunekitError(f"model.device_map must be a word like 'auto', not {model['device_map']!r}")
     if model["device_map"] is not None and ranks.world() > 1:
+        many = f"{ranks.world()} processes have a model each: run it in one, or leave it out"
+        raise PrunekitError(f"model.device_map={model['device_map']} spreads one model over all devices, but {many}")
+    if not isinstance(model["trust_remote_code"], bool):
+        raise PrunekitError(f"model.trust_remote_code must be true or false, not {model['trust_remote_code']!r}")
+    if not isinstance(model["revision"], str | None):
+        raise PrunekitError(f"model.revision must be a branch, tag or commit in quotes, not {model['revision']!r}")
+    if model["device_map"] is not None and ranks.world() > 1:
         raise PrunekitError(
             f"model.device_map={model['device_map']} spreads one model over the devices, but {ranks.world()} processes "
             "have a model each: run it in one process, or leave it out"
@@ -85,7 +92,9 @@ def load(config: dict[str, Any]) -> Any:
 
 def data_name(config: dict[str, Any]) -> str:
     """Name of the data and its split, as metrics and caches use it."""
-    return f"{config['data']['name']}/{config['data']['split']}"
+    from prunekit.data.source import source_name
+
+    return source_name(config["data"])
 
 
 def run_eval(config: dict[str, Any], context: Context) -> None:
@@ -180,7 +189,7 @@ def run_bench(config: dict[str, Any], context: Context) -> None:
         ),
         context.folder,
         load=lambda: load(config),
-        first_example=lambda: load_examples(config)[0],
+        first_example=lambda: next(iter(load_examples(config))),
         device=config["device"],
         dtype=config["dtype"],
         attn=config["attn"],
@@ -196,11 +205,12 @@ def run_families(config: dict[str, Any], context: Context) -> None:
 
 def run_layers(config: dict[str, Any], context: Context) -> None:
     """``task=layers``: a one-shot cut at every layer; accuracy and cost of each, and the layer to choose."""
+    from prunekit.data.source import gather
     from prunekit.evaluation.layers import select_layer
 
     select_layer(
         load(config),
-        load_examples(config),
+        gather(load_examples(config)),
         lambda layer: build_pruner(config, schedule=registry.create("schedule", "one_shot", layer=layer)),
         context.folder,
         data=data_name(config),
@@ -213,6 +223,7 @@ def run_layers(config: dict[str, Any], context: Context) -> None:
 
 def run_methods(config: dict[str, Any], context: Context) -> None:
     """``task=methods``: every method at several keep ratios on the same examples; a table for docs/results.md."""
+    from prunekit.data.source import gather
     from prunekit.evaluation.results import Runs, compare, write_results
     from prunekit.presets import methods
 
@@ -225,7 +236,7 @@ def run_methods(config: dict[str, Any], context: Context) -> None:
         preset(name)  # raises for one that does not exist
     runs = Runs(
         load(config),
-        load_examples(config),
+        gather(load_examples(config)),
         context.folder,
         data=data_name(config),
         batch_size=whole(config, "batch_size", 1),

@@ -67,12 +67,19 @@ def finished_ids(folder: Path) -> set[int]:
 
 
 def gather(folder: Path, places: Mapping[int, int]) -> None:
-    """Join the rows of all processes in the order of the data, each once; those of other data (of a run with more
-    examples, say) stand behind them. By the first process alone.
+    """When all processes are done: the first joins their rows in the order of the data, each once; those of other data
+    (of a run with more examples, say) stand behind them.
 
     Args:
         places: the place of each example by ``digest`` of its id.
     """
+    ranks.wait()
+    if ranks.is_first():
+        _join(folder, places)
+    ranks.wait()
+
+
+def _join(folder: Path, places: Mapping[int, int]) -> None:
     files = _files(folder)
     with ExitStack() as stack:
         handles = [stack.enter_context(path.open("rb")) for path in files]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import length_hint
 from pathlib import Path
 from typing import Any
 
-from prunekit import ranks
+from prunekit import metrics, ranks
 from prunekit.cost import vision_macs
 from prunekit.data.example import Example
 from prunekit.errors import PrunekitError
@@ -17,8 +18,7 @@ from prunekit.evaluation import rows
 from prunekit.evaluation.answers import regions_for
 from prunekit.evaluation.batches import Batcher
 from prunekit.evaluation.faults import BatchLimit
-from prunekit.evaluation.loop import Loop, Score
-from prunekit.evaluation.statistics import is_correct
+from prunekit.evaluation.loop import Loop
 from prunekit.evaluation.timing import prefill_ratio
 from prunekit.evaluation.totals import Totals
 from prunekit.evaluation.windows import Walk, digest
@@ -44,11 +44,6 @@ class Evaluation:
     examples: list[Example]
 
 
-def exact(prediction: str, example: Example) -> float:
-    """1 if the prediction equals an accepted answer, else 0."""
-    return float(is_correct(example, prediction))
-
-
 def evaluate(
     loaded: LoadedModel,
     examples: Iterable[Example],
@@ -61,7 +56,7 @@ def evaluate(
     max_new_tokens: int = 8,
     resume: bool = False,
     batcher: Batcher | None = None,
-    score: Score = exact,
+    metric: str | None = None,
     window: int | None = None,
 ) -> Evaluation:
     """Evaluate ``pruner`` against the dense model and write ``metrics.json`` and ``predictions.jsonl`` to ``folder``.
@@ -72,7 +67,7 @@ def evaluate(
 
     Args:
         examples: a list, or a stream, of which a ``window`` is held at a time.
-        score: what a prediction is worth, in [0, 1].
+        metric: what a prediction is worth (``prunekit.metrics``); that of the data by default, else "exact".
 
     Raises:
         PrunekitError: for data without a usable example, a model that cannot be pruned so, and a folder to resume that
@@ -81,32 +76,36 @@ def evaluate(
     ranks.join()
     handle = pruner.apply(loaded.model)  # what the model cannot do is said before any work is done
     handle.remove()
-    total = len(examples) if isinstance(examples, Sized) else None
+    total, metric = length_hint(examples, -1), metric or metric_of(examples)
     examples, batcher = _some(examples, data), batcher or Batcher(loaded)
-    done = _prepare(folder, sign(loaded, pruner, data, max_new_tokens), resume)
+    done = _prepare(folder, sign(loaded, pruner, data, max_new_tokens, metric), resume)
     limits = {side: BatchLimit(batch_size) for side in ("dense", "pruned")}
     walk = Walk(examples, batch_size, window)
-    loop = Loop(batcher, pruner, folder, score, max_new_tokens, limits, done)
-    loop.run(walk, total, data)
-    ranks.wait()
-    if ranks.is_first():
-        rows.gather(folder, walk.places)
-    ranks.wait()
+    loop = Loop(batcher, pruner, folder, metrics.metric(metric).score, max_new_tokens, limits, done)
+    loop.run(walk, None if total < 0 else total, data)
+    rows.gather(folder, walk.places)
     totals = Totals(make_family(loaded.model))
     shown = {example.id: example for example in (examples if walk.whole else loop.head)}
     held = list(_count(folder, totals, walk, shown))
     found: dict[str, Any] = {}
     if ranks.is_first():
-        head = {"schema": SCHEMA, "method": _method(pruner, handle.plan.cut_layers), "model": loaded.name}
-        found = {**head, "data": data, "seed": seed, **_metrics(loop, totals)}
-    metrics = ranks.share(found)
-    write_json(folder / "metrics.json", metrics)
-    return Evaluation(metrics, held, [shown[row["id"]] for row in held])
+        head = {"schema": SCHEMA, "method": _method(pruner, handle.plan.cut_layers), "model": loaded.name, "data": data}
+        corpus = metrics.corpus_metrics(metric, _answers(folder, walk))
+        found = {**head, "seed": seed, "metric": metric, **_measured(loop, totals), **corpus}
+    found = ranks.share(found)
+    write_json(folder / "metrics.json", found)
+    return Evaluation(found, held, [shown[row["id"]] for row in held])
 
 
-def sign(loaded: LoadedModel, pruner: Pruner, data: str, max_new_tokens: int) -> dict[str, Any]:
+def metric_of(examples: Iterable[Example]) -> str:
+    """The metric that data name; "exact" where they do not."""
+    return getattr(examples, "metric", "exact")
+
+
+def sign(loaded: LoadedModel, pruner: Pruner, data: str, max_new_tokens: int, metric: str = "exact") -> dict[str, Any]:
     """What a run is of, as ``run.json`` holds it."""
-    return {**pruner.describe(), "model": loaded.fingerprint, "data": data, "max_new_tokens": max_new_tokens}
+    rest = {} if metric == "exact" else {"metric": metric}
+    return {**pruner.describe(), "model": loaded.fingerprint, "data": data, "max_new_tokens": max_new_tokens, **rest}
 
 
 def holds(folder: Path, signature: dict[str, Any]) -> bool:
@@ -184,17 +183,26 @@ def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:
     return ", ".join(f"{key}={there.get(key)} there, {here.get(key)} here" for key in keys if key != "model")
 
 
+def _of(walk: Walk, folder: Path) -> Iterator[dict[str, Any]]:
+    """The rows of this data; a folder may hold others, of a run with more examples."""
+    return (row for row in rows.read(folder) if digest(row["id"]) in walk.places)
+
+
+def _answers(folder: Path, walk: Walk) -> Iterator[dict[str, Any]]:
+    """What corpus metrics read of the rows, without the long lists in them."""
+    for row in _of(walk, folder):
+        yield {key: value for key, value in row.items() if key not in ("kept", "tokens_per_layer", "vision_tokens")}
+
+
 def _count(folder: Path, totals: Totals, walk: Walk, shown: dict[str, Example]) -> Iterator[dict[str, Any]]:
     """Count the rows of this data; those of the examples ``shown``, without errors."""
-    for row in rows.read(folder):
-        if digest(row["id"]) not in walk.places:
-            continue
+    for row in _of(walk, folder):
         totals.add(row)
         if row["id"] in shown and not row.get("error"):
             yield row
 
 
-def _metrics(loop: Loop, totals: Totals) -> dict[str, Any]:
+def _measured(loop: Loop, totals: Totals) -> dict[str, Any]:
     """What a finished loop comes to."""
     limit = min(limit.size for limit in loop.limits.values())
     return {

@@ -12,9 +12,25 @@ from lmms_eval.models import get_model
 from lmms_eval.models.chat.huggingface import Huggingface
 from lmms_eval.utils import simple_parse_args_string
 
+from prunekit import ranks
 from prunekit.errors import PrunekitError
 from prunekit.lmms import pruner_of, split
 from prunekit.models import EMBEDDED, load_model
+
+
+class Processor:
+    """A processor as lmms-eval calls it, with ``images``, ``videos`` and ``audios`` whether there are any or not: what is
+    empty stays away, and ``audios`` goes by transformers' name for it. Floats come in the model's dtype."""
+
+    def __init__(self, processor: Any, dtype: torch.dtype) -> None:
+        self._processor, self._dtype = processor, dtype
+
+    def __call__(self, audios: Any = None, **given: Any) -> Any:
+        shown = {key: value for key, value in {**given, "audio": audios}.items() if value not in (None, [])}
+        return self._processor(**shown).to(dtype=self._dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._processor, name)
 
 
 class Prunekit(Huggingface):
@@ -56,7 +72,8 @@ class Prunekit(Huggingface):
             revision=revision,
             trust_remote_code=trust_remote_code,
         )
-        self._model, self.processor, self._config = loaded.model, loaded.processor, loaded.model.config
+        self._model, self._config = loaded.model, loaded.model.config
+        self.processor = Processor(loaded.processor, loaded.model.dtype)
         self._tokenizer = getattr(loaded.processor, "tokenizer", loaded.processor)
         self._device = loaded.model.device  # where inputs go, also of a model over several devices
         self.device_map = str(self._device)
@@ -70,18 +87,27 @@ class Prunekit(Huggingface):
         """The model of ``--model_args``, pruned; lmms-eval calls this with ``batch_size`` and ``device`` beside it."""
         arguments = simple_parse_args_string(arg_string)
         base = arguments.pop("base", None)
-        kind = cls if base is None else get_model(base)
+        kind = cls if base is None else _chat_model(base)
         own, rest = split(arguments, inspect.signature(kind).parameters)
         if "pretrained" in rest and base is not None:
             rest["pretrained"] = str(EMBEDDED.get(rest["pretrained"], rest["pretrained"]))
         pruner = pruner_of(own)
         given = {key: value for key, value in (additional_config or {}).items() if value is not None}
+        if base is not None and ranks.world() == 1:  # some of lmms-eval's defaults for it fail in transformers 5
+            given["device_map"] = given.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
         made = kind(**{**_accepted(kind, given), **rest})
         if not isinstance(model := getattr(made, "model", None), torch.nn.Module):
             raise PrunekitError(f"base={base}: lmms-eval's model holds no transformers model that could be pruned")
         made.pruned = pruner.apply(model)
         print(f"prunekit: {pruner} on {type(model).__name__}")
         return made
+
+
+def _chat_model(base: str) -> Any:
+    try:
+        return get_model(base)
+    except (ImportError, ValueError, TypeError) as error:
+        raise PrunekitError(f"base={base}: lmms-eval has no such chat model here: {error}") from None
 
 
 def _accepted(kind: type, given: dict[str, Any]) -> dict[str, Any]:

@@ -74,9 +74,6 @@ def load(config: dict[str, Any]) -> Any:
         raise PrunekitError(f"model.name must be a hub id or a local folder, not {model['name']!r}")
     if not isinstance(model["device_map"], str | None):
         raise PrunekitError(f"model.device_map must be a word like 'auto', not {model['device_map']!r}")
-    if model["device_map"] is not None and ranks.world() > 1:
-        many = f"{ranks.world()} processes have a model each: run it in one, or leave it out"
-        raise PrunekitError(f"model.device_map={model['device_map']} spreads one model over all devices, but {many}")
     if not isinstance(model["trust_remote_code"], bool):
         raise PrunekitError(f"model.trust_remote_code must be true or false, not {model['trust_remote_code']!r}")
     if not isinstance(model["revision"], str | None):

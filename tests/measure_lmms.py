@@ -108,6 +108,7 @@ def main() -> int:
     parser.add_argument("--keep-ratio", type=float, default=0.5)
     parser.add_argument("--limit", type=int, default=84)
     parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--base", help="a chat model of lmms-eval's own to prune, llava_hf say")
     given = parser.parse_args()
     from prunekit.data import load
 
@@ -118,10 +119,11 @@ def main() -> int:
         (folder / "ids.json").write_text(json.dumps([e.id for e in examples]))
         unknown = lmms_eval(folder, "pretrained=mini", 1, tasks="prunekit_nine")
         print("an unknown task:", unknown.stderr.strip().splitlines()[-1])
-        model_args = f"pretrained=mini,method={given.method},keep_ratio={given.keep_ratio}"
+        model_args = f"pretrained=mini,method={given.method},keep_ratio={given.keep_ratio},dtype=float32"
+        model_args += f",base={given.base}" if given.base else ""
         done = lmms_eval(folder, model_args, given.batch_size)
         print(done.stdout[-3000:])
-        if done.returncode:
+        if done.returncode or not list((folder / "out").rglob("*samples*.jsonl")):
             print(done.stderr[-6000:], file=sys.stderr)
             return 1
         theirs, ours = samples(folder), own(folder, given.method, given.keep_ratio, examples, given.batch_size)

@@ -106,7 +106,7 @@ def test_what_several_processes_cannot_do_is_said(monkeypatch, tmp_path, model_f
         monkeypatch.setenv(name, value)
     code, _, err = run_main(monkeypatch, "-m", *arguments(model_folder, tmp_path), "keep_ratio=0.5,0.25")
     assert code == 1 and "2 processes" in err and len(err.splitlines()) == 1
-    model = {"name": "mini", "device_map": "auto"}
+    model = {"name": "mini", "device_map": "auto", "trust_remote_code": False, "revision": None}
     with pytest.raises(PrunekitError, match="device_map=auto"):
         tasks.load({"model": model})
 

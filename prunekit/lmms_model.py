@@ -19,8 +19,8 @@ from prunekit.models import EMBEDDED, load_model
 
 
 class Processor:
-    """A processor as lmms-eval calls it, with ``images``, ``videos`` and ``audios`` whether there are any or not: what is
-    empty stays away, and ``audios`` goes by transformers' name for it. Floats come in the model's dtype."""
+    """A processor as lmms-eval calls it, with ``images``, ``videos`` and ``audios`` whether there are any or not: what
+    is empty stays away, and ``audios`` goes by transformers' name for it. Floats come in the model's dtype."""
 
     def __init__(self, processor: Any, dtype: torch.dtype) -> None:
         self._processor, self._dtype = processor, dtype

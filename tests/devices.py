@@ -35,12 +35,63 @@ class Placed(torch.Tensor):
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         return run(func, args, kwargs or {})
 
+    # torch's own of these ask for a guard of the device before they dispatch, and there is none.
+
+    def contiguous(self, memory_format: torch.memory_format = torch.contiguous_format):
+        same = self.is_contiguous(memory_format=memory_format)
+        return self if same else self.clone(memory_format=memory_format)
+
+    def tolist(self):
+        return self.inner.tolist()
+
+    def item(self):
+        return self.inner.item()
+
+    def __int__(self):
+        return int(self.inner)
+
+    def __index__(self):
+        return self.inner.__index__()
+
+    def __float__(self):
+        return float(self.inner)
+
+    def __bool__(self):
+        return bool(self.inner)
+
+    def __invert__(self):
+        return torch.bitwise_not(self)
+
+    def __getitem__(self, index):
+        return Placed(self.inner[self._unwrapped(index)], self.device)
+
+    def __setitem__(self, index, value):
+        self.inner[self._unwrapped(index)] = self._unwrapped(value)
+
+    def _unwrapped(self, index):
+        if isinstance(index, tuple):
+            return tuple(self._unwrapped(part) for part in index)
+        if isinstance(index, Placed):
+            if index.device != self.device:
+                raise RuntimeError(f"a tensor on {self.device} indexed by one on {index.device}")
+            return index.inner
+        return index
+
 
 class Machine(TorchDispatchMode):
     """While it is entered, tensors can be made on and moved to the logical devices."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return run(func, args, kwargs or {})
+
+    def __enter__(self):
+        self._before = torch._C._only_lift_cpu_tensors()
+        torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(values, device=...) makes them here, then moves them
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        torch._C._set_only_lift_cpu_tensors(self._before)
+        return super().__exit__(*error)
 
 
 def run(func: Any, args: tuple, kwargs: dict) -> Any:

@@ -185,7 +185,7 @@ class Session:
     ) -> None:
         if state.hidden is None or index in state.views or index in state.scores:
             return  # a second pass over the layer (gradient checkpointing) has nothing new
-        view = state.view(index, state.hidden, self.family.grid)
+        view = state.view(index, state.hidden.to(query.device), self.family.grid)  # of a layer on another device
         view.inputs = attention_inputs(module, query, key, mask, kwargs, foreign_keys(self, index, state))
         self._keep_evidence(state, index, view)
 

@@ -11,7 +11,7 @@ from prunekit.data.example import Example
 
 RESAMPLES = 2000
 LEVEL = 0.95
-WEIGHTS = 4_000_000
+WEIGHTS = 1_000_000
 """Weights of resampled images that are held at a time."""
 
 

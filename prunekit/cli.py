@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -20,7 +23,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from prunekit.errors import UnknownNameError
+from prunekit import ranks
+from prunekit.errors import PrunekitError, UnknownNameError
 from prunekit.presets import methods
 from prunekit.registry import KINDS, registry, source_folder
 from prunekit.store import register_options
@@ -29,6 +33,8 @@ CONF = source_folder("conf")
 ERROR_FILE = "error.txt"
 _failed_jobs: list[str] = []
 _errors: list[Exception] = []
+_folders: list[str] = []
+"""What ``resume=true`` needs to find the latest job again."""
 
 
 class SweepSummary(Callback):
@@ -53,7 +59,10 @@ class SweepSummary(Callback):
 def run(config: DictConfig) -> None:
     """One job. In a sweep an error is written down and the sweep goes on; alone it ends the program."""
     register_options()  # worker processes import this function and nothing else
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    folder = Path(ranks.share(HydraConfig.get().runtime.output_dir))
+    _folders[:] = [f"hydra.run.dir={folder}"]
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        _folders[:] = [f"hydra.sweep.dir={HydraConfig.get().sweep.dir}"]
     try:
         _dispatch(config, folder)
     except Exception as error:  # Hydra would print lines of its own around it
@@ -137,15 +146,27 @@ def check_choices(arguments: list[str]) -> None:
                 raise UnknownNameError(override.key_or_group, choice, known[override.key_or_group])
 
 
+def aside(arguments: list[str]) -> list[str]:
+    """Of several processes that share a run the first prints and leaves Hydra's files; the others' go nowhere."""
+    if ranks.world() > 1 and any(a in ("-m", "--multirun") for a in arguments):
+        raise PrunekitError(f"-m: {ranks.world()} processes share one run; give a sweep's jobs to a launcher instead")
+    if ranks.is_first():
+        return arguments
+    folder = tempfile.mkdtemp(prefix="prunekit-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for good)
+    return [*arguments, f"hydra.run.dir={folder}", "hydra.output_subdir=null"]
+
+
 def main() -> None:
-    """Entry point of ``python -m prunekit``. Exit code 0, or 1 after one line on standard error."""
+    """Entry point of ``python -m prunekit``. Exit code 0; 1 after one line on standard error; 130 if interrupted."""
     # Hydra then hands exceptions over instead of printing several lines, or a traceback, of its own.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     warnings.showwarning = lambda message, *_, **__: print(f"prunekit: warning: {message}", file=sys.stderr)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     try:
-        sys.argv[1:] = tidy(sys.argv[1:])
+        sys.argv[1:] = aside(tidy(sys.argv[1:]))
         check_choices(sys.argv[1:])
         register_options()
         for path in registry.user_files():
@@ -154,12 +175,14 @@ def main() -> None:
         if _errors:
             raise _errors.pop()
     except KeyboardInterrupt:
-        sys.exit(
-            "prunekit: interrupted; finished predictions stand: repeat with resume=true and the same hydra.run.dir"
-        )
+        if ranks.is_first():
+            where = f"; what is done stands, to go on repeat it with: resume=true {' '.join(_folders)}"
+            print(f"prunekit: interrupted{where if _folders else ''}", file=sys.stderr)
+        sys.exit(130)
     except Exception as error:  # the last line of defence: one line, the traceback on request
         if os.environ.get("PRUNEKIT_DEBUG"):
             raise
-        sys.exit(f"prunekit: error: {one_line(error)}{kind_of(error)}")
+        which = "" if ranks.is_first() else f"process {ranks.rank()}: "
+        sys.exit(f"prunekit: error: {which}{one_line(error)}{kind_of(error)}")
     if _failed_jobs:
         sys.exit(1)

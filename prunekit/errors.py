@@ -10,6 +10,10 @@ class PrunekitError(ValueError):
     """Base of every error that prunekit raises on purpose."""
 
 
+class RowError(PrunekitError):
+    """One example cannot be used, the others can; the message names the file and the row."""
+
+
 class UnknownNameError(PrunekitError):
     """A word that nothing is registered under; the message offers the nearest one."""
 

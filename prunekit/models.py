@@ -9,7 +9,11 @@ from typing import Any
 
 import torch
 
+from prunekit import ranks
 from prunekit.errors import PrunekitError, UnknownNameError, check_choice
+from prunekit.model_errors import loading_failed, missing_parts, not_found
+from prunekit.network import offline
+from prunekit.prompts import parse_prompt
 
 EMBEDDED = {"mini": Path(__file__).parent / "assets" / "mini"}
 """Models that ship with the package, by name."""
@@ -24,18 +28,22 @@ class LoadedModel:
     """A model ready to evaluate.
 
     Attributes:
-        fingerprint: changes when weights, config or dtype do; dense results are cached under it.
+        fingerprint: changes when weights, config, dtype or prompt do; dense results are cached under it.
+        prompt: what to ask with in place of the processor's chat template.
     """
 
     model: Any
     processor: Any
     name: str
     fingerprint: str
+    prompt: str | None = None
 
 
 def resolve_device(device: str) -> torch.device:
-    """ "auto" is CUDA where there is one; a device that is missing raises."""
+    """ "auto" is CUDA where there is one, of several processes each its own; a device that is missing raises."""
     if device == "auto":
+        if torch.cuda.is_available() and ranks.world() > 1:
+            return torch.device("cuda", ranks.local_rank() % torch.cuda.device_count())
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
@@ -54,6 +62,14 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return getattr(torch, dtype)
 
 
+def check_attn(attn: str) -> None:
+    """Raise for an attention implementation that transformers does not know (kernels of the hub, "org/name", pass)."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if "/" not in str(attn):
+        check_choice("attn", attn, ("eager", *(n for n in ALL_ATTENTION_FUNCTIONS.valid_keys() if "|" not in n)))
+
+
 def load_model(
     name: str,
     *,
@@ -63,47 +79,57 @@ def load_model(
     device_map: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    prompt: str | None = None,
 ) -> LoadedModel:
     """An embedded model by name ("mini"), a local folder, or a hub id.
 
+    Args:
+        trust_remote_code: run code of the model's repository; never without being told so.
+        prompt: what to ask with in place of the processor's chat template, see ``prunekit.prompts``.
+
     Raises:
-        PrunekitError: if there is no such model, or it is not a vision-language model.
+        PrunekitError: if there is no such model, it is not a vision-language model, or an option does not fit it.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.utils import logging as hf_logging
 
     hf_logging.disable_progress_bar()
     place = resolve_device(device)
+    number, asked = resolve_dtype(dtype, place), parse_prompt(prompt)
+    check_attn(attn)
     source = str(EMBEDDED.get(name, name))
+    if wrong := missing_parts(source):
+        raise PrunekitError(wrong)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    why_offline = "" if Path(source).is_dir() else offline()
+    if why_offline:
+        options["local_files_only"] = True
     try:
         processor = AutoProcessor.from_pretrained(source, **options)
         model = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=resolve_dtype(dtype, place), attn_implementation=attn, device_map=device_map, **options
+            source, dtype=number, attn_implementation=attn, device_map=device_map, **options
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise PrunekitError(_loading_failed(name, error)) from None
+    except Exception as error:  # transformers, accelerate, safetensors and the hub's client all raise their own
+        where = not_found(name, revision, why_offline, list(EMBEDDED))
+        raise PrunekitError(loading_failed(name, error, attn, revision, where)) from error
     if device_map is None:
         model = model.to(place)
+    _make_ready(name, processor)
+    model.eval()
+    fingerprint = _fingerprint(source, model, attn)
+    if asked is not None:
+        fingerprint = hashlib.sha256(f"{fingerprint} {asked}".encode()).hexdigest()[:32]
+    return LoadedModel(model, processor, name, fingerprint, asked)
+
+
+def _make_ready(name: str, processor: Any) -> None:
+    """Padding on the left, as generation needs it; raises for a processor that takes no images."""
+    if getattr(processor, "image_processor", None) is None:
+        raise PrunekitError(f"model '{name}': its processor ({type(processor).__name__}) takes no images")
     tokenizer = getattr(processor, "tokenizer", processor)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model.eval()
-    return LoadedModel(model, processor, name, _fingerprint(source, model, attn))
-
-
-def _loading_failed(name: str, error: Exception) -> str:
-    first = " ".join(str(error).split())
-    if "Unrecognized configuration class" in first or "Unrecognized processing class" in first:
-        return f"model '{name}' is not a vision-language model that transformers can load for image-text-to-text"
-    if isinstance(error, OSError) and not Path(name).exists():
-        embedded = ", ".join(EMBEDDED)
-        return (
-            f"model '{name}' not found: no such folder, not in the local cache, and the hub cannot be reached; "
-            f"set model.name to a local folder, or use an embedded model ({embedded})"
-        )
-    return f"model '{name}' could not be loaded: {type(error).__name__}: {first[:300]}"
 
 
 def _fingerprint(source: str, model: Any, attn: str) -> str:

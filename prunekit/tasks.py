@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunekit.errors import PrunekitError, check_choice
+from prunekit import ranks
+from prunekit.errors import PrunekitError, RowError, check_choice
 from prunekit.presets import preset, with_preset, with_variant
 from prunekit.pruner import Pruner, component_name
 from prunekit.registry import KINDS, registry
@@ -47,15 +49,15 @@ def whole(config: dict[str, Any], key: str, low: int) -> int:
     return value
 
 
-def load_examples(config: dict[str, Any]) -> list[Any]:
-    """The examples that ``data`` names."""
-    from prunekit.data.mini import ALL_SPLITS, load
+def load_examples(config: dict[str, Any]) -> Any:
+    """The examples that ``data`` names: a list, or a ``Source`` that makes them as they are asked for."""
+    from prunekit.data.source import open_source
 
-    data = config["data"]
-    check_choice("data.name", data["name"], ("mini",))
-    check_choice("data.split", data["split"], ALL_SPLITS)
-    limit = None if data["limit"] is None else whole(config, "data.limit", 1)
-    return load(data["split"], limit)
+    data = dict(config["data"])
+    data["limit"] = None if data["limit"] is None else whole(config, "data.limit", 1)
+    if "max_pixels" in data:
+        data["max_pixels"] = whole(config, "data.max_pixels", 1)
+    return open_source(data)
 
 
 @functools.lru_cache(maxsize=1)
@@ -72,13 +74,24 @@ def load(config: dict[str, Any]) -> Any:
         raise PrunekitError(f"model.name must be a hub id or a local folder, not {model['name']!r}")
     if not isinstance(model["device_map"], str | None):
         raise PrunekitError(f"model.device_map must be a word like 'auto', not {model['device_map']!r}")
+    if not isinstance(model["trust_remote_code"], bool):
+        raise PrunekitError(f"model.trust_remote_code must be true or false, not {model['trust_remote_code']!r}")
+    if not isinstance(model["revision"], str | None):
+        raise PrunekitError(f"model.revision must be a branch, tag or commit in quotes, not {model['revision']!r}")
+    if model["device_map"] is not None and ranks.world() > 1:
+        raise PrunekitError(
+            f"model.device_map={model['device_map']} spreads one model over the devices, but {ranks.world()} processes "
+            "have a model each: run it in one process, or leave it out"
+        )
     options = {**model, **{key: config[key] for key in ("device", "dtype", "attn")}}
     return _cached_model(tuple(sorted(options.items())))
 
 
 def data_name(config: dict[str, Any]) -> str:
     """Name of the data and its split, as metrics and caches use it."""
-    return f"{config['data']['name']}/{config['data']['split']}"
+    from prunekit.data.source import source_name
+
+    return source_name(config["data"])
 
 
 def run_eval(config: dict[str, Any], context: Context) -> None:
@@ -105,6 +118,8 @@ def run_eval(config: dict[str, Any], context: Context) -> None:
         resume=bool(config["resume"]),
         **sizes,
     )
+    if not ranks.is_first():
+        return
     draw_kept(found.examples, found.rows, make_family(loaded.model).grid, context.folder / "kept.png")
     print_tables(found.metrics)
     parts = {kind: component_name(component) for kind, component in pruner.components.items()}
@@ -120,20 +135,30 @@ def run_eval(config: dict[str, Any], context: Context) -> None:
     print(f"files: {context.folder} (metrics.json, predictions.jsonl, kept.png)\n{line}")
 
 
-def fit_budget(pruner: Pruner, loaded: Any, examples: list[Any]) -> Pruner:
-    """For a budget: the pruner with its layers chosen for prompts like the first example's; prints what comes out."""
+def fit_budget(pruner: Pruner, loaded: Any, examples: Iterable[Any]) -> Pruner:
+    """For a budget: the pruner with its layers chosen for prompts like the first usable example's; prints what comes
+    out."""
     if pruner.budget is None:
         return pruner
     from prunekit.evaluation.batches import Batcher
     from prunekit.families import make_family
 
     family = make_family(loaded.model)
-    made = Batcher(loaded).inputs(examples[:1])
+    made = _first_inputs(Batcher(loaded), examples)
     visual = int(family.find_visual(made["input_ids"], made).sum())
     fitted = pruner.for_prompt(visual, made["input_ids"].shape[1] - visual)
     if (allotment := fitted.plan(family).allotment) is not None:
         print(allotment.describe())
     return fitted
+
+
+def _first_inputs(batcher: Any, examples: Iterable[Any]) -> dict[str, Any]:
+    for example in examples:
+        try:
+            return batcher.inputs([example])
+        except RowError as error:
+            reason = error
+    raise reason
 
 
 def run_bench(config: dict[str, Any], context: Context) -> None:
@@ -161,7 +186,7 @@ def run_bench(config: dict[str, Any], context: Context) -> None:
         ),
         context.folder,
         load=lambda: load(config),
-        first_example=lambda: load_examples(config)[0],
+        first_example=lambda: next(iter(load_examples(config))),
         device=config["device"],
         dtype=config["dtype"],
         attn=config["attn"],
@@ -177,11 +202,12 @@ def run_families(config: dict[str, Any], context: Context) -> None:
 
 def run_layers(config: dict[str, Any], context: Context) -> None:
     """``task=layers``: a one-shot cut at every layer; accuracy and cost of each, and the layer to choose."""
+    from prunekit.data.source import gather
     from prunekit.evaluation.layers import select_layer
 
     select_layer(
         load(config),
-        load_examples(config),
+        gather(load_examples(config)),
         lambda layer: build_pruner(config, schedule=registry.create("schedule", "one_shot", layer=layer)),
         context.folder,
         data=data_name(config),
@@ -194,6 +220,7 @@ def run_layers(config: dict[str, Any], context: Context) -> None:
 
 def run_methods(config: dict[str, Any], context: Context) -> None:
     """``task=methods``: every method at several keep ratios on the same examples; a table for docs/results.md."""
+    from prunekit.data.source import gather
     from prunekit.evaluation.results import Runs, compare, write_results
     from prunekit.presets import methods
 
@@ -206,7 +233,7 @@ def run_methods(config: dict[str, Any], context: Context) -> None:
         preset(name)  # raises for one that does not exist
     runs = Runs(
         load(config),
-        load_examples(config),
+        gather(load_examples(config)),
         context.folder,
         data=data_name(config),
         batch_size=whole(config, "batch_size", 1),

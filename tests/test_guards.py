@@ -176,7 +176,7 @@ def test_a_cut_before_layer_0_saves():
 
 def test_another_methods_predictions_cannot_be_resumed(monkeypatch, tmp_path, model_folder):  # noqa: F811
     """A new run in an old folder, interrupted before its first prediction: nothing of the old one may pass for it."""
-    from prunekit.evaluation import run as evaluation
+    from prunekit.evaluation.loop import Loop
 
     run_dir = tmp_path / "run"
     assert run_main(monkeypatch, *arguments(model_folder, run_dir, "scorer=random"))[0] == 0
@@ -185,9 +185,9 @@ def test_another_methods_predictions_cannot_be_resumed(monkeypatch, tmp_path, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "_dense_answers", interrupted)
+        patch.setattr(Loop, "run", interrupted)
         code, _, err = run_main(monkeypatch, *arguments(model_folder, run_dir, "scorer=visual"))
-        assert code == 1 and "resume=true" in err
+        assert code == 130 and "resume=true" in err
     assert not (run_dir / "predictions.jsonl").exists() and not (run_dir / "metrics.json").exists()
 
 

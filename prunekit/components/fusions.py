@@ -175,8 +175,9 @@ class RolloutFusion(Fusion):
         queries = scorer.chosen_queries(last)
         rows_BQS = self.residual * last.one_hot(queries) + (1 - self.residual) * last.mean_attention(queries)
         for view in reversed(views[:-1]):
-            rows_BQS = self.residual * rows_BQS + (1 - self.residual) * view.propagate(rows_BQS)
-        return scorer.score_rows(rows_BQS[:, None], last)
+            passed = view.propagate(rows_BQS)  # earlier layers may live on another device
+            rows_BQS = self.residual * rows_BQS.to(passed.device) + (1 - self.residual) * passed
+        return scorer.score_rows(rows_BQS[:, None].to(last.hidden_states.device), last)
 
     def macs(self, works: Sequence[LayerWork], scorer: Scorer) -> float:
         assert isinstance(scorer, RowScorer)

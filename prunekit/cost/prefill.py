@@ -29,24 +29,30 @@ class PrefillCost:
 
 
 def prefill_cost(
-    family: Family, tokens_per_layer: torch.Tensor, prompt_tokens: torch.Tensor, vision_macs: float | None
+    family: Family,
+    tokens_per_layer: torch.Tensor,
+    prompt_tokens: torch.Tensor,
+    vision_macs: float | None,
+    times: torch.Tensor | None = None,
 ) -> PrefillCost:
     """Cost of prefills of ``prompt_tokens`` [samples], whose layers processed ``tokens_per_layer`` [layers, samples].
 
     Args:
         vision_macs: MACs of the vision encoder for all the samples together, None if unknown.
+        times: how often each sample counts [samples]; once by default.
     """
     config = family.text_config
+    times = torch.ones_like(prompt_tokens) if times is None else times
     dense_tokens = prompt_tokens.expand_as(tokens_per_layer)
     dense, pruned = (
-        float(layer_macs(tokens, config.hidden_size, mlp_width(config)).sum())
+        float((layer_macs(tokens, config.hidden_size, mlp_width(config)) * times).sum())
         for tokens in (dense_tokens, tokens_per_layer)
     )
     both = None if vision_macs is None else (pruned + vision_macs) / (dense + vision_macs)
     return PrefillCost(
         flops_ratio=pruned / dense,
         flops_ratio_with_vision=both,
-        kv_ratio=float(tokens_per_layer.sum()) / float(dense_tokens.sum()),
+        kv_ratio=float((tokens_per_layer * times).sum()) / float((dense_tokens * times).sum()),
     )
 
 

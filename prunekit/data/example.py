@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from PIL import Image
 
+from prunekit.data.pictures import Picture
 from prunekit.data.render import render
 from prunekit.data.scene import scene_of
+from prunekit.errors import RowError
 
 
 @dataclass(frozen=True)
 class Example:
     """A question, its accepted answers and where in the image the answer is.
 
-    ``regions`` are pixel boxes (x0, y0, x1, y1) of the image as rendered that hold what must be seen. An answer is
-    right if it equals one of ``answers`` after ``strip().lower()``.
+    ``regions`` are pixel boxes (x0, y0, x1, y1) of the image as rendered that hold what must be seen. What an answer
+    is worth says the data's metric (``prunekit.metrics``); of the embedded data it is right if it equals one of
+    ``answers`` after ``strip().lower()``.
     """
 
     id: str  # "test-00012-3": split, image, question
@@ -24,15 +28,17 @@ class Example:
     task: str
     question: str  # plain text; the chat template is the processor's business
     answers: tuple[str, ...]
-    regions: tuple[tuple[int, int, int, int], ...]
+    regions: tuple[tuple[int, int, int, int], ...] = ()
     choices: tuple[str, ...] = ()
     history: tuple[tuple[str, str], ...] = ()  # earlier questions about the image, with their answers
     others: tuple[str, ...] = ()  # ids of further images shown with it
     place: int = 0  # of image_id among the images shown
+    error: str = ""  # why the row it was read from cannot be used, naming file and row
+    pictures: tuple[Picture, ...] = field(default=(), repr=False, compare=False)  # of data that are not embedded
 
     def image(self) -> Image.Image:
-        """The rendered image; a copy, so that callers may draw on it."""
-        return _image(self.image_id).copy()
+        """The image asked about; a copy, so that callers may draw on it. Raises RowError as ``images`` does."""
+        return self.images()[self.place]
 
     @property
     def image_ids(self) -> tuple[str, ...]:
@@ -40,8 +46,25 @@ class Example:
         return (*self.others[: self.place], self.image_id, *self.others[self.place :])
 
     def images(self) -> list[Image.Image]:
-        """All images shown, in order."""
+        """All images shown, in order.
+
+        Raises:
+            RowError: if the row or one of its images cannot be used, naming file and row.
+        """
+        if self.error:
+            raise RowError(self.error)
+        if self.pictures:
+            return [picture.load() for picture in self.pictures]
         return [_image(image_id).copy() for image_id in self.image_ids]
+
+    def fingerprint(self) -> str:
+        """Digest of all that a model is shown: the images, earlier turns, the question. Raises RowError."""
+        digest = hashlib.sha256(repr((self.question, self.history)).encode())
+        for picture in self.pictures:
+            digest.update(picture.digest().encode())
+        for image in [] if self.pictures else self.images():
+            digest.update(f"{image.size} {image.mode}".encode() + image.tobytes())
+        return digest.hexdigest()[:24]
 
 
 @lru_cache(maxsize=512)

@@ -42,7 +42,10 @@ def view_ahead(
             state.stages.append(state.stage)  # whose keys the layer attends to, while its arguments are made
             arguments = {name: compact(session, index, name, v, state, hidden) for name, v in arguments.items()}
             state.stages.pop()
-        view.inputs = _peek(session, session.family.layers[index], hidden, arguments)
+        inputs = _peek(session, session.family.layers[index], hidden, arguments)
+        if inputs.queries.device != view.hidden_states.device:  # the layer lives on another device than the one before
+            view = state.view(index, view.hidden_states.to(inputs.queries.device), session.family.grid)
+        view.inputs = inputs
     return view
 
 

@@ -190,6 +190,15 @@ def cache_in(arguments: Any) -> Any:
     return next((found for name in CACHE_NAMES if (found := arguments.get(name)) is not None), None)
 
 
+def is_fresh(cache: Any) -> bool:
+    """Whether a prefill starts: there is no cache, or nothing in it. Raises for the paged cache of continuous batching,
+    in which requests of all lengths stand one behind the other, in prefill and in decoding."""
+    if cache is not None and not hasattr(cache, "get_seq_length"):
+        name = type(cache).__name__
+        raise PrunekitError(f"{name} of continuous batching cannot hold pruned keys: use generate() with a batch")
+    return cache is None or cache.get_seq_length() == 0
+
+
 def check_cache(cache: Any) -> None:
     """Raise for a cache whose layers cannot hold a shortened sequence."""
     from transformers import cache_utils

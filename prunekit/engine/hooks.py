@@ -20,7 +20,7 @@ from torch import nn
 
 from prunekit.engine.ahead import Peeked, view_ahead
 from prunekit.engine.arguments import compact, foreign_keys
-from prunekit.engine.cache import PrunedLayerMixin, cache_in, check_cache, is_plain, seal_layers
+from prunekit.engine.cache import PrunedLayerMixin, cache_in, check_cache, is_fresh, is_plain, seal_layers
 from prunekit.engine.checks import nan_scores, raise_nan
 from prunekit.engine.choice import carry_sources, choose, reduce
 from prunekit.engine.decode import corrects_steps, decode_layer
@@ -185,7 +185,7 @@ class Session:
     ) -> None:
         if state.hidden is None or index in state.views or index in state.scores:
             return  # a second pass over the layer (gradient checkpointing) has nothing new
-        view = state.view(index, state.hidden, self.family.grid)
+        view = state.view(index, state.hidden.to(query.device), self.family.grid)  # of a layer on another device
         view.inputs = attention_inputs(module, query, key, mask, kwargs, foreign_keys(self, index, state))
         self._keep_evidence(state, index, view)
 
@@ -223,7 +223,7 @@ class Session:
             given = kwargs.get("inputs_embeds")
             input_ids = noted if given is not None and noted.shape == given.shape[:2] else None
         cache = cache_in(kwargs)
-        fresh = cache is None or cache.get_seq_length() == 0
+        fresh = is_fresh(cache)
         if input_ids is None:
             if fresh:
                 raise PrunekitError("prunekit finds visual tokens by input_ids; inputs_embeds alone do not show them")

@@ -98,8 +98,9 @@ class Prefill:
         return state
 
     def view(self, layer: int, hidden: torch.Tensor, grid: tuple[int, int] | None, site: str = "decoder") -> LayerView:
-        """What a scorer sees of ``layer`` now."""
-        view = LayerView(hidden, layer, self.layout, self.stage, self.kept, self.slots, grid, prefill=self, site=site)
+        """What a scorer sees of ``layer`` now, on the device of that layer."""
+        alive, slots = self.kept.to(hidden.device), self.slots.to(hidden.device)
+        view = LayerView(hidden, layer, self.layout, self.stage, alive, slots, grid, prefill=self, site=site)
         view.notes = self.once
         return view
 

@@ -112,8 +112,8 @@ class View:
         return torch.nn.functional.one_hot(index, self.hidden_states.shape[1]).float() * valid[..., None]
 
     def propagate(self, rows: torch.Tensor) -> torch.Tensor:
-        """rows [B, Q, S] times this layer's head-mean attention matrix, float32 [B, Q, S]."""
-        return self._attention().propagate(rows)
+        """rows [B, Q, S] times this layer's head-mean attention matrix, float32 [B, Q, S], on the layer's device."""
+        return self._attention().propagate(rows.to(self._attention().keys.device))
 
     def once(self, name: str, make: Callable[[], T]) -> T:
         """``make()``, called once for each ``name``: in a prefill, for what does not depend on the layer; in an encoder
@@ -159,14 +159,16 @@ class LayerView(View):
     notes: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def in_stage(self, dense: torch.Tensor) -> torch.Tensor:
-        """A per-token tensor of the dense sequence [B, S_dense] as this layer's sequence [B, S] has it."""
-        return dense if self.stage.index is None else dense.gather(1, self.stage.index)
+        """A per-token tensor of the dense sequence [B, S_dense] as this layer's sequence [B, S] has it, on the layer's
+        device."""
+        found = dense if self.stage.index is None else dense.gather(1, self.stage.index)
+        return found.to(self.hidden_states.device)
 
     @property
     def real(self) -> torch.Tensor:
         """Slots in use, bool [B, S]."""
         real = self.in_stage(self.layout.real)
-        return real if self.stage.valid is None else real & self.stage.valid
+        return real if self.stage.valid is None else real & self.stage.valid.to(real.device)
 
     @property
     def visual_mask(self) -> torch.Tensor:

@@ -16,8 +16,9 @@ import torch
 from prunekit.data.example import Example
 from prunekit.engine.state import Trace
 from prunekit.engine.view import Regions
-from prunekit.errors import PrunekitError
+from prunekit.errors import PrunekitError, RowError
 from prunekit.evaluation.batches import Batcher
+from prunekit.evaluation.faults import BatchLimit, survive
 from prunekit.pruner import Pruner
 
 
@@ -45,23 +46,33 @@ def answer_all(
     examples: Sequence[Example],
     pruner: Pruner | None,
     *,
-    batch_size: int,
+    limit: BatchLimit,
     max_new_tokens: int,
     progress: Callable[[int], Any],
-) -> Iterator[tuple[Example, Answer]]:
-    """Greedy answers, batch by batch in an order of its own; ``progress`` is told how many more are done."""
-    for batch in batcher.batches(examples, batch_size):
-        inputs = batcher.inputs(batch, pruner)
-        lengths = inputs["attention_mask"].sum(1).tolist()
-        block: Any = nullcontext() if pruner is None else pruner(batcher.loaded.model, regions_for(pruner, batch))
-        with torch.inference_mode(), block as trace:
-            tokens = batcher.loaded.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-        texts = batcher.loaded.processor.batch_decode(
-            tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-        )
-        for row, (example, text) in enumerate(zip(batch, texts, strict=True)):
-            yield example, _answer(text.strip(), int(lengths[row]), trace, row)
-        progress(len(batch))
+) -> Iterator[tuple[Example, Answer | RowError]]:
+    """Greedy answers, batch by batch in an order of its own; ``progress`` is told how many more are done.
+
+    An example that cannot be used has its error for an answer; a batch too large for memory lowers the ``limit``.
+    """
+
+    def answer(batch: Sequence[Example]) -> list[Answer]:
+        return _answer_batch(batcher, batch, pruner, max_new_tokens)
+
+    for example, found in survive(batcher.batches(examples, limit.size), answer, limit):
+        progress(1)
+        yield example, found
+
+
+def _answer_batch(
+    batcher: Batcher, batch: Sequence[Example], pruner: Pruner | None, max_new_tokens: int
+) -> list[Answer]:
+    inputs = batcher.inputs(batch, pruner)
+    lengths = inputs["attention_mask"].sum(1).tolist()
+    block: Any = nullcontext() if pruner is None else pruner(batcher.loaded.model, regions_for(pruner, batch))
+    with torch.inference_mode(), block as trace:
+        tokens = batcher.loaded.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    texts = batcher.loaded.processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [_answer(text.strip(), int(lengths[row]), trace, row) for row, text in enumerate(texts)]
 
 
 def regions_for(pruner: Pruner, examples: Sequence[Example]) -> Regions | None:
@@ -101,7 +112,7 @@ class DenseCache:
     """Dense answers of one model, by example: a file of JSON lines named after the content of what produced them."""
 
     def __init__(self, fingerprint: str, max_new_tokens: int) -> None:
-        key = hashlib.sha256(f"2 {fingerprint} {max_new_tokens}".encode()).hexdigest()[:24]
+        key = hashlib.sha256(f"3 {fingerprint} {max_new_tokens}".encode()).hexdigest()[:24]
         self.path = cache_folder() / "dense" / f"{key}.jsonl"
         self._answers: dict[str, str] = {}
         with suppress(OSError):
@@ -110,20 +121,13 @@ class DenseCache:
                     example, answer = json.loads(line)
                     self._answers[example] = answer
 
-    @staticmethod
-    def key(example: Example) -> str:
-        """What the answer depends on beside the model: the very pixels and the question."""
-        image = example.image()
-        digest = hashlib.sha256(f"{example.question} {image.size} {image.mode}".encode() + image.tobytes())
-        return digest.hexdigest()[:24]
-
     def get(self, example: Example) -> str | None:
-        """The kept answer, None if there is none."""
-        return self._answers.get(self.key(example))
+        """The kept answer, None if there is none. Raises RowError for an example that cannot be used."""
+        return self._answers.get(example.fingerprint())
 
     def add(self, example: Example, answer: str) -> None:
         """Keep an answer at once; a folder that cannot be written is no error."""
         with suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a") as file:
-                file.write(json.dumps([self.key(example), answer]) + "\n")
+                file.write(json.dumps([example.fingerprint(), answer]) + "\n")

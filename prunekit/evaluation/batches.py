@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from prunekit.data.example import Example
-from prunekit.errors import PrunekitError
+from prunekit.errors import RowError
 from prunekit.models import LoadedModel
+from prunekit.prompts import prompt_for, special_tokens
 from prunekit.pruner import Pruner
 
 CACHED_BYTES = 2**30
@@ -47,17 +48,8 @@ class Batcher:
         self.shares_features = known and "mm_encoder_outputs" in names
 
     def prompt(self, example: Example) -> str:
-        """The example's question in the model's chat template: its images, earlier turns, the question."""
-        turns: list[dict[str, Any]] = []
-        for question, answer in example.history:
-            turns.append({"role": "user", "content": [{"type": "text", "text": question}]})
-            turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        turns.append({"role": "user", "content": [{"type": "text", "text": example.question}]})
-        turns[0]["content"] = [{"type": "image"} for _ in example.image_ids] + turns[0]["content"]
-        try:
-            return self.loaded.processor.apply_chat_template(turns, add_generation_prompt=True)
-        except ValueError as error:
-            raise PrunekitError(f"model '{self.loaded.name}': {str(error).splitlines()[0]}") from None
+        """The example's question in the model's chat template, or as ``model.prompt`` has it."""
+        return prompt_for(self.loaded, example)
 
     def batches(self, examples: Sequence[Example], size: int) -> Iterator[list[Example]]:
         """Examples in groups of ``size``, those of like length together, so that little is padded."""
@@ -70,16 +62,25 @@ class Batcher:
 
     def inputs(self, examples: Sequence[Example], pruner: Pruner | None = None) -> dict[str, Any]:
         """Padded model inputs on the model's device, for a run under ``pruner``: one that looks into the vision encoder
-        needs the pixels."""
+        needs the pixels. Raises RowError if an example cannot be used."""
         model = self.loaded.model
-        images = [e.images() for e in examples]
-        encoded = self.loaded.processor(
-            images=images, text=[self.prompt(e) for e in examples], padding=True, return_tensors="pt"
-        )
-        made = dict(encoded.to(model.device, dtype=model.dtype))
+        made = dict(self._encoded(examples).to(model.device, dtype=model.dtype))
         if self.shares(pruner) and "pixel_values" in made and _one_an_example(made, len(examples)):
             self._share(made, examples)
         return made
+
+    def _encoded(self, examples: Sequence[Example]) -> Any:
+        images, prompts = [e.images() for e in examples], [self.prompt(e) for e in examples]
+        options = special_tokens(self.loaded.processor, prompts)
+        try:
+            return self.loaded.processor(images=images, text=prompts, padding=True, return_tensors="pt", **options)
+        except ValueError as error:  # a picture too narrow for its patches, say
+            reason = " ".join(str(error).split())[:200]
+            raise RowError(f"example '{examples[0].id}': the model's processor rejects it: {reason}") from None
+
+    def forget(self) -> None:
+        """Let go of all image features: what comes next shows other images."""
+        self._features.clear()
 
     def shares(self, pruner: Pruner | None) -> bool:
         """Whether images are encoded once, outside the model's forward pass."""

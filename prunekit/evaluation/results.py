@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from prunekit import ranks
 from prunekit.data.example import Example
 from prunekit.errors import PrunekitError
 from prunekit.evaluation.batches import Batcher
-from prunekit.evaluation.run import Evaluation, evaluate, finished, holds, sign, write_json
+from prunekit.evaluation.run import Evaluation, evaluate, finished, holds, metric_of, sign, write_json
 from prunekit.evaluation.statistics import accuracies, intervals
 from prunekit.models import LoadedModel
 from prunekit.presets import method, preset
@@ -44,7 +45,7 @@ class Runs:
         """One evaluation in its own folder. With ``resume`` a finished one of the same content is read again, a begun
         one is gone on with, and one of another content (other weights, say) is made anew."""
         folder = self.folder / place
-        signature = sign(self.loaded, pruner, self.data, self.max_new_tokens)
+        signature = sign(self.loaded, pruner, self.data, self.max_new_tokens, metric_of(self.examples))
         if self.resume and (done := finished(folder, signature, self.examples)) is not None:
             return done
         return evaluate(
@@ -144,6 +145,8 @@ def write_results(results: dict[str, Any], folder: Path, file: str | None) -> No
     """``results.json`` and ``results.md`` in the run folder; the same table between the markers of ``file``."""
     from prunekit.evaluation.markdown import render
 
+    if not ranks.is_first():
+        return
     text = render(results)
     write_json(folder / "results.json", results)
     (folder / "results.md").write_text(text)

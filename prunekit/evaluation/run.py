@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import length_hint
 from pathlib import Path
 from typing import Any
 
-import torch
-from tqdm import tqdm
-
-from prunekit.cost import prefill_cost, vision_macs
+from prunekit import metrics, ranks
+from prunekit.cost import vision_macs
 from prunekit.data.example import Example
 from prunekit.errors import PrunekitError
-from prunekit.evaluation.answers import Answer, DenseCache, answer_all, regions_for
+from prunekit.evaluation import rows
+from prunekit.evaluation.answers import regions_for
 from prunekit.evaluation.batches import Batcher
-from prunekit.evaluation.statistics import accuracies, intervals, is_correct
+from prunekit.evaluation.faults import BatchLimit
+from prunekit.evaluation.loop import Loop
 from prunekit.evaluation.timing import prefill_ratio
-from prunekit.evaluation.vision_cost import with_encoder_saving
+from prunekit.evaluation.totals import Totals
+from prunekit.evaluation.windows import Walk, digest
 from prunekit.families import Family, make_family
 from prunekit.models import LoadedModel
 from prunekit.pruner import Pruner, component_name
 
 SCHEMA = 1
-OUTPUTS = ("predictions.jsonl", "metrics.json", "kept.png")
+OUTPUTS = ("metrics.json", "kept.png")
 SIGNATURE = "run.json"
 """What a run was of: a run of another configuration must not be resumed into it."""
 
@@ -33,7 +36,8 @@ TIMED_BATCH = 8
 
 @dataclass
 class Evaluation:
-    """What a run found: ``metrics`` as metrics.json holds them, ``rows`` as predictions.jsonl does, by example."""
+    """What a run found: ``metrics`` as metrics.json holds them, ``rows`` as predictions.jsonl does, by example; of a
+    stream those of its first window. Examples that could not be used are not among them."""
 
     metrics: dict[str, Any]
     rows: list[dict[str, Any]]
@@ -42,7 +46,7 @@ class Evaluation:
 
 def evaluate(
     loaded: LoadedModel,
-    examples: Sequence[Example],
+    examples: Iterable[Example],
     pruner: Pruner,
     folder: Path,
     *,
@@ -52,142 +56,162 @@ def evaluate(
     max_new_tokens: int = 8,
     resume: bool = False,
     batcher: Batcher | None = None,
+    metric: str | None = None,
+    window: int | None = None,
 ) -> Evaluation:
     """Evaluate ``pruner`` against the dense model and write ``metrics.json`` and ``predictions.jsonl`` to ``folder``.
 
     Dense answers are kept by content and not computed twice. With ``resume`` the predictions already in the folder
-    stand, if they are of the same method. Runs that share a ``batcher`` encode each image once.
+    stand, if they are of the same method. Runs that share a ``batcher`` encode each image once. Under ``accelerate
+    launch`` or ``torchrun`` the processes share the examples, the first one writes, and all return the same.
+
+    Args:
+        examples: a list, or a stream, of which a ``window`` is held at a time.
+        metric: what a prediction is worth (``prunekit.metrics``); that of the data by default, else "exact".
+
+    Raises:
+        PrunekitError: for data without a usable example, a model that cannot be pruned so, and a folder to resume that
+            is of another configuration.
     """
-    if not examples:
-        raise PrunekitError(f"data '{data}': no examples")
+    ranks.join()
     handle = pruner.apply(loaded.model)  # what the model cannot do is said before any work is done
     handle.remove()
-    regions_for(pruner, examples)  # and so is what the data does not know
-    layers, family = handle.plan.cut_layers, make_family(loaded.model)
-    batcher = batcher or Batcher(loaded)
-    vision = _vision_macs(batcher, family, examples)
-    options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
-    signature = sign(loaded, pruner, data, max_new_tokens)
-    folder.mkdir(parents=True, exist_ok=True)
-    done = _resumed(folder, signature) if resume else {}
-    for name in OUTPUTS if not resume else ():  # of an earlier run: they must not pass for this one's
-        (folder / name).unlink(missing_ok=True)
-    write_json(folder / SIGNATURE, signature)
-    dense = _dense_answers(batcher, examples, options)
-    rows = _pruned_rows(batcher, examples, pruner, dense, folder, done, options)
-    ordered = [rows[e.id] for e in examples]
-    metrics = {
-        "schema": SCHEMA,
-        "method": _method(pruner, layers),
-        "model": loaded.name,
-        "data": data,
-        "seed": seed,
-        "examples": len(examples),
-        **_accuracy(examples, ordered),
-        **_cost(family, ordered, vision),
-        "prefill_ratio": _prefill_ratio(batcher, examples, pruner),
-        "prefill_ratio_includes_vision": not batcher.shares(pruner),
-    }
-    write_json(folder / "metrics.json", metrics)
-    return Evaluation(metrics, ordered, list(examples))
+    total, metric = length_hint(examples, -1), metric or metric_of(examples)
+    examples, batcher = _some(examples, data), batcher or Batcher(loaded)
+    done = _prepare(folder, sign(loaded, pruner, data, max_new_tokens, metric), resume)
+    limits = {side: BatchLimit(batch_size) for side in ("dense", "pruned")}
+    walk = Walk(examples, batch_size, window)
+    loop = Loop(batcher, pruner, folder, metrics.metric(metric).score, max_new_tokens, limits, done)
+    loop.run(walk, None if total < 0 else total, data)
+    rows.gather(folder, walk.places)
+    totals = Totals(make_family(loaded.model))
+    shown = {example.id: example for example in (examples if walk.whole else loop.head)}
+    held = list(_count(folder, totals, walk, shown))
+    found: dict[str, Any] = {}
+    if ranks.is_first():
+        head = {"schema": SCHEMA, "method": _method(pruner, handle.plan.cut_layers), "model": loaded.name, "data": data}
+        corpus = metrics.corpus_metrics(metric, _answers(folder, walk))
+        found = {**head, "seed": seed, "metric": metric, **_measured(loop, totals), **corpus}
+    found = ranks.share(found)
+    write_json(folder / "metrics.json", found)
+    return Evaluation(found, held, [shown[row["id"]] for row in held])
 
 
-def sign(loaded: LoadedModel, pruner: Pruner, data: str, max_new_tokens: int) -> dict[str, Any]:
+def metric_of(examples: Iterable[Example]) -> str:
+    """The metric that data name; "exact" where they do not."""
+    return getattr(examples, "metric", "exact")
+
+
+def sign(loaded: LoadedModel, pruner: Pruner, data: str, max_new_tokens: int, metric: str = "exact") -> dict[str, Any]:
     """What a run is of, as ``run.json`` holds it."""
-    return {**pruner.describe(), "model": loaded.fingerprint, "data": data, "max_new_tokens": max_new_tokens}
+    rest = {} if metric == "exact" else {"metric": metric}
+    return {**pruner.describe(), "model": loaded.fingerprint, "data": data, "max_new_tokens": max_new_tokens, **rest}
 
 
 def holds(folder: Path, signature: dict[str, Any]) -> bool:
     """Whether ``folder`` has a run of this signature, finished or not."""
-    signed = folder / SIGNATURE
-    return signed.exists() and json.loads(signed.read_text()) == json.loads(json.dumps(signature))
+    return _signed(folder) == json.loads(json.dumps(signature))
 
 
 def finished(folder: Path, signature: dict[str, Any], examples: Sequence[Example]) -> Evaluation | None:
     """The run in ``folder`` if it is whole, of this ``signature`` and of just these examples; else None."""
     if not holds(folder, signature) or not (folder / "metrics.json").exists():
         return None
-    rows = _resumed(folder, signature)
+    found = {row["id"]: row for row in rows.read(folder)}
     metrics = json.loads((folder / "metrics.json").read_text())
-    if metrics["examples"] != len(examples) or any(e.id not in rows for e in examples):
+    counted = metrics["examples"] + metrics.get("errors", 0)
+    if counted != len(examples) or any(e.id not in found for e in examples):
         return None
-    return Evaluation(metrics, [rows[e.id] for e in examples], list(examples))
+    usable = [e for e in examples if not found[e.id].get("error")]
+    return Evaluation(metrics, [found[e.id] for e in usable], usable)
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write whole or not at all."""
+    """Write whole or not at all; of several processes the first one does."""
+    if not ranks.is_first():
+        return
     part = path.with_suffix(path.suffix + ".part")
     part.write_text(json.dumps(data, indent=1) + "\n")
     part.replace(path)
 
 
-def _dense_answers(batcher: Batcher, examples: Sequence[Example], options: dict[str, int]) -> dict[str, str]:
-    cache = DenseCache(batcher.loaded.fingerprint, options["max_new_tokens"])
-    found = {e.id: text for e in examples if (text := cache.get(e)) is not None}
-    missing = [e for e in examples if e.id not in found]
-    if missing:
-        with tqdm(total=len(missing), desc="dense ", unit="ex", dynamic_ncols=True) as bar:
-            for example, answer in answer_all(batcher, missing, None, progress=bar.update, **options):
-                cache.add(example, answer.text)
-                found[example.id] = answer.text
-    return found
+def _some(examples: Iterable[Example], data: str) -> Iterable[Example]:
+    """The same examples, of which there is one at least."""
+    if isinstance(examples, Sequence):
+        first, same = next(iter(examples), None), examples
+    else:
+        rest = iter(examples)
+        first = next(rest, None)
+        same = itertools.chain([first], rest)  # type: ignore[assignment,list-item]
+    if first is None:
+        raise PrunekitError(f"data '{data}': no examples")
+    return same
 
 
-def _pruned_rows(
-    batcher: Batcher,
-    examples: Sequence[Example],
-    pruner: Pruner,
-    dense: dict[str, str],
-    folder: Path,
-    rows: dict[str, dict[str, Any]],
-    options: dict[str, int],
-) -> dict[str, dict[str, Any]]:
-    """``rows`` of predictions.jsonl by id, completed; each is written as soon as its batch is done."""
-    path = folder / "predictions.jsonl"
-    part = path.with_suffix(".part")
-    part.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
-    part.replace(path)
-    todo = [e for e in examples if e.id not in rows]
-    with path.open("a") as file, tqdm(total=len(todo), desc="pruned", unit="ex", dynamic_ncols=True) as bar:
-        for example, answer in answer_all(batcher, todo, pruner, progress=bar.update, **options):
-            rows[example.id] = _row(example, answer, dense[example.id])
-            file.write(json.dumps(rows[example.id]) + "\n")
-            file.flush()
-    return rows
+def _prepare(folder: Path, signature: dict[str, Any], resume: bool) -> set[int]:
+    """Make the folder ready: ids that are done in it. By the first process; all learn what comes of it."""
+    problem, resume = None, ranks.share(resume)
+    if ranks.is_first():
+        folder.mkdir(parents=True, exist_ok=True)
+        signed = _signed(folder) if resume else None
+        if signed is None:
+            rows.clear(folder)
+        elif (changed := _differences(signed, json.loads(json.dumps(signature)))) and any(rows.read(folder)):
+            problem = f"resume: '{folder}' holds a run of another configuration: {changed}"
+        else:
+            rows.mend(folder)
+    if problem := ranks.share(problem):
+        raise PrunekitError(problem)
+    if ranks.is_first():
+        for name in OUTPUTS:  # of an earlier run: they must not pass for this one's
+            (folder / name).unlink(missing_ok=True)
+        write_json(folder / SIGNATURE, signature)
+    return rows.finished_ids(folder) if resume else set()
 
 
-def _resumed(folder: Path, signature: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Finished rows of an interrupted run; a half-written last line is dropped, another configuration is an error."""
-    path = folder / "predictions.jsonl"
-    if not path.exists() or not (folder / SIGNATURE).exists():
-        return {}
-    if not holds(folder, signature):
-        raise PrunekitError(f"resume: '{folder}' holds a run of another configuration")
-    rows = {}
-    for line in path.read_text().splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        rows[row["id"]] = row
-    return rows
+def _signed(folder: Path) -> dict[str, Any] | None:
+    """The signature in a folder, None without one."""
+    path = folder / SIGNATURE
+    return json.loads(path.read_text()) if path.exists() else None
 
 
-def _row(example: Example, answer: Answer, dense: str) -> dict[str, Any]:
+def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """Where two signatures differ, in words; empty if nowhere."""
+    keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+    if keys == ["model"]:
+        return "another model, or other weights or dtype of it"
+    return ", ".join(f"{key}={there.get(key)} there, {here.get(key)} here" for key in keys if key != "model")
+
+
+def _of(walk: Walk, folder: Path) -> Iterator[dict[str, Any]]:
+    """The rows of this data; a folder may hold others, of a run with more examples."""
+    return (row for row in rows.read(folder) if digest(row["id"]) in walk.places)
+
+
+def _answers(folder: Path, walk: Walk) -> Iterator[dict[str, Any]]:
+    """What corpus metrics read of the rows, without the long lists in them."""
+    for row in _of(walk, folder):
+        yield {key: value for key, value in row.items() if key not in ("kept", "tokens_per_layer", "vision_tokens")}
+
+
+def _count(folder: Path, totals: Totals, walk: Walk, shown: dict[str, Example]) -> Iterator[dict[str, Any]]:
+    """Count the rows of this data; those of the examples ``shown``, without errors."""
+    for row in _of(walk, folder):
+        totals.add(row)
+        if row["id"] in shown and not row.get("error"):
+            yield row
+
+
+def _measured(loop: Loop, totals: Totals) -> dict[str, Any]:
+    """What a finished loop comes to."""
+    limit = min(limit.size for limit in loop.limits.values())
     return {
-        "id": example.id,
-        "image_id": example.image_id,
-        "task": example.task,
-        "question": example.question,
-        "answers": list(example.answers),
-        "prediction": answer.text,
-        "dense_prediction": dense,
-        "correct": is_correct(example, answer.text),
-        "dense_correct": is_correct(example, dense),
-        "kept": answer.kept,
-        "prompt_tokens": answer.prompt_tokens,
-        "tokens_per_layer": answer.tokens,
-        **({} if answer.vision is None else {"vision_tokens": answer.vision}),
+        "examples": len(totals.asked),
+        "errors": totals.errors,
+        **totals.accuracy(),
+        **totals.cost(_vision_macs(loop.batcher, totals.family, loop.head[0])),
+        "prefill_ratio": _prefill_ratio(loop.batcher, loop.head, loop.pruner, limit),
+        "prefill_ratio_includes_vision": not loop.batcher.shares(loop.pruner),
     }
 
 
@@ -197,46 +221,17 @@ def _method(pruner: Pruner, layers: Sequence[int]) -> dict[str, Any]:
     return {"name": pruner.name, **names, "positions": pruner.positions, **budget, "layers": list(layers)}
 
 
-def _accuracy(examples: Sequence[Example], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    pruned = [float(row["correct"]) for row in rows]
-    dense = [float(row["dense_correct"]) for row in rows]
-    change = [p - d for p, d in zip(pruned, dense, strict=True)]
-    return {
-        "accuracy": accuracies(examples, pruned),
-        "accuracy_ci": intervals(examples, pruned),
-        "dense_accuracy": accuracies(examples, dense),
-        "dense_accuracy_ci": intervals(examples, dense),
-        "change": accuracies(examples, change),
-        "change_ci": intervals(examples, change),
-        "examples_per_task": {t: sum(e.task == t for e in examples) for t in sorted({e.task for e in examples})},
-    }
-
-
-def _vision_macs(batcher: Batcher, family: Family, examples: Sequence[Example]) -> float | None:
+def _vision_macs(batcher: Batcher, family: Family, example: Example) -> float | None:
     """MACs of the vision encoder for one image. Those of a data set differ in size with some families only; there the
     first stands for all."""
     image_processor = getattr(batcher.loaded.processor, "image_processor", None)
     if image_processor is None:
         return None
-    return vision_macs(family, image_processor(images=[examples[0].image()], return_tensors="pt"))
+    return vision_macs(family, image_processor(images=[example.image()], return_tensors="pt"))
 
 
-def _cost(family: Family, rows: Sequence[dict[str, Any]], vision: float | None) -> dict[str, Any]:
-    tokens = torch.tensor([row["tokens_per_layer"] for row in rows]).T
-    prompt = torch.tensor([row["prompt_tokens"] for row in rows])
-    encoders = None if vision is None else vision * len(rows)
-    cost = prefill_cost(family, tokens, prompt, encoders)
-    return {
-        "tokens_per_layer": tokens.double().mean(1).tolist(),
-        "flops_formula": "gated",
-        "flops_ratio": cost.flops_ratio,
-        "flops_ratio_with_vision": with_encoder_saving(cost, family, list(rows), encoders),
-        "kv_ratio": cost.kv_ratio,
-    }
-
-
-def _prefill_ratio(batcher: Batcher, examples: Sequence[Example], pruner: Pruner) -> float:
+def _prefill_ratio(batcher: Batcher, examples: Sequence[Example], pruner: Pruner, limit: int) -> float:
     # The shortest prompts: there are enough of one length, so that nothing of the batch is padding.
-    batch = next(batcher.batches(examples, TIMED_BATCH))
+    batch = next(batcher.batches(examples, min(TIMED_BATCH, limit)))
     inputs = batcher.inputs(batch, pruner)
     return prefill_ratio(batcher.loaded.model, pruner, inputs, regions=regions_for(pruner, batch))

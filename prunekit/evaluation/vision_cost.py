@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from prunekit.cost import PrefillCost, layer_macs
@@ -24,18 +22,15 @@ def encoder_saving(family: Family, tokens: list[int]) -> float:
     return float(macs[0] - macs[1])
 
 
-def with_encoder_saving(
-    cost: PrefillCost, family: Family, rows: list[dict[str, Any]], vision_macs: float | None
-) -> float | None:
-    """``flops_ratio_with_vision`` less what was saved inside the encoder, for rows with ``vision_tokens``.
+def with_encoder_saving(cost: PrefillCost, saved: float | None, vision_macs: float | None) -> float | None:
+    """``flops_ratio_with_vision`` less what was saved inside the encoders, None if nothing was watched there.
 
     Args:
         vision_macs: of the whole encoders of all rows, which both sides of the cost hold.
     """
-    watched = [row["vision_tokens"] for row in rows if row.get("vision_tokens")]
     both, alone = cost.flops_ratio_with_vision, cost.flops_ratio
-    if both is None or vision_macs is None or both == alone or not watched:
+    if both is None or vision_macs is None or both == alone or saved is None:
         return both
     # (P + V) / (D + V) = both and P / D = alone give the dense cost D + V.
     dense = vision_macs * (1 - alone) / (both - alone)
-    return both - sum(encoder_saving(family, tokens) for tokens in watched) / dense
+    return both - saved / dense

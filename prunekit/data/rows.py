@@ -1,0 +1,167 @@
+"""From a row to an example: each value is checked, and what does not fit is said of that row alone."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunekit.data.example import Example
+from prunekit.data.pictures import MAX_PIXELS, Picture
+from prunekit.errors import PrunekitError, RowError, check_choice
+from prunekit.metrics.choice import LETTERS
+
+FIELDS = ("id", "group", "image", "question", "answers", "choices", "task", "history", "context")
+"""What a row may say: ``group`` marks rows that a metric looks at together, ``context`` stands in the prompt."""
+
+PLACEHOLDERS = ("question", "options", "context")
+CHOICE_PROMPT = "{context}{question}\n{options}\nAnswer with the option's letter from the given choices directly."
+PLAIN_PROMPT = "{context}{question}"
+
+
+def parse_prompt(prompt: Any) -> str | None:
+    """A prompt's text, its placeholders checked; ``\\n`` as typed on a command line is a line break."""
+    if prompt is None:
+        return None
+    if not isinstance(prompt, str):
+        raise PrunekitError(f"data.prompt must be a text, not {prompt!r}")
+    for name in re.findall(r"\{(\w*)\}", prompt):
+        check_choice("placeholder of data.prompt", name, PLACEHOLDERS)
+    if "{question}" not in prompt:
+        raise PrunekitError(f"data.prompt has no {{question}}: '{prompt}'")
+    return prompt.replace("\\n", "\n")
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """Makes examples of rows whose entries are ``FIELDS``.
+
+    Attributes:
+        task: of rows that name none.
+        prompt: text with ``{question}``, ``{options}`` (lettered, one a line) and ``{context}``; None: the question,
+            and for a row with choices the options and the wish for a letter.
+        folder: where relative paths of images start.
+    """
+
+    task: str
+    prompt: str | None = None
+    folder: Path = Path()
+    max_pixels: int = MAX_PIXELS
+
+    def example(self, where: str, number: int, row: Mapping[str, Any] | str) -> Example:
+        """The example of row ``number``; one that cannot be used has its ``error`` set."""
+        try:
+            if isinstance(row, str):
+                raise RowError(row)
+            return self._example(where, number, row)
+        except RowError as error:
+            return Example(f"row {number}", f"row {number}", self.task, "", (), error=f"{where}: {error}")
+
+    def _example(self, where: str, number: int, row: Mapping[str, Any]) -> Example:
+        pictures = self._pictures(where, row.get("image"))
+        choices = () if row.get("choices") is None else texts("choices", row["choices"])
+        answers = _answers(row.get("answers"), choices)
+        first, *others = (picture.name for picture in pictures)
+        return Example(
+            id=_identity(row, number),
+            image_id=first,
+            task=self.task if row.get("task") is None else text("task", row["task"]),
+            question=self._ask(row, choices),
+            answers=answers,
+            choices=choices,
+            history=_history(row.get("history")),
+            others=tuple(others),
+            pictures=tuple(pictures),
+        )
+
+    def _ask(self, row: Mapping[str, Any], choices: tuple[str, ...]) -> str:
+        options = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
+        context = "" if row.get("context") is None else text("context", row["context"], empty=True)
+        parts = {"question": text("question", row.get("question")), "options": options, "context": context}
+        prompt = self.prompt or (CHOICE_PROMPT if choices else PLAIN_PROMPT)
+        return re.sub(r"\{(\w+)\}", lambda found: parts[found[1]], prompt)
+
+    def _pictures(self, where: str, value: Any) -> list[Picture]:
+        values = value if isinstance(value, list) else [value]
+        if not values or None in values:
+            raise RowError("no image")
+        return [Picture(self._source(entry), where, self.max_pixels) for entry in values]
+
+    def _source(self, value: Any) -> bytes | Path:
+        """Encoded bytes, or a file: of a path, of bytes, or of what the datasets library keeps, both."""
+        if isinstance(value, Mapping):
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, bytes | bytearray):
+            return bytes(value)
+        if isinstance(value, str) and value:
+            return self.folder / value
+        raise RowError(f"image must be a path or encoded bytes, not {shorten(value)}")
+
+
+def text(name: str, value: Any, empty: bool = False) -> str:
+    """A text, not an empty one unless that is allowed."""
+    if not isinstance(value, str):
+        raise RowError(f"{name} must be a text, not {shorten(value)}")
+    if not value.strip() and not empty:
+        raise RowError(f"{name} is empty")
+    return value
+
+
+def texts(name: str, value: Any) -> tuple[str, ...]:
+    """A list of texts with at least one in it."""
+    if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+        raise RowError(f"{name} must be a list of texts, not {shorten(value)}")
+    if not value:
+        raise RowError(f"{name} is an empty list")
+    return tuple(value)
+
+
+def shorten(value: Any) -> str:
+    """A value as errors show it."""
+    shown = "nothing" if value is None else repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+
+
+def _answers(value: Any, choices: tuple[str, ...]) -> tuple[str, ...]:
+    """Accepted answers; with choices the letter of the one that is meant, by letter, by text, or by number from 0."""
+    if not choices:
+        return texts("answers", [value] if isinstance(value, str) else value)
+    given = value[0] if isinstance(value, list) and len(value) == 1 else value
+    known = LETTERS[: len(choices)]
+    if isinstance(given, int) and not isinstance(given, bool) and 0 <= given < len(choices):
+        return (known[given],)
+    if isinstance(given, str) and given in choices:
+        return (known[choices.index(given)],)
+    if isinstance(given, str) and len(given.strip()) == 1 and given.strip().upper() in known:
+        return (given.strip().upper(),)
+    raise RowError(
+        f"answers must be one of the {len(choices)} choices (letter, text or number from 0), not {shorten(value)}"
+    )
+
+
+def _history(value: Any) -> tuple[tuple[str, str], ...]:
+    """Earlier turns: pairs, or mappings with "question" and "answer"."""
+    turns = []
+    for turn in [] if value is None else value if isinstance(value, list) else [value]:
+        pair = [turn.get("question"), turn.get("answer")] if isinstance(turn, Mapping) else turn
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
+            raise RowError(f"history must be a list of [question, answer], not {shorten(value)}")
+        turns.append((pair[0], pair[1]))
+    return tuple(turns)
+
+
+def _identity(row: Mapping[str, Any], number: int) -> str:
+    """The row's id; behind its group's name where it has one; its number where it has neither."""
+    own = row.get("id")
+    own = str(number) if own is None else own
+    if isinstance(own, bool) or not isinstance(own, str | int):
+        raise RowError(f"id must be a text or a whole number, not {shorten(own)}")
+    return str(own) if row.get("group") is None else f"{row['group']}#{own}"
+
+
+def id_hash(name: str) -> int:
+    """Eight bytes that stand for an id when millions are remembered."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())

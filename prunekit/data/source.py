@@ -1,0 +1,194 @@
+"""``data=``: from its options to examples, read one after another and never all held."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from prunekit.data.benchmarks import BENCHMARKS, Benchmark
+from prunekit.data.example import Example
+from prunekit.data.hub import open_hub
+from prunekit.data.mini import ALL_SPLITS, load
+from prunekit.data.rows import RowReader, id_hash, parse_prompt
+from prunekit.data.tables import Row, Table, open_jsonl, open_parquet
+from prunekit.errors import PrunekitError, RowError, check_choice
+from prunekit.metrics import metric
+
+FILES = ("jsonl", "parquet", "hf")
+NAMES = ("mini", *FILES, *BENCHMARKS)
+COLUMNS = ("id", "image", "question", "answers", "choices", "task", "history", "context")
+NEEDED = ("image", "question", "answers")
+ALIASES = {"image": "images", "answers": "answer"}
+"""What a column of another number may be called."""
+
+
+class Examples(list[Example]):
+    """Examples that are all there, with the name of their ``metric``."""
+
+    def __init__(self, examples: Iterable[Example], metric: str = "exact") -> None:
+        super().__init__(examples)
+        self.metric = metric
+
+
+@dataclass
+class Source:
+    """Examples that are made as they are asked for; each pass reads the rows anew.
+
+    A row that cannot be used comes as an example with its ``error`` set. ``len`` is not known in general;
+    ``operator.length_hint`` says what is.
+
+    Attributes:
+        name: of the data and its split, as metrics name them.
+        metric: a name of ``prunekit.metrics.METRICS``.
+        fields: from a row to what ``RowReader`` reads, None for a row that does not count.
+        limit: the most examples that come.
+        unique: whether rows bring ids of their own, which then must differ.
+    """
+
+    name: str
+    metric: str
+    table: Table
+    reader: RowReader
+    fields: Callable[[Row], dict[str, Any] | None]
+    limit: int | None = None
+    unique: bool = False
+
+    def __iter__(self) -> Iterator[Example]:
+        seen: set[int] = set()
+        count = 0
+        for number, (where, row) in enumerate(self.table.rows(), 1):
+            if self.limit is not None and count >= self.limit:
+                return
+            found = self._fields(row)
+            if found is None:
+                continue
+            count += 1
+            example = self.reader.example(where, number, found)
+            if self.unique and not example.error:
+                example = _once(example, seen, where, number)
+            yield example
+        if not count:
+            raise PrunekitError(f"{self.table.name}: no rows")
+
+    def __length_hint__(self) -> int:
+        """How many examples there are at most; NotImplemented if nobody knows."""
+        known = [n for n in (self.limit, self.table.size) if n is not None]
+        return min(known) if self.table.size is not None else NotImplemented
+
+    def _fields(self, row: Row | str) -> dict[str, Any] | str | None:
+        """A row's fields, or why it has none."""
+        if isinstance(row, str):
+            return row
+        try:
+            return self.fields(row)
+        except KeyError as error:
+            return f"no '{error.args[0]}'"
+        except RowError as error:
+            return str(error)
+
+
+def _once(example: Example, seen: set[int], where: str, number: int) -> Example:
+    """The example, or an error if an earlier one has its id: predictions are kept by id."""
+    if (key := id_hash(example.id)) in seen:
+        return replace(example, id=f"row {number}", error=f"{where}: id '{example.id}' is taken by an earlier row")
+    seen.add(key)
+    return example
+
+
+def open_source(data: Mapping[str, Any]) -> Source | Examples:
+    """What the options of ``conf/data/NAME.yaml`` name.
+
+    Raises:
+        PrunekitError: for options that do not fit, a file that is not there or lacks a column, an empty split.
+    """
+    name = data["name"]
+    check_choice("data.name", name, NAMES)
+    if name == "mini":
+        check_choice("data.split", data["split"], ALL_SPLITS)
+        return Examples(load(data["split"], data["limit"]))
+    metric(data["metric"])
+    prompt = parse_prompt(data["prompt"])
+    known = BENCHMARKS.get(name)
+    table = _table(data, known.columns if known else None)
+    reader = RowReader(name if known else "all", prompt, _folder(data, table), data["max_pixels"])
+    made = Source(source_name(data), data["metric"], table, reader, dict, data["limit"])
+    return _of_benchmark(made, known, data) if known else _of_columns(made, data["columns"] or {})
+
+
+def gather(source: Source | Examples) -> Examples:
+    """All usable examples of a source at once, for what compares them with one another.
+
+    Raises:
+        PrunekitError: if none is; it says what is wrong with the first.
+    """
+    if isinstance(source, Examples):
+        return source
+    found = list(source)
+    usable = [example for example in found if not example.error]
+    if not usable:
+        raise PrunekitError(f"data '{source.name}': no usable row; {found[0].error}")
+    return Examples(usable, source.metric)
+
+
+def source_name(data: Mapping[str, Any]) -> str:
+    """The data and its split: "mini/test", "gqa/testdev", "jsonl/questions.jsonl"."""
+    if data["name"] == "mini" or data["name"] in BENCHMARKS:
+        return f"{data['name']}/{data['split']}"
+    return "/".join(str(data[key]) for key in ("name", "path", "config", "split") if data.get(key))
+
+
+def _table(data: Mapping[str, Any], columns: tuple[str, ...] | None) -> Table:
+    """The rows: of a file by its ending, else of a data set."""
+    path = data["path"]
+    if not isinstance(path, str) or not path:
+        raise PrunekitError(f"data.path must name a file, a folder or a data set of the hub, not {path!r}")
+    if data["name"] == "jsonl" or path.endswith(".jsonl"):
+        return open_jsonl(path)
+    if data["name"] == "parquet" or path.endswith(".parquet"):
+        return open_parquet(path, columns)
+    return open_hub(path, data["config"], data["split"], data["revision"], data["streaming"])
+
+
+def _folder(data: Mapping[str, Any], table: Table) -> Path:
+    return table.folder if data.get("images") is None else Path(data["images"])
+
+
+def _of_benchmark(made: Source, known: Benchmark, data: Mapping[str, Any]) -> Source:
+    """The source with the benchmark's own fields, and images of another table where they stand there."""
+    made.table.need(known.needs)
+    join = known.join
+    if join is None or "image" in made.table.columns:
+        return replace(made, fields=known.fields)
+    options = (data["split"], data["revision"], data["streaming"])
+    images = open_hub(data["path"], data["images_config"], *options)
+    images.need((join.id, join.image))
+
+    @functools.cache  # at the first row; a benchmark asks many questions about few images
+    def by_id() -> dict[Any, Any]:
+        return {r[join.id]: r[join.image] for _, r in images.rows() if not isinstance(r, str)}
+
+    def joined(row: Row) -> dict[str, Any] | None:
+        return known.fields({**row, "image": by_id().get(row[join.key])})
+
+    return replace(made, fields=joined)
+
+
+def _of_columns(made: Source, columns: Mapping[str, Any]) -> Source:
+    """The source with its columns under the names that ``data.columns`` gives them."""
+    names: dict[str, str] = {}
+    for entry in COLUMNS:
+        given = columns.get(entry)
+        alias = ALIASES.get(entry, entry)
+        names[entry] = given or (alias if entry not in made.table.columns and alias in made.table.columns else entry)
+    made.table.need([names[e] for e in COLUMNS if e in NEEDED or columns.get(e)])
+
+    def fields(row: Row) -> dict[str, Any]:
+        missing = [names[entry] for entry in NEEDED if names[entry] not in row]
+        if missing:
+            raise RowError(f"no '{missing[0]}'")
+        return {entry: row[name] for entry, name in names.items() if name in row}
+
+    return replace(made, fields=fields, unique=names["id"] in made.table.columns)

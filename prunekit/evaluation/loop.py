@@ -1,0 +1,150 @@
+"""The loop of an evaluation: window by window, dense answers (or those kept from before), then pruned ones, as rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from prunekit import ranks
+from prunekit.data.example import Example
+from prunekit.errors import PrunekitError, RowError
+from prunekit.evaluation import rows
+from prunekit.evaluation.answers import Answer, DenseCache, answer_all, regions_for
+from prunekit.evaluation.batches import Batcher
+from prunekit.evaluation.faults import BatchLimit
+from prunekit.evaluation.windows import Walk, digest
+from prunekit.pruner import Pruner
+
+Score = Callable[[str, Example], float]
+"""What a prediction is worth, in [0, 1]."""
+
+
+@dataclass
+class Loop:
+    """One pass of this process over its share of the data.
+
+    Attributes:
+        done: ids whose rows stand, by ``digest``.
+        limits: how many examples go through the dense and the pruned model at a time.
+        head: usable examples of the first window, for what is measured once.
+    """
+
+    batcher: Batcher
+    pruner: Pruner
+    folder: Path
+    score: Score
+    max_new_tokens: int
+    limits: dict[str, BatchLimit]
+    done: set[int] = field(default_factory=set)
+    head: list[Example] = field(default_factory=list)
+
+    def run(self, walk: Walk, total: int | None, data: str) -> None:
+        """Append a row for every example of the walk that has none."""
+        cache = DenseCache(self.batcher.loaded.fingerprint, self.max_new_tokens)
+        with ExitStack() as stack:
+            self._file = stack.enter_context(rows.own_file(self.folder).open("ab"))
+            self._bars = {side: stack.enter_context(_bar(side, total)) for side in self.limits}
+            for number, window in enumerate(walk.windows()):
+                todo = [e for e in window if digest(e.id) not in self.done]
+                for bar in self._bars.values():
+                    bar.update(len(window) - len(todo))
+                faults = self._window(todo, cache)
+                if not number:
+                    self.head = [e for e in window if e.id not in faults]
+                    if not self.head:
+                        first = next(iter(faults.values()))
+                        raise PrunekitError(
+                            f"data '{data}': none of the first {len(window)} examples can be used: {first}"
+                        )
+                if not walk.whole:
+                    self.batcher.forget()
+
+    def _window(self, examples: Sequence[Example], cache: DenseCache) -> dict[str, RowError]:
+        """Rows of a window; the examples among them that cannot be used, with the reason."""
+        faults = {e.id: RowError(e.error) for e in examples if e.error}
+        usable = [e for e in examples if not e.error]
+        self._bars["dense"].update(len(faults))
+        for example in usable if self.pruner.scorer.uses_regions else ():
+            with suppress(RowError):  # what the data does not know is said before any work is done
+                regions_for(self.pruner, [example])
+        dense = self._dense(usable, cache, faults)
+        for example, found in self._answers("pruned", [e for e in usable if e.id in dense]):
+            if isinstance(found, RowError):
+                faults[example.id] = found
+            else:
+                rows.append(self._file, self._row(example, found, dense[example.id]))
+        for example in examples:
+            if example.id in faults:
+                rows.append(self._file, {**_asked(example), "error": str(faults[example.id])})
+        self._bars["pruned"].update(len(examples) - len(dense))
+        return faults
+
+    def _dense(self, examples: Sequence[Example], cache: DenseCache, faults: dict[str, RowError]) -> dict[str, str]:
+        """Dense answers by id: kept ones, and the others made now."""
+        found: dict[str, str] = {}
+        missing = []
+        for example in examples:
+            try:
+                text = cache.get(example)
+            except RowError as error:
+                faults[example.id] = error
+                continue
+            if text is None:
+                missing.append(example)
+            else:
+                found[example.id] = text
+        self._bars["dense"].update(len(examples) - len(missing))
+        for example, answer in self._answers("dense", missing):
+            if isinstance(answer, RowError):
+                faults[example.id] = answer
+            else:
+                cache.add(example, answer.text)
+                found[example.id] = answer.text
+        return found
+
+    def _answers(self, side: str, examples: Sequence[Example]) -> Any:
+        return answer_all(
+            self.batcher,
+            examples,
+            self.pruner if side == "pruned" else None,
+            limit=self.limits[side],
+            max_new_tokens=self.max_new_tokens,
+            progress=self._bars[side].update,
+        )
+
+    def _row(self, example: Example, answer: Answer, dense: str) -> dict[str, Any]:
+        return {
+            **_asked(example),
+            "prediction": answer.text,
+            "dense_prediction": dense,
+            "correct": _plain(self.score(answer.text, example)),
+            "dense_correct": _plain(self.score(dense, example)),
+            "kept": answer.kept,
+            "prompt_tokens": answer.prompt_tokens,
+            "tokens_per_layer": answer.tokens,
+            **({} if answer.vision is None else {"vision_tokens": answer.vision}),
+        }
+
+
+def _asked(example: Example) -> dict[str, Any]:
+    return {
+        "id": example.id,
+        "image_id": example.image_id,
+        "task": example.task,
+        "question": example.question,
+        "answers": list(example.answers),
+    }
+
+
+def _plain(value: float) -> float | bool:
+    """Right or wrong as such, what lies between as it is."""
+    return bool(value) if value in (0, 1) else value
+
+
+def _bar(side: str, total: int | None) -> tqdm:
+    return tqdm(total=total, desc=f"{side:6}", unit="ex", dynamic_ncols=True, disable=not ranks.is_first())

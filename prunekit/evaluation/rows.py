@@ -1,0 +1,143 @@
+"""``predictions.jsonl``: appended to as answers come, mended after a kill, put into the data's order at the end.
+
+Under several processes each appends to a part of its own, ``predictions.rank0003.jsonl``, and the first joins them.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from prunekit import ranks
+from prunekit.evaluation.windows import digest
+
+FILE = "predictions.jsonl"
+PARTS = "predictions.rank*.jsonl"
+
+NEEDED = ("id", "correct", "dense_correct", "kept", "prompt_tokens", "tokens_per_layer")
+"""What a finished row holds; one without is done again, and so is one with an error: it may be mended by now."""
+
+Row = dict[str, Any]
+
+
+def own_file(folder: Path) -> Path:
+    """Where this process appends its rows."""
+    return folder / (FILE if ranks.world() == 1 else f"predictions.rank{ranks.rank():04d}.jsonl")
+
+
+def clear(folder: Path) -> None:
+    """Remove the rows of an earlier run."""
+    for path in _files(folder):
+        path.unlink()
+
+
+def append(file: BinaryIO, row: Row) -> None:
+    """One line, out of this process's hands when the call returns: a kill loses at most the line being written."""
+    file.write(json.dumps(row).encode() + b"\n")
+    file.flush()
+
+
+def mend(folder: Path) -> None:
+    """Join what an interrupted run left, in one file of whole, finished rows, each once. By the first process alone."""
+    broken = 0
+    seen: set[int] = set()
+    with _replacing(folder) as out:
+        for line, row in _lines(folder):
+            if row is None:
+                broken += 1
+            elif digest(row["id"]) not in seen and is_finished(row):
+                seen.add(digest(row["id"]))
+                out.write(line + b"\n")
+    if broken:
+        warnings.warn(f"resume: dropped {broken} broken line{'s' * (broken > 1)} of {folder / FILE}", stacklevel=3)
+
+
+def is_finished(row: Row) -> bool:
+    """Whether a row needs no second try."""
+    return not row.get("error") and all(name in row for name in NEEDED)
+
+
+def finished_ids(folder: Path) -> set[int]:
+    """``digest`` of the ids that are done, of a folder that is mended."""
+    return {digest(row["id"]) for _, row in _lines(folder) if row is not None}
+
+
+def gather(folder: Path, places: Mapping[int, int]) -> None:
+    """When all processes are done: the first joins their rows in the order of the data, each once; those of other data
+    (of a run with more examples, say) stand behind them.
+
+    Args:
+        places: the place of each example by ``digest`` of its id.
+    """
+    ranks.wait()
+    if ranks.is_first():
+        _join(folder, places)
+    ranks.wait()
+
+
+def _join(folder: Path, places: Mapping[int, int]) -> None:
+    files = _files(folder)
+    with ExitStack() as stack:
+        handles = [stack.enter_context(path.open("rb")) for path in files]
+        spots = _spots(handles, places)
+        out = stack.enter_context(_replacing(folder))
+        for place in sorted(spots):
+            number, start, length = spots[place]
+            handles[number].seek(start)
+            out.write(handles[number].read(length).rstrip(b"\n") + b"\n")
+
+
+def _spots(handles: Sequence[BinaryIO], places: Mapping[int, int]) -> dict[int, tuple[int, int, int]]:
+    """Where the row of each place stands: number of the file, first byte, length."""
+    spots: dict[int, tuple[int, int, int]] = {}
+    behind = len(places)
+    for number, handle in enumerate(handles):
+        start = 0
+        for line in handle:
+            if (row := _parse(line)) is not None:
+                place = places.get(digest(row["id"]))
+                behind += place is None
+                spots.setdefault(behind if place is None else place, (number, start, len(line)))
+            start += len(line)
+    return spots
+
+
+def read(folder: Path) -> Iterator[Row]:
+    """The rows of a folder, one at a time; broken lines are passed over."""
+    return (row for _, row in _lines(folder) if row is not None)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in (folder / FILE, *sorted(folder.glob(PARTS))) if path.exists()]
+
+
+def _lines(folder: Path) -> Iterator[tuple[bytes, Row | None]]:
+    """Lines of all files of rows, and what they hold: None for one that a kill cut short."""
+    for path in _files(folder):
+        with path.open("rb") as file:
+            for line in file:
+                if line.strip():
+                    yield line.rstrip(b"\n"), _parse(line)
+
+
+def _parse(line: bytes) -> Row | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("id"), str) else None
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[BinaryIO]:
+    """A new ``predictions.jsonl``, which takes the place of all files of rows once it is whole."""
+    part = folder / f"{FILE}.part"
+    with part.open("wb") as out:
+        yield out
+    part.replace(folder / FILE)
+    for path in folder.glob(PARTS):
+        path.unlink()

@@ -1,0 +1,82 @@
+"""prunekit as a model of lmms-eval: ``--model prunekit --model_args pretrained=...,method=fastv,keep_ratio=0.5``.
+
+lmms-eval finds ``manifest`` by the entry point ``lmms_eval.models`` and imports ``prunekit.lmms_model`` when asked for;
+nothing else in prunekit knows lmms-eval. Here is what needs none of it: which of the ``model_args`` make the pruner.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from prunekit.errors import PrunekitError, UnknownNameError
+from prunekit.presets import ENTRIES, check_preset, method, preset, with_variant
+from prunekit.pruner import DEFAULTS, Pruner
+from prunekit.registry import KINDS
+from prunekit.saving import build
+
+OWN = ("method", "variant", "pruner", *ENTRIES)
+"""``model_args`` that describe the pruner; ``schedule.layer=3`` sets an option of a component."""
+
+
+def manifest() -> Any:
+    """What lmms-eval registers."""
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    return ModelManifest(model_id="prunekit", chat_class_path="prunekit.lmms_model.Prunekit")
+
+
+def split(arguments: dict[str, Any], others: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The pruner's arguments, and those of the model, which must be among ``others``."""
+    known = tuple(name for name in others if name not in ("self", "kwargs"))
+    own, rest = {}, {}
+    for key, value in arguments.items():
+        if key.partition(".")[0] in OWN:
+            own[key] = _plain(value)
+        elif key in known:
+            rest[key] = value
+        else:
+            raise UnknownNameError("model_args:", key, (*OWN, *known))
+    return own, rest
+
+
+def pruner_of(arguments: dict[str, Any]) -> Pruner:
+    """The pruner that ``model_args`` describe: ``pruner=FOLDER`` (as saved), a ``method``, or components by name.
+
+    Raises:
+        PrunekitError: for unknown names, and for ``pruner`` beside anything else.
+    """
+    given = dict(arguments)
+    if (folder := given.pop("pruner", None)) is not None:
+        if given:
+            raise PrunekitError(f"pruner={folder} excludes {', '.join(given)}")
+        return Pruner.load(folder)
+    name, variant = given.pop("method", None), given.pop("variant", None)
+    parts = _parts(given, preset(name) if name else {})
+    entries = {key: value for key, value in given.items() if "." not in key and key not in KINDS} | parts
+    if name:
+        return method(name, variant=variant, **entries)
+    return build(with_variant(check_preset(entries), variant), "model_args")
+
+
+def _parts(given: dict[str, Any], base: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Components named, or with options set, each with its ``name``; options alone amend those of ``base``."""
+    parts = {kind: {"name": given[kind]} for kind in KINDS if kind in given}
+    for key, value in given.items():
+        kind, dot, field = key.partition(".")
+        if dot and kind not in KINDS:
+            raise UnknownNameError("model_args:", key, KINDS)
+        if dot:
+            parts.setdefault(kind, dict(base.get(kind) or {"name": DEFAULTS[kind]}))[field] = value
+    return parts
+
+
+def _plain(value: Any) -> Any:
+    """Lists come as text: "[2,4]"."""
+    if isinstance(value, str) and value.startswith("["):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value

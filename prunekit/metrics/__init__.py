@@ -1,0 +1,85 @@
+"""What an answer is worth: the benchmarks' own metrics by name, one number in [0, 1] an example.
+
+What a benchmark computes over all its examples (POPE's F1, MME's sums) comes from the rows of predictions.jsonl.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prunekit.data.example import Example
+from prunekit.errors import check_choice
+from prunekit.metrics.choice import choice, yes_no
+from prunekit.metrics.corpus import circular, f1_by_task, group_accuracy, mme_scores
+from prunekit.metrics.text import anls, by_row, exact, exact_text, relaxed, token_f1
+from prunekit.metrics.vqa import vqa
+
+Rows = list[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric.
+
+    Attributes:
+        score: what a prediction is worth for an example.
+        corpus: further numbers over all rows, each as ``_side`` makes it.
+        doc: one line.
+    """
+
+    score: Callable[[str, Example], float]
+    doc: str
+    corpus: Callable[[Rows], dict[str, float]] | None = None
+
+
+METRICS: dict[str, Metric] = {
+    "exact": Metric(exact, "equal to an accepted answer after strip and lower case"),
+    "exact_text": Metric(exact_text, "the same, without punctuation and doubled spaces"),
+    "vqa": Metric(vqa, "VQA soft accuracy: leave-one-out mean of min(1, agreeing annotators / 3), normalised answers"),
+    "token_f1": Metric(token_f1, "F1 of the words that prediction and answer share, the best answer counts"),
+    "anls": Metric(anls, "average normalised Levenshtein similarity, nothing below 0.5"),
+    "relaxed": Metric(relaxed, "numbers within 5 % of the answer, text equal but for case"),
+    "choice": Metric(choice, "the letter chosen, by rules"),
+    "yes_no": Metric(yes_no, "yes or no, by the first sentence"),
+    "auto": Metric(by_row, "choice for a row with choices, exact_text for others"),
+    "pope": Metric(yes_no, "yes_no; over all: F1, precision, recall and the share of yes, per split", f1_by_task),
+    "mme": Metric(yes_no, "yes_no; over all: acc and acc+ per category, sums of perception and cognition", mme_scores),
+    "mmbench": Metric(choice, "choice; over all: a question counts if right in all rotations", circular),
+    "seed": Metric(choice, "choice; over all: per question type", group_accuracy),
+}
+
+
+def metric(name: str) -> Metric:
+    """A metric by name; an unknown one raises with the nearest."""
+    check_choice("metric", name, METRICS)
+    return METRICS[name]
+
+
+def corpus_metrics(name: str, rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """``extra`` and ``dense_extra`` of metrics.json: the metric's numbers over all rows that are not errors.
+
+    Args:
+        rows: as predictions.jsonl holds them; empty for a metric without such numbers.
+    """
+    corpus = metric(name).corpus
+    if corpus is None:
+        return {}
+    usable = [row for row in rows if not row.get("error")]
+    return {f"{side}extra": corpus([_side(row, side) for row in usable]) for side in ("", "dense_")}
+
+
+def _side(row: Mapping[str, Any], side: str) -> dict[str, Any]:
+    """What a corpus metric reads of a row, pruned ("") or dense."""
+    return {
+        "group": row["id"].partition("#")[0],  # rows that belong together share what stands before the "#"
+        "id": row["id"],
+        "task": row["task"],
+        "answers": row["answers"],
+        "prediction": row[f"{side}prediction"],
+        "correct": float(row[f"{side}correct"]),
+    }
+
+
+__all__ = ["METRICS", "Metric", "corpus_metrics", "metric"]

@@ -25,10 +25,6 @@ pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
 ROOT = Path(__file__).resolve().parent.parent
-OPTIONS = {
-    "config": None, "split": None, "revision": None, "streaming": True, "images": None, "limit": None,
-    "max_pixels": 10_000, "metric": "auto", "prompt": None, "columns": None,
-}  # fmt: skip
 
 
 def png(color: str = "red", size: tuple[int, int] = (8, 6)) -> bytes:
@@ -44,7 +40,7 @@ def jsonl(folder: Path, *rows: object, name: str = "q.jsonl") -> Path:
 
 
 def opened(path: Path, name: str = "jsonl", **options):
-    return open_source({**OPTIONS, "name": name, "path": str(path), **options})
+    return open_source({"max_pixels": 10_000, "name": name, "path": str(path), **options})
 
 
 GOOD = {"image": "a.png", "question": "what is it?", "answers": ["a dog", "dog"]}
@@ -250,6 +246,19 @@ def test_the_same_question_about_the_same_pixels_has_the_same_fingerprint(folder
     assert one.fingerprint() != before
 
 
+def test_what_is_asked_has_a_digest(folder):
+    path = jsonl(folder, GOOD)
+    first = opened(path).digest
+    assert first == opened(path, limit=1).digest and first != opened(path, prompt="{question} Short.").digest
+    with pytest.raises(ValueError, match=r"option of data 'jsonl': 'promt'\. Did you mean 'prompt'"):
+        opened(path, promt="x")
+
+
+def test_ids_may_come_in_any_row(folder):
+    found = list(opened(jsonl(folder, GOOD, {**GOOD, "id": "1"}, {**GOOD, "id": "1"})))
+    assert [bool(e.error) for e in found] == [False, True, True] and len({e.id for e in found}) == 3
+
+
 def test_mini_is_a_list_with_its_metric():
     found = open_source({"name": "mini", "split": "test", "limit": 5})
     assert isinstance(found, Examples) and len(found) == 5 and found.metric == "exact"
@@ -271,9 +280,7 @@ def test_memory_stays_flat_over_200_000_rows(tmp_path):
                 images = [b"%08d" % i + b"x" * 2000 for i in range(start, start + group)]
                 columns = dict(zip(names, (images, ["what is it?"] * group, ["a"] * group)))
                 file.write_table(pa.table(columns, schema=pa.schema(types.items())))
-        options = dict(name="parquet", path=path, metric="auto", prompt=None, images=None, limit=None, max_pixels=9,
-                       columns=None)
-        for count, example in enumerate(open_source(options), 1):
+        for count, example in enumerate(open_source({"name": "parquet", "path": path}), 1):
             assert example.pictures[0].source.startswith(b"%08d" % (count - 1)) and not example.error
             if count in (20_000, rows):
                 print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

@@ -270,7 +270,7 @@ def test_numbers_over_all_rows_of_a_run(monkeypatch, tmp_path, model_folder):
     splits = ("random", "popular", "adversarial")
     rows = [{**row, "category": split, "answer": answer} for split in splits for answer in ("yes", "no")]
     path = parquet(tmp_path / "pope.parquet", *rows)
-    code, _, err = run_main(
+    code, out, err = run_main(
         monkeypatch, "model=hf", f"model.name={model_folder}", "data=pope", f"data.path={path}", "device=cpu",
         "data.max_new_tokens=1", "logger.mode=disabled", f"hydra.run.dir={tmp_path / 'run'}",
     )  # fmt: skip
@@ -280,3 +280,5 @@ def test_numbers_over_all_rows_of_a_run(monkeypatch, tmp_path, model_folder):
     assert set(metrics["accuracy"]) == {"mean", *splits}
     for side in ("extra", "dense_extra"):
         assert {"f1", *(f"f1/{split}" for split in splits)} <= metrics[side].keys()
+    (line,) = [line for line in out.splitlines() if " f1 " in line]
+    assert f"{metrics['extra']['f1']:.4g}" in line and "f1/random" not in out

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from test_cli import model_folder as model_folder  # a fixture
@@ -282,3 +283,21 @@ def test_numbers_over_all_rows_of_a_run(monkeypatch, tmp_path, model_folder):
         assert {"f1", *(f"f1/{split}" for split in splits)} <= metrics[side].keys()
     (line,) = [line for line in out.splitlines() if " f1 " in line]
     assert f"{metrics['extra']['f1']:.4g}" in line and "f1/random" not in out
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_page_says_what_the_preset_does(name):
+    page = (Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md").read_text()
+    (line,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |") and line.count("|") == 6]
+    options = preset(name)
+    source = "the same" if name == "textvqa_ocr" else options["path"]
+    split = "" if name == "textvqa_ocr" else f", {options['split']}"
+    assert source in line and split in line and f"`{options['metric']}`" in line
+    assert options["config"] is None or f"({options['config']})" in line
+
+
+def test_the_page_lists_every_model():
+    page = (Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md").read_text()
+    for path in (cli.CONF / "model").glob("*.yaml"):
+        name = yaml.safe_load(path.read_text())["name"]
+        assert f"`{path.stem}`" in page and (name == "???" or name in page), path

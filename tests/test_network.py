@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
 import time
 
 import pytest
@@ -45,8 +44,7 @@ def test_data_of_a_hub_that_nobody_answers_for(hub, tmp_path, monkeypatch):
 
 
 def test_a_hub_that_answers(hub):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        threading.Thread(target=server.accept, daemon=True).start()
+    with socket.create_server(("127.0.0.1", 0), backlog=1) as server:
         hub(f"http://127.0.0.1:{server.getsockname()[1]}")
         assert network.offline() == ""
 

@@ -76,9 +76,9 @@ def evaluate(
     ranks.join()
     handle = pruner.apply(loaded.model)  # what the model cannot do is said before any work is done
     handle.remove()
-    total, metric = length_hint(examples, -1), metric or metric_of(examples)
+    total, metric, asked = length_hint(examples, -1), metric or metric_of(examples), getattr(examples, "digest", "")
     examples, batcher = _some(examples, data), batcher or Batcher(loaded)
-    done = _prepare(folder, sign(loaded, pruner, data, max_new_tokens, metric), resume)
+    done = _prepare(folder, sign(loaded, pruner, data, max_new_tokens, metric, asked), resume)
     limits = {side: BatchLimit(batch_size) for side in ("dense", "pruned")}
     walk = Walk(examples, batch_size, window)
     loop = Loop(batcher, pruner, folder, metrics.metric(metric).score, max_new_tokens, limits, done)
@@ -102,9 +102,11 @@ def metric_of(examples: Iterable[Example]) -> str:
     return getattr(examples, "metric", "exact")
 
 
-def sign(loaded: LoadedModel, pruner: Pruner, data: str, max_new_tokens: int, metric: str = "exact") -> dict[str, Any]:
-    """What a run is of, as ``run.json`` holds it."""
-    rest = {} if metric == "exact" else {"metric": metric}
+def sign(
+    loaded: LoadedModel, pruner: Pruner, data: str, max_new_tokens: int, metric: str = "exact", asked: str = ""
+) -> dict[str, Any]:
+    """What a run is of, as ``run.json`` holds it; ``asked`` is the digest of how the data's rows become questions."""
+    rest = {name: value for name, value in {"metric": metric, "asked": asked}.items() if value not in ("exact", "")}
     return {**pruner.describe(), "model": loaded.fingerprint, "data": data, "max_new_tokens": max_new_tokens, **rest}
 
 

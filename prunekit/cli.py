@@ -6,8 +6,10 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -20,64 +22,98 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from prunekit.errors import UnknownNameError
+from prunekit.errors import PrunekitError, UnknownNameError
+from prunekit.jobs import ERROR, failure, outcomes, reporting, unwritable
 from prunekit.presets import methods
 from prunekit.registry import KINDS, registry, source_folder
 from prunekit.store import register_options
 
+if TYPE_CHECKING:
+    from prunekit.evaluation.results import Settings
+
 CONF = source_folder("conf")
-ERROR_FILE = "error.txt"
 _failed_jobs: list[str] = []
 _errors: list[Exception] = []
 
 
 class SweepSummary(Callback):
-    """After a sweep: which jobs failed. They left a file, so that this holds for launchers with processes as well."""
+    """After a sweep: which jobs failed, and the table of a sweep over rows. Jobs leave files, so that this holds for
+    launchers with processes as well."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         self.start = time.time()
+        try:
+            settings = table_settings(config)
+            if settings.file is not None and (reason := unwritable(Path(settings.file))):
+                raise PrunekitError(f"table.file={settings.file} cannot be written: {reason}")
+        except PrunekitError as error:  # of an exception Hydra would make a warning, and go on
+            sys.exit(f"prunekit: error: {error}")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
-        # A folder that was swept before holds older jobs too; their configuration was not written just now.
-        written = [p for p in folder.rglob(".hydra/hydra.yaml") if p.stat().st_mtime >= self.start - 1]
-        jobs = {str(p.parent.parent.relative_to(folder)): p.parent.parent for p in written}
-        failed = {name: job for name, job in jobs.items() if (job / ERROR_FILE).exists()}
-        print(f"{len(jobs) - len(failed)} of {len(jobs)} jobs finished: {folder}")
+        if config.rows:
+            errors = {str(o.folder.relative_to(folder)): o.error for o in outcomes(folder)}
+        else:  # a folder that was swept before holds older jobs too; their configuration was not written just now
+            written = [p for p in folder.rglob(".hydra/hydra.yaml") if p.stat().st_mtime >= self.start - 1]
+            jobs = [p.parent.parent for p in written]
+            errors = {str(job.relative_to(folder)): failure(job) for job in jobs}
+        failed = {name: error for name, error in errors.items() if error is not None}
+        print(f"{len(errors) - len(failed)} of {len(errors)} jobs finished: {folder}")
         for name in sorted(failed, key=lambda name: (len(name), name)):
             _failed_jobs.append(name)
-            print(f"failed: job {name}: {(failed[name] / ERROR_FILE).read_text().strip()}", file=sys.stderr)
+            print(f"failed: job {name}: {failed[name]}", file=sys.stderr)
+        if config.rows and config.table.name is not None:
+            _write_table(config, folder)
+
+
+def _write_table(config: DictConfig, folder: Path) -> None:
+    """The table of a sweep over rows; what is wrong with it becomes the program's error, as callbacks may not raise."""
+    from prunekit.evaluation.results import write_results
+
+    try:
+        print(f"files: {', '.join(write_results(folder, table_settings(config)))}")
+    except Exception as error:
+        _errors.append(error)
+
+
+def table_settings(config: DictConfig) -> Settings:
+    """``table`` of the configuration, checked."""
+    from prunekit.evaluation.results import Settings
+
+    return Settings.of(OmegaConf.to_container(config.table, resolve=True))  # type: ignore[arg-type]
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def run(config: DictConfig) -> None:
-    """One job. In a sweep an error is written down and the sweep goes on; alone it ends the program."""
+def run(config: DictConfig) -> float | None:
+    """One job; what it returns a sweeper may optimise. In a sweep an error is written down and the sweep goes on; alone
+    it ends the program."""
     register_options()  # worker processes import this function and nothing else
     folder = Path(HydraConfig.get().runtime.output_dir)
+    sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
+    words = " ".join(HydraConfig.get().overrides.task)
     try:
-        _dispatch(config, folder)
+        with reporting(folder, words) if sweeping else nullcontext():
+            return _dispatch(config, folder)
     except Exception as error:  # Hydra would print lines of its own around it
         if os.environ.get("PRUNEKIT_DEBUG"):
             raise
-        if HydraConfig.get().mode != RunMode.MULTIRUN:
+        if not sweeping:
             _errors.append(error)
-            return
-        line = f"{' '.join(HydraConfig.get().overrides.task)}: {one_line(error)}{kind_of(error)}"
-        (folder / ERROR_FILE).write_text(line + "\n")
+            return None
+        line = f"{words}: {one_line(error)}{kind_of(error)}"
+        (folder / ERROR).write_text(line + "\n")
         print(f"failed: {line}", file=sys.stderr)
-    else:
-        (folder / ERROR_FILE).unlink(missing_ok=True)
+        return None
 
 
-def _dispatch(config: DictConfig, folder: Path) -> None:
+def _dispatch(config: DictConfig, folder: Path) -> float | None:
     from prunekit import tasks
 
-    table = {
+    table: dict[str, Callable[[dict[str, Any], tasks.Context], float | None]] = {
         "eval": tasks.run_eval,
         "bench": tasks.run_bench,
         "families": tasks.run_families,
         "layers": tasks.run_layers,
-        "methods": tasks.run_methods,
     }
     if config.task not in table:
         raise UnknownNameError("task", config.task, table)
@@ -87,7 +123,7 @@ def _dispatch(config: DictConfig, folder: Path) -> None:
         sweep="/".join(Path(hydra_config.sweep.dir).parts[-2:]) if hydra_config.mode == RunMode.MULTIRUN else None,
         choices={k: v for k, v in hydra_config.runtime.choices.items() if v and "/" not in k},
     )
-    table[config.task](OmegaConf.to_container(config, resolve=True), context)  # type: ignore[arg-type]
+    return table[config.task](OmegaConf.to_container(config, resolve=True), context)  # type: ignore[arg-type]
 
 
 def one_line(error: BaseException) -> str:

@@ -124,12 +124,14 @@ def write_json(path: Path, data: Any) -> None:
 def _dense_answers(batcher: Batcher, examples: Sequence[Example], options: dict[str, int]) -> dict[str, str]:
     cache = DenseCache(batcher.loaded.fingerprint, options["max_new_tokens"])
     found = {e.id: text for e in examples if (text := cache.get(e)) is not None}
-    missing = [e for e in examples if e.id not in found]
-    if missing:
-        with tqdm(total=len(missing), desc="dense ", unit="ex", dynamic_ncols=True) as bar:
-            for example, answer in answer_all(batcher, missing, None, progress=bar.update, **options):
-                cache.add(example, answer.text)
-                found[example.id] = answer.text
+    if len(found) < len(examples):
+        with cache.computing(examples):
+            found |= {e.id: text for e in examples if e.id not in found and (text := cache.get(e)) is not None}
+            missing = [e for e in examples if e.id not in found]
+            with tqdm(total=len(missing), desc="dense ", unit="ex", dynamic_ncols=True, disable=not missing) as bar:
+                for example, answer in answer_all(batcher, missing, None, progress=bar.update, **options):
+                    cache.add(example, answer.text)
+                    found[example.id] = answer.text
     return found
 
 

@@ -1,0 +1,131 @@
+"""A sweep over rows: named lists of overrides, each times the product of what else is swept.
+
+A paper's table is no product of options: its rows are configurations of their own. ``rows`` of the configuration holds
+them, ``{random: [method=random, "seed=0,1,2"], ivtp: [method=ivtp]}``; a configuration without rows is swept as Hydra
+always does. Hydra takes sweepers from the namespace package ``hydra_plugins`` alone: that is why this file stands here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+
+class Job(NamedTuple):  # no dataclass: Hydra runs this file before Python knows it as a module, which those need
+    """One job of a sweep over rows.
+
+    Attributes:
+        row: its row's name.
+        values: what varies within the row, by key.
+        words: all overrides.
+        folder: the job's own, below the sweep's.
+    """
+
+    row: str
+    values: dict[str, str]
+    words: list[str]
+    folder: str
+
+
+class RowSweeper(BasicSweeper):
+    """Hydra's own sweeper, with rows. What the command line says comes after what a row says, and so has the last word;
+    a row comes after the sweeper's ``params``."""
+
+    launched = False
+
+    def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
+        """Batches of jobs, each job a list of overrides; called with the sweeper's ``params`` before all others."""
+        rows = OmegaConf.to_container(self.config.get("rows") or OmegaConf.create({}), resolve=True)
+        if not rows:
+            return BasicSweeper.split_arguments(overrides, max_batch_size)
+        count = len(self.params)
+        jobs = self._chosen(self._jobs(rows, overrides[:count], overrides[count:]))
+        folder = Path(self.config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_plan(folder, jobs)
+        listed = [[*job.words, f"hydra.sweep.subdir={job.folder}"] for job in jobs]
+        return list(self.split_overrides_to_chunks(listed, max_batch_size))
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """Compose all jobs of a batch once, so that a wrong word is found before anything runs."""
+        super().validate_batch_is_legal(batch)
+        self.launched = True
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run the sweep. When a process dies, what the others have done stands: the summary says what is missing."""
+        try:
+            return super().sweep(arguments)
+        except Exception as error:
+            if not self.launched:
+                raise
+            print(f"sweep: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            return None
+
+    def _jobs(self, rows: Mapping[str, Any], params: list[Override], given: list[Override]) -> list[Job]:
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        jobs: list[Job] = []
+        for name, words in rows.items():
+            if words is None:  # a row that was taken out by rows.NAME=null
+                continue
+            if not isinstance(words, list):
+                raise HydraException(f"rows.{name} must be a list of overrides, not {words!r}")
+            jobs += expand(str(name), [*params, *parser.parse_overrides([str(w) for w in words]), *given])
+        if twice := {job.folder for job in jobs if [j.folder for j in jobs].count(job.folder) > 1}:
+            raise HydraException(f"rows: two jobs share the folder '{sorted(twice)[0]}'")
+        return jobs
+
+    def _chosen(self, jobs: list[Job]) -> list[Job]:
+        """The jobs of the rows that ``table.rows`` names; all if it is null."""
+        wanted = OmegaConf.select(self.config, "table.rows")
+        if wanted is None:
+            return jobs
+        from prunekit.errors import check_choice
+
+        wanted = [wanted] if isinstance(wanted, str) else list(wanted)
+        for name in wanted:
+            check_choice("row", name, dict.fromkeys(job.row for job in jobs))
+        return [job for job in jobs if job.row in wanted]
+
+
+def expand(name: str, overrides: Sequence[Override]) -> list[Job]:
+    """The jobs of one row: the product of its sweeps. Of two overrides of a key the later counts. ``{key}`` in the
+    row's name stands for the value of a swept key."""
+    merged = {override.get_key_element(): override for override in overrides}
+    swept = [key for key, override in merged.items() if override.is_sweep_override()]
+    (products,) = BasicSweeper.split_arguments(list(merged.values()), None)
+    jobs = []
+    for words in products:
+        values = {key: word.partition("=")[2] for key, word in zip(merged, words, strict=True) if key in swept}
+        label = name
+        for key in [key for key in values if f"{{{key}}}" in name]:
+            label = label.replace(f"{{{key}}}", values.pop(key))
+        parts = [label, *(f"{key}_{value}" for key, value in values.items())]
+        folder = "/".join(re.sub(r"[^\w.-]+", "_", part).strip("._") or "_" for part in parts)
+        jobs.append(Job(label, values, words, folder))
+    return jobs
+
+
+def write_plan(folder: Path, jobs: Sequence[Job]) -> None:
+    """The jobs as planned, for whoever reads the sweep's folder."""
+    from prunekit.jobs import PLAN, write_whole  # not at the top: Hydra imports this file in every program that uses it
+
+    plan = [{"folder": j.folder, "row": j.row, "values": j.values, "overrides": j.words} for j in jobs]
+    write_whole(folder / PLAN, json.dumps({"schema": 1, "jobs": plan}, indent=1) + "\n")
+
+
+ConfigStore.instance().store(
+    group="hydra/sweeper",
+    name="rows",
+    node={"_target_": f"{__name__}.RowSweeper", "max_batch_size": None, "params": None},
+    provider="prunekit",
+)

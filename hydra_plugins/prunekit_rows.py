@@ -110,7 +110,7 @@ def expand(name: str, overrides: Sequence[Override]) -> list[Job]:
         for key in [key for key in values if f"{{{key}}}" in name]:
             label = label.replace(f"{{{key}}}", values.pop(key))
         parts = [label, *(f"{key}_{value}" for key, value in values.items())]
-        folder = "/".join(re.sub(r"[^\w.-]+", "_", part).strip("._") or "_" for part in parts)
+        folder = "/".join(re.sub(r"_*[^\w.-]+_*", "_", part).strip("._") or "_" for part in parts)
         jobs.append(Job(label, values, words, folder))
     return jobs
 

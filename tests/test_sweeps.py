@@ -18,7 +18,7 @@ from prunekit.evaluation import run as evaluation
 from prunekit.evaluation.answers import DenseCache
 from prunekit.jobs import Job, difference, identity, unwritable
 
-TWO = "rows={near:[schedule=one_shot,schedule.depth=0.5],chance:[scorer=random,fusion=single,'seed=0,1']}"
+TWO = "rows={near:['schedule=one_shot','schedule.depth=0.5'],chance:['scorer=random','fusion=single','seed=0,1']}"
 
 
 def sweep(model_folder, folder, *more):  # noqa: F811
@@ -137,7 +137,7 @@ def test_a_killed_job_has_said_so_beforehand(monkeypatch, tmp_path, model_folder
 
 def test_a_failed_row_is_reported_and_the_others_go_on(monkeypatch, tmp_path, model_folder):  # noqa: F811
     folder = tmp_path / "sweep"
-    rows = "rows={deep:[schedule=one_shot,schedule.layer=99],near:[schedule=one_shot]}"
+    rows = "rows={deep:['schedule=one_shot','schedule.layer=99'],near:['schedule=one_shot']}"
     code, out, err = run_main(monkeypatch, *sweep(model_folder, folder, rows))
     assert code == 1 and "1 of 2 jobs finished" in out
     assert err.strip().splitlines()[-1].startswith("failed: job deep: ") and "layer 99" in err
@@ -283,7 +283,7 @@ def test_bad_input_ends_in_one_clear_line(monkeypatch, tmp_path, model_folder, b
     assert code == 1 and word in err and len(err.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("rows", ["rows={a:scorer=random}", "rows={a:[seed=0],'a ':[seed=1]}"])
+@pytest.mark.parametrize("rows", ["rows={a:random}", "rows={a b:['seed=0'],a_b:['seed=1']}"])
 def test_bad_rows_end_in_one_clear_line(monkeypatch, tmp_path, model_folder, rows):  # noqa: F811
     code, _, err = run_main(monkeypatch, *sweep(model_folder, tmp_path, rows))
     assert code == 1 and "rows" in err and len(err.strip().splitlines()) == 1

@@ -1,8 +1,8 @@
 """A sweep over rows: named lists of overrides, each times the product of what else is swept.
 
 A paper's table is no product of options: its rows are configurations of their own. ``rows`` of the configuration holds
-them, ``{random: [method=random, "seed=0,1,2"], ivtp: [method=ivtp]}``; a configuration without rows is swept as Hydra
-always does. Hydra takes sweepers from the namespace package ``hydra_plugins`` alone: that is why this file stands here.
+them, ``{random: [method=random, "seed=0,1,2"], ivtp: [method=ivtp]}``, and ``hydra/sweeper=rows`` runs them. Hydra
+takes sweepers from the namespace package ``hydra_plugins`` alone: that is why this file stands here.
 """
 
 from __future__ import annotations
@@ -41,13 +41,12 @@ class RowSweeper(BasicSweeper):
     """Hydra's own sweeper, with rows. What the command line says comes after what a row says, and so has the last word;
     a row comes after the sweeper's ``params``."""
 
-    launched = False
-
     def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
         """Batches of jobs, each job a list of overrides; called with the sweeper's ``params`` before all others."""
-        rows = OmegaConf.to_container(self.config.get("rows") or OmegaConf.create({}), resolve=True)
+        rows = self.config.get("rows")
         if not rows:
-            return BasicSweeper.split_arguments(overrides, max_batch_size)
+            raise HydraException("hydra/sweeper=rows needs rows={NAME: [override, ...], ...}")
+        rows = OmegaConf.to_container(rows, resolve=True)
         count = len(self.params)
         jobs = self._chosen(self._jobs(rows, overrides[:count], overrides[count:]))
         folder = Path(self.config.hydra.sweep.dir)
@@ -55,21 +54,6 @@ class RowSweeper(BasicSweeper):
         write_plan(folder, jobs)
         listed = [[*job.words, f"hydra.sweep.subdir={job.folder}"] for job in jobs]
         return list(self.split_overrides_to_chunks(listed, max_batch_size))
-
-    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """Compose all jobs of a batch once, so that a wrong word is found before anything runs."""
-        super().validate_batch_is_legal(batch)
-        self.launched = True
-
-    def sweep(self, arguments: list[str]) -> Any:
-        """Run the sweep. When a process dies, what the others have done stands: the summary says what is missing."""
-        try:
-            return super().sweep(arguments)
-        except Exception as error:
-            if not self.launched:
-                raise
-            print(f"sweep: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
-            return None
 
     def _jobs(self, rows: Mapping[str, Any], params: list[Override], given: list[Override]) -> list[Job]:
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)

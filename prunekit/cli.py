@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 import warnings
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 CONF = source_folder("conf")
 _failed_jobs: list[str] = []
 _errors: list[Exception] = []
+_unfinished_sweeps: list[tuple[SweepSummary, DictConfig]] = []
 
 
 class SweepSummary(Callback):
@@ -43,20 +45,15 @@ class SweepSummary(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         self.start = time.time()
         try:
-            settings = table_settings(config)
-            if settings.file is not None and (reason := unwritable(Path(settings.file))):
-                raise PrunekitError(f"table.file={settings.file} cannot be written: {reason}")
+            check_sweep(config)
         except PrunekitError as error:  # of an exception Hydra would make a warning, and go on
             sys.exit(f"prunekit: error: {error}")
+        _unfinished_sweeps.append((self, config))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        _unfinished_sweeps.clear()
         folder = Path(config.hydra.sweep.dir)
-        if config.rows:
-            errors = {str(o.folder.relative_to(folder)): o.error for o in outcomes(folder)}
-        else:  # a folder that was swept before holds older jobs too; their configuration was not written just now
-            written = [p for p in folder.rglob(".hydra/hydra.yaml") if p.stat().st_mtime >= self.start - 1]
-            jobs = [p.parent.parent for p in written]
-            errors = {str(job.relative_to(folder)): failure(job) for job in jobs}
+        errors = self.errors(folder, planned=bool(config.rows))
         failed = {name: error for name, error in errors.items() if error is not None}
         print(f"{len(errors) - len(failed)} of {len(errors)} jobs finished: {folder}")
         for name in sorted(failed, key=lambda name: (len(name), name)):
@@ -64,6 +61,23 @@ class SweepSummary(Callback):
             print(f"failed: job {name}: {failed[name]}", file=sys.stderr)
         if config.rows and config.table.name is not None:
             _write_table(config, folder)
+
+    def errors(self, folder: Path, planned: bool) -> dict[str, str | None]:
+        """Why each job has no result, by its folder's name; None for one that has. Jobs are those of the plan, or those
+        that wrote their configuration just now, for a folder that was swept before holds older ones too."""
+        if planned:
+            return {str(o.folder.relative_to(folder)): o.error for o in outcomes(folder)}
+        written = [p for p in folder.rglob(".hydra/hydra.yaml") if p.stat().st_mtime >= self.start - 1]
+        return {str(p.parent.parent.relative_to(folder)): failure(p.parent.parent) for p in written}
+
+
+def check_sweep(config: DictConfig) -> None:
+    """What can be said of a sweep before its first job."""
+    settings = table_settings(config)
+    if settings.file is not None and (reason := unwritable(Path(settings.file))):
+        raise PrunekitError(f"table.file={settings.file} cannot be written: {reason}")
+    if config.rows and not str(config.hydra.sweeper._target_).endswith(".RowSweeper"):
+        raise PrunekitError("rows are swept by hydra/sweeper=rows alone")
 
 
 def _write_table(config: DictConfig, folder: Path) -> None:
@@ -126,9 +140,24 @@ def _dispatch(config: DictConfig, folder: Path) -> float | None:
     return table[config.task](OmegaConf.to_container(config, resolve=True), context)  # type: ignore[arg-type]
 
 
+PLUGINS = {
+    "joblib": "hydra-joblib-launcher",
+    "submitit": "hydra-submitit-launcher",
+    "slurm": "hydra-submitit-launcher",
+    "ray": "hydra-ray-launcher",
+    "optuna": "hydra-optuna-sweeper",
+}
+"""Packages of launchers and sweepers, by the first word of their names."""
+
+
 def one_line(error: BaseException) -> str:
     """An error's message as one line; Hydra's and OmegaConf's several lines shortened to what names the cause."""
     message = str(error)
+    missing = re.search(r"'(hydra/(?:launcher|sweeper)/([a-z]+)\w*)'", message)
+    if isinstance(error, HydraException) and missing and (package := PLUGINS.get(missing[2])):
+        return f"{missing[1]} needs a package that is not installed: pip install {package}"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"'{error.filename}': {error.strerror}"
     if isinstance(error, HydraException | OmegaConfBaseException):
         cause = f"\n{error.__cause__}" if error.__cause__ else ""
         noise = ("To append", "See https", "Set the env", "full_key", "object_type", "reference_type")
@@ -173,6 +202,18 @@ def check_choices(arguments: list[str]) -> None:
                 raise UnknownNameError(override.key_or_group, choice, known[override.key_or_group])
 
 
+def run_all() -> None:
+    """The job, or the sweep; one that is cut short because a worker's process died is summed up as far as it got."""
+    try:
+        run()
+    except Exception:
+        for summary, config in list(_unfinished_sweeps):
+            summary.on_multirun_end(config)
+        raise
+    if _errors:
+        raise _errors.pop()
+
+
 def main() -> None:
     """Entry point of ``python -m prunekit``. Exit code 0, or 1 after one line on standard error."""
     # Hydra then hands exceptions over instead of printing several lines, or a traceback, of its own.
@@ -186,9 +227,7 @@ def main() -> None:
         register_options()
         for path in registry.user_files():
             print(f"loaded {path}")
-        run()
-        if _errors:
-            raise _errors.pop()
+        run_all()
     except KeyboardInterrupt:
         sys.exit(
             "prunekit: interrupted; finished predictions stand: repeat with resume=true and the same hydra.run.dir"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import threading
@@ -23,7 +24,8 @@ TWO = "rows={near:['schedule=one_shot','schedule.depth=0.5'],chance:['scorer=ran
 
 def sweep(model_folder, folder, *more):  # noqa: F811
     given = [a for a in arguments(model_folder, folder) if not a.startswith("hydra.run.dir")]
-    return ["-m", *given, f"hydra.sweep.dir={folder}", *more]
+    rows = ["hydra/sweeper=rows"] if any(m.startswith("rows=") for m in more) else []
+    return ["-m", *given, *rows, f"hydra.sweep.dir={folder}", *more]
 
 
 def lines(path):
@@ -287,6 +289,37 @@ def test_bad_input_ends_in_one_clear_line(monkeypatch, tmp_path, model_folder, b
 def test_bad_rows_end_in_one_clear_line(monkeypatch, tmp_path, model_folder, rows):  # noqa: F811
     code, _, err = run_main(monkeypatch, *sweep(model_folder, tmp_path, rows))
     assert code == 1 and "rows" in err and len(err.strip().splitlines()) == 1
+
+
+def test_rows_without_their_sweeper(monkeypatch, tmp_path, model_folder):  # noqa: F811
+    words = [w for w in sweep(model_folder, tmp_path, TWO) if w != "hydra/sweeper=rows"]
+    code, _, err = run_main(monkeypatch, *words)
+    assert code == 1 and "hydra/sweeper=rows" in err and len(err.strip().splitlines()) == 1
+
+
+def test_a_sweep_whose_worker_dies_is_summed_up(monkeypatch, tmp_path, model_folder):  # noqa: F811
+    """As joblib raises when a worker is killed: the launcher's error ends the sweep, what is missing is named."""
+    from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+
+    folder, launch = tmp_path / "sweep", BasicLauncher.launch
+
+    def dying(self, job_overrides, initial_job_idx):
+        launch(self, job_overrides[:1], initial_job_idx)
+        raise RuntimeError("a worker was killed")
+
+    monkeypatch.setattr(BasicLauncher, "launch", dying)
+    code, out, err = run_main(monkeypatch, *sweep(model_folder, folder, TWO))
+    assert code == 1 and "1 of 3 jobs finished" in out and "Traceback" not in err
+    assert "failed: job chance/seed_1: was not begun" in err and "a worker was killed" in err.splitlines()[-1]
+
+
+def test_a_launcher_that_is_not_installed(monkeypatch, tmp_path, model_folder):  # noqa: F811
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    words = ["hydra/launcher=ray_cluster", "keep_ratio=0.5,0.25"]
+    if importlib.util.find_spec("hydra_plugins.hydra_ray_launcher"):
+        pytest.skip("it is")
+    code, _, err = run_main(monkeypatch, *sweep(model_folder, tmp_path, *words))
+    assert code == 1 and "pip install hydra-ray-launcher" in err and len(err.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize("key", ["hydra.run.dir", "hydra.sweep.dir"])

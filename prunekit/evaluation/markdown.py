@@ -69,8 +69,10 @@ def _main(cells: Sequence[dict[str, Any]], results: dict[str, Any]) -> list[str]
 def _tasks(cells: Sequence[dict[str, Any]], results: dict[str, Any]) -> list[str]:
     tasks = results["tasks"]
     lines = [f"| accuracy by task | {' | '.join(tasks)} |", "|---|" + "--:|" * len(tasks)]
-    rows = [("dense", results["dense"]["accuracy"]), *((cell["row"], cell["accuracy"]) for cell in cells)]
-    return lines + [f"| {name} | {' | '.join(f'{100 * found[task]:.1f}' for task in tasks)} |" for name, found in rows]
+    rows = {"dense": results["dense"]["accuracy"]} | {cell["row"]: cell["accuracy"] for cell in cells}
+    return lines + [
+        f"| {name} | {' | '.join(f'{100 * found[task]:.1f}' for task in tasks)} |" for name, found in rows.items()
+    ]
 
 
 def _matrix(cells: Sequence[dict[str, Any]], sections: Sequence[str]) -> list[str]:

@@ -228,6 +228,9 @@ class TestObjective:
         assert set(best["best_params"]) == {"schedule.depths", "keep_ratio"} and "4 of 4 jobs finished" in out
         costs = [json.loads(p.read_text())["flops_ratio"] for p in folder.glob("*/metrics.json")]
         assert all(cost < 0.72 for cost in costs) and len(costs) + out.count("not run: ") == 4
+        code, out, err = run_main(monkeypatch, *given, *words, "resume=true")  # the sampler's seed: the same trials again
+        assert code == 0 and out.count("finished before") == len(costs), err
+        assert yaml.safe_load((folder / "optimization_results.yaml").read_text()) == best
 
 
 CONFIG = {"keep_ratio": 0.5, "model": {"name": "mini"}, "resume": True, "batch_size": 4, "data": {"limit": None}}

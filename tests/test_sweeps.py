@@ -10,11 +10,13 @@ import time
 
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from test_cli import arguments, model_folder, run_main  # noqa: F401  (a fixture)
 
 from hydra_plugins.prunekit_rows import expand
 from prunekit import tasks
+from prunekit.cli import CONF
 from prunekit.evaluation import run as evaluation
 from prunekit.evaluation.answers import DenseCache
 from prunekit.jobs import Job, difference, identity, unwritable
@@ -228,7 +230,9 @@ class TestObjective:
         assert set(best["best_params"]) == {"schedule.depths", "keep_ratio"} and "4 of 4 jobs finished" in out
         costs = [json.loads(p.read_text())["flops_ratio"] for p in folder.glob("*/metrics.json")]
         assert all(cost < 0.72 for cost in costs) and len(costs) + out.count("not run: ") == 4
-        code, out, err = run_main(monkeypatch, *given, *words, "resume=true")  # the sampler's seed: the same trials again
+        code, out, err = run_main(
+            monkeypatch, *given, *words, "resume=true"
+        )  # the sampler's seed: the same trials again
         assert code == 0 and out.count("finished before") == len(costs), err
         assert yaml.safe_load((folder / "optimization_results.yaml").read_text()) == best
 
@@ -314,6 +318,21 @@ def test_a_sweep_whose_worker_dies_is_summed_up(monkeypatch, tmp_path, model_fol
     code, out, err = run_main(monkeypatch, *sweep(model_folder, folder, TWO))
     assert code == 1 and "1 of 3 jobs finished" in out and "Traceback" not in err
     assert "failed: job chance/seed_1: was not begun" in err and "a worker was killed" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("preset", "plugin", "target"),
+    [
+        ("slurm", "submitit", "SlurmLauncher"),
+        ("ray_cluster", "ray", "RayLauncher"),
+        ("joblib", "joblib", "JoblibLauncher"),
+    ],
+)
+def test_launcher_presets_compose(preset, plugin, target):
+    pytest.importorskip(f"hydra_plugins.hydra_{plugin}_launcher")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", overrides=[f"hydra/launcher={preset}"], return_hydra_config=True)
+    assert config.hydra.launcher._target_.endswith(target)
 
 
 def test_a_launcher_that_is_not_installed(monkeypatch, tmp_path, model_folder):  # noqa: F811

@@ -34,12 +34,19 @@ def with_evidence(evidence: str, pruner: Pruner, examples: Any) -> tuple[Pruner,
     if not isinstance(examples, Sequence):
         raise PrunekitError("evidence=other needs all examples at hand, not a stream: set data.limit")
     partners = partners_of(examples)
-    kept = [example for example in examples if example.id in partners]
+    kept = Chosen(example for example in examples if example.id in partners)
+    kept.metric = getattr(examples, "metric", "exact")
     if not kept:
         raise PrunekitError("evidence=other: no image of the data has two different questions")
     if len(kept) < len(examples):
         print(f"evidence=other: {len(examples) - len(kept)} examples left out, alone with their image")
     return OtherQuestion(pruner, partners), kept
+
+
+class Chosen(list[Example]):
+    """Some of the examples of a source, with its metric."""
+
+    metric: str
 
 
 def partners_of(examples: Sequence[Example]) -> dict[str, Example]:

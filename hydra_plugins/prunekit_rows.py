@@ -21,7 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 
-class Job(NamedTuple):  # no dataclass: Hydra runs this file before Python knows it as a module, which those need
+class Planned(NamedTuple):  # no dataclass: Hydra runs this file before Python knows it as a module, which those need
     """One job of a sweep over rows.
 
     Attributes:
@@ -55,9 +55,9 @@ class RowSweeper(BasicSweeper):
         listed = [[*job.words, f"hydra.sweep.subdir={job.folder}"] for job in jobs]
         return list(self.split_overrides_to_chunks(listed, max_batch_size))
 
-    def _jobs(self, rows: Mapping[str, Any], params: list[Override], given: list[Override]) -> list[Job]:
+    def _jobs(self, rows: Mapping[str, Any], params: list[Override], given: list[Override]) -> list[Planned]:
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        jobs: list[Job] = []
+        jobs: list[Planned] = []
         for name, words in rows.items():
             if words is None:  # a row that was taken out by rows.NAME=null
                 continue
@@ -68,7 +68,7 @@ class RowSweeper(BasicSweeper):
             raise HydraException(f"rows: two jobs share the folder '{sorted(twice)[0]}'")
         return jobs
 
-    def _chosen(self, jobs: list[Job]) -> list[Job]:
+    def _chosen(self, jobs: list[Planned]) -> list[Planned]:
         """The jobs of the rows that ``table.rows`` names; all if it is null."""
         wanted = OmegaConf.select(self.config, "table.rows")
         if wanted is None:
@@ -81,25 +81,26 @@ class RowSweeper(BasicSweeper):
         return [job for job in jobs if job.row in wanted]
 
 
-def expand(name: str, overrides: Sequence[Override]) -> list[Job]:
+def expand(name: str, overrides: Sequence[Override]) -> list[Planned]:
     """The jobs of one row: the product of its sweeps. Of two overrides of a key the later counts. ``{key}`` in the
-    row's name stands for the value of a swept key."""
+    row's name stands for the value of that key."""
     merged = {override.get_key_element(): override for override in overrides}
     swept = [key for key, override in merged.items() if override.is_sweep_override()]
     (products,) = BasicSweeper.split_arguments(list(merged.values()), None)
     jobs = []
     for words in products:
-        values = {key: word.partition("=")[2] for key, word in zip(merged, words, strict=True) if key in swept}
+        given = {key: word.partition("=")[2] for key, word in zip(merged, words, strict=True)}
         label = name
-        for key in [key for key in values if f"{{{key}}}" in name]:
-            label = label.replace(f"{{{key}}}", values.pop(key))
+        for key, value in given.items():
+            label = label.replace(f"{{{key}}}", value)
+        values = {key: given[key] for key in swept if f"{{{key}}}" not in name}
         parts = [label, *(f"{key}_{value}" for key, value in values.items())]
         folder = "/".join(re.sub(r"_*[^\w.-]+_*", "_", part).strip("._") or "_" for part in parts)
-        jobs.append(Job(label, values, words, folder))
+        jobs.append(Planned(label, values, words, folder))
     return jobs
 
 
-def write_plan(folder: Path, jobs: Sequence[Job]) -> None:
+def write_plan(folder: Path, jobs: Sequence[Planned]) -> None:
     """The jobs as planned, for whoever reads the sweep's folder."""
     from prunekit.jobs import PLAN, write_whole  # not at the top: Hydra imports this file in every program that uses it
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 from prunekit.errors import PrunekitError
 from prunekit.models import source_digest
+from prunekit.registry import METHOD_MODULES
 
 RECORD = "job.json"
 """What a job's run is of, and whether it came to its end."""
@@ -55,11 +58,17 @@ class Job:
         )
 
 
-def identity(config: dict[str, Any]) -> dict[str, Any]:
-    """What a run is of: its configuration as far as it matters, and the content of a model's files (a hub's model is
-    known by name and revision). Nothing is loaded for it."""
+def identity(config: dict[str, Any], components: Iterable[object] = ()) -> dict[str, Any]:
+    """What a run is of: its configuration as far as it matters, the content of a model's files (a hub's model is known
+    by name and revision), of the method files that ``components`` come from, and of their weights: a file that was
+    edited makes another run. Nothing is loaded for it."""
     matters = {key: value for key, value in config.items() if key not in NO_MATTER}
     matters["model"] = {**matters["model"], "content": source_digest(str(config["model"]["name"]))}
+    parts = list(components)
+    modules = {type(part).__module__ for part in parts}
+    files = [Path(str(sys.modules[name].__file__)) for name in modules if name.startswith(METHOD_MODULES)]
+    files += [Path(path) for part in parts if (path := getattr(part, "weights", None)) and Path(path).is_file()]
+    matters["files"] = {file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in sorted(files)}
     return json.loads(json.dumps(matters, default=str))
 
 

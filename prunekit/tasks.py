@@ -126,7 +126,7 @@ def run_eval(config: dict[str, Any], context: Context) -> float | None:
 
     check_choice("logger.mode", config["logger"]["mode"], MODES)
     pruner, limit = build_pruner(config), flops_limit(config)
-    job = Job(context.folder, identity(config))
+    job = Job(context.folder, identity(config, pruner.components.values()))
     if config["resume"] and (metrics := job.finished()) is not None:
         print(f"finished before: {context.folder} (accuracy {100 * metrics['accuracy']['mean']:.1f} %)")
         return metrics["accuracy"]["mean"]

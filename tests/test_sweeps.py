@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import itertools
 import json
@@ -9,17 +10,21 @@ import threading
 import time
 
 import pytest
+import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from safetensors.torch import save_file
 from test_cli import arguments, model_folder, run_main  # noqa: F401  (a fixture)
 
+import prunekit
 from hydra_plugins.prunekit_rows import expand
 from prunekit import tasks
 from prunekit.cli import CONF
 from prunekit.evaluation import run as evaluation
 from prunekit.evaluation.answers import DenseCache
 from prunekit.jobs import Job, difference, identity, unwritable
+from prunekit.registry import source_folder
 
 TWO = "rows={near:['schedule=one_shot','schedule.depth=0.5'],chance:['scorer=random','fusion=single','seed=0,1']}"
 
@@ -85,6 +90,7 @@ class TestRows:
         wanted = list(itertools.product("ab", ("0.5", "0.1")))
         assert [(j.row, j.values) for j in found] == [(m, {"keep_ratio": k}) for m, k in wanted]
         assert [j.folder for j in found] == [f"{m}/keep_ratio_{k}" for m, k in wanted]
+        assert [(j.row, j.folder) for j in self.jobs("{method} {k}", "method=a")] == [("a {k}", "a_k")]
 
     def test_folders_hold_no_odd_characters(self):
         (job, _) = self.jobs("cut 1/4", "schedule.layers=[1,2],[2,3]")
@@ -257,6 +263,20 @@ class TestJobs:
         before = identity(named)
         (folder / "model.safetensors").write_bytes(b"two")
         assert difference(before, identity(named)).startswith("model.content: ")
+
+    def test_a_method_counts_by_the_content_of_its_file(self, tmp_path):
+        parts = prunekit.method("fastv").components.values()
+        ((name, digest),) = identity(CONFIG, parts)["files"].items()
+        assert name == "fastv.py" and identity(CONFIG, prunekit.Pruner().components.values())["files"] == {}
+        assert digest == hashlib.sha256((source_folder("methods") / name).read_bytes()).hexdigest()[:16]
+
+    def test_weights_count_by_their_content(self, tmp_path):
+        found = []
+        for value in (1.0, 2.0):
+            save_file({"weights": torch.full((6,), value)}, tmp_path / "w.safetensors")
+            fusion = prunekit.create("fusion", "learned", weights=str(tmp_path / "w.safetensors"))
+            found.append(identity(CONFIG, [fusion]))
+        assert difference(*found).startswith("files.w.safetensors: ")
 
     def test_finished_needs_every_line(self, tmp_path):
         job = Job(tmp_path, {"a": 1})

@@ -13,7 +13,7 @@ COSTS = ("flops_ratio", "flops_ratio_with_vision", "kv_ratio", "prefill_ratio")
 
 def render(results: dict[str, Any], settings: Settings) -> str:
     """Accuracy and cost of all rows, then accuracy by task, a pair of tables for each section; then the claims."""
-    lines = [_head(results)]
+    lines = [_head(results, settings.compact)]
     sections = list(dict.fromkeys(cell["section"] for cell in results["cells"]))
     if settings.compact:
         lines += ["", *_matrix(results["cells"], sections)]
@@ -29,15 +29,20 @@ def render(results: dict[str, Any], settings: Settings) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _head(results: dict[str, Any]) -> str:
+def _head(results: dict[str, Any], compact: bool) -> str:
     low, high = results["dense"]["accuracy_ci"]
     dense = 100 * results["dense"]["accuracy"]["mean"]
-    return (
+    text = (
         f"`{results['model']}` on `{results['data']}`, {results['examples']} questions. Dense: {dense:.1f} % "
         f"[{100 * low:.1f}, {100 * high:.1f}]. Accuracies are means over tasks in percent; brackets are 95 % bootstrap "
-        "intervals over images; changes are paired on the same questions. Costs are pruned over dense: FLOPs of the "
-        "LLM's prefill by the gated-MLP formula, the same with the vision encoder, stored keys, measured prefill time "
-        "(†: with the vision encoder). Methods cut at layers of their own: read accuracies beside FLOPs."
+        "intervals over images"
+    )
+    if compact:
+        return f"{text}. After the stroke: FLOPs of the LLM's prefill over dense, by the gated-MLP formula."
+    return (
+        f"{text}; changes are paired on the same questions. Costs are pruned over dense: FLOPs of the LLM's prefill by "
+        "the gated-MLP formula, the same with the vision encoder, stored keys, measured prefill time (†: with the vision "
+        "encoder). Methods cut at layers of their own: read accuracies beside FLOPs."
     )
 
 

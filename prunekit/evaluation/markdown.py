@@ -41,8 +41,8 @@ def _head(results: dict[str, Any], compact: bool) -> str:
         return f"{text}. After the stroke: FLOPs of the LLM's prefill over dense, by the gated-MLP formula."
     return (
         f"{text}; changes are paired on the same questions. Costs are pruned over dense: FLOPs of the LLM's prefill by "
-        "the gated-MLP formula, the same with the vision encoder, stored keys, measured prefill time (†: with the vision "
-        "encoder). Methods cut at layers of their own: read accuracies beside FLOPs."
+        "the gated-MLP formula, the same with the vision encoder, stored keys, measured prefill time (†: with the "
+        "vision encoder). Methods cut at layers of their own: read accuracies beside FLOPs."
     )
 
 

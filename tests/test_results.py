@@ -67,7 +67,7 @@ def test_figures_are_those_of_the_runs_and_finished_runs_are_read_again(monkeypa
     assert cell["accuracy"]["mean"] == pytest.approx(random) and cell["seeds"] == 3
     document = (folder / "doc.md").read_text()
     assert document.startswith("# Title\n\nbefore\n\n") and document.endswith("\n\nafter\n") and "old" not in document
-    assert "| fastv |" in document and "### Keep ratio 0.1" in document and "random (3 seeds)" in document
+    assert "| fastv |" in document and "### Keep 0.1" in document and "random (3 seeds)" in document
 
 
 def test_a_method_that_the_model_refuses_is_named_in_the_table(monkeypatch, tmp_path, model_folder):  # noqa: F811

@@ -20,7 +20,7 @@ def render(results: dict[str, Any], settings: Settings) -> str:
     for section in () if settings.compact else sections:
         cells = [cell for cell in results["cells"] if cell["section"] == section]
         ran = _ordered(cells, settings.order)
-        lines += ["", f"### {section.replace('_', ' ').capitalize()}"] if section else []
+        lines += ["", f"### {_title(section).capitalize()}"] if section else []
         lines += ["", *_main(ran, results)]
         lines += ["", *_tasks(ran, results)] if settings.tasks else []
     failed = [cell for cell in results["cells"] if cell["error"] is not None]
@@ -46,6 +46,11 @@ def _head(results: dict[str, Any], compact: bool) -> str:
     )
 
 
+def _title(section: str) -> str:
+    """A section in words: "keep 0.5"."""
+    return section.replace("keep_ratio", "keep").replace("_", " ")
+
+
 def _name(cell: dict[str, Any]) -> str:
     return f"{cell['row']}, {cell['section']}" if cell["section"] else cell["row"]
 
@@ -61,7 +66,7 @@ def _main(cells: Sequence[dict[str, Any]], results: dict[str, Any]) -> list[str]
     shown |= {"overlap": f"IoU with {results['overlap']}"}
     shown = {key: title for key, title in shown.items() if any(key in cell for cell in cells)}
     columns = (*shown.values(), "tokens kept", "FLOPs", "with vision", "KV", "time")
-    lines = [f"| row | {' | '.join(columns)} |", "|---|" + "--:|" * len(columns)]
+    lines = [f"| method | {' | '.join(columns)} |", "|---|" + "--:|" * len(columns)]
     for cell in cells:
         seeds = f" ({cell['seeds']} seeds)" if cell["seeds"] > 1 else ""
         numbers = [_interval(cell, key) for key in shown]
@@ -83,8 +88,7 @@ def _tasks(cells: Sequence[dict[str, Any]], results: dict[str, Any]) -> list[str
 def _matrix(cells: Sequence[dict[str, Any]], sections: Sequence[str]) -> list[str]:
     """Rows × sections: accuracy with its interval, and FLOPs over dense after the stroke."""
     by_name = {(cell["row"], cell["section"]): cell for cell in cells if cell["error"] is None}
-    titles = [section.replace("_", " ") for section in sections]
-    lines = [f"| accuracy / FLOPs | {' | '.join(titles)} |", "|---|" + "--:|" * len(sections)]
+    lines = [f"| accuracy / FLOPs | {' | '.join(map(_title, sections))} |", "|---|" + "--:|" * len(sections)]
     for row in dict.fromkeys(cell["row"] for cell in cells):
         found = [by_name.get((row, section)) for section in sections]
         texts = ["–" if c is None else f"{_interval(c, 'accuracy')} / {_number(c['flops_ratio'])}" for c in found]

@@ -78,6 +78,13 @@ def check_sweep(config: DictConfig) -> None:
         raise PrunekitError(f"table.file={settings.file} cannot be written: {reason}")
     if config.rows and not str(config.hydra.sweeper._target_).endswith(".RowSweeper"):
         raise PrunekitError("rows are swept by hydra/sweeper=rows alone")
+    for word in OverridesParser.create().parse_overrides(list(config.hydra.overrides.task)):
+        if word.key_or_group != "experiment" or not isinstance(sweep := word.value(), ChoiceSweep):
+            continue
+        for choice in sweep.list:
+            path = CONF / "experiment" / f"{choice}.yaml"
+            if path.exists() and "rows" in OmegaConf.load(path):
+                raise PrunekitError(f"experiment={choice} is a sweep of its own: run it by itself")
 
 
 def _write_table(config: DictConfig, folder: Path) -> None:

@@ -324,6 +324,11 @@ def test_rows_without_their_sweeper(monkeypatch, tmp_path, model_folder):  # noq
     assert code == 1 and "hydra/sweeper=rows" in err and len(err.strip().splitlines()) == 1
 
 
+def test_presets_of_rows_are_not_swept_together(monkeypatch, tmp_path, model_folder):  # noqa: F811
+    code, _, err = run_main(monkeypatch, *sweep(model_folder, tmp_path, "experiment=layer_selection,ablation"))
+    assert code == 1 and "experiment=ablation is a sweep of its own" in err and len(err.strip().splitlines()) == 1
+
+
 def test_a_sweep_whose_worker_dies_is_summed_up(monkeypatch, tmp_path, model_folder):  # noqa: F811
     """As joblib raises when a worker is killed: the launcher's error ends the sweep, what is missing is named."""
     from hydra._internal.core_plugins.basic_launcher import BasicLauncher

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import shutil
 import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -25,68 +28,120 @@ from omegaconf.errors import OmegaConfBaseException
 
 from prunekit import ranks
 from prunekit.errors import PrunekitError, UnknownNameError
+from prunekit.jobs import ERROR, failure, outcomes, reporting, unwritable
 from prunekit.presets import methods
 from prunekit.registry import KINDS, registry, source_folder
 from prunekit.store import register_options
 
+if TYPE_CHECKING:
+    from prunekit.evaluation.results import Settings
+
 CONF = source_folder("conf")
-ERROR_FILE = "error.txt"
 _failed_jobs: list[str] = []
 _errors: list[Exception] = []
 _folders: list[str] = []
 """What ``resume=true`` needs to find the latest job again."""
+_unfinished_sweeps: list[tuple[SweepSummary, DictConfig]] = []
 
 
 class SweepSummary(Callback):
-    """After a sweep: which jobs failed. They left a file, so that this holds for launchers with processes as well."""
+    """After a sweep: which jobs failed, and the table of a sweep over rows. Jobs leave files, so that this holds for
+    launchers with processes as well."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         self.start = time.time()
+        try:
+            check_sweep(config)
+        except PrunekitError as error:  # of an exception Hydra would make a warning, and go on
+            sys.exit(f"prunekit: error: {error}")
+        _unfinished_sweeps.append((self, config))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        _unfinished_sweeps.clear()
         folder = Path(config.hydra.sweep.dir)
-        # A folder that was swept before holds older jobs too; their configuration was not written just now.
-        written = [p for p in folder.rglob(".hydra/hydra.yaml") if p.stat().st_mtime >= self.start - 1]
-        jobs = {str(p.parent.parent.relative_to(folder)): p.parent.parent for p in written}
-        failed = {name: job for name, job in jobs.items() if (job / ERROR_FILE).exists()}
-        print(f"{len(jobs) - len(failed)} of {len(jobs)} jobs finished: {folder}")
+        errors = self.errors(folder, planned=bool(config.rows))
+        failed = {name: error for name, error in errors.items() if error is not None}
+        print(f"{len(errors) - len(failed)} of {len(errors)} jobs finished: {folder}")
         for name in sorted(failed, key=lambda name: (len(name), name)):
             _failed_jobs.append(name)
-            print(f"failed: job {name}: {(failed[name] / ERROR_FILE).read_text().strip()}", file=sys.stderr)
+            print(f"failed: job {name}: {failed[name]}", file=sys.stderr)
+        if config.rows and config.table.name is not None:
+            _write_table(config, folder)
+
+    def errors(self, folder: Path, planned: bool) -> dict[str, str | None]:
+        """Why each job has no result, by its folder's name; None for one that has. Jobs are those of the plan, or those
+        that wrote their configuration just now, for a folder that was swept before holds older ones too."""
+        if planned:
+            return {str(o.folder.relative_to(folder)): o.error for o in outcomes(folder)}
+        written = [p for p in folder.rglob(".hydra/hydra.yaml") if p.stat().st_mtime >= self.start - 1]
+        return {str(p.parent.parent.relative_to(folder)): failure(p.parent.parent) for p in written}
+
+
+def check_sweep(config: DictConfig) -> None:
+    """What can be said of a sweep before its first job."""
+    settings = table_settings(config)
+    if settings.file is not None and (reason := unwritable(Path(settings.file))):
+        raise PrunekitError(f"table.file={settings.file} cannot be written: {reason}")
+    if config.rows and not str(config.hydra.sweeper._target_).endswith(".RowSweeper"):
+        raise PrunekitError("rows are swept by hydra/sweeper=rows alone")
+    for word in OverridesParser.create().parse_overrides(list(config.hydra.overrides.task)):
+        if word.key_or_group != "experiment" or not isinstance(sweep := word.value(), ChoiceSweep):
+            continue
+        for choice in sweep.list:
+            path = CONF / "experiment" / f"{choice}.yaml"
+            if path.exists() and "rows" in OmegaConf.load(path):
+                raise PrunekitError(f"experiment={choice} is a sweep of its own: run it by itself")
+
+
+def _write_table(config: DictConfig, folder: Path) -> None:
+    """The table of a sweep over rows; what is wrong with it becomes the program's error, as callbacks may not raise."""
+    from prunekit.evaluation.results import write_results
+
+    try:
+        print(f"files: {', '.join(write_results(folder, table_settings(config)))}")
+    except Exception as error:
+        _errors.append(error)
+
+
+def table_settings(config: DictConfig) -> Settings:
+    """``table`` of the configuration, checked."""
+    from prunekit.evaluation.results import Settings
+
+    return Settings.of(OmegaConf.to_container(config.table, resolve=True))  # type: ignore[arg-type]
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def run(config: DictConfig) -> None:
-    """One job. In a sweep an error is written down and the sweep goes on; alone it ends the program."""
+def run(config: DictConfig) -> float | None:
+    """One job; what it returns a sweeper may optimise. In a sweep an error is written down and the sweep goes on; alone
+    it ends the program."""
     register_options()  # worker processes import this function and nothing else
     folder = Path(ranks.share(HydraConfig.get().runtime.output_dir))
-    _folders[:] = [f"hydra.run.dir={folder}"]
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        _folders[:] = [f"hydra.sweep.dir={HydraConfig.get().sweep.dir}"]
+    sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
+    words = " ".join(HydraConfig.get().overrides.task)
+    _folders[:] = [f"hydra.sweep.dir={HydraConfig.get().sweep.dir}" if sweeping else f"hydra.run.dir={folder}"]
     try:
-        _dispatch(config, folder)
+        with reporting(folder, words) if sweeping else nullcontext():
+            return _dispatch(config, folder)
     except Exception as error:  # Hydra would print lines of its own around it
         if os.environ.get("PRUNEKIT_DEBUG"):
             raise
-        if HydraConfig.get().mode != RunMode.MULTIRUN:
+        if not sweeping:
             _errors.append(error)
-            return
-        line = f"{' '.join(HydraConfig.get().overrides.task)}: {one_line(error)}{kind_of(error)}"
-        (folder / ERROR_FILE).write_text(line + "\n")
+            return None
+        line = f"{words}: {one_line(error)}{kind_of(error)}"
+        (folder / ERROR).write_text(line + "\n")
         print(f"failed: {line}", file=sys.stderr)
-    else:
-        (folder / ERROR_FILE).unlink(missing_ok=True)
+        return None
 
 
-def _dispatch(config: DictConfig, folder: Path) -> None:
+def _dispatch(config: DictConfig, folder: Path) -> float | None:
     from prunekit import tasks
 
-    table = {
+    table: dict[str, Callable[[dict[str, Any], tasks.Context], float | None]] = {
         "eval": tasks.run_eval,
         "bench": tasks.run_bench,
         "families": tasks.run_families,
         "layers": tasks.run_layers,
-        "methods": tasks.run_methods,
     }
     if config.task not in table:
         raise UnknownNameError("task", config.task, table)
@@ -96,12 +151,27 @@ def _dispatch(config: DictConfig, folder: Path) -> None:
         sweep="/".join(Path(hydra_config.sweep.dir).parts[-2:]) if hydra_config.mode == RunMode.MULTIRUN else None,
         choices={k: v for k, v in hydra_config.runtime.choices.items() if v and "/" not in k},
     )
-    table[config.task](OmegaConf.to_container(config, resolve=True), context)  # type: ignore[arg-type]
+    return table[config.task](OmegaConf.to_container(config, resolve=True), context)  # type: ignore[arg-type]
+
+
+PLUGINS = {
+    "joblib": "hydra-joblib-launcher",
+    "submitit": "hydra-submitit-launcher",
+    "slurm": "hydra-submitit-launcher",
+    "ray": "hydra-ray-launcher",
+    "optuna": "hydra-optuna-sweeper",
+}
+"""Packages of launchers and sweepers, by the first word of their names."""
 
 
 def one_line(error: BaseException) -> str:
     """An error's message as one line; Hydra's and OmegaConf's several lines shortened to what names the cause."""
     message = str(error)
+    missing = re.search(r"'(hydra/(?:launcher|sweeper)/([a-z]+)\w*)'", message)
+    if isinstance(error, HydraException) and missing and (package := PLUGINS.get(missing[2])):
+        return f"{missing[1]} needs a package that is not installed: pip install {package}"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"'{error.filename}': {error.strerror}"
     if isinstance(error, HydraException | OmegaConfBaseException):
         cause = f"\n{error.__cause__}" if error.__cause__ else ""
         noise = ("To append", "See https", "Set the env", "full_key", "object_type", "reference_type")
@@ -158,6 +228,18 @@ def aside(arguments: list[str]) -> list[str]:
     return [*arguments, f"hydra.run.dir={folder}", "hydra.output_subdir=null"]
 
 
+def run_all() -> None:
+    """The job, or the sweep; one that is cut short because a worker's process died is summed up as far as it got."""
+    try:
+        run()
+    except Exception:
+        for summary, config in list(_unfinished_sweeps):
+            summary.on_multirun_end(config)
+        raise
+    if _errors:
+        raise _errors.pop()
+
+
 def main() -> None:
     """Entry point of ``python -m prunekit``. Exit code 0; 1 after one line on standard error; 130 if interrupted."""
     # Hydra then hands exceptions over instead of printing several lines, or a traceback, of its own.
@@ -171,9 +253,7 @@ def main() -> None:
         register_options()
         for path in registry.user_files():
             print(f"loaded {path}")
-        run()
-        if _errors:
-            raise _errors.pop()
+        run_all()
     except KeyboardInterrupt:
         if ranks.is_first():
             where = f"; what is done stands, to go on repeat it with: resume=true {' '.join(_folders)}"

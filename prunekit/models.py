@@ -132,11 +132,11 @@ def _make_ready(name: str, processor: Any) -> None:
         tokenizer.pad_token = tokenizer.eos_token
 
 
-def _fingerprint(source: str, model: Any, attn: str) -> str:
-    digest = hashlib.sha256(f"{model.dtype} {attn} {getattr(model.config, '_commit_hash', None)}".encode())
-    folder = Path(source)
+def source_digest(name: str) -> str:
+    """Digest of the files of a local or embedded model, without loading it; of a hub id, the name's alone."""
+    digest, folder = hashlib.sha256(), EMBEDDED.get(name, Path(name))
     if not folder.is_dir():
-        digest.update(source.encode())
+        digest.update(name.encode())
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.suffix in (".json", ".safetensors", ".bin", ".jinja", ".txt", ".model"):
             stat = path.stat()
@@ -144,3 +144,8 @@ def _fingerprint(source: str, model: Any, attn: str) -> str:
             content = path.read_bytes() if small else f"{stat.st_size} {stat.st_mtime_ns}".encode()
             digest.update(path.name.encode() + content)
     return digest.hexdigest()[:32]
+
+
+def _fingerprint(source: str, model: Any, attn: str) -> str:
+    made = f"{model.dtype} {attn} {getattr(model.config, '_commit_hash', None)} {source_digest(source)}"
+    return hashlib.sha256(made.encode()).hexdigest()[:32]

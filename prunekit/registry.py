@@ -18,6 +18,8 @@ from prunekit.errors import PrunekitError, UnknownNameError
 
 T = TypeVar("T", bound=type)
 KINDS = ("scorer", "fusion", "schedule", "selector", "reducer")
+METHOD_MODULES = "prunekit_methods."
+"""How the names of modules begin that were read from method folders."""
 
 
 class Registry:
@@ -100,7 +102,7 @@ class Registry:
         return [path for path, state in self._files.items() if state == "loaded" and path.parent != built_in]
 
     def _load(self, path: Path) -> bool:
-        name = f"prunekit_methods.{path.parent.name}_{abs(hash(path.parent)):x}.{path.stem}"
+        name = f"{METHOD_MODULES}{path.parent.name}_{abs(hash(path.parent)):x}.{path.stem}"
         before = {kind: dict(table) for kind, table in self._classes.items()}, dict(self._compositions)
         try:
             spec = importlib.util.spec_from_file_location(name, path)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,21 @@ def load_examples(config: dict[str, Any]) -> Any:
     return open_source(data)
 
 
+_examples: dict[str, Sequence[Any]] = {}
+
+
+def shared_examples(config: dict[str, Any]) -> Any:
+    """The examples that ``data`` names; a sweep's jobs in one process share them, unless they are a stream."""
+    key = json.dumps(config["data"], sort_keys=True, default=str)
+    if key not in _examples:
+        found = load_examples(config)
+        if not isinstance(found, Sequence):
+            return found
+        _examples.clear()
+        _examples[key] = found
+    return _examples[key]
+
+
 @functools.lru_cache(maxsize=1)
 def _cached_model(options: tuple[tuple[str, Any], ...]) -> Any:
     from prunekit.models import load_model
@@ -67,8 +83,24 @@ def _cached_model(options: tuple[tuple[str, Any], ...]) -> Any:
     return load_model(**dict(options))
 
 
+@functools.lru_cache(maxsize=1)
+def _cached_batcher(options: tuple[tuple[str, Any], ...]) -> Any:
+    from prunekit.evaluation.batches import Batcher
+
+    return Batcher(_cached_model(options))
+
+
 def load(config: dict[str, Any]) -> Any:
     """The configured model; a sweep's jobs in one process share it."""
+    return _cached_model(_model_options(config))
+
+
+def shared_batcher(config: dict[str, Any]) -> Any:
+    """The batcher of the configured model; a sweep's jobs in one process share it, and encode each image once."""
+    return _cached_batcher(_model_options(config))
+
+
+def _model_options(config: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
     model = config["model"]
     if not isinstance(model["name"], str) or not model["name"]:
         raise PrunekitError(f"model.name must be a hub id or a local folder, not {model['name']!r}")
@@ -84,7 +116,7 @@ def load(config: dict[str, Any]) -> Any:
             "have a model each: run it in one process, or leave it out"
         )
     options = {**model, **{key: config[key] for key in ("device", "dtype", "attn")}}
-    return _cached_model(tuple(sorted(options.items())))
+    return tuple(sorted(options.items()))
 
 
 def data_name(config: dict[str, Any]) -> str:
@@ -94,20 +126,45 @@ def data_name(config: dict[str, Any]) -> str:
     return source_name(config["data"])
 
 
-def run_eval(config: dict[str, Any], context: Context) -> None:
-    """``task=eval``: dense against pruned on the data; table, metrics.json, predictions.jsonl, kept.png, W&B."""
+def run_eval(config: dict[str, Any], context: Context) -> float | None:
+    """``task=eval``: dense against pruned on the data; table, metrics.json, predictions.jsonl, kept.png, W&B.
+
+    Returns:
+        What a sweeper may optimise: the mean accuracy, or a number below any where ``objective.flops_limit`` is passed.
+    """
+    from prunekit.evaluation.other import with_evidence
+    from prunekit.jobs import Job, identity
+    from prunekit.tracking import MODES
+
+    check_choice("logger.mode", config["logger"]["mode"], MODES)
+    pruner, limit = build_pruner(config), flops_limit(config)
+    job = Job(context.folder, identity(config, pruner.components.values()))
+    if config["resume"] and (metrics := job.finished()) is not None:
+        print(f"finished before: {context.folder} (accuracy {100 * metrics['accuracy']['mean']:.1f} %)")
+        return metrics["accuracy"]["mean"]
+    sizes: dict[str, Any] = {"batch_size": whole(config, "batch_size", 1), "seed": whole(config, "seed", 0)}
+    pruner, examples = with_evidence(config["evidence"], pruner, shared_examples(config))
+    loaded = load(config)
+    pruner = fit_budget(pruner, loaded, examples)
+    if limit is not None and (flops := expected_flops(pruner, loaded, examples)) > limit:
+        print(f"not run: {flops:.3f} of the dense prefill's FLOPs, more than objective.flops_limit={limit:g}")
+        return limit - flops
+    job.write(finished=False)
+    metrics = _evaluate(config, context, pruner, loaded, examples, sizes)
+    job.write(finished=True)
+    return metrics["accuracy"]["mean"]
+
+
+def _evaluate(
+    config: dict[str, Any], context: Context, pruner: Pruner, loaded: Any, examples: Any, sizes: dict[str, Any]
+) -> dict[str, Any]:
+    """Run, print, draw and log one evaluation; its metrics."""
     from prunekit.evaluation.pictures import draw_kept
     from prunekit.evaluation.run import evaluate
     from prunekit.evaluation.table import print_tables
     from prunekit.families import make_family
-    from prunekit.tracking import MODES, log_run
+    from prunekit.tracking import log_run
 
-    check_choice("logger.mode", config["logger"]["mode"], MODES)
-    pruner = build_pruner(config)
-    sizes: dict[str, Any] = {"batch_size": whole(config, "batch_size", 1), "seed": whole(config, "seed", 0)}
-    examples = load_examples(config)
-    loaded = load(config)
-    pruner = fit_budget(pruner, loaded, examples)
     found = evaluate(
         loaded,
         examples,
@@ -116,10 +173,11 @@ def run_eval(config: dict[str, Any], context: Context) -> None:
         data=data_name(config),
         max_new_tokens=whole(config, "data.max_new_tokens", 1),
         resume=bool(config["resume"]),
+        batcher=shared_batcher(config),
         **sizes,
     )
     if not ranks.is_first():
-        return
+        return found.metrics
     draw_kept(found.examples, found.rows, make_family(loaded.model).grid, context.folder / "kept.png")
     print_tables(found.metrics)
     parts = {kind: component_name(component) for kind, component in pruner.components.items()}
@@ -133,6 +191,34 @@ def run_eval(config: dict[str, Any], context: Context) -> None:
         tags=tags,
     )
     print(f"files: {context.folder} (metrics.json, predictions.jsonl, kept.png)\n{line}")
+    return found.metrics
+
+
+def flops_limit(config: dict[str, Any]) -> float | None:
+    """``objective.flops_limit``, checked."""
+    limit = config["objective"]["flops_limit"]
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit <= 1):
+        raise PrunekitError(f"objective.flops_limit must lie in (0, 1], not {limit!r}")
+    return limit
+
+
+def expected_flops(pruner: Pruner, loaded: Any, examples: Iterable[Any]) -> float:
+    """``flops_ratio`` of a prompt like the first example's, by the cost meter: nothing is run."""
+    from prunekit.cost import estimate, shape_of
+
+    shape, (visual, text) = shape_of(loaded.model), first_prompt(loaded, examples)
+    pruned, dense = (estimate(shape, p, visual=visual, text=text, convention="gated") for p in (pruner, None))
+    return pruned.prefill / dense.prefill
+
+
+def first_prompt(loaded: Any, examples: Iterable[Any]) -> tuple[int, int]:
+    """Visual and other tokens of the first usable example's prompt."""
+    from prunekit.evaluation.batches import Batcher
+    from prunekit.families import make_family
+
+    made = _first_inputs(Batcher(loaded), examples)
+    visual = int(make_family(loaded.model).find_visual(made["input_ids"], made).sum())
+    return visual, made["input_ids"].shape[1] - visual
 
 
 def fit_budget(pruner: Pruner, loaded: Any, examples: Iterable[Any]) -> Pruner:
@@ -140,14 +226,10 @@ def fit_budget(pruner: Pruner, loaded: Any, examples: Iterable[Any]) -> Pruner:
     out."""
     if pruner.budget is None:
         return pruner
-    from prunekit.evaluation.batches import Batcher
     from prunekit.families import make_family
 
-    family = make_family(loaded.model)
-    made = _first_inputs(Batcher(loaded), examples)
-    visual = int(family.find_visual(made["input_ids"], made).sum())
-    fitted = pruner.for_prompt(visual, made["input_ids"].shape[1] - visual)
-    if (allotment := fitted.plan(family).allotment) is not None:
+    fitted = pruner.for_prompt(*first_prompt(loaded, examples))
+    if (allotment := fitted.plan(make_family(loaded.model)).allotment) is not None:
         print(allotment.describe())
     return fitted
 
@@ -216,29 +298,3 @@ def run_layers(config: dict[str, Any], context: Context) -> None:
         seed=whole(config, "seed", 0),
         resume=bool(config["resume"]),
     )
-
-
-def run_methods(config: dict[str, Any], context: Context) -> None:
-    """``task=methods``: every method at several keep ratios on the same examples; a table for docs/results.md."""
-    from prunekit.data.source import gather
-    from prunekit.evaluation.results import Runs, compare, write_results
-    from prunekit.presets import methods
-
-    table = config["table"]
-    keeps, names = table["keep"], table["methods"] or list(methods())
-    for keep in keeps if isinstance(keeps, list) else [keeps]:
-        if isinstance(keep, bool) or not isinstance(keep, int | float) or not 0 < keep <= 1:
-            raise PrunekitError(f"table.keep must list ratios in (0, 1], not {keep!r}")
-    for name in names:
-        preset(name)  # raises for one that does not exist
-    runs = Runs(
-        load(config),
-        gather(load_examples(config)),
-        context.folder,
-        data=data_name(config),
-        batch_size=whole(config, "batch_size", 1),
-        max_new_tokens=whole(config, "data.max_new_tokens", 1),
-        seeds=whole(config, "table.seeds", 1),
-        resume=bool(config["resume"]),
-    )
-    write_results(compare(runs, names, keeps, config["variant"]), context.folder, table["file"])

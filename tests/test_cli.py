@@ -134,6 +134,8 @@ def options():
 def test_every_option_composes(group, option):
     from prunekit.tasks import build_pruner
 
+    if option == "search":
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     register_options()
     with initialize_config_dir(str(cli.CONF), version_base="1.3"):
         config = compose("config", overrides=[f"{group}={option}"])

@@ -1,4 +1,4 @@
-"""The table of methods: its figures recomputed from the runs' files, resumption, the markers in the document."""
+"""The table of a sweep over rows: its figures recomputed from the runs' files, claims, the markers in the document."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from test_cli import arguments, model_folder, run_main  # noqa: F401  (a fixture)
 
-from prunekit.evaluation.results import BEGIN, END, put_between
+from prunekit.evaluation.results import Settings, iou, judge, put_between, summarise
+
+SHARES = {0.5: "keep_ratio_0.5", 0.1: "keep_ratio_0.1"}
 
 
-def table(model_folder, run_dir, *more):  # noqa: F811
+def table(model_folder, folder, *more):  # noqa: F811
     return arguments(
-        model_folder, run_dir, "experiment=methods", "table.methods=[fastv,random,pyramiddrop]", "table.keep=[0.5,0.1]",
-        "table.seeds=2", f"table.file={run_dir}/doc.md", "resume=true", *more,
+        model_folder, folder, "experiment=methods", "table.rows=[fastv,random]", "keep_ratio=0.5,0.1",
+        f"table.file={folder}/doc.md", "resume=true", *more,
     )  # fmt: skip
 
 
@@ -32,38 +34,40 @@ def by_task(folder, key="correct"):
 
 
 def test_figures_are_those_of_the_runs_and_finished_runs_are_read_again(monkeypatch, tmp_path, model_folder):  # noqa: F811
-    run_dir = tmp_path / "table"
-    run_dir.mkdir()
-    (run_dir / "doc.md").write_text(f"# Title\n\nbefore\n\n{BEGIN}\nold\n{END}\n\nafter\n")
-    code, _, err = run_main(monkeypatch, *table(model_folder, run_dir))
+    folder = tmp_path / "table"
+    folder.mkdir()
+    begin, end = "<!-- methods:begin -->", "<!-- methods:end -->"
+    (folder / "doc.md").write_text(f"# Title\n\nbefore\n\n{begin}\nold\n{end}\n\nafter\n")
+    code, out, err = run_main(monkeypatch, *table(model_folder, folder))
     assert code == 0, err
+    assert "8 of 8 jobs finished" in out
     # Some answers right, as an untrained model's are not: then the table must follow the files.
-    for name, seeds in (("fastv", 1), ("random", 2), ("pyramiddrop", 1)):
-        for seed in range(seeds):
-            path = run_dir / name / "keep_0.1" / f"seed_{seed}" / "predictions.jsonl"
-            made = rows(path.parent)
-            for i, row in enumerate(made):
-                row["correct"] = (i + seed + len(name)) % 3 == 0
-            path.write_text("".join(json.dumps(row) + "\n" for row in made))
-    code, _, err = run_main(monkeypatch, *table(model_folder, run_dir))
+    seeds = [folder / "random" / SHARES[0.1] / f"seed_{seed}" for seed in (0, 1, 2)]
+    places = {"fastv": folder / "fastv" / SHARES[0.1]}
+    for number, place in enumerate([*seeds, *places.values()]):
+        made = rows(place)
+        for i, row in enumerate(made):
+            row["correct"] = (i + number) % 3 == 0
+        (place / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    code, out, err = run_main(monkeypatch, *table(model_folder, folder))
     assert code == 0, err
-    assert "pruned:" not in err  # nothing was run again
-    results = json.loads((run_dir / "results.json").read_text())
-    cells = {(c["method"], c["keep_ratio"]): c for c in results["cells"]}
-    assert len(cells) == 6 and results["examples"] == 14
-    random = np.mean([by_task(run_dir / "random" / "keep_0.1" / f"seed_{s}") for s in (0, 1)])
-    dense = by_task(run_dir / "fastv" / "keep_0.1" / "seed_0", "dense_correct")
-    for name in ("fastv", "pyramiddrop"):
-        cell, right = cells[name, 0.1], by_task(run_dir / name / "keep_0.1" / "seed_0")
+    assert "pruned:" not in err and out.count("finished before") == 8  # nothing was run again
+    results = json.loads((folder / "results.json").read_text())
+    cells = {(c["row"], c["section"]): c for c in results["cells"]}
+    assert len(cells) == 4 and results["examples"] == 14
+    random = np.mean([by_task(place) for place in seeds])
+    for name, place in places.items():
+        cell, right = cells[name, "keep_ratio 0.1"], by_task(place)
         assert cell["accuracy"]["mean"] == pytest.approx(right)
-        assert cell["change"]["mean"] == pytest.approx(right - dense)
-        assert cell["over_random"]["mean"] == pytest.approx(right - random)
-        assert cell["over_random_ci"][0] <= cell["over_random"]["mean"] <= cell["over_random_ci"][1]
+        assert cell["change"]["mean"] == pytest.approx(right - by_task(place, "dense_correct"))
+        assert cell["over_reference"]["mean"] == pytest.approx(right - random)
+        assert cell["over_reference_ci"][0] <= cell["over_reference"]["mean"] <= cell["over_reference_ci"][1]
         assert cell["kept"] == round(0.1 * 144)
-    assert cells["random", 0.1]["accuracy"]["mean"] == pytest.approx(random) and cells["random", 0.1]["seeds"] == 2
-    document = (run_dir / "doc.md").read_text()
+    cell = cells["random", "keep_ratio 0.1"]
+    assert cell["accuracy"]["mean"] == pytest.approx(random) and cell["seeds"] == 3
+    document = (folder / "doc.md").read_text()
     assert document.startswith("# Title\n\nbefore\n\n") and document.endswith("\n\nafter\n") and "old" not in document
-    assert "| pyramiddrop |" in document and "### Keep 0.1" in document and "random (2 seeds)" in document
+    assert "| fastv |" in document and "### Keep 0.1" in document and "random (3 seeds)" in document
 
 
 def test_a_method_that_the_model_refuses_is_named_in_the_table(monkeypatch, tmp_path, model_folder):  # noqa: F811
@@ -72,22 +76,100 @@ def test_a_method_that_the_model_refuses_is_named_in_the_table(monkeypatch, tmp_
         "scorer: random\nfusion: single\nschedule: {name: one_shot, layer: 40}\n"
     )
     monkeypatch.setenv("PRUNEKIT_METHODS", str(tmp_path / "methods"))
-    words = ["table.methods=[deep]", "table.keep=[0.5]", "table.seeds=1"]
+    words = ["table.rows=[deep,fastv]", "keep_ratio=0.5"]
     code, out, err = run_main(monkeypatch, *table(model_folder, tmp_path / "run", *words))
-    assert code == 0, err
-    assert "`deep` is refused: schedule: layer 40 is not in 0..5" in out
+    assert code == 1 and "failed: job deep: " in err
+    assert "no result for `deep`" in out and "layer 40 is not in 0..5" in out and "| fastv |" in out
+
+
+def made(folder, name, right, kept=(0, 1), image=lambda i: i // 2, values=None):
+    """A finished run with given outcomes, written by hand."""
+    folder.mkdir(parents=True)
+    lines = [
+        {"id": f"q{i}", "image_id": f"i{image(i)}", "task": "ab"[i % 2], "correct": bool(r), "dense_correct": True,
+         "kept": list(kept)} for i, r in enumerate(right)
+    ]  # fmt: skip
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    metrics = {"model": "m", "data": "d", "flops_ratio": 0.5619, "flops_ratio_with_vision": None, "kv_ratio": 0.5,
+               "prefill_ratio": 0.7, "prefill_ratio_includes_vision": False}  # fmt: skip
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    return {"folder": folder.name, "row": name, "values": values or {}, "overrides": []}
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    rng = np.random.default_rng(0)
+    right = rng.random(400) < 0.9
+    jobs = [
+        made(tmp_path / "0", "good", right, kept=(0, 1, 2, 3)),
+        made(tmp_path / "1", "bad", rng.random(400) < 0.5, kept=(2, 3, 4, 5, 6, 7)),
+        made(tmp_path / "2", "like", np.roll(right, 2)[:390], kept=(), values={"seed": "0"}),
+    ]
+    (tmp_path / "sweep.json").write_text(json.dumps({"schema": 1, "jobs": jobs}))
+    return tmp_path
+
+
+def test_claims_are_judged_by_paired_intervals(sweep):
+    claims = [
+        {"text": "a", "better": "good", "worse": "bad"},
+        {"text": "b", "better": "bad", "worse": "good"},
+        {"text": "c", "better": "good", "worse": "like"},
+        {"text": "d", "better": "bad", "worse": "dense", "margin": -0.01},
+        {"text": "e", "better": "bad", "worse": "dense", "margin": -0.9},
+        {"text": "f", "row": "good", "cost": "flops_ratio", "value": 0.56},
+        {"text": "g", "row": "good", "cost": "flops_ratio", "value": 0.57},
+    ]
+    found = summarise(sweep, Settings(name="x", overlap="good", claims=claims))
+    verdicts = [claim["verdict"] for claim in found["claims"]]
+    assert verdicts == ["holds", "does not hold", "open", "does not hold", "holds", "holds", "does not hold"]
+    assert found["examples"] == 390  # those that every run has
+    first = found["claims"][0]
+    rows_of = {n: {r["id"]: r for r in rows(sweep / n)} for n in ("0", "1")}
+    pairs = [(rows_of["0"][f"q{i}"]["correct"] - rows_of["1"][f"q{i}"]["correct"], i % 2) for i in range(390)]
+    expected = np.mean([np.mean([d for d, task in pairs if task == t]) for t in (0, 1)])
+    assert first["difference"] == pytest.approx(expected) and first["ci"][0] < expected < first["ci"][1]
+    overlaps = {cell["row"]: cell["overlap"]["mean"] for cell in found["cells"]}
+    assert overlaps == {"good": 1.0, "bad": pytest.approx(2 / 8), "like": 0.0}
+
+
+def test_claims_about_rows_that_are_not_there(sweep):
+    with pytest.raises(ValueError, match="Did you mean 'good'"):
+        summarise(sweep, Settings(name="x", claims=[{"text": "a", "better": "godo", "worse": "bad"}]))
+    gone = judge({"text": "a", "better": "good", "worse": "bad"}, {}, {}, [], {"good", "bad"})
+    assert gone["verdict"] == "not measured"
+
+
+def test_iou_of_sets():
+    assert iou([1, 2, 3], [2, 3, 4]) == 0.5 and iou([], []) == 1.0 and iou([1], []) == 0.0
+
+
+def test_runs_of_different_data_are_not_compared(sweep):
+    path = sweep / "1" / "metrics.json"
+    path.write_text(path.read_text().replace('"d"', '"other"'))
+    with pytest.raises(ValueError, match="differ in their data: d, other"):
+        summarise(sweep, Settings(name="x"))
 
 
 @pytest.mark.parametrize(
-    ("words", "word"), [(["table.keep=[2]"], "table.keep"), (["table.methods=[fastvv]"], "Did you mean 'fastv'")]
+    ("words", "word"),
+    [
+        (["keep_ratio=2"], "keep_ratio"),
+        (["table.rows=[fastvv]"], "Did you mean 'fastv'"),
+        (["table.order=size"], "'size'"),
+        (["table.file=/dev/null/doc.md"], "'/dev/null' is no folder"),
+    ],
 )
 def test_bad_options_of_the_table(monkeypatch, tmp_path, model_folder, words, word):  # noqa: F811
-    code, _, err = run_main(monkeypatch, *table(model_folder, tmp_path, *words))
-    assert code == 1 and word in err and len(err.strip().splitlines()) == 1
+    given = [a for a in table(model_folder, tmp_path) if not a.startswith("table.rows")]
+    code, _, err = run_main(monkeypatch, *given, *(words if "rows" in words[0] else [*words, "table.rows=[fastv]"]))
+    lines = err.strip().splitlines()
+    assert code == 1 and word in lines[-1] and "Traceback" not in err
 
 
 def test_markers_are_added_where_there_are_none(tmp_path):
     path = tmp_path / "new.md"
-    put_between(path, "one")
-    put_between(path, "two")
-    assert path.read_text().count(BEGIN) == 1 and "two" in path.read_text() and "one" not in path.read_text()
+    put_between(path, "one", "mine")
+    put_between(path, "other", "yours")
+    put_between(path, "two", "mine")
+    text = path.read_text()
+    assert text.count("<!-- mine:begin -->") == 1 and "two" in text and "one" not in text and "other" in text

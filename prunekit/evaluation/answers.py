@@ -6,12 +6,13 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from prunekit.data.example import Example
 from prunekit.engine.state import Trace
@@ -19,6 +20,7 @@ from prunekit.engine.view import Regions
 from prunekit.errors import PrunekitError, RowError
 from prunekit.evaluation.batches import Batcher
 from prunekit.evaluation.faults import BatchLimit, survive
+from prunekit.evaluation.other import for_batch
 from prunekit.pruner import Pruner
 
 
@@ -68,7 +70,8 @@ def _answer_batch(
 ) -> list[Answer]:
     inputs = batcher.inputs(batch, pruner)
     lengths = inputs["attention_mask"].sum(1).tolist()
-    block: Any = nullcontext() if pruner is None else pruner(batcher.loaded.model, regions_for(pruner, batch))
+    acting = None if pruner is None else for_batch(pruner, batcher, batch)
+    block: Any = nullcontext() if acting is None else acting(batcher.loaded.model, regions_for(acting, batch))
     with torch.inference_mode(), block as trace:
         tokens = batcher.loaded.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     texts = batcher.loaded.processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -115,11 +118,29 @@ class DenseCache:
         key = hashlib.sha256(f"3 {fingerprint} {max_new_tokens}".encode()).hexdigest()[:24]
         self.path = cache_folder() / "dense" / f"{key}.jsonl"
         self._answers: dict[str, str] = {}
+        self._read()
+
+    def _read(self) -> None:
         with suppress(OSError):
             for line in self.path.read_text(errors="replace").splitlines():
                 with suppress(ValueError, TypeError):  # a line cut short by an interruption counts as absent
                     example, answer = json.loads(line)
                     self._answers[example] = answer
+
+    @contextmanager
+    def computing(self, examples: Sequence[Example]) -> Iterator[None]:
+        """While these examples' answers are computed: of several processes that want the same ones the first computes,
+        the others wait and then find them. A process that dies lets go of them; other examples wait for nobody."""
+        names = hashlib.sha256("\n".join(example.id for example in examples).encode()).hexdigest()[:16]
+        lock = FileLock(self.path.with_suffix(f".{names}.lock"))
+        with suppress(OSError, NotImplementedError):  # where nothing can be locked, each computes for itself
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        try:
+            self._read()
+            yield
+        finally:
+            lock.release()
 
     def get(self, example: Example) -> str | None:
         """The kept answer, None if there is none. Raises RowError for an example that cannot be used."""

@@ -86,25 +86,20 @@ class Loop:
 
     def _dense(self, examples: Sequence[Example], cache: DenseCache, faults: dict[str, RowError]) -> dict[str, str]:
         """Dense answers by id: kept ones, and the others made now."""
-        found: dict[str, str] = {}
-        missing = []
-        for example in examples:
-            try:
-                text = cache.get(example)
-            except RowError as error:
-                faults[example.id] = error
-                continue
-            if text is None:
-                missing.append(example)
-            else:
-                found[example.id] = text
+        found, missing = _kept(examples, cache, faults)
         self._bars["dense"].update(len(examples) - len(missing))
-        for example, answer in self._answers("dense", missing):
-            if isinstance(answer, RowError):
-                faults[example.id] = answer
-            else:
-                cache.add(example, answer.text)
-                found[example.id] = answer.text
+        if not missing:
+            return found
+        with cache.computing(missing):
+            meanwhile, missing = _kept(missing, cache, faults)
+            found |= meanwhile
+            self._bars["dense"].update(len(meanwhile))
+            for example, answer in self._answers("dense", missing):
+                if isinstance(answer, RowError):
+                    faults[example.id] = answer
+                else:
+                    cache.add(example, answer.text)
+                    found[example.id] = answer.text
         return found
 
     def _answers(self, side: str, examples: Sequence[Example]) -> Any:
@@ -129,6 +124,25 @@ class Loop:
             "tokens_per_layer": answer.tokens,
             **({} if answer.vision is None else {"vision_tokens": answer.vision}),
         }
+
+
+def _kept(
+    examples: Sequence[Example], cache: DenseCache, faults: dict[str, RowError]
+) -> tuple[dict[str, str], list[Example]]:
+    """Kept answers by id, and the examples without one; those that cannot be used join the ``faults``."""
+    found: dict[str, str] = {}
+    missing = []
+    for example in examples:
+        try:
+            text = cache.get(example)
+        except RowError as error:
+            faults[example.id] = error
+            continue
+        if text is None:
+            missing.append(example)
+        else:
+            found[example.id] = text
+    return found, missing
 
 
 def _asked(example: Example) -> dict[str, Any]:

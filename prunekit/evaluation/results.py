@@ -1,7 +1,8 @@
-"""Every method against the dense model and against random, on the same examples: the table of docs/results.md."""
+"""What a sweep over rows found: accuracies, paired differences and claims, recomputed from the files of its runs."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,161 +10,252 @@ from typing import Any
 
 import numpy as np
 
-from prunekit import ranks
-from prunekit.data.example import Example
-from prunekit.errors import PrunekitError
-from prunekit.evaluation.batches import Batcher
-from prunekit.evaluation.run import Evaluation, evaluate, finished, holds, metric_of, sign, write_json
+from prunekit.errors import PrunekitError, UnknownNameError, check_choice
 from prunekit.evaluation.statistics import accuracies, intervals
-from prunekit.models import LoadedModel
-from prunekit.presets import method, preset
-from prunekit.pruner import Pruner
+from prunekit.jobs import Outcome, outcomes, write_whole
 
-BEGIN, END = "<!-- methods:begin -->", "<!-- methods:end -->"
-CONTROL = "random"
 COSTS = ("flops_ratio", "flops_ratio_with_vision", "kv_ratio", "prefill_ratio")
+ORDERS = ("rows", "accuracy")
+SEED = "seed"
+"""What varies within a row and is averaged over; all else makes sections."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the table of a sweep is made (``table`` of the configuration).
+
+    Attributes:
+        name: of the markers in ``file``, None for no table.
+        reference: the row that all others are compared with, paired.
+        overlap: a row whose kept tokens those of all others are compared with (intersection over union).
+        order: of the rows, as they were given or by accuracy.
+        tasks: whether accuracies by task follow.
+        compact: one matrix of rows × sections instead of a table for each section.
+        claims: what is said about the rows, each to be judged (``judge``).
+        file: a Markdown file whose text between the markers is replaced, None for none.
+    """
+
+    name: str | None = None
+    reference: str | None = None
+    overlap: str | None = None
+    order: str = "rows"
+    tasks: bool = True
+    compact: bool = False
+    claims: Sequence[dict[str, Any]] = ()
+    file: str | None = None
+
+    @classmethod
+    def of(cls, table: dict[str, Any]) -> Settings:
+        """From ``table`` of the configuration."""
+        check_choice("table.order", table["order"], ORDERS)
+        given = {key: value for key, value in table.items() if key in cls.__dataclass_fields__}
+        return cls(**{**given, "claims": table["claims"] or ()})
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the statistics need to know of an example, from a line of predictions.jsonl."""
+
+    id: str
+    image_id: str
+    task: str
 
 
 @dataclass
-class Runs:
-    """What all runs of a table share; images are encoded once for all of them."""
+class Found:
+    """One row at one setting, over its seeds.
 
-    loaded: LoadedModel
-    examples: Sequence[Example]
-    folder: Path
-    data: str
-    batch_size: int
-    max_new_tokens: int
-    seeds: int
-    resume: bool
-    batcher: Batcher = field(init=False)
+    Attributes:
+        section: what varies beside the seed ("keep_ratio 0.5"), empty if nothing does.
+        runs: metrics, and the lines of predictions.jsonl by example, of each finished run.
+        error: why there is none.
+    """
 
-    def __post_init__(self) -> None:
-        self.batcher = Batcher(self.loaded)
+    row: str
+    section: str
+    runs: list[tuple[dict[str, Any], dict[str, dict[str, Any]]]] = field(default_factory=list)
+    error: str | None = None
 
-    def run(self, pruner: Pruner, place: str) -> Evaluation:
-        """One evaluation in its own folder. With ``resume`` a finished one of the same content is read again, a begun
-        one is gone on with, and one of another content (other weights, say) is made anew."""
-        folder = self.folder / place
-        signature = sign(self.loaded, pruner, self.data, self.max_new_tokens, metric_of(self.examples))
-        if self.resume and (done := finished(folder, signature, self.examples)) is not None:
-            return done
-        return evaluate(
-            self.loaded,
-            self.examples,
-            pruner,
-            folder,
-            data=self.data,
-            batch_size=self.batch_size,
-            max_new_tokens=self.max_new_tokens,
-            resume=self.resume and holds(folder, signature),
-            batcher=self.batcher,
+    def values(self, examples: Sequence[Any], key: str = "correct") -> np.ndarray:
+        """``key`` of each example, a mean over seeds."""
+        return np.mean([[float(rows[e.id][key]) for e in examples] for _, rows in self.runs], axis=0)
+
+    def overlap(self, other: Found, examples: Sequence[Any]) -> np.ndarray:
+        """Intersection over union of the kept tokens with those of another row's first run, a mean over seeds."""
+        against = other.runs[0][1]
+        return np.mean(
+            [[iou(rows[e.id]["kept"], against[e.id]["kept"]) for e in examples] for _, rows in self.runs], axis=0
         )
 
 
-@dataclass
-class Entry:
-    """One method at one keep ratio: right answers of each example (a mean over seeds), and what the runs cost."""
-
-    name: str
-    keep: float
-    correct: list[float] = field(default_factory=list)
-    dense: list[float] = field(default_factory=list)
-    kept: float = 0.0
-    seeds: int = 1
-    costs: dict[str, Any] = field(default_factory=dict)
-    refusal: str | None = None
+def iou(one: Sequence[int], two: Sequence[int]) -> float:
+    """Intersection over union of two sets of token indices; 1 for two empty ones."""
+    union = set(one) | set(two)
+    return len(set(one) & set(two)) / len(union) if union else 1.0
 
 
-def pruners(name: str, keep: float, variant: str | None, seeds: int) -> list[Pruner]:
-    """A method at a keep ratio; one for each seed if it draws at random."""
-    plain = method(name, keep_ratio=keep, variant=variant if _has_variants(name, variant) else None)
-    if not plain.scorer.draws or plain.selector.ignores_scores:
-        return [plain]
-    scorer = preset(name)["scorer"]
-    return [method(name, keep_ratio=keep, scorer={**scorer, "seed": seed}) for seed in range(seeds)]
+def read(sweep: Path) -> list[Found]:
+    """All rows of a sweep's folder, each at each of its settings, in the order of the plan."""
+    found: dict[tuple[str, str], Found] = {}
+    for outcome in outcomes(sweep):
+        section = ", ".join(f"{key} {value}" for key, value in outcome.values.items() if key != SEED)
+        entry = found.setdefault((outcome.row, section), Found(outcome.row, section))
+        if outcome.error is None:
+            entry.runs.append(_run(outcome))
+        elif entry.error is None:
+            entry.error = outcome.error
+    return list(found.values())
 
 
-def _has_variants(name: str, variant: str | None) -> bool:
-    return variant is not None and any(hasattr(part, "variant") for part in method(name).components.values())
-
-
-def measure(runs: Runs, name: str, keep: float, variant: str | None) -> Entry:
-    """Run one method; what it cannot do on this model is its entry's ``refusal``."""
-    entry = Entry(name, keep)
+def _run(outcome: Outcome) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     try:
-        made = pruners(name, keep, variant, runs.seeds)
-        found = [runs.run(p, f"{name}/keep_{keep:g}/seed_{seed}") for seed, p in enumerate(made)]
-    except PrunekitError as error:
-        entry.refusal = str(error)
-        return entry
-    entry.correct = np.mean([[float(row["correct"]) for row in run.rows] for run in found], axis=0).tolist()
-    entry.dense = [float(row["dense_correct"]) for row in found[0].rows]
-    entry.kept = float(np.mean([len(row["kept"]) for run in found for row in run.rows]))
-    entry.seeds = len(found)
-    for cost in COSTS:
-        values = [run.metrics[cost] for run in found]
-        entry.costs[cost] = None if None in values else float(np.mean(values))
-    entry.costs["time_with_vision"] = found[0].metrics["prefill_ratio_includes_vision"]
-    return entry
+        metrics = json.loads((outcome.folder / "metrics.json").read_text())
+        lines = (outcome.folder / "predictions.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+    except (OSError, ValueError) as error:
+        raise PrunekitError(f"table: the run in '{outcome.folder}' cannot be read: {error}") from None
+    return metrics, {row["id"]: row for row in rows if not row.get("error")}
 
 
-def compare(runs: Runs, names: Sequence[str], keeps: Sequence[float], variant: str | None = None) -> dict[str, Any]:
-    """All methods at all keep ratios: plain data with accuracies, paired differences and 95 % intervals."""
-    ordered = [CONTROL, *(n for n in names if n != CONTROL)]  # the control first: the others are compared with it
-    cells = []
-    for keep in keeps:
-        entries = [measure(runs, name, keep, variant) for name in ordered]
-        control = entries[0].correct
-        cells += [_cell(runs.examples, entry, control) for entry in entries]
-    tasks = sorted({e.task for e in runs.examples})
-    head = {"model": runs.loaded.name, "data": runs.data, "examples": len(runs.examples), "tasks": tasks}
-    return {"schema": 1, **head, "variant": variant, "dense": _dense(runs.examples, cells), "cells": cells}
+def summarise(sweep: Path, settings: Settings) -> dict[str, Any]:
+    """All rows of a sweep as plain data: accuracies, paired differences with 95 % intervals, costs, claims.
+
+    Compared are the examples that every finished run has answered.
+
+    Raises:
+        PrunekitError: if no run is finished, or the runs are of different models or data.
+    """
+    found = read(sweep)
+    done = [entry for entry in found if entry.runs]
+    if not done:
+        reason = next((entry.error for entry in found if entry.error), "the sweep has no rows")
+        raise PrunekitError(f"table: no run in '{sweep}' is finished: {reason}")
+    head = {}
+    for key in ("model", "data"):
+        several = sorted({metrics[key] for entry in done for metrics, _ in entry.runs})
+        if len(several) > 1:
+            raise PrunekitError(f"table: the runs differ in their {key}: {', '.join(several)}")
+        head[key] = several[0]
+    examples = common(done)
+    dense = done[0].values(examples, "dense_correct")
+    by_name = {(entry.row, entry.section): entry for entry in done}
+    cells = [_cell(entry, by_name, examples, dense, settings) for entry in found]
+    tasks = sorted({e.task for e in examples})
+    known = {entry.row: entry.values(examples) for entry in done if not entry.section} | {"dense": dense}
+    costs = {cell["row"]: cell for cell in cells if not cell["section"] and cell["error"] is None}
+    names = {entry.row for entry in found} | {"dense"}
+    return {
+        "schema": 1,
+        "name": settings.name,
+        **head,
+        "examples": len(examples),
+        "tasks": tasks,
+        "reference": settings.reference,
+        "overlap": settings.overlap,
+        "dense": _with_interval(examples, dense, "accuracy"),
+        "cells": cells,
+        "claims": [judge(claim, known, costs, examples, names) for claim in settings.claims],
+    }
 
 
-def _cell(examples: Sequence[Example], entry: Entry, control: list[float]) -> dict[str, Any]:
-    cell: dict[str, Any] = {"method": entry.name, "keep_ratio": entry.keep, "refusal": entry.refusal}
-    if entry.refusal is not None:
+def common(found: Sequence[Found]) -> list[Any]:
+    """The examples that all finished runs have answered, in the order of the first."""
+    runs = [rows for entry in found for _, rows in entry.runs]
+    ids = [name for name in runs[0] if all(name in rows for rows in runs)]
+    if not ids:
+        raise PrunekitError("table: the runs have no example in common")
+    return [Asked(name, runs[0][name].get("image_id", name), runs[0][name]["task"]) for name in ids]
+
+
+def _cell(
+    entry: Found,
+    by_name: dict[tuple[str, str], Found],
+    examples: Sequence[Any],
+    dense: np.ndarray,
+    settings: Settings,
+) -> dict[str, Any]:
+    cell: dict[str, Any] = {"row": entry.row, "section": entry.section, "error": None if entry.runs else entry.error}
+    if not entry.runs:
         return cell
-    values = {"accuracy": entry.correct, "change": np.subtract(entry.correct, entry.dense).tolist()}
-    if control:
-        values["over_random"] = np.subtract(entry.correct, control).tolist()
-    for name, numbers in values.items():
-        cell[name], cell[f"{name}_ci"] = accuracies(examples, numbers), intervals(examples, numbers)["mean"]
-    return {**cell, "kept": entry.kept, "seeds": entry.seeds, **entry.costs, "dense": entry.dense}
+    right = entry.values(examples)
+    numbers = {"accuracy": right, "change": right - dense}
+    if (reference := by_name.get((settings.reference or "", entry.section))) is not None:
+        numbers["over_reference"] = right - reference.values(examples)
+    if (other := by_name.get((settings.overlap or "", entry.section))) is not None:
+        numbers["overlap"] = entry.overlap(other, examples)
+    for name, values in numbers.items():
+        cell |= _with_interval(examples, values, name)
+    metrics = [metrics for metrics, _ in entry.runs]
+    cell["kept"] = float(np.mean([len(rows[e.id]["kept"]) for _, rows in entry.runs for e in examples]))
+    cell["seeds"] = len(entry.runs)
+    for cost in COSTS:
+        values = [m[cost] for m in metrics]
+        cell[cost] = None if None in values else float(np.mean(values))
+    cell["time_with_vision"] = metrics[0]["prefill_ratio_includes_vision"]
+    return cell
 
 
-def _dense(examples: Sequence[Example], cells: list[dict[str, Any]]) -> dict[str, Any]:
-    """The dense model's accuracy, taken out of the cells."""
-    found = [cell.pop("dense") for cell in cells if "dense" in cell]
-    if not found:
-        raise PrunekitError("no method could be run on this model")
-    return {"accuracy": accuracies(examples, found[0]), "accuracy_ci": intervals(examples, found[0])["mean"]}
+def judge(
+    claim: dict[str, Any],
+    known: dict[str, np.ndarray],
+    cells: dict[str, dict[str, Any]],
+    examples: Sequence[Any],
+    names: set[str],
+) -> dict[str, Any]:
+    """Whether a claim holds here. It says that the accuracy of the row ``better`` is more than ``margin`` (0 if not
+    given) above that of ``worse``, "dense" being a row: it holds if the paired interval lies wholly above the margin,
+    does not if it lies wholly below, and is open in between. Or it gives the ``cost`` of a ``row`` as ``value``, to two
+    decimals."""
+    rows = [claim[key] for key in ("better", "worse", "row") if key in claim]
+    for row in rows:
+        if row not in names:
+            raise UnknownNameError("row in table.claims:", row, names)
+    judged = {"text": claim["text"], "published": str(claim.get("published", "–")), "verdict": "not measured"}
+    if "row" in claim:
+        if claim["row"] in cells:
+            measured = cells[claim["row"]][claim["cost"]]
+            same = measured is not None and round(measured, 2) == round(claim["value"], 2)
+            judged |= {"measured": measured, "verdict": "holds" if same else "does not hold"}
+        return judged
+    if all(row in known for row in rows):
+        over = known[claim["better"]] - known[claim["worse"]]
+        found = _with_interval(examples, over, "difference")
+        low, high = found["difference_ci"]
+        margin = claim.get("margin", 0.0)
+        verdict = "holds" if low > margin else "does not hold" if high < margin else "open"
+        judged |= {"difference": found["difference"]["mean"], "ci": [low, high], "verdict": verdict}
+    return judged
 
 
-def write_results(results: dict[str, Any], folder: Path, file: str | None) -> None:
-    """``results.json`` and ``results.md`` in the run folder; the same table between the markers of ``file``."""
+def _with_interval(examples: Sequence[Any], values: np.ndarray, name: str) -> dict[str, Any]:
+    """Means of ``values`` (one an example) by task under ``name``, and the interval of their mean."""
+    numbers = values.tolist()
+    return {name: accuracies(examples, numbers), f"{name}_ci": intervals(examples, numbers)["mean"]}
+
+
+def write_results(sweep: Path, settings: Settings) -> list[str]:
+    """``results.json`` and ``results.md`` in the sweep's folder, the same table between the markers of ``file``; the
+    files' names. The table goes to standard output."""
     from prunekit.evaluation.markdown import render
 
-    if not ranks.is_first():
-        return
-    text = render(results)
-    write_json(folder / "results.json", results)
-    (folder / "results.md").write_text(text)
+    results = summarise(sweep, settings)
+    text = render(results, settings)
+    write_whole(sweep / "results.json", json.dumps(results, indent=1) + "\n")
+    write_whole(sweep / "results.md", text)
     print(text)
-    where = [str(folder / "results.json")]
-    if file is not None:
-        put_between(Path(file), text)
-        where.append(file)
-    print(f"files: {', '.join(where)}")
+    written = [str(sweep / "results.json"), str(sweep / "results.md")]
+    if settings.file is not None:
+        put_between(Path(settings.file), text, str(settings.name))
+        written.append(settings.file)
+    return written
 
 
-def put_between(path: Path, text: str) -> None:
-    """Replace what stands between the markers of a file by ``text``; without markers it goes to the end."""
+def put_between(path: Path, text: str, name: str) -> None:
+    """Replace what stands between the markers ``name`` of a file by ``text``; without markers it goes to the end."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     old = path.read_text() if path.exists() else ""
-    before, found, rest = old.partition(BEGIN)
-    after = rest.partition(END)[2] if found else ""
+    before, found, rest = old.partition(begin)
+    after = rest.partition(end)[2].lstrip() if found else ""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        f"{before.rstrip()}\n\n{BEGIN}\n{text.strip()}\n{END}\n{after.lstrip() and chr(10) + after.lstrip()}"
-    )
+    head = f"{before.rstrip()}\n\n" if before.strip() else ""
+    write_whole(path, f"{head}{begin}\n{text.strip()}\n{end}\n" + (f"\n{after}" if after else ""))

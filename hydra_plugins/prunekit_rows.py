@@ -1,0 +1,116 @@
+"""A sweep over rows: named lists of overrides, each times the product of what else is swept.
+
+A paper's table is no product of options: its rows are configurations of their own. ``rows`` of the configuration holds
+them, ``{random: [method=random, "seed=0,1,2"], ivtp: [method=ivtp]}``, and ``hydra/sweeper=rows`` runs them. Hydra
+takes sweepers from the namespace package ``hydra_plugins`` alone: that is why this file stands here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+
+class Planned(NamedTuple):  # no dataclass: Hydra runs this file before Python knows it as a module, which those need
+    """One job of a sweep over rows.
+
+    Attributes:
+        row: its row's name.
+        values: what varies within the row, by key.
+        words: all overrides.
+        folder: the job's own, below the sweep's.
+    """
+
+    row: str
+    values: dict[str, str]
+    words: list[str]
+    folder: str
+
+
+class RowSweeper(BasicSweeper):
+    """Hydra's own sweeper, with rows. What the command line says comes after what a row says, and so has the last word;
+    a row comes after the sweeper's ``params``."""
+
+    def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
+        """Batches of jobs, each job a list of overrides; called with the sweeper's ``params`` before all others."""
+        rows = self.config.get("rows")
+        if not rows:
+            raise HydraException("hydra/sweeper=rows needs rows={NAME: [override, ...], ...}")
+        rows = OmegaConf.to_container(rows, resolve=True)
+        count = len(self.params)
+        jobs = self._chosen(self._jobs(rows, overrides[:count], overrides[count:]))
+        folder = Path(self.config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_plan(folder, jobs)
+        listed = [[*job.words, f"hydra.sweep.subdir={job.folder}"] for job in jobs]
+        return list(self.split_overrides_to_chunks(listed, max_batch_size))
+
+    def _jobs(self, rows: Mapping[str, Any], params: list[Override], given: list[Override]) -> list[Planned]:
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        jobs: list[Planned] = []
+        for name, words in rows.items():
+            if words is None:  # a row that was taken out by rows.NAME=null
+                continue
+            if not isinstance(words, list):
+                raise HydraException(f"rows.{name} must be a list of overrides, not {words!r}")
+            jobs += expand(str(name), [*params, *parser.parse_overrides([str(w) for w in words]), *given])
+        if twice := {job.folder for job in jobs if [j.folder for j in jobs].count(job.folder) > 1}:
+            raise HydraException(f"rows: two jobs share the folder '{sorted(twice)[0]}'")
+        return jobs
+
+    def _chosen(self, jobs: list[Planned]) -> list[Planned]:
+        """The jobs of the rows that ``table.rows`` names; all if it is null."""
+        wanted = OmegaConf.select(self.config, "table.rows")
+        if wanted is None:
+            return jobs
+        from prunekit.errors import check_choice
+
+        wanted = [wanted] if isinstance(wanted, str) else list(wanted)
+        for name in wanted:
+            check_choice("row", name, dict.fromkeys(job.row for job in jobs))
+        return [job for job in jobs if job.row in wanted]
+
+
+def expand(name: str, overrides: Sequence[Override]) -> list[Planned]:
+    """The jobs of one row: the product of its sweeps. Of two overrides of a key the later counts. ``{key}`` in the
+    row's name stands for the value of that key."""
+    merged = {override.get_key_element(): override for override in overrides}
+    swept = [key for key, override in merged.items() if override.is_sweep_override()]
+    (products,) = BasicSweeper.split_arguments(list(merged.values()), None)
+    jobs = []
+    for words in products:
+        given = {key: word.partition("=")[2] for key, word in zip(merged, words, strict=True)}
+        label = name
+        for key, value in given.items():
+            label = label.replace(f"{{{key}}}", value)
+        values = {key: given[key] for key in swept if f"{{{key}}}" not in name}
+        parts = [label, *(f"{key}_{value}" for key, value in values.items())]
+        folder = "/".join(re.sub(r"_*[^\w.-]+_*", "_", part).strip("._") or "_" for part in parts)
+        jobs.append(Planned(label, values, words, folder))
+    return jobs
+
+
+def write_plan(folder: Path, jobs: Sequence[Planned]) -> None:
+    """The jobs as planned, for whoever reads the sweep's folder."""
+    from prunekit.jobs import PLAN, write_whole  # not at the top: Hydra imports this file in every program that uses it
+
+    plan = [{"folder": j.folder, "row": j.row, "values": j.values, "overrides": j.words} for j in jobs]
+    write_whole(folder / PLAN, json.dumps({"schema": 1, "jobs": plan}, indent=1) + "\n")
+
+
+ConfigStore.instance().store(
+    group="hydra/sweeper",
+    name="rows",
+    node={"_target_": f"{__name__}.RowSweeper", "max_batch_size": None, "params": None},
+    provider="prunekit",
+)

@@ -1,0 +1,119 @@
+"""Whose question chose the tokens: a question answered with what another question about the same image would keep."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from prunekit.components.base import Scorer
+from prunekit.data.example import Example
+from prunekit.data.source import Examples
+from prunekit.engine.view import LayerView
+from prunekit.errors import PrunekitError, check_choice
+from prunekit.pruner import Pruner
+
+if TYPE_CHECKING:
+    from prunekit.evaluation.batches import Batcher
+
+EVIDENCE = ("own", "other")
+
+
+def with_evidence(evidence: str, pruner: Pruner, examples: Any) -> tuple[Pruner, Any]:
+    """The pruner and the examples of a run whose tokens are chosen by the example's ``own`` question, or by that of an
+    ``other`` example about the same images; examples that have no such other are left out, and that is said.
+
+    Raises:
+        PrunekitError: where a pruner cuts outside the decoder's layers, or no image has two questions.
+    """
+    check_choice("evidence", evidence, EVIDENCE)
+    if evidence == "own":
+        return pruner, examples
+    if not isinstance(examples, Sequence):
+        raise PrunekitError("evidence=other needs all examples at hand, not a stream: set data.limit")
+    partners = partners_of(examples)
+    kept = Chosen(example for example in examples if example.id in partners)
+    kept.metric = getattr(examples, "metric", "exact")
+    if not kept:
+        raise PrunekitError("evidence=other: no image of the data has two different questions")
+    if len(kept) < len(examples):
+        print(f"evidence=other: {len(examples) - len(kept)} examples left out, alone with their image")
+    return OtherQuestion(pruner, partners), Examples(kept, getattr(examples, "metric", "exact"))
+
+
+class Chosen(list[Example]):
+    """Some of the examples of a source, with its metric."""
+
+    metric: str
+
+
+def partners_of(examples: Sequence[Example]) -> dict[str, Example]:
+    """For each example, by id, the next one about the same images that asks something else, going round."""
+    groups: dict[tuple[str, ...], list[Example]] = defaultdict(list)
+    for example in examples:
+        groups[example.image_ids].append(example)
+    found = {}
+    for group in groups.values():
+        for place, example in enumerate(group):
+            others = [o for o in group[place + 1 :] + group[:place] if o.question != example.question]
+            if others:
+                found[example.id] = others[0]
+    return found
+
+
+@dataclass
+class Replay(Scorer):
+    """Scores that were made elsewhere, for one batch and each cut: by the cut's layer, [B, N]."""
+
+    scores: dict[int, torch.Tensor]
+
+    sites = ("decoder",)
+
+    def score(self, view: LayerView) -> torch.Tensor:
+        return self.scores[view.layer + 1].to(view.hidden_states.device)
+
+
+class OtherQuestion(Pruner):
+    """A pruner whose scores come from a prefill of another example about the same images.
+
+    Cuts, counts, selector and reducer are the pruner's own; only the question that is looked at is another's.
+    """
+
+    def __init__(self, pruner: Pruner, partners: Mapping[str, Example]) -> None:
+        if pruner.schedule.in_encoder or any(cut.layer == 0 for cut in pruner.schedule.cuts(64, pruner.share)):
+            name = pruner.name or pruner.schedule.registered_name
+            raise PrunekitError(f"evidence=other replays cuts between decoder layers; '{name}' has another")
+        super().__init__(**_parts(pruner), **_settings(pruner))
+        self.partners = partners
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "evidence": "other"}
+
+    def for_batch(self, batcher: Batcher, batch: Sequence[Example]) -> Pruner:
+        """The pruner of one batch: prefills its partners and keeps the scores."""
+        from prunekit.evaluation.answers import regions_for
+
+        others = [self.partners[example.id] for example in batch]
+        inputs, model = batcher.inputs(others, self), batcher.loaded.model
+        with torch.inference_mode(), self(model, regions_for(self, others)) as trace:
+            model.generate(**inputs, max_new_tokens=1, do_sample=False)
+        replay = Replay({cut.layer: cut.scores for cut in trace.cuts})
+        return Pruner(**{**_parts(self), "scorer": replay, "fusion": "single"}, **_settings(self))
+
+
+def for_batch(pruner: Pruner, batcher: Batcher, batch: Sequence[Example]) -> Pruner:
+    """The pruner of one batch: the same for every batch, unless other questions choose."""
+    return pruner.for_batch(batcher, batch) if isinstance(pruner, OtherQuestion) else pruner
+
+
+def _parts(pruner: Pruner) -> dict[str, Any]:
+    return dict(pruner.components)
+
+
+def _settings(pruner: Pruner) -> dict[str, Any]:
+    share = {"keep_ratio": pruner.keep_ratio, "keep_tokens": pruner.keep_tokens, "budget": pruner.budget}
+    given = {key: value for key, value in share.items() if value is not None}
+    return {**given, "positions": pruner.positions, "name": pruner.name}

@@ -1,0 +1,155 @@
+"""A job's folder: what it holds a run of, whether that run is finished, and what became of a sweep's jobs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunekit import ranks
+from prunekit.errors import PrunekitError
+from prunekit.models import source_digest
+from prunekit.registry import METHOD_MODULES
+
+RECORD = "job.json"
+"""What a job's run is of, and whether it came to its end."""
+
+PLAN = "sweep.json"
+"""A sweep's jobs as planned, by ``hydra_plugins/prunekit_rows.py``."""
+
+ERROR = "error.txt"
+"""In the folder of a sweep's job that has no result: its overrides and why, one line."""
+
+NO_MATTER = ("resume", "logger", "table", "rows", "runs", "bench", "shape", "batch_size", "device", "objective")
+"""Parts of a configuration that a run may be resumed without: they do not change what is answered."""
+
+
+@dataclass
+class Job:
+    """One job's folder and what its run is of (``identity``)."""
+
+    folder: Path
+    identity: dict[str, Any]
+
+    def finished(self) -> dict[str, Any] | None:
+        """The metrics of a finished run of the same configuration, None if there is no run or it is not finished.
+
+        Raises:
+            PrunekitError: if the folder holds a run of another configuration.
+        """
+        record = _read(self.folder / RECORD)
+        if not isinstance(record, dict) or "identity" not in record:
+            return None
+        if (change := difference(record["identity"], self.identity)) is not None:
+            raise PrunekitError(f"resume: '{self.folder}' holds a run of another configuration ({change})")
+        metrics = _read(self.folder / "metrics.json") if record.get("finished") else None
+        return metrics if metrics and _lines(self.folder / "predictions.jsonl") >= metrics["examples"] else None
+
+    def write(self, finished: bool) -> None:
+        """Say what the run is of, before it begins and when it is finished."""
+        if not ranks.is_first():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(
+            self.folder / RECORD, json.dumps({"identity": self.identity, "finished": finished}, indent=1) + "\n"
+        )
+
+
+def identity(config: dict[str, Any], components: Iterable[object] = ()) -> dict[str, Any]:
+    """What a run is of: its configuration as far as it matters, the content of a model's files (a hub's model is known
+    by name and revision), of the method files that ``components`` come from, and of their weights: a file that was
+    edited makes another run. Nothing is loaded for it."""
+    matters = {key: value for key, value in config.items() if key not in NO_MATTER}
+    matters["model"] = {**matters["model"], "content": source_digest(str(config["model"]["name"]))}
+    parts = list(components)
+    modules = {type(part).__module__ for part in parts}
+    files = [Path(str(sys.modules[name].__file__)) for name in modules if name.startswith(METHOD_MODULES)]
+    files += [Path(path) for part in parts if (path := getattr(part, "weights", None)) and Path(path).is_file()]
+    matters["files"] = {file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in sorted(files)}
+    return json.loads(json.dumps(matters, default=str))
+
+
+def difference(there: Any, here: Any, name: str = "") -> str | None:
+    """The first entry in which two configurations differ, in words; None if they are equal."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in sorted({*there, *here}):
+            if found := difference(there.get(key), here.get(key), f"{name}.{key}" if name else key):
+                return found
+        return None
+    return None if there == here else f"{name}: {there} there, {here} here"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a planned job.
+
+    Attributes:
+        row, values: its row and what varies within the row, as planned.
+        folder: the job's.
+        error: why there is no result, None if there is one.
+    """
+
+    row: str
+    values: dict[str, str]
+    folder: Path
+    error: str | None
+
+
+def outcomes(sweep: Path) -> list[Outcome]:
+    """The planned jobs of a sweep over rows, in order; empty for any other folder."""
+    plan = _read(sweep / PLAN)
+    jobs = plan.get("jobs", []) if isinstance(plan, dict) else []
+    return [Outcome(job["row"], job["values"], sweep / job["folder"], failure(sweep / job["folder"])) for job in jobs]
+
+
+def failure(folder: Path) -> str | None:
+    """Why a sweep's job has no result, None if it has one."""
+    if (folder / ERROR).exists():
+        return (folder / ERROR).read_text().strip()
+    return None if folder.is_dir() else "was not begun"
+
+
+@contextmanager
+def reporting(folder: Path, words: str) -> Iterator[None]:
+    """Around a sweep's job: ``error.txt`` stands in its folder until it has come to its end, so that one whose process
+    dies has said so beforehand."""
+    (folder / ERROR).write_text(f"{words}: did not come to its end (its process was stopped, or died)\n")
+    yield
+    (folder / ERROR).unlink(missing_ok=True)
+
+
+def unwritable(path: Path) -> str | None:
+    """Why a file cannot be written at ``path``, None if it can; nothing is created or changed."""
+    if path.is_dir():
+        return "it is a folder"
+    there = path if path.exists() else next(p for p in path.absolute().parents if p.exists())
+    if there != path and not there.is_dir():
+        return f"'{there}' is no folder"
+    return None if os.access(there, os.W_OK) else f"no permission to write '{there}'"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all, under a name of its own until it is whole: several processes may try."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def _lines(path: Path) -> int:
+    """Whole lines of a file."""
+    with suppress(OSError):
+        return path.read_bytes().count(b"\n")
+    return 0
+
+
+def _read(path: Path) -> Any:
+    """The JSON of a file; None if there is none, or it is cut short."""
+    with suppress(OSError, ValueError):
+        return json.loads(path.read_text())
+    return None

@@ -78,6 +78,7 @@ def _dispatch(config: DictConfig, folder: Path) -> None:
         "families": tasks.run_families,
         "layers": tasks.run_layers,
         "methods": tasks.run_methods,
+        "report": tasks.run_report,
     }
     if config.task not in table:
         raise UnknownNameError("task", config.task, table)

@@ -83,13 +83,14 @@ def data_name(config: dict[str, Any]) -> str:
 
 def run_eval(config: dict[str, Any], context: Context) -> None:
     """``task=eval``: dense against pruned on the data; table, metrics.json, predictions.jsonl, kept.png, W&B."""
-    from prunekit.evaluation.pictures import draw_kept
+    from prunekit.evaluation.pictures import draw_kept, overlays
     from prunekit.evaluation.run import evaluate
     from prunekit.evaluation.table import print_tables
     from prunekit.families import make_family
-    from prunekit.tracking import MODES, log_run
+    from prunekit.tracking import MODES, PICTURES, log_run
 
-    check_choice("logger.mode", config["logger"]["mode"], MODES)
+    mode = config["logger"]["mode"]
+    check_choice("logger.mode", mode, MODES)
     pruner = build_pruner(config)
     sizes: dict[str, Any] = {"batch_size": whole(config, "batch_size", 1), "seed": whole(config, "seed", 0)}
     examples = load_examples(config)
@@ -105,19 +106,21 @@ def run_eval(config: dict[str, Any], context: Context) -> None:
         resume=bool(config["resume"]),
         **sizes,
     )
-    draw_kept(found.examples, found.rows, make_family(loaded.model).grid, context.folder / "kept.png")
+    grid = make_family(loaded.model).grid
+    draw_kept(found.examples, found.rows, grid, context.folder / "kept.png")
     print_tables(found.metrics)
     parts = {kind: component_name(component) for kind, component in pruner.components.items()}
     tags = [f"{kind}={choice}" for kind, choice in {**context.choices, **parts}.items()]
     line = log_run(
         context.folder,
-        config["logger"]["mode"],
+        mode,
         config=config,
         metrics=found.metrics,
         group=context.sweep,
         tags=tags,
+        examples=[] if mode == "disabled" else overlays(found.examples, found.rows, grid, PICTURES),
     )
-    print(f"files: {context.folder} (metrics.json, predictions.jsonl, kept.png)\n{line}")
+    print(f"files: {context.folder} (metrics.json, predictions.jsonl, kept.npz, kept.png)\n{line}")
 
 
 def fit_budget(pruner: Pruner, loaded: Any, examples: list[Any]) -> Pruner:
@@ -215,3 +218,15 @@ def run_methods(config: dict[str, Any], context: Context) -> None:
         resume=bool(config["resume"]),
     )
     write_results(compare(runs, names, keeps, config["variant"]), context.folder, table["file"])
+
+
+def run_report(config: dict[str, Any], context: Context) -> None:
+    """``task=report``: tables, plots and one page from the runs of a folder."""
+    from prunekit.report.task import print_report, report
+    from prunekit.tracking import MODES, log_report
+
+    mode = config["logger"]["mode"]
+    check_choice("logger.mode", mode, MODES)
+    found = report(config["runs"], context.folder, config["report"]["reference"])
+    print_report(found, context.folder)
+    print(log_report(context.folder, mode, config=config))

@@ -16,6 +16,8 @@ from prunekit.data.example import Example
 from prunekit.errors import PrunekitError
 from prunekit.evaluation.answers import Answer, DenseCache, answer_all, regions_for
 from prunekit.evaluation.batches import Batcher
+from prunekit.evaluation.kept import FILE as KEPT
+from prunekit.evaluation.kept import record_kept
 from prunekit.evaluation.statistics import accuracies, intervals, is_correct
 from prunekit.evaluation.timing import prefill_ratio
 from prunekit.evaluation.vision_cost import with_encoder_saving
@@ -24,7 +26,7 @@ from prunekit.models import LoadedModel
 from prunekit.pruner import Pruner, component_name
 
 SCHEMA = 1
-OUTPUTS = ("predictions.jsonl", "metrics.json", "kept.png")
+OUTPUTS = ("predictions.jsonl", "metrics.json", "kept.png", KEPT)
 SIGNATURE = "run.json"
 """What a run was of: a run of another configuration must not be resumed into it."""
 
@@ -76,6 +78,8 @@ def evaluate(
     dense = _dense_answers(batcher, examples, options)
     rows = _pruned_rows(batcher, examples, pruner, dense, folder, done, options)
     ordered = [rows[e.id] for e in examples]
+    if not (folder / KEPT).exists():
+        record_kept(batcher, (e for e in examples if "error" not in rows[e.id]), pruner, folder / KEPT)
     metrics = {
         "schema": SCHEMA,
         "method": _method(pruner, layers),

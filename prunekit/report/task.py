@@ -1,0 +1,92 @@
+"""``task=report``: from a folder of runs to tables, pictures and a page; all of them, or nothing."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from prunekit.errors import PrunekitError
+from prunekit.report import tables
+from prunekit.report.compare import Comparison, compare
+from prunekit.report.entries import make_entries
+from prunekit.report.gallery import draw_gallery, recorded
+from prunekit.report.page import page
+from prunekit.report.plots import SHOWN, draw_layers, draw_overlap, draw_pareto, overlaps
+from prunekit.report.runs import common_questions, find_runs
+from prunekit.report.style import pyplot
+
+
+def report(runs: str | None, folder: Path, reference: str | None = None) -> Comparison:
+    """Read every finished run below ``runs`` and write the report to ``folder``.
+
+    Raises:
+        PrunekitError: for a folder without finished runs, broken files, runs that cannot be compared, or an output
+            folder that is a run or cannot be written. Nothing is written then.
+    """
+    if not isinstance(runs, str):
+        raise PrunekitError("task=report needs runs=DIR, the folder of a run or of a sweep")
+    if any((folder / name).exists() for name in ("metrics.json", "predictions.jsonl")):
+        raise PrunekitError(f"'{folder}' is a run: its files would be overwritten; choose another hydra.run.dir")
+    pyplot()  # what is missing is said before any work is done
+    read, left_out = find_runs(Path(runs))
+    questions, notes = common_questions(read)
+    entries, repeated = make_entries(read, questions)
+    metrics = read[0].metrics
+    found = compare(entries, questions, reference, model=str(metrics["model"]), data=str(metrics["data"]))
+    found.notes = [f"left out: {line}" for line in left_out] + repeated + notes
+    with _drafts(folder) as drafts:
+        write(found, Path(drafts))
+        for draft in sorted(Path(drafts).iterdir()):
+            draft.replace(folder / draft.name)
+    return found
+
+
+def _drafts(folder: Path) -> tempfile.TemporaryDirectory[str]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix=".report-", dir=folder)
+    except OSError as error:
+        raise PrunekitError(f"'{folder}' cannot be written: {error.strerror}") from None
+
+
+def write(found: Comparison, folder: Path) -> None:
+    """All files of a report."""
+    (folder / "table.md").write_text(tables.markdown(found))
+    (folder / "table.tex").write_text(tables.latex(found))
+    (folder / "table.csv").write_text(tables.comma_separated(found))
+    entries = [row.entry for row in found.rows]
+    draw_pareto(found, folder / "pareto.png", folder / "pareto.pdf")
+    draw_layers(found, folder / "layers.png")
+    pruned = [e for e in entries if e.runs]
+    shown = pruned[:SHOWN]
+    overlap = overlaps(shown, [q.id for q in found.questions])
+    labels = [e.label for e in shown]
+    note = f"the first {SHOWN} of {len(pruned)}" if len(pruned) > SHOWN else None
+    draw_overlap(labels, overlap, folder / "overlap.png", note)
+    examples = recorded(entries, found.questions)
+    draw_gallery(examples, pruned, folder / "kept.png")
+    (folder / "report.html").write_text(page(found, labels, overlap, examples))
+
+
+def print_report(found: Comparison, folder: Path) -> None:
+    """The main table on standard output, notes, and where the files are."""
+    headings, rows = tables.main_table(found)
+    table: Any = Table(title=f"{found.model} on {found.data}, {len(found.questions)} questions", title_justify="left")
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left")
+    for cells in rows:
+        table.add_row(*(_rich(*cell) for cell in cells))
+    Console(width=None if Console().is_terminal else 170).print(table)
+    for note in found.notes:
+        print(f"note: {note}")
+    names = ", ".join(sorted(p.name for p in folder.iterdir() if p.is_file()))
+    print(f"files: {folder} ({names})")
+
+
+def _rich(text: str, bold: bool) -> str:
+    escaped = text.replace("[", r"\[")
+    return f"[bold]{escaped}[/bold]" if bold else escaped

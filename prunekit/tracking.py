@@ -6,9 +6,11 @@ import csv
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from PIL import Image
 
@@ -78,15 +80,41 @@ def _log(folder: Path, mode: str, job: str, write: Callable[[Any, Any], None], *
     check_choice("logger.mode", mode, MODES)
     if mode == "disabled":
         return "W&B: disabled"
-    os.environ.setdefault("WANDB_SILENT", "true")
-    os.environ.setdefault("WANDB_CONSOLE", "off")
-    os.environ.setdefault("WANDB__SERVICE_WAIT", str(SERVICE_WAIT))
+    with _environment(folder):
+        return _log_quietly(folder, mode, job, write, options)
+
+
+@contextmanager
+def _environment(folder: Path) -> Iterator[None]:
+    """What W&B reads from the environment, where the user has not set it: quiet, patient with its own process, and
+    with the pictures of tables in ``folder`` and not in the user's home."""
+    data = str(folder.resolve() / "wandb")
+    wished = {
+        "SILENT": "true",
+        "CONSOLE": "off",
+        "_SERVICE_WAIT": str(SERVICE_WAIT),
+        "DATA_DIR": data,
+        "CACHE_DIR": data,
+    }
+    ours = {f"WANDB_{name}": value for name, value in wished.items() if f"WANDB_{name}" not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
+
+
+def _log_quietly(folder: Path, mode: str, job: str, write: Callable[[Any, Any], None], options: dict[str, Any]) -> str:
     import wandb
 
     mode, note = _resolve(wandb, mode)
     if mode == "disabled":
         return "W&B: disabled by WANDB_MODE"
-    run, failed = _start(wandb, folder, mode, job, options)
+    try:
+        run, failed = _start(wandb, folder, mode, job, options)
+    except Exception as error:  # the run's own files stand: they are what counts
+        return f"W&B: nothing logged, it does not start ({type(error).__name__}: {str(error).splitlines()[0][:200]})"
     try:
         write(wandb, run)
         # In an offline run's folder: its files, from which it can be synced.
@@ -128,10 +156,9 @@ def _start(wandb: Any, folder: Path, mode: str, job: str, options: dict[str, Any
     try:
         settings = wandb.Settings(**(known if mode == "online" else {}), **quiet)
         return wandb.init(mode=mode, settings=settings, **options), ""
-    except Exception as error:
-        if mode == "offline":
-            raise
-        reason = f" (going online failed: {type(error).__name__})"
+    except Exception as error:  # W&B's process still holds the id of the run that did not start
+        reason = f" (going online failed: {type(error).__name__})" if mode == "online" else ""
+        options |= {"id": uuid4().hex[:16], "resume": None}
         return wandb.init(mode="offline", settings=wandb.Settings(**quiet), **options), reason
 
 

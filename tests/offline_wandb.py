@@ -31,13 +31,18 @@ def records(path: Path) -> list[Any]:
 
 
 class OfflineRun:
-    """What the one offline run below a folder holds: its config, group, tags, summary and logged values."""
+    """What the one offline run below a folder holds: its config, group, tags, summary, logged values, and the files of
+    its artifacts by the paths that tables refer to."""
 
     def __init__(self, folder: Path) -> None:
+        import wandb
+
+        wandb.teardown()  # a finished run's file is whole when W&B's own process has ended, not before
         (self.path,) = (folder / "wandb").glob("offline-run-*/*.wandb")
         self.run: Any = None
         self.summary: dict[str, Any] = {}
-        self.history: dict[str, Any] = {}
+        self.history: dict[str, dict[str, Any]] = {}
+        self.staged: dict[str, Path] = {}
         for record in records(self.path):
             kind = record.WhichOneof("record_type")
             if kind == "run":
@@ -45,7 +50,11 @@ class OfflineRun:
             elif kind == "summary":
                 self.summary |= values(record.summary.update)
             elif kind == "history":
-                self.history |= values(record.history.item)
+                for name, value in values(record.history.item).items():
+                    outer, _, inner = name.partition("/")
+                    self.history.setdefault(outer, {})[inner] = value
+            elif kind == "artifact":
+                self.staged |= {entry.path: Path(entry.local_path) for entry in record.artifact.manifest.contents}
         self.config = {item.key: json.loads(item.value_json) for item in self.run.config.update}
 
     def file(self, logged: dict[str, Any]) -> Path:

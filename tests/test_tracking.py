@@ -68,7 +68,11 @@ def test_a_command_line_run_reads_back(monkeypatch, tmp_path, model_folder):  # 
     }
     for row in table["data"]:
         assert row[5] == answers[row[0]]["prediction"] and row[8] == len(answers[row[0]]["kept"])
-        assert Image.open(found.file(row[9])).size == (288, 384)
+    assert {p.parent.parent.parent for p in found.staged.values()} == {folder / "wandb"}  # not in the user's home
+    pictured = json.loads(found.staged["examples.table.json"].read_text())["data"]
+    assert len(pictured) == 14
+    for row in pictured:
+        assert Image.open(found.staged[row[9]["path"]]).size == (288, 384)
 
 
 def test_the_table_is_capped_and_the_record_is_resumed(tmp_path):

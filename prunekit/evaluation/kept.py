@@ -6,7 +6,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,20 @@ SIDE = 336
 
 @dataclass(frozen=True)
 class KeptCut:
-    """One cut of one example: ``kept`` bool [N], ``scores`` float32 [N], NaN where a token was already gone."""
+    """One cut of one example: ``kept`` bool [N], ``scores`` float32 [N], NaN where a token was already gone, and all NaN
+    where the selector does not look at them."""
 
     site: str
     layer: int
     kept: np.ndarray
     scores: np.ndarray
+
+    @property
+    def where(self) -> str:
+        """Where the cut is, in words."""
+        if self.site == "vision":
+            return "before the encoder" if self.layer < 0 else f"in encoder block {self.layer}"
+        return "before the decoder" if self.site == "input" else f"before layer {self.layer}"
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,8 @@ def _prefill(batcher: Batcher, family: Family, batch: Sequence[Example], pruner:
     found = []
     for row, example in enumerate(batch):
         cuts = tuple(_cut(trace, number, row, counts) for number in range(len(trace.cuts)))
+        if pruner.selector.ignores_scores:  # they had no say
+            cuts = tuple(replace(cut, scores=np.full_like(cut.scores, np.nan)) for cut in cuts)
         grid = _grid(family, inputs, row, counts[row], len(batch)) if len(example.image_ids) == 1 else None
         found.append(KeptExample(example.id, example.image_id, _jpeg(example.image()), grid, cuts))
     return found

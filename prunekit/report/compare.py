@@ -169,7 +169,7 @@ def _test(
     """Differences from the reference of each row's budget, their p-values adjusted as one family."""
     named = [e for e in entries if e.label == reference] or [e for e in entries if reference in (e.method, e.preset)]
     for row in rows:
-        other = matched(row.entry, named)
+        other = matched(row.entry, named) if row.entry.runs or len(named) == 1 else None
         if other is not None and other is not row.entry:
             row.over_reference = _difference(row.entry, other, questions, draws)
     tested = [row.over_reference for row in rows if row.over_reference is not None]
@@ -193,8 +193,8 @@ def _hard(rows: Sequence[Row], entries: Sequence[Entry], questions: Sequence[Que
         control = matched(row.entry, controls) if row.entry.runs or len(controls) == 1 else None
         if control is None or control is row.entry:
             continue
-        wrong = np.flatnonzero(control.correct.mean(0) < 0.5)
-        if not len(wrong):
+        wrong = np.flatnonzero(control.correct.mean(0) < 0.5).tolist()
+        if not wrong:
             continue
         asked = [questions[i] for i in wrong]
         drawn = bootstrap(asked, row.entry.correct[:, wrong], resamples=RESAMPLES)[:, :, 0]

@@ -110,7 +110,8 @@ def _share(method: dict[str, Any]) -> str:
 
 def _mean(values: Iterable[float | None]) -> float | None:
     found = list(values)
-    return None if None in found else float(np.mean([v for v in found if v is not None]))
+    known = [value for value in found if value is not None]
+    return float(np.mean(known)) if len(known) == len(found) else None
 
 
 def _flat(found: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -126,8 +127,7 @@ def _flat(found: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _dense(run: Run, questions: Sequence[Question]) -> Entry:
     correct = np.array([[float(run.rows[q.id]["dense_correct"]) for q in questions]])
-    prompt = [run.rows[q.id].get("prompt_tokens") for q in questions]
-    length = float(np.mean(prompt)) if None not in prompt else run.metrics["tokens_per_layer"][0]
+    length = _mean(run.rows[q.id].get("prompt_tokens") for q in questions) or run.metrics["tokens_per_layer"][0]
     tokens = [length] * len(run.metrics["tokens_per_layer"])
     return Entry(DENSE, DENSE, "1", [], correct, dict.fromkeys(COSTS, 1.0), tokens, None)
 

@@ -20,6 +20,10 @@ from prunekit.report.style import GREY, pyplot, shorten
 
 COLUMNS, ROWS = 6, 3
 SIDE = 336
+LEGEND = (
+    "Upper rows: what stays; the rest is washed out. Lower rows: scores at the last cut, dark low, bright high, grey gone "
+    "before."
+)
 RIGHT, WRONG = "#0072B2", "#B34700"
 """Right and wrong answers differ by their mark and by colours that colour-blind readers tell apart."""
 
@@ -59,14 +63,15 @@ def last_cut(kept: KeptExample) -> KeptCut | None:
 
 
 def heat(scores: np.ndarray) -> np.ndarray:
-    """Scores [N] scaled to 0..1 between their 2nd and 98th percentile, NaN where a token was gone: attention has a few
-    very large values, which would leave nothing else to see."""
+    """Scores [N] scaled to 0..1 between their 2nd and 98th percentile: attention has a few very large values, which
+    would leave nothing else to see. NaN where a token was gone, and everywhere if all scores are equal."""
     known = scores[np.isfinite(scores)]
-    if not len(known):
+    if not len(known) or known.min() == known.max():
         return np.full(len(scores), np.nan)
     low, high = np.percentile(known, [2, 98])
-    scaled = np.clip((scores - low) / (high - low), 0, 1) if high > low else np.full(len(scores), 0.5)
-    return np.where(np.isfinite(scores), scaled, np.nan)
+    if low == high:
+        low, high = known.min(), known.max()
+    return np.where(np.isfinite(scores), np.clip((scores - low) / (high - low), 0, 1), np.nan)
 
 
 def choose(shown: Sequence[Shown], entries: Sequence[Entry]) -> tuple[list[Shown], list[Entry]]:
@@ -103,6 +108,7 @@ def draw_gallery(shown: Sequence[Shown], entries: Sequence[Entry], path: Path) -
                 upper[place].annotate(shorten(entry.label, 22), (0.5, 1.22), xycoords="axes fraction", ha="center",
                                       fontsize=9, fontweight="bold")  # fmt: skip
             _panel(upper[place], lower[place], example, entry)
+    figure.supxlabel(LEGEND, fontsize=8, color=GREY)
     figure.savefig(path, dpi=130, format="png")
     plt.close(figure)
     return True
@@ -129,12 +135,13 @@ def _panel(upper: Any, lower: Any, example: Shown, entry: Entry) -> None:
     answer = f"{'✓' if right else '✗'} {shorten(row['prediction'] or '(nothing)', 18)}"
     upper.set_title(answer, fontsize=8, color=RIGHT if right else WRONG, pad=3)
     values = heat(cut.scores).reshape(kept.grid)
-    extent = (0, image.width, image.height, 0)
     lower.imshow(image.convert("L"), cmap="gray", alpha=0.35)
-    lower.imshow(np.ma.masked_invalid(values), cmap="viridis", alpha=0.8, extent=extent, vmin=0, vmax=1)
-    where = f"layer {cut.layer}" if cut.site != "input" else "input"
-    lower.set_xlabel(f"{int(cut.kept.sum())} of {len(cut.kept)}, {cut.site if cut.site == 'vision' else ''} {where}".
-                     replace("  ", " "), fontsize=7, color=GREY, labelpad=2)  # fmt: skip
+    if np.isnan(values).all():
+        lower.text(0.5, 0.5, "no scores", ha="center", va="center", fontsize=9, transform=lower.transAxes)
+    else:
+        shown, extent = np.ma.masked_invalid(values), (0, image.width, image.height, 0)
+        lower.imshow(shown, cmap="viridis", alpha=0.8, extent=extent, vmin=0, vmax=1)
+    lower.set_xlabel(f"{int(cut.kept.sum())} of {len(cut.kept)}, {cut.where}", fontsize=7, color=GREY, labelpad=2)
 
 
 def picture(data: bytes) -> Image.Image:

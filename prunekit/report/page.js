@@ -16,6 +16,13 @@
     node.append(...children.map((child) => (child instanceof Node ? child : document.createTextNode(String(child)))));
     return node;
   }
+  // Colours repeat after eight methods; the next eight are hollow.
+  function swatch(row) {
+    const dot = make("span", { class: "swatch" });
+    dot.style.background = row.hollow ? "#fff" : row.colour;
+    dot.style.borderColor = row.colour;
+    return dot;
+  }
   const percent = (x) => (100 * x).toFixed(1);
 
   // ---- hover: what belongs to one row is marked everywhere
@@ -56,11 +63,7 @@
       const line = make("tr", { "data-row": number });
       row.cells.forEach((cell, column) => {
         const td = make("td", cell.best ? { class: "best" } : {});
-        if (column === 0) {
-          const swatch = make("span", { class: "swatch" });
-          swatch.style.background = row.colour;
-          td.append(swatch);
-        }
+        if (column === 0) td.append(swatch(row));
         td.append(cell.text);
         line.append(td);
       });
@@ -155,7 +158,7 @@
       const at = [x(row.costs[cost]), y(100 * row.accuracy)], [low, high] = row.interval.map((v) => y(100 * v));
       const group = draw("g", { "data-row": number },
         draw("line", { x1: at[0], x2: at[0], y1: low, y2: high, stroke: row.colour }),
-        draw("circle", { cx: at[0], cy: at[1], r: 5, fill: row.colour, stroke: "#fff" }));
+        draw("circle", { cx: at[0], cy: at[1], r: 5, fill: row.hollow ? "#fff" : row.colour, stroke: row.hollow ? row.colour : "#fff" }));
       const [a, b] = row.interval.map(percent);
       belongs(group, number, `${row.label}\n${percent(row.accuracy)} % [${a}, ${b}]\n${data.costs[cost]}: ${row.costs[cost].toFixed(3)}`);
       svg.append(group);
@@ -166,9 +169,7 @@
   }
   function legend() {
     data.rows.forEach((row, number) => {
-      const swatch = make("span", { class: "swatch" });
-      swatch.style.background = row.colour;
-      const line = make("div", {}, swatch, row.label);
+      const line = make("div", {}, swatch(row), row.label);
       belongs(line, number, null);
       byId("legend").append(line);
     });
@@ -247,7 +248,7 @@
     canvas.height = Math.round((392 * picture.naturalHeight) / picture.naturalWidth);
     paint(canvas, picture, example.grid, cut);
     const stay = cut ? [...cut.kept].filter((c) => c === "1").length : example.grid[0] * example.grid[1];
-    const where = cut ? (cut.site === "input" ? "before the decoder" : `${cut.site} layer ${cut.layer}`) : "all tokens";
+    const where = cut ? `cut ${cut.where}` : "before any cut";
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", `${panel.label}: ${stay} tokens, ${where}`);
     const answer = make("div", { class: panel.right ? "right" : "wrong" }, `${panel.right ? "✓" : "✗"} ${panel.answer || "(nothing)"}`);

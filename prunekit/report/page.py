@@ -17,12 +17,15 @@ from prunekit.evaluation.kept import KeptCut
 from prunekit.report.compare import Comparison, Row
 from prunekit.report.entries import COSTS
 from prunekit.report.gallery import Shown, heat, usable
-from prunekit.report.style import GREY, styles
+from prunekit.report.style import COLOURS, GREY, styles
 from prunekit.report.tables import Cell, caption, main_table, task_table
 
 HERE = Path(__file__).parent
 EXAMPLES, PANELS = 12, 24
 """Examples and methods whose cuts the page holds."""
+
+EVERYTHING = 1e9
+"""Stands for the dense model's tokens where rows are sorted by how many stay."""
 
 COST_NAMES = dict(
     zip(
@@ -96,6 +99,7 @@ def _row(row: Row, cells: list[Cell], look: dict[str, tuple[str, str]], found: C
         "keep": entry.keep,
         "kept": entry.kept,
         "colour": look[entry.method][0] if entry.runs else GREY,
+        "hollow": list(look).index(entry.method) // len(COLOURS) % 2 == 1 if entry.runs else False,
         "accuracy": row.accuracy["mean"],
         "interval": row.intervals["mean"],
         "costs": entry.costs,
@@ -111,9 +115,10 @@ def _sort_keys(row: Row, found: Comparison) -> list[str | float | None]:
     """What each column of the page's table is sorted by, in the order of ``main_table``, then tasks."""
     entry, versus = row.entry, row.over_reference
     change = row.over_dense.value if entry.runs else None
-    keys: list[str | float | None] = [entry.method, -1.0 if entry.kept is None else entry.kept, row.accuracy["mean"]]
+    kept = EVERYTHING if entry.kept is None else entry.kept
+    keys: list[str | float | None] = [entry.method, kept, row.accuracy["mean"]]
     keys += [change] + ([versus.value if versus else None] if found.reference != "dense" else [])
-    keys += [versus.adjusted if versus else None, *(entry.costs[cost] for cost in COSTS), entry.kept]
+    keys += [versus.adjusted if versus else None, *(entry.costs[cost] for cost in COSTS), kept]
     keys += [row.hard.accuracy if row.hard else None] if found.hard_controls else []
     return keys + ([row.accuracy[task] for task in found.tasks] if len(found.tasks) > 1 else [])
 
@@ -141,8 +146,7 @@ def _cut(cut: KeptCut) -> dict[str, Any]:
     """``kept`` as a letter a token, ``heat`` as two: hexadecimal 00..fe, "--" where the token was gone."""
     levels = heat(cut.scores)
     return {
-        "site": cut.site,
-        "layer": cut.layer,
+        "where": cut.where,
         "kept": "".join("1" if kept else "0" for kept in cut.kept),
         "heat": "".join("--" if np.isnan(level) else f"{round(254 * float(level)):02x}" for level in levels),
     }

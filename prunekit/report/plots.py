@@ -9,7 +9,7 @@ import numpy as np
 
 from prunekit.report.compare import Comparison, Row
 from prunekit.report.entries import Entry
-from prunekit.report.style import GREY, pyplot, shorten, styles
+from prunekit.report.style import COLOURS, GREY, pyplot, shorten, styles
 
 DPI = 150
 SHOWN = 24
@@ -21,11 +21,12 @@ def draw_pareto(found: Comparison, *paths: Path) -> None:
     plt = pyplot()
     look = styles([row.entry for row in found.rows])
     figure, axis = plt.subplots(figsize=(9.5, max(4.5, 1.2 + 0.24 * len(look))), layout="constrained")
+    shifts = _side_by_side([row for row in found.rows if row.entry.runs])
     for name, (colour, marker) in look.items():
         rows = [row for row in found.rows if row.entry.method == name and row.entry.costs["flops_ratio"] is not None]
         rows.sort(key=lambda row: row.entry.costs["flops_ratio"] or 0.0)
         axis.errorbar(
-            *_points(rows), yerr=_bars(rows), label=shorten(name), color=colour, marker=marker, markersize=6,
+            *_points(rows, shifts), yerr=_bars(rows), label=shorten(name), color=colour, marker=marker, markersize=6,
             markeredgecolor="white", markeredgewidth=0.6, linewidth=1.2, elinewidth=0.7, capsize=2,
         )  # fmt: skip
     dense = next(row for row in found.rows if not row.entry.runs)
@@ -41,8 +42,21 @@ def draw_pareto(found: Comparison, *paths: Path) -> None:
     plt.close(figure)
 
 
-def _points(rows: list[Row]) -> tuple[list[float], list[float]]:
-    return [row.entry.costs["flops_ratio"] or 0.0 for row in rows], [100 * row.accuracy["mean"] for row in rows]
+def _points(rows: list[Row], shifts: dict[str, float]) -> tuple[list[float], list[float]]:
+    costs = [(row.entry.costs["flops_ratio"] or 0.0) + shifts[row.entry.label] for row in rows]
+    return costs, [100 * row.accuracy["mean"] for row in rows]
+
+
+def _side_by_side(rows: list[Row]) -> dict[str, float]:
+    """For each label how far its point moves, so that points of (nearly) equal cost do not hide each other."""
+    costs = {r.entry.label: cost for r in rows if (cost := r.entry.costs["flops_ratio"]) is not None}
+    step = 0.008 * ((max(costs.values()) - min(costs.values())) or 1.0)
+    shifts, last, count = {}, -1.0, 0
+    for label, cost in sorted(costs.items(), key=lambda item: item[1]):
+        count = count + 1 if cost - last < step / 2 else 0
+        last = last if count else cost
+        shifts[label] = count * step
+    return shifts
 
 
 def _bars(rows: list[Row]) -> np.ndarray:
@@ -54,24 +68,33 @@ def draw_layers(found: Comparison, path: Path) -> None:
     """Mean tokens that each decoder layer processes in the prefill, a curve an entry."""
     plt = pyplot()
     entries = [row.entry for row in found.rows]
-    look, shown = styles(entries), [e for e in entries if e.runs][:SHOWN]
+    shown = [e for e in entries if e.runs][:SHOWN]
     figure, axis = plt.subplots(figsize=(9.5, max(4.5, 1.2 + 0.24 * len(shown))), layout="constrained")
     dense = next(e for e in entries if not e.runs)
     axis.step(*_stairs(dense.tokens), where="post", color=GREY, linestyle="--", linewidth=1.2, label="dense")
-    dashes: dict[str, int] = {}
-    for entry in shown:
-        colour, marker = look[entry.method]
-        number = dashes[entry.method] = dashes.get(entry.method, -1) + 1
-        axis.step(*_stairs(entry.tokens), where="post", color=colour, linewidth=1.4,
-                  linestyle=("-", "--", ":", "-.")[number % 4], label=shorten(entry.label))  # fmt: skip
-        middles = np.arange(len(entry.tokens)) + 0.5
-        axis.plot(middles, entry.tokens, marker, color=colour, markersize=4)
+    apart = 0.006 * max(dense.tokens)
+    for number, (labels, entry) in enumerate(_alike(shown)):
+        curve = [n + apart * (number % 5 - 2) for n in entry.tokens]  # curves that meet stay visible side by side
+        dash = ("-", "--", ":", "-.")[number // len(COLOURS) % 4]
+        axis.step(
+            *_stairs(curve), where="post", color=COLOURS[number % len(COLOURS)], linewidth=1.5, linestyle=dash,
+            label="\n".join(labels),
+        )  # fmt: skip
     axis.set(xlabel="decoder layer", ylabel="tokens processed (mean, text included)", ylim=(0, None))
-    axis.set_xticks(np.arange(len(dense.tokens)) + 0.5, [str(n) for n in range(len(dense.tokens))], fontsize=8)
+    named = np.arange(0, len(dense.tokens), -(-len(dense.tokens) // 24))
+    axis.set_xticks(named + 0.5, [str(n) for n in named], fontsize=8)
     axis.grid(alpha=0.25, linewidth=0.6)
     figure.legend(loc="outside right upper", fontsize=8, frameon=False, title=_left_out(found, len(shown)))
     figure.savefig(path, dpi=DPI, format="png")
     plt.close(figure)
+
+
+def _alike(entries: list[Entry]) -> list[tuple[list[str], Entry]]:
+    """Entries with the same curve together: their labels, and one of them."""
+    groups: dict[tuple[int, ...], list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(tuple(round(n) for n in entry.tokens), []).append(entry)
+    return [([shorten(e.label) for e in group], group[0]) for group in groups.values()]
 
 
 def _stairs(tokens: list[float]) -> tuple[np.ndarray, list[float]]:

@@ -124,15 +124,13 @@ def _record(row: Row, found: Comparison) -> dict[str, object]:
         "accuracy": row.accuracy["mean"], "accuracy_low": low, "accuracy_high": high, "best": "mean" in row.best,
         "seeds": row.seeds, **_ends("seeds", row.seed_interval),
     }  # fmt: skip
-    for name, difference in (("over_dense", row.over_dense), ("over_reference", row.over_reference)):
-        known = difference is not None
-        record |= {name: difference.value if known else None} | _ends(name, difference.interval if known else None)
-    versus = row.over_reference
+    for name, change in (("over_dense", row.over_dense), ("over_reference", row.over_reference)):
+        record |= {name: change.value if change else None, **_ends(name, change.interval if change else None)}
+    versus, hard = row.over_reference, row.hard
     record |= {"reference": versus and versus.other, "p": versus and versus.p, "p_holm": versus and versus.adjusted}
     record |= {cost: row.entry.costs[cost] for cost in COSTS} | {"kept": row.entry.kept}
-    hard = row.hard
     record |= {"hard_control": hard and hard.control, "hard_examples": hard and hard.examples}
-    record |= {"hard_accuracy": hard and hard.accuracy, **_ends("hard", hard and hard.interval)}
+    record |= {"hard_accuracy": hard and hard.accuracy, **_ends("hard", hard.interval if hard else None)}
     for task in found.tasks:
         record |= {f"accuracy/{task}": row.accuracy[task], **_ends(f"accuracy/{task}", row.intervals[task])}
     return record

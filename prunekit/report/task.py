@@ -80,7 +80,7 @@ def print_report(found: Comparison, folder: Path) -> None:
         table.add_column(heading, justify="right" if number else "left")
     for cells in rows:
         table.add_row(*(_rich(*cell) for cell in cells))
-    Console(width=None if Console().is_terminal else 170).print(table)
+    Console(width=None if Console().is_terminal else 190).print(table)
     for note in found.notes:
         print(f"note: {note}")
     names = ", ".join(sorted(p.name for p in folder.iterdir() if p.is_file()))

@@ -35,8 +35,8 @@ SIDE = 336
 
 @dataclass(frozen=True)
 class KeptCut:
-    """One cut of one example: ``kept`` bool [N], ``scores`` float32 [N], NaN where a token was already gone, and all NaN
-    where the selector does not look at them."""
+    """One cut of one example: ``kept`` bool [N], ``scores`` float32 [N], NaN where a token was already gone, and all
+    of them where the selector does not look at scores."""
 
     site: str
     layer: int

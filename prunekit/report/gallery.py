@@ -21,8 +21,8 @@ from prunekit.report.style import GREY, pyplot, shorten
 COLUMNS, ROWS = 6, 3
 SIDE = 336
 LEGEND = (
-    "Upper rows: what stays; the rest is washed out. Lower rows: scores at the last cut, dark low, bright high, grey gone "
-    "before."
+    "Upper rows: what stays, the rest washed out. Lower rows: scores at the last cut, dark low, bright high, "
+    "grey gone before."
 )
 RIGHT, WRONG = "#0072B2", "#B34700"
 """Right and wrong answers differ by their mark and by colours that colour-blind readers tell apart."""

@@ -19,7 +19,7 @@ from test_cli import arguments, model_folder, run_main  # noqa: F401  (a fixture
 from prunekit.errors import PrunekitError
 from prunekit.report import compare, tables
 from prunekit.report.plots import overlaps
-from prunekit.report.task import report
+from prunekit.report.task import analyse, report
 
 FILES = {
     "table.md", "table.tex", "table.csv", "pareto.png", "pareto.pdf", "layers.png", "overlap.png", "kept.png",
@@ -29,7 +29,7 @@ FILES = {
 
 @pytest.fixture(autouse=True)
 def fewer_draws(monkeypatch):
-    monkeypatch.setattr(compare, "RESAMPLES", 2000)
+    monkeypatch.setattr(compare, "RESAMPLES", 400)
 
 
 def by_task(rows, value=lambda row: row["correct"]):
@@ -98,17 +98,18 @@ def slow_draws(rows, other, rounds=1500, seed=5):
     return sorted(found)
 
 
-def test_intervals_and_p_values_are_those_of_a_slow_bootstrap(tmp_path):
+def test_intervals_and_p_values_are_those_of_a_slow_bootstrap(monkeypatch, tmp_path):
+    monkeypatch.setattr(compare, "RESAMPLES", 2000)
     asked = questions(30)
     a = make_run(tmp_path / "runs/a", "fastv", 0.8, asked=asked)
     b = make_run(tmp_path / "runs/b", "dart", 0.66, asked=asked)
-    report(str(tmp_path / "runs"), tmp_path / "out", reference="dart")
-    row, draws = records(tmp_path / "out")["fastv"], slow_draws(a, b)
-    assert float(row["over_reference_low"]) == pytest.approx(draws[37], abs=0.02)
-    assert float(row["over_reference_high"]) == pytest.approx(draws[-38], abs=0.02)
+    rows = {row.entry.label: row.over_reference for row in analyse(str(tmp_path / "runs"), "dart").rows}
+    draws, found, dense = slow_draws(a, b), rows["fastv"], rows["dense"]
+    assert found.interval == [pytest.approx(draws[37], abs=0.02), pytest.approx(draws[-38], abs=0.02)]
     tail = min(mean(d <= 1e-12 for d in draws), mean(d >= -1e-12 for d in draws))
-    assert float(row["p"]) == pytest.approx(2 * tail, abs=0.03)
-    assert row["p_holm"] >= row["p"]
+    assert found.p == pytest.approx(2 * tail, abs=0.03)
+    small, large = sorted([found, dense], key=lambda d: d.p)
+    assert (small.adjusted, large.adjusted) == (2 * small.p, max(2 * small.p, large.p)) and rows["dart"] is None
 
 
 def test_bold_is_only_what_is_significantly_best(tmp_path):
@@ -117,20 +118,19 @@ def test_bold_is_only_what_is_significantly_best(tmp_path):
     make_run(tmp_path / "runs/a", "fastv", 0, asked=asked, correct=good)
     make_run(tmp_path / "runs/b", "dart", 0.5, asked=asked)
     make_run(tmp_path / "runs/oracle", "oracle", 0, asked=asked, correct=[True] * 160, scorer="oracle")
-    report(str(tmp_path / "runs"), tmp_path / "one")
-    found = records(tmp_path / "one")
-    assert {label for label, row in found.items() if row["best"] == "True"} == {"fastv"}
-    assert re.search(r"\| fastv \| 0\.5 \| \*\*9\d\.\d", (tmp_path / "one/table.md").read_text())
-    assert r"\textbf{9" in (tmp_path / "one/table.tex").read_text()
+    found = analyse(str(tmp_path / "runs"))
+    assert {row.entry.label for row in found.rows if "mean" in row.best} == {"fastv"}
+    assert re.search(r"\| fastv \| 0\.5 \| \*\*9\d\.\d", tables.markdown(found))
+    assert r"\textbf{9" in tables.latex(found)
     make_run(tmp_path / "runs/c", "ivtp", 0, asked=asked, correct=[True] * 149 + [False] * 11)  # nearly as good
-    report(str(tmp_path / "runs"), tmp_path / "two")
-    assert all(row["best"] == "False" for row in records(tmp_path / "two").values())
-    assert "**" not in (tmp_path / "two/table.md").read_text().split("| method | keep | colour")[0]
+    found = analyse(str(tmp_path / "runs"))
+    assert not any("mean" in row.best for row in found.rows)
+    assert "**" not in tables.markdown(found).split("| method | keep | colour")[0]
 
 
 def test_overlap_is_intersection_over_union(tmp_path):
     made = [make_run(tmp_path / "runs" / n, n, 0.7, keep=k) for n, k in (("a", 0.5), ("b", 0.25))]
-    found = report(str(tmp_path / "runs"), tmp_path / "out")
+    found = analyse(str(tmp_path / "runs"))
     entries = [row.entry for row in found.rows if row.entry.runs]
     got = overlaps(entries, [q.id for q in found.questions])
     expected = mean(
@@ -149,12 +149,36 @@ def test_names_tell_entries_apart(tmp_path):
     make_run(runs / "5", "dart", 0.7, colour="red")
     make_run(runs / "6", "ivtp", 0.7)
     make_run(runs / "10", "ivtp", 0.7)  # the same again
-    found = report(str(runs), tmp_path / "out")
+    found = analyse(str(runs))
     assert {row.entry.label for row in found.rows} == {
         "dense", "instruction", "visual", "fastv schedule.layer=1", "fastv schedule.layer=2", "ivtp",
         "dart schedule.colour=None", "dart schedule.colour=red",
     }  # fmt: skip
     assert found.notes == [f"'{runs}/10' repeats '{runs}/6', which counts"]
+
+
+def test_rows_of_a_table_have_the_names_of_its_plan(tmp_path):
+    """The same method answers with its own and with another question's tokens: the plan alone tells the two apart."""
+    runs = tmp_path / "runs"
+    own = make_run(runs / "table/own", "ivtp", 0.8)
+    other = make_run(runs / "table/other/seed_0", "ivtp", 0.5, seed=0)
+    make_run(runs / "table/other/seed_1", "ivtp", 0.5, seed=1)
+    make_run(runs / "table/dense", "ivtp", 0.9, keep=1.0)
+    rows = {"own": "own", "other/seed_0": "other", "other/seed_1": "other", "dense": "dense"}
+    plan = {"schema": 1, "jobs": [{"folder": folder, "row": row} for folder, row in rows.items()]}
+    (runs / "table" / "sweep.json").write_text(json.dumps(plan))
+    found = {row.entry.label: row for row in analyse(str(runs), "other").rows}
+    assert found.keys() == {"dense", "own", "other"} and found["other"].seeds == 2
+    assert found["own"].accuracy["mean"] == pytest.approx(by_task(own)) and by_task(own) != by_task(other)
+    assert found["dense"].entry.runs == [] and found["own"].over_reference.other == "other"
+    assert {row.entry.label for row in analyse(str(runs / "table/dense")).rows} == {"dense", "dense @ 1"}
+
+
+def test_rows_of_a_larger_run_behind_those_of_this_one_do_not_count(tmp_path):
+    made = make_run(tmp_path / "runs/0", "fastv", 0.7)
+    change(tmp_path / "runs/0/metrics.json", examples=20)
+    found = analyse(str(tmp_path / "runs"))
+    assert [q.id for q in found.questions] == [row["id"] for row in made[:20]]
 
 
 EVIL = "</script><script>window.harm=1</script><img src=x onerror=harm=1> | & 50% _x_ $y$ `z`"
@@ -279,7 +303,7 @@ def test_what_is_unfinished_is_named_and_the_rest_reported(tmp_path):
     half_written(tmp_path / "runs/sub")
     (tmp_path / "runs/1").mkdir()
     (tmp_path / "runs/1/error.txt").write_text("scorer=x: no\n")
-    found = report(str(tmp_path / "runs"), tmp_path / "out")
+    found = analyse(str(tmp_path / "runs"))
     assert len(found.notes) == 2
     assert any("half-written" in n for n in found.notes) and any("failed: scorer=x: no" in n for n in found.notes)
 
@@ -290,7 +314,7 @@ def test_unusable_examples_are_left_out_of_all_runs(tmp_path):
     path = tmp_path / "runs/1/predictions.jsonl"
     first, *rest = path.read_text().splitlines()
     path.write_text("\n".join([json.dumps({"id": json.loads(first)["id"], "error": "no such image"}), *rest]))
-    found = report(str(tmp_path / "runs"), tmp_path / "out")
+    found = analyse(str(tmp_path / "runs"))
     assert len(found.questions) == 47 and "1 of 48 examples could not be used" in found.notes[0]
 
 

@@ -58,12 +58,14 @@ def make_entries(runs: Sequence[Run], questions: Sequence[Question]) -> tuple[li
         seedless = _without_seeds(run.signature, seeds)
         if not seeds and run.method["scorer"] == "random":  # no run.json: the run's seed is the scorer's
             seeds = {"seed": run.metrics.get("seed")}
-        group = groups.setdefault(json.dumps(seedless, sort_keys=True), {})
+        group = groups.setdefault(json.dumps([run.row, seedless], sort_keys=True), {})
         seed = json.dumps(seeds, sort_keys=True)
         if seed in group:
             notes.append(f"'{run.folder}' repeats '{group[seed].folder}', which counts")
         group.setdefault(seed, run)
     entries = [_entry(list(group.values()), questions) for group in groups.values()]
+    # The dense model's row is made of the dense answers that all runs hold; a run of it says nothing more.
+    entries = [e for e in entries if e.method != DENSE] or entries
     name_apart(entries)
     return [_dense(runs[0], questions), *entries], notes
 
@@ -87,7 +89,7 @@ def _entry(runs: list[Run], questions: Sequence[Question]) -> Entry:
     preset = method.get("name")
     return Entry(
         label="",
-        method=preset or " · ".join(str(method[kind]) for kind in KINDS[:3]),
+        method=runs[0].row or preset or "",
         keep=_share(method),
         runs=runs,
         correct=np.array([[float(row["correct"]) for row in group] for group in rows]),
@@ -95,7 +97,7 @@ def _entry(runs: list[Run], questions: Sequence[Question]) -> Entry:
         tokens=np.mean([run.metrics["tokens_per_layer"] for run in runs], axis=0).tolist(),
         kept=float(np.mean([len(row["kept"]) for group in rows for row in group])),
         preset=preset,
-        scorer=method["scorer"],
+        scorer=str(method["scorer"]),
         options=_flat(_without_seeds(runs[0].signature, {})) | {"layers": method.get("layers")},
     )
 
@@ -134,8 +136,8 @@ def _dense(run: Run, questions: Sequence[Question]) -> Entry:
 
 def name_apart(entries: Sequence[Entry]) -> None:
     """Set ``method`` and ``label`` so that no two labels are equal: parts of the composition that all share are left
-    out, then options that differ are added, then layers, then a number."""
-    unnamed = [e for e in entries if e.preset is None]
+    out, then options that differ are added, then layers, then a number. A row's or method's name stands as it is."""
+    unnamed = [e for e in entries if not e.method]
     shown = [kind for kind in KINDS[:3] if len({str(e.options.get(kind)) for e in unnamed}) > 1]
     for entry in unnamed:
         parts = [str(entry.options.get(kind)) for kind in shown or KINDS[:3]]
@@ -151,7 +153,7 @@ def name_apart(entries: Sequence[Entry]) -> None:
             entry.method = f"{entry.method} #{number}"
     several = len({e.keep for e in entries}) > 1
     for entry in entries:
-        entry.label = f"{entry.method} @ {entry.keep}" if several else entry.method
+        entry.label = f"{entry.method} @ {entry.keep}" if several or entry.method == DENSE else entry.method
 
 
 def _alike(entries: Sequence[Entry]) -> list[list[Entry]]:

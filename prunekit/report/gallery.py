@@ -120,7 +120,7 @@ def _ask(upper: Any, lower: Any, example: Shown, entry: Entry) -> None:
     row = entry.runs[0].rows[example.question.id]
     lines = textwrap.wrap(example.question.text.replace("$", r"\$"), 24)[:7]
     lower.text(0, 0.98, "\n".join(lines), va="top", fontsize=9, transform=lower.transAxes)
-    dense = f"{'✓' if row['dense_correct'] else '✗'} dense: {shorten(row['dense_prediction'], 16)}"
+    dense = f"{'✓' if row['dense_correct'] >= 0.5 else '✗'} dense: {shorten(row['dense_prediction'], 16)}"
     answers = f"answer: {shorten(' / '.join(example.question.answers), 18)}"
     lower.text(0, 0.02, f"{answers}\n{dense}", va="bottom", fontsize=8, color=GREY, transform=lower.transAxes)
 
@@ -131,7 +131,7 @@ def _panel(upper: Any, lower: Any, example: Shown, entry: Entry) -> None:
     assert cut is not None and kept.grid is not None
     image = picture(example.image)
     upper.imshow(dim(image, set(np.flatnonzero(cut.kept).tolist()), kept.grid))
-    right = bool(row["correct"])
+    right = row["correct"] >= 0.5
     answer = f"{'✓' if right else '✗'} {shorten(row['prediction'] or '(nothing)', 18)}"
     upper.set_title(answer, fontsize=8, color=RIGHT if right else WRONG, pad=3)
     values = heat(cut.scores).reshape(kept.grid)

@@ -20,6 +20,9 @@ NEEDED = {
         "id", "task", "question", "prediction", "dense_prediction", "correct", "dense_correct", "kept",
     ),
 }  # fmt: skip
+PLAN = "sweep.json"
+"""In a sweep's folder: its jobs, each with its folder and the row of the table that it is for."""
+
 BEGUN = (SIGNATURE, "predictions.jsonl", "predictions.part", "error.txt")
 """Files of which one at least stands in the folder of a run that was begun."""
 
@@ -37,12 +40,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder, ``metrics.json``, the rows of ``predictions.jsonl`` by example, and ``run.json``."""
+    """A finished run: its folder, ``metrics.json``, the rows of ``predictions.jsonl`` by example, ``run.json``, and the
+    name of the row of a table that it was run for, if a sweep's plan names one."""
 
     folder: Path
     metrics: dict[str, Any]
     rows: dict[str, dict[str, Any]]
     signature: dict[str, Any]
+    row: str | None = None
 
     @property
     def method(self) -> dict[str, Any]:
@@ -93,12 +98,22 @@ def read_run(folder: Path) -> Run:
     if schema != SCHEMA:
         raise PrunekitError(f"'{folder / 'metrics.json'}' has schema {schema!r}; this prunekit reads {SCHEMA}")
     _need(metrics, folder / "metrics.json")
-    rows = _rows(folder / "predictions.jsonl")
-    if len(rows) not in (metrics["examples"], metrics["examples"] + metrics.get("errors", 0)):
-        found = f"{len(rows)} of {metrics['examples']} predictions"
-        raise PrunekitError(f"'{folder}' is half-written: {found}")
+    rows, count = _rows(folder / "predictions.jsonl"), metrics["examples"] + metrics.get("errors", 0)
+    if len(rows) < count:
+        raise PrunekitError(f"'{folder}' is half-written: {len(rows)} of {count} predictions")
     signature = _json(folder / SIGNATURE) if (folder / SIGNATURE).exists() else metrics["method"]
-    return Run(folder, metrics, rows, signature)
+    # Rows of a larger run that the folder held before stand behind those of this one.
+    return Run(folder, metrics, dict(list(rows.items())[:count]), signature, _row_name(folder))
+
+
+def _row_name(folder: Path) -> str | None:
+    """The row that the plan of the sweep around ``folder`` gives it."""
+    for above in folder.resolve().parents:
+        if (above / PLAN).exists():
+            place = folder.resolve().relative_to(above).as_posix()
+            jobs = _json(above / PLAN).get("jobs", [])
+            return next((str(job["row"]) for job in jobs if job.get("folder") == place and job.get("row")), None)
+    return None
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -126,7 +141,7 @@ def _rows(path: Path) -> dict[str, dict[str, Any]]:
             raise PrunekitError(f"'{path}' is half-written: line {number} is no JSON") from None
         if not isinstance(row, dict) or "id" not in row:
             raise PrunekitError(f"'{path}': line {number} is no prediction")
-        if "error" not in row:  # an example that could not be used has no answer
+        if not row.get("error"):  # an example that could not be used has no answer
             _need(row, path, f" in line {number}")
         rows[row["id"]] = row
     return rows
@@ -158,7 +173,7 @@ def common_questions(runs: Sequence[Run]) -> tuple[list[Question], list[str]]:
         if run.rows.keys() != first.rows.keys():
             sizes = f"{len(first.rows)} in '{first.folder}', {len(run.rows)} in '{run.folder}'"
             raise PrunekitError(f"these runs answered different examples and cannot be compared: {sizes}")
-    broken = {key for run in runs for key, row in run.rows.items() if "error" in row}
+    broken = {key for run in runs for key, row in run.rows.items() if row.get("error")}
     if len(broken) == len(first.rows):
         raise PrunekitError(f"no example of '{first.folder}' could be used")
     notes = [f"{len(broken)} of {len(first.rows)} examples could not be used and are left out"] if broken else []

@@ -24,24 +24,34 @@ def report(runs: str | None, folder: Path, reference: str | None = None) -> Comp
     """Read every finished run below ``runs`` and write the report to ``folder``.
 
     Raises:
-        PrunekitError: for a folder without finished runs, broken files, runs that cannot be compared, or an output
-            folder that is a run or cannot be written. Nothing is written then.
+        PrunekitError: as ``analyse`` does, and for an output folder that is a run or cannot be written. Nothing is
+            written then.
     """
-    if not isinstance(runs, str):
-        raise PrunekitError("task=report needs runs=DIR, the folder of a run or of a sweep")
     if any((folder / name).exists() for name in ("metrics.json", "predictions.jsonl")):
         raise PrunekitError(f"'{folder}' is a run: its files would be overwritten; choose another hydra.run.dir")
     pyplot()  # what is missing is said before any work is done
+    found = analyse(runs, reference)
+    with _drafts(folder) as drafts:
+        write(found, Path(drafts))
+        for draft in sorted(Path(drafts).iterdir()):
+            draft.replace(folder / draft.name)
+    return found
+
+
+def analyse(runs: str | None, reference: str | None = None) -> Comparison:
+    """Read every finished run below ``runs`` and compare them; what is to be known about them stands in ``notes``.
+
+    Raises:
+        PrunekitError: for a folder without finished runs, broken files, runs that cannot be compared.
+    """
+    if not isinstance(runs, str):
+        raise PrunekitError("task=report needs runs=DIR, the folder of a run or of a sweep")
     read, left_out = find_runs(Path(runs))
     questions, notes = common_questions(read)
     entries, repeated = make_entries(read, questions)
     metrics = read[0].metrics
     found = compare(entries, questions, reference, model=str(metrics["model"]), data=str(metrics["data"]))
     found.notes = [f"left out: {line}" for line in left_out] + repeated + notes
-    with _drafts(folder) as drafts:
-        write(found, Path(drafts))
-        for draft in sorted(Path(drafts).iterdir()):
-            draft.replace(folder / draft.name)
     return found
 
 
@@ -55,10 +65,11 @@ def _drafts(folder: Path) -> tempfile.TemporaryDirectory[str]:
 
 def write(found: Comparison, folder: Path) -> None:
     """All files of a report."""
+    entries = [row.entry for row in found.rows]
+    examples = recorded(entries, found.questions)
     (folder / "table.md").write_text(tables.markdown(found))
     (folder / "table.tex").write_text(tables.latex(found))
     (folder / "table.csv").write_text(tables.comma_separated(found))
-    entries = [row.entry for row in found.rows]
     draw_pareto(found, folder / "pareto.png", folder / "pareto.pdf")
     draw_layers(found, folder / "layers.png")
     pruned = [e for e in entries if e.runs]
@@ -67,7 +78,6 @@ def write(found: Comparison, folder: Path) -> None:
     labels = [e.label for e in shown]
     note = f"the first {SHOWN} of {len(pruned)}" if len(pruned) > SHOWN else None
     draw_overlap(labels, overlap, folder / "overlap.png", note)
-    examples = recorded(entries, found.questions)
     draw_gallery(examples, pruned, folder / "kept.png")
     (folder / "report.html").write_text(page(found, labels, overlap, examples))
 

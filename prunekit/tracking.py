@@ -29,6 +29,9 @@ SERVICE_WAIT = 300
 PICTURES = 32
 """Examples in the table of a run, each with its picture."""
 
+_unreachable: set[str] = set()
+"""Servers that did not answer: the other runs of a sweep in this process do not wait for them again."""
+
 COLUMNS = ("id", "task", "question", "answers", "dense", "pruned", "dense_correct", "correct", "kept", "picture")
 PLOTS = ("pareto.png", "layers.png", "overlap.png", "kept.png")
 
@@ -132,9 +135,17 @@ def _resolve(wandb: Any, mode: str) -> tuple[str, str]:
     wished = os.environ.get("WANDB_MODE")
     if mode == "auto" and wished in ("offline", "disabled"):
         return wished, ""
-    if mode == "offline" or _has_credential(wandb):
-        return "offline" if mode == "offline" else "online", ""
-    return "offline", " (no credential)" if mode == "online" else ""
+    if mode == "offline":
+        return mode, ""
+    if not _has_credential(wandb):
+        return "offline", " (no credential)" if mode == "online" else ""
+    if _server() in _unreachable:
+        return "offline", " (the server did not answer before)"
+    return "online", ""
+
+
+def _server() -> str:
+    return os.environ.get("WANDB_BASE_URL", "")
 
 
 def _has_credential(wandb: Any) -> bool:
@@ -157,7 +168,10 @@ def _start(wandb: Any, folder: Path, mode: str, job: str, options: dict[str, Any
         settings = wandb.Settings(**(known if mode == "online" else {}), **quiet)
         return wandb.init(mode=mode, settings=settings, **options), ""
     except Exception as error:  # W&B's process still holds the id of the run that did not start
-        reason = f" (going online failed: {type(error).__name__})" if mode == "online" else ""
+        reason = ""
+        if mode == "online":
+            _unreachable.add(_server())
+            reason = f" (going online failed: {type(error).__name__})"
         options |= {"id": uuid4().hex[:16], "resume": None}
         return wandb.init(mode="offline", settings=wandb.Settings(**quiet), **options), reason
 

@@ -121,6 +121,7 @@ def test_a_dead_network_turns_into_offline(monkeypatch, tmp_path):
     import wandb
 
     monkeypatch.setattr(tracking, "INIT_TIMEOUT", 3)
+    monkeypatch.setattr(tracking, "_unreachable", set())
     wandb.teardown()  # it reads the environment once
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     with socket.socket() as silent:
@@ -130,6 +131,7 @@ def test_a_dead_network_turns_into_offline(monkeypatch, tmp_path):
         start = time.monotonic()
         line = log(tmp_path / "run", "auto")
         assert time.monotonic() - start < 60
+        assert "the server did not answer before" in log(tmp_path / "next", "auto")  # a sweep waits once
     wandb.teardown()
     assert "going online failed" in line and "wandb sync" in line and "\n" not in line
     assert OfflineRun(tmp_path / "run").summary["accuracy/mean"] == 0.5

@@ -33,7 +33,8 @@ def draw_pareto(found: Comparison, *paths: Path) -> None:
     low, high = (100 * x for x in dense.intervals["mean"])
     axis.axhspan(low, high, color=GREY, alpha=0.12, linewidth=0)
     axis.axhline(100 * dense.accuracy["mean"], color=GREY, linestyle="--", linewidth=1, label="dense, 95 % interval")
-    axis.set(xlabel="FLOPs of the LLM's prefill, pruned / dense", ylabel="accuracy, % (mean over tasks)")
+    moved = " (points of equal cost stand side by side, the first in its place)" if any(shifts.values()) else ""
+    axis.set(xlabel=f"FLOPs of the LLM's prefill, pruned / dense{moved}", ylabel="accuracy, % (mean over tasks)")
     axis.grid(alpha=0.25, linewidth=0.6)
     axis.set_title(f"{shorten(found.model, 40)} on {shorten(found.data, 40)}", fontsize=11)
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
@@ -48,15 +49,21 @@ def _points(rows: list[Row], shifts: dict[str, float]) -> tuple[list[float], lis
 
 
 def _side_by_side(rows: list[Row]) -> dict[str, float]:
-    """For each label how far its point moves, so that points of (nearly) equal cost do not hide each other."""
-    costs = {r.entry.label: cost for r in rows if (cost := r.entry.costs["flops_ratio"]) is not None}
-    step = 0.008 * ((max(costs.values()) - min(costs.values())) or 1.0)
-    shifts, last, count = {}, -1.0, 0
-    for label, cost in sorted(costs.items(), key=lambda item: item[1]):
-        count = count + 1 if cost - last < step / 2 else 0
-        last = last if count else cost
-        shifts[label] = count * step
-    return shifts
+    """For each label how far its point moves to the right, so that points of (nearly) equal cost do not hide each
+    other: together at most 4 % of the axis."""
+    costs = sorted((cost, r.entry.label) for r in rows if (cost := r.entry.costs["flops_ratio"]) is not None)
+    width = (costs[-1][0] - costs[0][0]) or 1.0 if costs else 1.0
+    groups: list[list[tuple[float, str]]] = []
+    for cost, label in costs:
+        if groups and cost - groups[-1][0][0] < 0.004 * width:
+            groups[-1].append((cost, label))
+        else:
+            groups.append([(cost, label)])
+    return {
+        label: width * min(0.008, 0.04 / len(group)) * place
+        for group in groups
+        for place, (_, label) in enumerate(group)
+    }
 
 
 def _bars(rows: list[Row]) -> np.ndarray:

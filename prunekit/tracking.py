@@ -45,6 +45,8 @@ def log_run(
     group: str | None,
     tags: list[str],
     examples: Sequence[tuple[dict[str, Any], Image.Image]] = (),
+    history: Sequence[dict[str, float]] = (),
+    job_type: str = "eval",
 ) -> str:
     """Log a finished evaluation; the line to show says where it went, and how to sync if it stayed here.
 
@@ -52,9 +54,12 @@ def log_run(
 
     Args:
         examples: rows of predictions.jsonl with pictures of what stayed, of which the first ``PICTURES`` are logged.
+        history: of the training before it, rows with a ``step``.
     """
 
     def write(wandb: Any, run: Any) -> None:
+        for row in history:
+            run.log({f"train/{key}": value for key, value in row.items() if key != "step"}, step=int(row["step"]))
         run.summary.update(_flat(metrics))
         if examples:
             table = wandb.Table(columns=list(COLUMNS))
@@ -64,7 +69,7 @@ def log_run(
         if (kept := folder / "kept.png").exists():
             run.log({"kept": wandb.Image(str(kept))})
 
-    return _log(folder, mode, "eval", write, config=config, group=group, tags=tags)
+    return _log(folder, mode, job_type, write, config=config, group=group, tags=tags)
 
 
 def log_report(folder: Path, mode: str, *, config: dict[str, Any]) -> str:

@@ -43,6 +43,7 @@ class OfflineRun:
         self.summary: dict[str, Any] = {}
         self.history: dict[str, dict[str, Any]] = {}
         self.staged: dict[str, Path] = {}
+        self.steps: list[dict[str, Any]] = []
         for record in records(self.path):
             kind = record.WhichOneof("record_type")
             if kind == "run":
@@ -50,6 +51,7 @@ class OfflineRun:
             elif kind == "summary":
                 self.summary |= values(record.summary.update)
             elif kind == "history":
+                self.steps.append(values(record.history.item))
                 for name, value in values(record.history.item).items():
                     outer, _, inner = name.partition("/")
                     self.history.setdefault(outer, {})[inner] = value

@@ -85,6 +85,13 @@ def test_the_table_is_capped_and_the_record_is_resumed(tmp_path):
     assert run_id(tmp_path / "run", {"keep_ratio": 0.25}) != found.run.run_id != run_id(tmp_path, {"keep_ratio": 0.5})
 
 
+def test_a_trainings_history_is_logged_by_step(tmp_path):
+    log(tmp_path / "run", history=[{"step": 5, "loss": 2.0}, {"step": 10, "loss": 1.5}], job_type="train")
+    found = OfflineRun(tmp_path / "run")
+    steps = [(step["_step"], step["train/loss"]) for step in found.steps if "train/loss" in step]
+    assert steps == [(5, 2.0), (10, 1.5)] and found.run.job_type == "train"
+
+
 def test_a_report_logs_its_table_and_plots(monkeypatch, tmp_path):
     from prunekit.report import compare
     from prunekit.report.task import report

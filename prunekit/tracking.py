@@ -76,7 +76,7 @@ def log_report(folder: Path, mode: str, *, config: dict[str, Any]) -> str:
     """Log a report: its table and its plots, the Pareto plot first. Returns the line to show, as ``log_run`` does."""
 
     def write(wandb: Any, run: Any) -> None:
-        with (folder / "table.csv").open(newline="") as file:
+        with (folder / "table.csv").open(newline="", encoding="utf-8") as file:
             headings, *rows = list(csv.reader(file))
         run.log({"table": wandb.Table(columns=headings, data=rows)})
         run.log({name.split(".")[0]: wandb.Image(str(folder / name)) for name in PLOTS if (folder / name).exists()})

@@ -181,6 +181,15 @@ def test_rows_of_a_larger_run_behind_those_of_this_one_do_not_count(tmp_path):
     assert [q.id for q in found.questions] == [row["id"] for row in made[:20]]
 
 
+def test_without_a_record_there_is_no_picture_and_the_report_says_so(tmp_path):
+    make_run(tmp_path / "runs/0", "fastv", 0.7, pictures=0)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/kept.png").write_text("of an older report")
+    found = report(str(tmp_path / "runs"), tmp_path / "out")
+    assert {p.name for p in (tmp_path / "out").iterdir()} == FILES - {"kept.png"}
+    assert "no kept.png" in found.notes[0] and "no kept.png" in (tmp_path / "out/report.html").read_text()
+
+
 EVIL = "</script><script>window.harm=1</script><img src=x onerror=harm=1> | & 50% _x_ $y$ `z`"
 
 

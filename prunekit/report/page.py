@@ -43,9 +43,9 @@ COST_NAMES = dict(
 
 def page(found: Comparison, labels: list[str], overlap: np.ndarray, shown: Sequence[Shown]) -> str:
     """The page's source. No text in it is markup: the data are JSON without "<", and the script sets text only."""
-    style, script = (HERE / "page.css").read_text(), (HERE / "page.js").read_text()
+    style, script = (HERE / "page.css").read_text(encoding="utf-8"), (HERE / "page.js").read_text(encoding="utf-8")
     title = f"Pruning {found.model} on {found.data}"
-    return Template((HERE / "page.html").read_text()).substitute(
+    return Template((HERE / "page.html").read_text(encoding="utf-8")).substitute(
         policy=_policy(style, script),
         title=html.escape(title),
         caption=html.escape(caption(found)),

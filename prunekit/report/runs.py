@@ -118,7 +118,7 @@ def _row_name(folder: Path) -> str | None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise PrunekitError(f"'{path}' cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(found, dict):
@@ -131,7 +131,7 @@ def _rows(path: Path) -> dict[str, dict[str, Any]]:
         raise PrunekitError(f"'{path.parent}' is half-written: it has metrics.json, but no {path.name}")
     rows: dict[str, dict[str, Any]] = {}
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise PrunekitError(f"'{path}' cannot be read: {' '.join(str(error).split())}") from None
     for number, line in enumerate(lines, 1):

@@ -19,6 +19,8 @@ from prunekit.report.plots import SHOWN, draw_layers, draw_overlap, draw_pareto,
 from prunekit.report.runs import common_questions, find_runs
 from prunekit.report.style import pyplot
 
+PICTURES = "kept.png"
+
 
 def report(runs: str | None, folder: Path, reference: str | None = None) -> Comparison:
     """Read every finished run below ``runs`` and write the report to ``folder``.
@@ -33,6 +35,7 @@ def report(runs: str | None, folder: Path, reference: str | None = None) -> Comp
     found = analyse(runs, reference)
     with _drafts(folder) as drafts:
         write(found, Path(drafts))
+        (folder / PICTURES).unlink(missing_ok=True)  # of an older report: this one may have none
         for draft in sorted(Path(drafts).iterdir()):
             draft.replace(folder / draft.name)
     return found
@@ -64,22 +67,25 @@ def _drafts(folder: Path) -> tempfile.TemporaryDirectory[str]:
 
 
 def write(found: Comparison, folder: Path) -> None:
-    """All files of a report."""
+    """All files of a report; what cannot be drawn is noted in them."""
     entries = [row.entry for row in found.rows]
+    pruned = [e for e in entries if e.runs]
     examples = recorded(entries, found.questions)
-    (folder / "table.md").write_text(tables.markdown(found))
-    (folder / "table.tex").write_text(tables.latex(found))
-    (folder / "table.csv").write_text(tables.comma_separated(found))
+    if not draw_gallery(examples, pruned, folder / PICTURES):
+        found.notes.append(f"no {PICTURES}: no run has examples on record (kept.npz) whose tokens have known places")
+    for name, made in {
+        "table.md": tables.markdown(found),
+        "table.tex": tables.latex(found),
+        "table.csv": tables.comma_separated(found),
+    }.items():
+        (folder / name).write_text(made, encoding="utf-8")
     draw_pareto(found, folder / "pareto.png", folder / "pareto.pdf")
     draw_layers(found, folder / "layers.png")
-    pruned = [e for e in entries if e.runs]
-    shown = pruned[:SHOWN]
+    shown, labels = pruned[:SHOWN], [e.label for e in pruned[:SHOWN]]
     overlap = overlaps(shown, [q.id for q in found.questions])
-    labels = [e.label for e in shown]
     note = f"the first {SHOWN} of {len(pruned)}" if len(pruned) > SHOWN else None
     draw_overlap(labels, overlap, folder / "overlap.png", note)
-    draw_gallery(examples, pruned, folder / "kept.png")
-    (folder / "report.html").write_text(page(found, labels, overlap, examples))
+    (folder / "report.html").write_text(page(found, labels, overlap, examples), encoding="utf-8")
 
 
 def print_report(found: Comparison, folder: Path) -> None:

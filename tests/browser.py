@@ -63,31 +63,39 @@ class Browser:
         text = wait(lambda done: self.page.runJavaScript(f"JSON.stringify((() => ({code}))())", done))
         return json.loads(text) if text else None
 
+    def settle(self):
+        """Until the page has drawn three more frames: what was pressed is then dealt with, on a slow machine too."""
+        QTest.qWait(100)
+        self.js("(window.left = 3, window.tick = () => --window.left > 0 && requestAnimationFrame(window.tick), 0)")
+        self.js("(requestAnimationFrame(window.tick), 0)")
+        while self.js("window.left") > 0:
+            QTest.qWait(20)
+
     def place(self, selector):
         """The middle of an element, scrolled into view."""
         found = self.js(
             f"(n => (n.scrollIntoView({{block: 'center'}}), n.getBoundingClientRect()))"
             f"(document.querySelector({json.dumps(selector)}))"
         )
-        QTest.qWait(150)
+        self.settle()
         return QPoint(round(found["x"] + found["width"] / 2), round(found["y"] + found["height"] / 2))
 
     def click(self, selector):
         QTest.mouseClick(self.view.focusProxy(), Qt.MouseButton.LeftButton, pos=self.place(selector))
-        QTest.qWait(150)
+        self.settle()
 
     def hover(self, selector):
         place = self.place(selector)
         QTest.mouseMove(self.view.focusProxy(), place - QPoint(40, 40))
         QTest.mouseMove(self.view.focusProxy(), place)
-        QTest.qWait(250)
+        self.settle()
 
     def focus(self, selector):
         self.js(f"document.querySelector({json.dumps(selector)}).focus()")
 
     def key(self, name):
         QTest.keyClick(self.view.focusProxy(), getattr(Qt.Key, f"Key_{name}"))
-        QTest.qWait(150)
+        self.settle()
 
     def shot(self, path):
         """The whole page, as far as it is no longer than a picture may be."""

@@ -15,7 +15,7 @@ from prunekit.data import load
 from prunekit.errors import PrunekitError
 from prunekit.evaluation import kept
 from prunekit.evaluation.batches import Batcher
-from prunekit.evaluation.kept import KeptCut, KeptExample, read_kept, record_kept, write_kept
+from prunekit.evaluation.kept import KeptCut, KeptExample, grid_of, read_kept, record_kept, write_kept
 from prunekit.models import load_model
 
 
@@ -70,13 +70,12 @@ def test_a_record_of_another_version_is_refused(tmp_path, monkeypatch):
 
 
 def test_grids_that_the_processor_reports():
-    """Qwen-like inputs: rows and columns of patches before 2x2 of them are merged; one image an example, no video."""
+    """Qwen-like inputs: rows and columns of patches before 2x2 of them are merged; one image, no video."""
     family = SimpleNamespace(grid=None)
-    sizes = torch.tensor([[1, 8, 12], [1, 4, 4], [2, 8, 12]])
-    assert kept._grid(family, {"image_grid_thw": sizes}, 0, 24, 3) == (4, 6)
-    assert kept._grid(family, {"image_grid_thw": sizes}, 1, 4, 3) == (2, 2)
-    assert kept._grid(family, {"image_grid_thw": sizes}, 2, 48, 3) is None
-    assert kept._grid(family, {"image_grid_thw": sizes}, 0, 24, 2) is None
-    assert kept._grid(family, {}, 0, 24, 1) is None
-    assert kept._grid(SimpleNamespace(grid=(4, 6)), {}, 0, 24, 1) == (4, 6)
-    assert kept._grid(SimpleNamespace(grid=(4, 6)), {}, 0, 48, 1) is None
+    found = {(1, 8, 12): 24, (1, 4, 4): 4, (2, 8, 12): 48}
+    grids = [grid_of(family, {"image_grid_thw": torch.tensor([s])}, count) for s, count in found.items()]
+    assert grids == [(4, 6), (2, 2), None]
+    assert grid_of(family, {"image_grid_thw": torch.tensor([[1, 8, 12]] * 2)}, 48) is None
+    assert grid_of(family, {}, 24) is None
+    assert grid_of(SimpleNamespace(grid=(4, 6)), {}, 24) == (4, 6)
+    assert grid_of(SimpleNamespace(grid=(4, 6)), {}, 48) is None

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from prunekit.data.example import Example
-from prunekit.engine.state import Trace
+from prunekit.engine.state import CutRecord
 from prunekit.errors import PrunekitError
 from prunekit.evaluation.answers import regions_for
 from prunekit.evaluation.batches import Batcher
@@ -28,7 +28,6 @@ SCHEMA = 1
 EXAMPLES = 16
 """So many of a run's first examples are recorded; questions about one image usually follow each other."""
 
-BATCH = 8
 SIDE = 336
 """Longest side, in pixels, of the images that are kept."""
 
@@ -63,43 +62,35 @@ class KeptExample:
 
 
 def record_kept(batcher: Batcher, examples: Iterable[Example], pruner: Pruner, path: Path) -> None:
-    """Prefill the first ``EXAMPLES`` examples under ``pruner`` and write to ``path`` what its cuts did."""
-    family, found = make_family(batcher.loaded.model), []
-    chosen = list(islice(examples, EXAMPLES))
-    for start in range(0, len(chosen), BATCH):
-        found += _prefill(batcher, family, chosen[start : start + BATCH], pruner)
-    write_kept(path, found)
+    """Prefill the first ``EXAMPLES`` examples under ``pruner`` and write to ``path`` what its cuts did; one at a time,
+    so that it fits wherever they could be answered."""
+    family = make_family(batcher.loaded.model)
+    write_kept(path, [_prefill(batcher, family, example, pruner) for example in islice(examples, EXAMPLES)])
 
 
-def _prefill(batcher: Batcher, family: Family, batch: Sequence[Example], pruner: Pruner) -> list[KeptExample]:
-    inputs = batcher.inputs(batch, pruner)
-    with torch.inference_mode(), pruner(batcher.loaded.model, regions_for(pruner, batch)) as trace:
+def _prefill(batcher: Batcher, family: Family, example: Example, pruner: Pruner) -> KeptExample:
+    inputs = batcher.inputs([example], pruner)
+    with torch.inference_mode(), pruner(batcher.loaded.model, regions_for(pruner, [example])) as trace:
         batcher.loaded.model(**inputs, use_cache=True, logits_to_keep=1)
-    counts = family.find_visual(inputs["input_ids"], inputs).sum(1).tolist()
-    found = []
-    for row, example in enumerate(batch):
-        cuts = tuple(_cut(trace, number, row, counts) for number in range(len(trace.cuts)))
-        if pruner.selector.ignores_scores:  # they had no say
-            cuts = tuple(replace(cut, scores=np.full_like(cut.scores, np.nan)) for cut in cuts)
-        grid = _grid(family, inputs, row, counts[row], len(batch)) if len(example.image_ids) == 1 else None
-        found.append(KeptExample(example.id, example.image_id, _jpeg(example.image()), grid, cuts))
-    return found
+    count = int(family.find_visual(inputs["input_ids"], inputs).sum())
+    cuts = tuple(_cut(cut) for cut in trace.cuts)
+    if pruner.selector.ignores_scores:  # they had no say
+        cuts = tuple(replace(cut, scores=np.full_like(cut.scores, np.nan)) for cut in cuts)
+    grid = grid_of(family, inputs, count) if len(example.image_ids) == 1 else None
+    return KeptExample(example.id, example.image_id, _jpeg(example.image()), grid, cuts)
 
 
-def _cut(trace: Trace, number: int, row: int, counts: Sequence[int]) -> KeptCut:
-    cut = trace.cuts[number]
-    if len(cut.kept) != len(counts):  # inside an encoder that makes several images of one: no row is the example's
+def _cut(cut: CutRecord) -> KeptCut:
+    if len(cut.kept) != 1:  # inside an encoder that makes several images of one: no row of it is the example's
         return KeptCut(cut.site, cut.layer, np.zeros(0, dtype=bool), np.zeros(0, dtype=np.float32))
-    length = cut.kept.shape[1] if cut.site == "vision" else counts[row]
-    kept, scores = cut.kept[row, :length].cpu().numpy(), cut.scores[row, :length].float().cpu().numpy()
-    return KeptCut(cut.site, cut.layer, kept, scores)
+    return KeptCut(cut.site, cut.layer, cut.kept[0].cpu().numpy(), cut.scores[0].float().cpu().numpy())
 
 
-def _grid(family: Family, inputs: dict[str, Any], row: int, count: int, batch: int) -> tuple[int, int] | None:
-    """Rows and columns of one image's visual tokens, where they form a grid that is known."""
+def grid_of(family: Family, inputs: dict[str, Any], count: int) -> tuple[int, int] | None:
+    """Rows and columns of one image's ``count`` visual tokens, where they form a grid that is known."""
     grid, sizes = family.grid, inputs.get("image_grid_thw")
-    if grid is None and sizes is not None and len(sizes) == batch:
-        frames, high, wide = sizes[row].tolist()
+    if grid is None and sizes is not None and len(sizes) == 1:
+        frames, high, wide = sizes[0].tolist()
         merged = round((high * wide / count) ** 0.5) if frames == 1 and count else 0
         grid = (high // merged, wide // merged) if merged else None
     return grid if grid is not None and grid[0] * grid[1] == count else None

@@ -138,6 +138,15 @@ def check_choices(arguments: list[str]) -> None:
                 raise UnknownNameError(override.key_or_group, choice, known[override.key_or_group])
 
 
+def check_report(arguments: list[str]) -> None:
+    """A report's folder is no run's: Hydra would write into it before the task could refuse."""
+    given = dict(a.split("=", 1) for a in arguments if "=" in a)
+    if given.get("task") == "report" and "hydra.run.dir" in given:
+        from prunekit.report.task import check_folder
+
+        check_folder(Path(given["hydra.run.dir"]))
+
+
 def main() -> None:
     """Entry point of ``python -m prunekit``. Exit code 0, or 1 after one line on standard error."""
     # Hydra then hands exceptions over instead of printing several lines, or a traceback, of its own.
@@ -148,6 +157,7 @@ def main() -> None:
     try:
         sys.argv[1:] = tidy(sys.argv[1:])
         check_choices(sys.argv[1:])
+        check_report(sys.argv[1:])
         register_options()
         for path in registry.user_files():
             print(f"loaded {path}")

@@ -366,6 +366,11 @@ def test_a_sweep_on_the_command_line_and_its_report(monkeypatch, tmp_path, model
     for example in data["examples"]:  # what was recorded is what was answered with
         panel = next(p for p in example["panels"] if p["label"] == "fastv")
         assert [i for i, bit in enumerate(panel["cuts"][-1]["kept"]) if bit == "1"] == kept[example["id"]]
+    before = {p: p.read_bytes() for p in (tmp_path / "sweep/0").rglob("*") if p.is_file()}
+    place = f"hydra.run.dir={tmp_path / 'sweep/0'}"
+    code, _, err = run_main(monkeypatch, "task=report", f"runs={tmp_path / 'sweep'}", place)
+    assert code == 1 and "is a run" in err and len(err.strip().splitlines()) == 1
+    assert {p: p.read_bytes() for p in (tmp_path / "sweep/0").rglob("*") if p.is_file()} == before
     for bad, word in (
         (["runs=/no/such"], "/no/such"),
         ([f"runs={tmp_path / 'sweep'}", "report.reference=fastvv"], "fastv'"),

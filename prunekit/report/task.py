@@ -29,8 +29,7 @@ def report(runs: str | None, folder: Path, reference: str | None = None) -> Comp
         PrunekitError: as ``analyse`` does, and for an output folder that is a run or cannot be written. Nothing is
             written then.
     """
-    if any((folder / name).exists() for name in ("metrics.json", "predictions.jsonl")):
-        raise PrunekitError(f"'{folder}' is a run: its files would be overwritten; choose another hydra.run.dir")
+    check_folder(folder)
     pyplot()  # what is missing is said before any work is done
     found = analyse(runs, reference)
     with _drafts(folder) as drafts:
@@ -39,6 +38,12 @@ def report(runs: str | None, folder: Path, reference: str | None = None) -> Comp
         for draft in sorted(Path(drafts).iterdir()):
             draft.replace(folder / draft.name)
     return found
+
+
+def check_folder(folder: Path) -> None:
+    """Raise if a report in ``folder`` would overwrite a run's files."""
+    if any((folder / name).exists() for name in ("metrics.json", "predictions.jsonl")):
+        raise PrunekitError(f"'{folder}' is a run: its files would be overwritten; choose another hydra.run.dir")
 
 
 def analyse(runs: str | None, reference: str | None = None) -> Comparison:

@@ -142,6 +142,7 @@ def _dispatch(config: DictConfig, folder: Path) -> float | None:
         "bench": tasks.run_bench,
         "families": tasks.run_families,
         "layers": tasks.run_layers,
+        "report": tasks.run_report,
     }
     if config.task not in table:
         raise UnknownNameError("task", config.task, table)
@@ -240,6 +241,15 @@ def run_all() -> None:
         raise _errors.pop()
 
 
+def check_report(arguments: list[str]) -> None:
+    """A report's folder is no run's: Hydra would write into it before the task could refuse."""
+    given = dict(a.split("=", 1) for a in arguments if "=" in a)
+    if given.get("task") == "report" and "hydra.run.dir" in given:
+        from prunekit.report.task import check_folder
+
+        check_folder(Path(given["hydra.run.dir"]))
+
+
 def main() -> None:
     """Entry point of ``python -m prunekit``. Exit code 0; 1 after one line on standard error; 130 if interrupted."""
     # Hydra then hands exceptions over instead of printing several lines, or a traceback, of its own.
@@ -250,6 +260,7 @@ def main() -> None:
     try:
         sys.argv[1:] = aside(tidy(sys.argv[1:]))
         check_choices(sys.argv[1:])
+        check_report(sys.argv[1:])
         register_options()
         for path in registry.user_files():
             print(f"loaded {path}")

@@ -159,11 +159,11 @@ def _evaluate(
     config: dict[str, Any], context: Context, pruner: Pruner, loaded: Any, examples: Any, sizes: dict[str, Any]
 ) -> dict[str, Any]:
     """Run, print, draw and log one evaluation; its metrics."""
-    from prunekit.evaluation.pictures import draw_kept
+    from prunekit.evaluation.pictures import draw_kept, overlays
     from prunekit.evaluation.run import evaluate
     from prunekit.evaluation.table import print_tables
     from prunekit.families import make_family
-    from prunekit.tracking import log_run
+    from prunekit.tracking import PICTURES, log_run
 
     found = evaluate(
         loaded,
@@ -178,19 +178,21 @@ def _evaluate(
     )
     if not ranks.is_first():
         return found.metrics
-    draw_kept(found.examples, found.rows, make_family(loaded.model).grid, context.folder / "kept.png")
+    mode, grid = config["logger"]["mode"], make_family(loaded.model).grid
+    draw_kept(found.examples, found.rows, grid, context.folder / "kept.png")
     print_tables(found.metrics)
     parts = {kind: component_name(component) for kind, component in pruner.components.items()}
     tags = [f"{kind}={choice}" for kind, choice in {**context.choices, **parts}.items()]
     line = log_run(
         context.folder,
-        config["logger"]["mode"],
+        mode,
         config=config,
         metrics=found.metrics,
         group=context.sweep,
         tags=tags,
+        examples=[] if mode == "disabled" else overlays(found.examples, found.rows, grid, PICTURES),
     )
-    print(f"files: {context.folder} (metrics.json, predictions.jsonl, kept.png)\n{line}")
+    print(f"files: {context.folder} (metrics.json, predictions.jsonl, kept.npz, kept.png)\n{line}")
     return found.metrics
 
 
@@ -298,3 +300,15 @@ def run_layers(config: dict[str, Any], context: Context) -> None:
         seed=whole(config, "seed", 0),
         resume=bool(config["resume"]),
     )
+
+
+def run_report(config: dict[str, Any], context: Context) -> None:
+    """``task=report``: tables, plots and one page from the runs of a folder."""
+    from prunekit.report.task import print_report, report
+    from prunekit.tracking import MODES, log_report
+
+    mode = config["logger"]["mode"]
+    check_choice("logger.mode", mode, MODES)
+    found = report(config["runs"], context.folder, config["report"]["reference"])
+    print_report(found, context.folder)
+    print(log_report(context.folder, mode, config=config))

@@ -2,71 +2,195 @@
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import json
 import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
+
+from PIL import Image
 
 from prunekit.errors import check_choice
 
 MODES = ("auto", "online", "offline", "disabled")
-INIT_TIMEOUT = 20
+INIT_TIMEOUT = 15
 """Seconds to wait for the server before a run goes on offline."""
+
+FINISH_TIMEOUT = 60
+"""Seconds to wait for what is still to be uploaded; it stays in the run folder in any case."""
+
+SERVICE_WAIT = 300
+"""Seconds that W&B's own process may take to start: on a machine under load its usual 30 are too few."""
+
+PICTURES = 32
+"""Examples in the table of a run, each with its picture."""
+
+_unreachable: set[str] = set()
+"""Servers that did not answer: the other runs of a sweep in this process do not wait for them again."""
+
+COLUMNS = ("id", "task", "question", "answers", "dense", "pruned", "dense_correct", "correct", "kept", "picture")
+PLOTS = ("pareto.png", "layers.png", "overlap.png", "kept.png")
 
 
 def log_run(
-    folder: Path, mode: str, *, config: dict[str, Any], metrics: dict[str, Any], group: str | None, tags: list[str]
+    folder: Path,
+    mode: str,
+    *,
+    config: dict[str, Any],
+    metrics: dict[str, Any],
+    group: str | None,
+    tags: list[str],
+    examples: Sequence[tuple[dict[str, Any], Image.Image]] = (),
+    history: Sequence[dict[str, float]] = (),
+    job_type: str = "eval",
 ) -> str:
     """Log a finished evaluation; the line to show says where it went, and how to sync if it stayed here.
 
     ``auto`` is online with a credential, else offline; it never asks and never hangs. W&B's files stand in ``folder``.
+
+    Args:
+        examples: rows of predictions.jsonl with pictures of what stayed, of which the first ``PICTURES`` are logged.
+        history: of the training before it, rows with a ``step``.
     """
+
+    def write(wandb: Any, run: Any) -> None:
+        for row in history:
+            run.log({f"train/{key}": value for key, value in row.items() if key != "step"}, step=int(row["step"]))
+        run.summary.update(_flat(metrics))
+        if examples:
+            table = wandb.Table(columns=list(COLUMNS))
+            for row, picture in examples[:PICTURES]:
+                table.add_data(*_cells(row), wandb.Image(picture))
+            run.log({"examples": table})
+        if (kept := folder / "kept.png").exists():
+            run.log({"kept": wandb.Image(str(kept))})
+
+    return _log(folder, mode, job_type, write, config=config, group=group, tags=tags)
+
+
+def log_report(folder: Path, mode: str, *, config: dict[str, Any]) -> str:
+    """Log a report: its table and its plots, the Pareto plot first. Returns the line to show, as ``log_run`` does."""
+
+    def write(wandb: Any, run: Any) -> None:
+        with (folder / "table.csv").open(newline="", encoding="utf-8") as file:
+            headings, *rows = list(csv.reader(file))
+        run.log({"table": wandb.Table(columns=headings, data=rows)})
+        run.log({name.split(".")[0]: wandb.Image(str(folder / name)) for name in PLOTS if (folder / name).exists()})
+
+    return _log(folder, mode, "report", write, config=config, group=None, tags=["report"])
+
+
+def _log(folder: Path, mode: str, job: str, write: Callable[[Any, Any], None], **options: Any) -> str:
     check_choice("logger.mode", mode, MODES)
     if mode == "disabled":
         return "W&B: disabled"
-    os.environ.setdefault("WANDB_SILENT", "true")
-    os.environ.setdefault("WANDB_CONSOLE", "off")
+    with _environment(folder):
+        return _log_quietly(folder, mode, job, write, options)
+
+
+@contextmanager
+def _environment(folder: Path) -> Iterator[None]:
+    """What W&B reads from the environment, where the user has not set it: quiet, patient with its own process, and
+    with the pictures of tables in ``folder`` and not in the user's home."""
+    data = str(folder.resolve() / "wandb")
+    wished = {
+        "SILENT": "true",
+        "CONSOLE": "off",
+        "_SERVICE_WAIT": str(SERVICE_WAIT),
+        "DATA_DIR": data,
+        "CACHE_DIR": data,
+    }
+    ours = {f"WANDB_{name}": value for name, value in wished.items() if f"WANDB_{name}" not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
+
+
+def _log_quietly(folder: Path, mode: str, job: str, write: Callable[[Any, Any], None], options: dict[str, Any]) -> str:
     import wandb
 
-    if mode == "auto":
-        wished = os.environ.get("WANDB_MODE")
-        mode = wished if wished in ("offline", "disabled") else "online" if _has_credential(wandb) else "offline"
-    run, note = _start(wandb, folder, mode, config, group, tags)
+    mode, note = _resolve(wandb, mode)
+    if mode == "disabled":
+        return "W&B: disabled by WANDB_MODE"
     try:
-        run.summary.update(_flat(metrics))
-        kept = folder / "kept.png"
-        if kept.exists():
-            run.log({"kept": wandb.Image(str(kept))})
+        run, failed = _start(wandb, folder, mode, job, options)
+    except Exception as error:  # the run's own files stand: they are what counts
+        return f"W&B: nothing logged, it does not start ({type(error).__name__}: {str(error).splitlines()[0][:200]})"
+    try:
+        write(wandb, run)
+        # In an offline run's folder: its files, from which it can be synced.
         where = Path(run.dir).parent if run.offline else None
+        address = run.url
     finally:
         run.finish()
     if where is None:
-        return f"W&B: {run.url}"
-    return f"W&B: offline{note}; to upload: wandb sync {where}"
+        return f"W&B: {address}"
+    return f"W&B: offline{failed or note}; to upload: wandb sync {where}"
+
+
+def _resolve(wandb: Any, mode: str) -> tuple[str, str]:
+    """ "online", "offline" or "disabled", and why if it is not what was asked for."""
+    wished = os.environ.get("WANDB_MODE")
+    if mode == "auto" and wished in ("offline", "disabled"):
+        return wished, ""
+    if mode == "offline":
+        return mode, ""
+    if not _has_credential(wandb):
+        return "offline", " (no credential)" if mode == "online" else ""
+    if _server() in _unreachable:
+        return "offline", " (the server did not answer before)"
+    return "online", ""
+
+
+def _server() -> str:
+    return os.environ.get("WANDB_BASE_URL", "")
 
 
 def _has_credential(wandb: Any) -> bool:
+    """Whether there is a key, without asking for one and without the network."""
     try:
         return bool(wandb.login(prompt=False, verify=False))
     except Exception:  # no key, a broken netrc, a version that raises: all mean "not online"
         return False
 
 
-def _start(
-    wandb: Any, folder: Path, mode: str, config: dict[str, Any], group: str | None, tags: list[str]
-) -> tuple[Any, str]:
+def _start(wandb: Any, folder: Path, mode: str, job: str, options: dict[str, Any]) -> tuple[Any, str]:
     """A run in ``mode``; if the server does not answer in time, an offline one and why."""
-    options: dict[str, Any] = dict(
-        project="prunekit", job_type="eval", dir=str(folder), config=config, group=group, tags=tags
-    )
+    options = {"project": "prunekit", "job_type": job, "dir": str(folder), **options}
+    if not os.environ.get("WANDB_RUN_ID"):  # a sweep's agent names its runs itself
+        options |= {"id": run_id(folder, options["config"]), "resume": "allow"}
+    quiet = {"silent": True, "console": "off"}
+    waits = {"init_timeout": INIT_TIMEOUT, "finish_timeout": FINISH_TIMEOUT}  # the second is not in every release
+    known = {name: seconds for name, seconds in waits.items() if name in wandb.Settings.model_fields}
     try:
-        settings = wandb.Settings(init_timeout=INIT_TIMEOUT, silent=True, console="off")
+        settings = wandb.Settings(**(known if mode == "online" else {}), **quiet)
         return wandb.init(mode=mode, settings=settings, **options), ""
-    except Exception as error:
-        if mode == "offline":
-            raise
-        reason = f" (going online failed: {type(error).__name__})"
-        settings = wandb.Settings(silent=True, console="off")
-        return wandb.init(mode="offline", settings=settings, **options), reason
+    except Exception as error:  # W&B's process still holds the id of the run that did not start
+        reason = ""
+        if mode == "online":
+            _unreachable.add(_server())
+            reason = f" (going online failed: {type(error).__name__})"
+        options |= {"id": uuid4().hex[:16], "resume": None}
+        return wandb.init(mode="offline", settings=wandb.Settings(**quiet), **options), reason
+
+
+def run_id(folder: Path, config: dict[str, Any]) -> str:
+    """The same for the same configuration in the same folder, so that a resumed run goes on with its own record."""
+    text = json.dumps({**config, "resume": None, "folder": str(folder.resolve())}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _cells(row: dict[str, Any]) -> list[Any]:
+    answers = " / ".join(row["answers"])
+    texts = [row["id"], row["task"], row["question"], answers, row["dense_prediction"], row["prediction"]]
+    return [*texts, float(row["dense_correct"]), float(row["correct"]), len(row["kept"])]
 
 
 def _flat(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:

@@ -270,13 +270,3 @@ def test_users_method_folder_in_a_process_of_its_own(tmp_path, model_folder):
 def test_importing_prunekit_brings_neither_hydra_nor_wandb():
     code = "import sys, prunekit; assert not {'hydra', 'wandb', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
-
-
-def test_wandb_offline_run_reads_back(monkeypatch, tmp_path, model_folder):
-    run_dir = tmp_path / "run"
-    given = [a for a in arguments(model_folder, run_dir) if not a.startswith("logger")]
-    code, out, err = run_main(monkeypatch, *given, "logger.mode=auto")
-    assert code == 0, err
-    assert "wandb sync" in out
-    files = list((run_dir / "wandb").glob("offline-run-*/*.wandb"))
-    assert len(files) == 1 and files[0].stat().st_size > 1000

@@ -21,16 +21,24 @@ def draw_kept(
 ) -> None:
     """A page of examples, one of each task first, wrong and right as they come: dropped patches dimmed, the answer's
     region framed, question and answers below."""
-    chosen = _one_of_each_task(examples, COLUMNS * 2)
-    by_id = {row["id"]: row for row in rows}
-    lines = math.ceil(len(chosen) / COLUMNS)
+    panels = overlays(examples, rows, grid, COLUMNS * 2)
+    lines = math.ceil(len(panels) / COLUMNS)
     width = GAP + COLUMNS * (SIDE + GAP)
     page = Image.new("RGB", (width, GAP + lines * (SIDE + TEXT + GAP)), PAPER)
-    for place, example in enumerate(chosen):
+    for place, (_, panel) in enumerate(panels):
         left = GAP + place % COLUMNS * (SIDE + GAP)
         top = GAP + place // COLUMNS * (SIDE + TEXT + GAP)
-        page.paste(_panel(example, by_id[example.id], grid), (left, top))
+        page.paste(panel, (left, top))
     page.save(path)
+
+
+def overlays(
+    examples: Sequence[Example], rows: Sequence[dict[str, Any]], grid: tuple[int, int] | None, count: int
+) -> list[tuple[dict[str, Any], Image.Image]]:
+    """Rows of ``count`` examples, one of each task first, each with its panel: image, what stayed, answers."""
+    by_id = {row["id"]: row for row in rows if "error" not in row}
+    chosen = _one_of_each_task([e for e in examples if e.id in by_id], count)
+    return [(by_id[e.id], _panel(e, by_id[e.id], grid)) for e in chosen]
 
 
 def _one_of_each_task(examples: Sequence[Example], count: int) -> list[Example]:

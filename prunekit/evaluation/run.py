@@ -18,6 +18,8 @@ from prunekit.evaluation import rows
 from prunekit.evaluation.answers import regions_for
 from prunekit.evaluation.batches import Batcher
 from prunekit.evaluation.faults import BatchLimit
+from prunekit.evaluation.kept import FILE as KEPT
+from prunekit.evaluation.kept import record_kept
 from prunekit.evaluation.loop import Loop
 from prunekit.evaluation.timing import prefill_ratio
 from prunekit.evaluation.totals import Totals
@@ -27,7 +29,7 @@ from prunekit.models import LoadedModel
 from prunekit.pruner import Pruner, component_name
 
 SCHEMA = 1
-OUTPUTS = ("metrics.json", "kept.png")
+OUTPUTS = ("metrics.json", "kept.png", KEPT)
 SIGNATURE = "run.json"
 """What a run was of: a run of another configuration must not be resumed into it."""
 
@@ -89,6 +91,7 @@ def evaluate(
     held = list(_count(folder, totals, walk, shown))
     found: dict[str, Any] = {}
     if ranks.is_first():
+        record_kept(batcher, [shown[row["id"]] for row in held], pruner, folder / KEPT)
         head = {"schema": SCHEMA, "method": _method(pruner, handle.plan.cut_layers), "model": loaded.name, "data": data}
         corpus = metrics.corpus_metrics(metric, _answers(folder, walk))
         found = {**head, "seed": seed, "metric": metric, **_measured(loop, totals), **corpus}

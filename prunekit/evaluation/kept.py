@@ -1,0 +1,150 @@
+"""``kept.npz``: what stayed after each cut, and by which scores, for the first examples of a run; with their images, so
+that a report needs neither model nor data."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from prunekit.data.example import Example
+from prunekit.engine.state import CutRecord
+from prunekit.errors import PrunekitError
+from prunekit.evaluation.answers import regions_for
+from prunekit.evaluation.batches import Batcher
+from prunekit.families import Family, make_family
+from prunekit.pruner import Pruner
+
+FILE = "kept.npz"
+SCHEMA = 1
+EXAMPLES = 16
+"""So many of a run's first examples are recorded; questions about one image usually follow each other."""
+
+SIDE = 336
+"""Longest side, in pixels, of the images that are kept."""
+
+
+@dataclass(frozen=True)
+class KeptCut:
+    """One cut of one example: ``kept`` bool [N], ``scores`` float32 [N], NaN where a token was already gone, and all
+    of them where the selector does not look at scores."""
+
+    site: str
+    layer: int
+    kept: np.ndarray
+    scores: np.ndarray
+
+    @property
+    def where(self) -> str:
+        """Where the cut is, in words."""
+        if self.site == "vision":
+            return "before the encoder" if self.layer < 0 else f"in encoder block {self.layer}"
+        return "before the decoder" if self.site == "input" else f"before layer {self.layer}"
+
+
+@dataclass(frozen=True)
+class KeptExample:
+    """One example: its image as JPEG, the rows and columns of its patches (None: unknown), and its cuts in order."""
+
+    id: str
+    image_id: str
+    image: bytes
+    grid: tuple[int, int] | None
+    cuts: tuple[KeptCut, ...]
+
+
+def record_kept(batcher: Batcher, examples: Iterable[Example], pruner: Pruner, path: Path) -> None:
+    """Prefill the first ``EXAMPLES`` examples under ``pruner`` and write to ``path`` what its cuts did; one at a time,
+    so that it fits wherever they could be answered."""
+    family = make_family(batcher.loaded.model)
+    write_kept(path, [_prefill(batcher, family, example, pruner) for example in islice(examples, EXAMPLES)])
+
+
+def _prefill(batcher: Batcher, family: Family, example: Example, pruner: Pruner) -> KeptExample:
+    inputs = batcher.inputs([example], pruner)
+    with torch.inference_mode(), pruner(batcher.loaded.model, regions_for(pruner, [example])) as trace:
+        batcher.loaded.model(**inputs, use_cache=True, logits_to_keep=1)
+    count = int(family.find_visual(inputs["input_ids"], inputs).sum())
+    cuts = tuple(_cut(cut) for cut in trace.cuts)
+    if pruner.selector.ignores_scores:  # they had no say
+        cuts = tuple(replace(cut, scores=np.full_like(cut.scores, np.nan)) for cut in cuts)
+    grid = grid_of(family, inputs, count) if len(example.image_ids) == 1 else None
+    return KeptExample(example.id, example.image_id, _jpeg(example.image()), grid, cuts)
+
+
+def _cut(cut: CutRecord) -> KeptCut:
+    if len(cut.kept) != 1:  # inside an encoder that makes several images of one: no row of it is the example's
+        return KeptCut(cut.site, cut.layer, np.zeros(0, dtype=bool), np.zeros(0, dtype=np.float32))
+    return KeptCut(cut.site, cut.layer, cut.kept[0].cpu().numpy(), cut.scores[0].float().cpu().numpy())
+
+
+def grid_of(family: Family, inputs: dict[str, Any], count: int) -> tuple[int, int] | None:
+    """Rows and columns of one image's ``count`` visual tokens, where they form a grid that is known."""
+    grid, sizes = family.grid, inputs.get("image_grid_thw")
+    if grid is None and sizes is not None and len(sizes) == 1:
+        frames, high, wide = sizes[0].tolist()
+        merged = round((high * wide / count) ** 0.5) if frames == 1 and count else 0
+        grid = (high // merged, wide // merged) if merged else None
+    return grid if grid is not None and grid[0] * grid[1] == count else None
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    small, out = image.convert("RGB"), io.BytesIO()
+    small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    small.save(out, "JPEG", quality=90)
+    return out.getvalue()
+
+
+def write_kept(path: Path, examples: Sequence[KeptExample]) -> None:
+    """Write whole or not at all; an image that several examples share is written once."""
+    images = {e.image_id: e.image for e in examples}
+    listed = [
+        {"id": e.id, "image": e.image_id, "grid": e.grid, "cuts": [[c.site, c.layer] for c in e.cuts]} for e in examples
+    ]
+    arrays = {"info": np.array(json.dumps({"schema": SCHEMA, "images": list(images), "examples": listed}))}
+    arrays |= {f"image_{i}": np.frombuffer(data, dtype=np.uint8) for i, data in enumerate(images.values())}
+    for i, example in enumerate(examples):
+        for j, cut in enumerate(example.cuts):
+            arrays |= {f"kept_{i}_{j}": cut.kept, f"scores_{i}_{j}": cut.scores}
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    part.replace(path)
+
+
+def read_kept(path: Path) -> dict[str, KeptExample]:
+    """What ``write_kept`` wrote, by the examples' ids; nothing where there is no file.
+
+    Raises:
+        PrunekitError: for a file that is broken or of another version.
+    """
+    if not path.exists():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            info = json.loads(str(arrays["info"]))
+            if info["schema"] != SCHEMA:
+                raise PrunekitError(f"'{path}' has schema {info['schema']!r}; this prunekit reads {SCHEMA}")
+            images = {name: arrays[f"image_{i}"].tobytes() for i, name in enumerate(info["images"])}
+            return {e["id"]: _example(i, e, arrays, images) for i, e in enumerate(info["examples"])}
+    except PrunekitError:
+        raise
+    except Exception as error:  # a zip, numpy or JSON error: all mean that the file is not what it should be
+        raise PrunekitError(f"'{path}' cannot be read: {' '.join(str(error).split())}") from None
+
+
+def _example(number: int, listed: dict[str, Any], arrays: Any, images: dict[str, bytes]) -> KeptExample:
+    cuts = tuple(
+        KeptCut(site, layer, arrays[f"kept_{number}_{j}"], arrays[f"scores_{number}_{j}"])
+        for j, (site, layer) in enumerate(listed["cuts"])
+    )
+    grid = None if listed["grid"] is None else (listed["grid"][0], listed["grid"][1])
+    return KeptExample(listed["id"], listed["image"], images[listed["image"]], grid, cuts)

@@ -1,0 +1,177 @@
+"""Runs joined to the rows of a table: seeds of one method together, each with a name that tells it from the others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from prunekit.registry import KINDS
+from prunekit.report.runs import Question, Run
+
+USUAL = {"selector": "topk", "reducer": "drop", "positions": "keep"}
+SHARES = ("keep_ratio", "keep_tokens", "budget")
+COSTS = ("flops_ratio", "flops_ratio_with_vision", "kv_ratio", "prefill_ratio")
+DENSE = "dense"
+
+
+@dataclass
+class Entry:
+    """One method at one budget.
+
+    Attributes:
+        label: names it among all entries; ``method`` and ``keep`` ("0.5", "64 tokens", "flops:0.5") are its parts.
+        runs: one a seed.
+        correct: right answers, [seeds, examples].
+        costs: pruned over dense, means over seeds; None where unknown.
+        tokens: mean real tokens in each decoder layer.
+        kept: mean visual tokens after the last cut; None for the dense model.
+    """
+
+    label: str
+    method: str
+    keep: str
+    runs: list[Run]
+    correct: np.ndarray
+    costs: dict[str, float | None]
+    tokens: list[float]
+    kept: float | None
+    preset: str | None = None
+    scorer: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def competes(self) -> bool:
+        """Whether it may be the best: the dense model and the oracle, which is told the answer's place, may not."""
+        return bool(self.runs) and self.scorer != "oracle"
+
+
+def make_entries(runs: Sequence[Run], questions: Sequence[Question]) -> tuple[list[Entry], list[str]]:
+    """Entries in order of their first run, the dense model first, and notes on runs that were there twice."""
+    groups: dict[str, dict[str, Run]] = {}
+    notes = []
+    for run in runs:
+        seeds: dict[str, Any] = {}
+        seedless = _without_seeds(run.signature, seeds)
+        if not seeds and run.method["scorer"] == "random":  # no run.json: the run's seed is the scorer's
+            seeds = {"seed": run.metrics.get("seed")}
+        group = groups.setdefault(json.dumps([run.row, seedless], sort_keys=True), {})
+        seed = json.dumps(seeds, sort_keys=True)
+        if seed in group:
+            notes.append(f"'{run.folder}' repeats '{group[seed].folder}', which counts")
+        group.setdefault(seed, run)
+    entries = [_entry(list(group.values()), questions) for group in groups.values()]
+    # The dense model's row is made of the dense answers that all runs hold; a run of it says nothing more.
+    entries = [e for e in entries if e.method != DENSE] or entries
+    name_apart(entries)
+    return [_dense(runs[0], questions), *entries], notes
+
+
+def _without_seeds(found: Any, seeds: dict[str, Any], path: str = "") -> Any:
+    """``found`` less every "seed" in it; those go to ``seeds`` under their paths."""
+    if not isinstance(found, dict):
+        return found
+    rest = {}
+    for key, value in found.items():
+        if key == "seed":
+            seeds[f"{path}{key}"] = value
+        else:
+            rest[key] = _without_seeds(value, seeds, f"{path}{key}.")
+    return rest
+
+
+def _entry(runs: list[Run], questions: Sequence[Question]) -> Entry:
+    method = runs[0].method
+    rows = [[run.rows[q.id] for q in questions] for run in runs]
+    preset = method.get("name")
+    return Entry(
+        label="",
+        method=runs[0].row or preset or "",
+        keep=_share(method),
+        runs=runs,
+        correct=np.array([[float(row["correct"]) for row in group] for group in rows]),
+        costs={cost: _mean(run.metrics.get(cost) for run in runs) for cost in COSTS},
+        tokens=np.mean([run.metrics["tokens_per_layer"] for run in runs], axis=0).tolist(),
+        kept=float(np.mean([len(row["kept"]) for group in rows for row in group])),
+        preset=preset,
+        scorer=str(method["scorer"]),
+        options=_flat(_without_seeds(runs[0].signature, {})) | {"layers": method.get("layers")},
+    )
+
+
+def _share(method: dict[str, Any]) -> str:
+    if method.get("budget") is not None:
+        return str(method["budget"])
+    if method.get("keep_tokens") is not None:
+        return f"{method['keep_tokens']} tokens"
+    return "–" if method.get("keep_ratio") is None else f"{method['keep_ratio']:g}"
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return float(np.mean(known)) if len(known) == len(found) else None
+
+
+def _flat(found: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Options with dots between the levels; a component's name stands under its kind."""
+    flat: dict[str, Any] = {}
+    for key, value in found.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix.rstrip(".") if key == "name" and prefix else f"{prefix}{key}"] = value
+    return flat
+
+
+def _dense(run: Run, questions: Sequence[Question]) -> Entry:
+    correct = np.array([[float(run.rows[q.id]["dense_correct"]) for q in questions]])
+    length = _mean(run.rows[q.id].get("prompt_tokens") for q in questions) or run.metrics["tokens_per_layer"][0]
+    tokens = [length] * len(run.metrics["tokens_per_layer"])
+    return Entry(DENSE, DENSE, "1", [], correct, dict.fromkeys(COSTS, 1.0), tokens, None)
+
+
+def name_apart(entries: Sequence[Entry]) -> None:
+    """Set ``method`` and ``label`` so that no two labels are equal: parts of the composition that all share are left
+    out, then options that differ are added, then layers, then a number. A row's or method's name stands as it is."""
+    unnamed = [e for e in entries if not e.method]
+    shown = [kind for kind in KINDS[:3] if len({str(e.options.get(kind)) for e in unnamed}) > 1]
+    for entry in unnamed:
+        parts = [str(entry.options.get(kind)) for kind in shown or KINDS[:3]]
+        parts += [str(entry.options[k]) for k, usual in USUAL.items() if entry.options.get(k, usual) != usual]
+        entry.method = " · ".join(parts)
+    for alike in _alike(entries):
+        told = _differences(alike)
+        for entry in alike:
+            found = [f"{key}={_plain(entry.options.get(key))}" for key in told]
+            entry.method = " ".join([entry.method, *found])
+    for alike in _alike(entries):
+        for number, entry in enumerate(alike, 1):
+            entry.method = f"{entry.method} #{number}"
+    several = len({e.keep for e in entries}) > 1
+    for entry in entries:
+        entry.label = f"{entry.method} @ {entry.keep}" if several or entry.method == DENSE else entry.method
+
+
+def _alike(entries: Sequence[Entry]) -> list[list[Entry]]:
+    groups: dict[tuple[str, str], list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault((entry.method, entry.keep), []).append(entry)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _differences(alike: Sequence[Entry]) -> list[str]:
+    """The fewest options, in order of their names, that tell all of these apart; all that differ if none do."""
+    keys = sorted({key for e in alike for key in e.options} - set(SHARES) - {"name", "layers", "model"})
+    varying = [key for key in keys if len({json.dumps(e.options.get(key)) for e in alike}) > 1]
+    for key in [*varying, "layers"]:
+        if len({json.dumps(e.options.get(key)) for e in alike}) == len(alike):
+            return [key]
+    return varying
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).replace(" ", "")

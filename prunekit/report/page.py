@@ -1,0 +1,152 @@
+"""``report.html``: everything in one file that asks nothing of any server. Texts of runs reach it as data only."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+
+from prunekit.evaluation.kept import KeptCut
+from prunekit.report.compare import Comparison, Row
+from prunekit.report.entries import COSTS
+from prunekit.report.gallery import Shown, heat, usable
+from prunekit.report.style import COLOURS, GREY, styles
+from prunekit.report.tables import Cell, caption, main_table, task_table
+
+HERE = Path(__file__).parent
+EXAMPLES, PANELS = 12, 24
+"""Examples and methods whose cuts the page holds."""
+
+EVERYTHING = 1e9
+"""Stands for the dense model's tokens where rows are sorted by how many stay."""
+
+COST_NAMES = dict(
+    zip(
+        COSTS,
+        (
+            "FLOPs of the LLM's prefill, pruned / dense",
+            "FLOPs with the vision encoder, pruned / dense",
+            "KV cache, pruned / dense",
+            "measured prefill time, pruned / dense",
+        ),
+        strict=True,
+    )
+)
+
+
+def page(found: Comparison, labels: list[str], overlap: np.ndarray, shown: Sequence[Shown]) -> str:
+    """The page's source. No text in it is markup: the data are JSON without "<", and the script sets text only."""
+    style, script = (HERE / "page.css").read_text(encoding="utf-8"), (HERE / "page.js").read_text(encoding="utf-8")
+    title = f"Pruning {found.model} on {found.data}"
+    return Template((HERE / "page.html").read_text(encoding="utf-8")).substitute(
+        policy=_policy(style, script),
+        title=html.escape(title),
+        caption=html.escape(caption(found)),
+        notes="".join(f"<li>{html.escape(note)}</li>" for note in found.notes),
+        style=style,
+        script=script,
+        data=_embed(_payload(found, labels, overlap, shown)),
+    )
+
+
+def _policy(style: str, script: str) -> str:
+    """Nothing is loaded, and no script or style but the page's own is run, whatever a text should contain."""
+    own = {name: f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for name, text in
+           (("style", style), ("script", script))}  # fmt: skip
+    rules = ("default-src 'none'", "img-src data:", f"style-src {own['style']}", f"script-src {own['script']}")
+    return "; ".join([*rules, "base-uri 'none'", "form-action 'none'"])
+
+
+def _embed(data: dict[str, Any]) -> str:
+    """JSON that can stand inside a script element: nothing in it can end the element or begin a comment."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    for letter in "<>&":
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    return text
+
+
+def _payload(found: Comparison, labels: list[str], overlap: np.ndarray, shown: Sequence[Shown]) -> dict[str, Any]:
+    headings, main = main_table(found)
+    tasks, by_task = task_table(found) if len(found.tasks) > 1 else ([], [[] for _ in found.rows])
+    look = styles([row.entry for row in found.rows])
+    rows = [
+        _row(row, [*left, *right[2:]], look, found)
+        for row, left, right in zip(found.rows, main, by_task, strict=True)
+    ]  # fmt: skip
+    images = list(dict.fromkeys(example.image for example in shown[:EXAMPLES]))
+    return {
+        "headings": [*headings, *tasks[2:]],
+        "costs": COST_NAMES,
+        "rows": rows,
+        "overlap": {"labels": labels, "values": np.round(overlap, 4).tolist()},
+        "images": [f"data:image/jpeg;base64,{base64.b64encode(image).decode()}" for image in images],
+        "examples": [_example(example, images.index(example.image), found) for example in shown[:EXAMPLES]],
+    }
+
+
+def _row(row: Row, cells: list[Cell], look: dict[str, tuple[str, str]], found: Comparison) -> dict[str, Any]:
+    entry = row.entry
+    return {
+        "label": entry.label,
+        "method": entry.method,
+        "keep": entry.keep,
+        "kept": entry.kept,
+        "colour": look[entry.method][0] if entry.runs else GREY,
+        "hollow": list(look).index(entry.method) // len(COLOURS) % 2 == 1 if entry.runs else False,
+        "accuracy": row.accuracy["mean"],
+        "interval": row.intervals["mean"],
+        "costs": entry.costs,
+        "tokens": entry.tokens,
+        "cells": [
+            {"text": text, "sort": key, "best": bold}
+            for (text, bold), key in zip(cells, _sort_keys(row, found), strict=True)
+        ],
+    }
+
+
+def _sort_keys(row: Row, found: Comparison) -> list[str | float | None]:
+    """What each column of the page's table is sorted by, in the order of ``main_table``, then tasks."""
+    entry, versus = row.entry, row.over_reference
+    change = row.over_dense.value if entry.runs else None
+    kept = EVERYTHING if entry.kept is None else entry.kept
+    keys: list[str | float | None] = [entry.method, kept, row.accuracy["mean"]]
+    keys += [change] + ([versus.value if versus else None] if found.reference != "dense" else [])
+    keys += [versus.adjusted if versus else None, *(entry.costs[cost] for cost in COSTS), kept]
+    keys += [row.hard.accuracy if row.hard else None] if found.hard_controls else []
+    return keys + ([row.accuracy[task] for task in found.tasks] if len(found.tasks) > 1 else [])
+
+
+def _example(example: Shown, image: int, found: Comparison) -> dict[str, Any]:
+    entries = [row.entry for row in found.rows if row.entry.label in example.kept][:PANELS]
+    kept = [example.kept[e.label] for e in entries]
+    rows = [e.runs[0].rows[example.question.id] for e in entries]
+    panels = [
+        {"label": e.label, "answer": r["prediction"], "right": r["correct"] >= 0.5, "cuts": [*map(_cut, usable(k))]}
+        for e, r, k in zip(entries, rows, kept, strict=True)
+    ]
+    return {
+        "id": example.question.id,
+        "image": image,
+        "question": example.question.text,
+        "answers": list(example.question.answers),
+        "dense": rows[0]["dense_prediction"],
+        "grid": list(kept[0].grid or ()),
+        "panels": panels,
+    }
+
+
+def _cut(cut: KeptCut) -> dict[str, Any]:
+    """``kept`` as a letter a token, ``heat`` as two: hexadecimal 00..fe, "--" where the token was gone."""
+    levels = heat(cut.scores)
+    return {
+        "where": cut.where,
+        "kept": "".join("1" if kept else "0" for kept in cut.kept),
+        "heat": "".join("--" if np.isnan(level) else f"{round(254 * float(level)):02x}" for level in levels),
+    }

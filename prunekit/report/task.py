@@ -1,0 +1,113 @@
+"""``task=report``: from a folder of runs to tables, pictures and a page; all of them, or nothing."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from prunekit.errors import PrunekitError
+from prunekit.report import tables
+from prunekit.report.compare import Comparison, compare
+from prunekit.report.entries import make_entries
+from prunekit.report.gallery import draw_gallery, recorded
+from prunekit.report.page import page
+from prunekit.report.plots import SHOWN, draw_layers, draw_overlap, draw_pareto, overlaps
+from prunekit.report.runs import common_questions, find_runs
+from prunekit.report.style import pyplot
+
+PICTURES = "kept.png"
+
+
+def report(runs: str | None, folder: Path, reference: str | None = None) -> Comparison:
+    """Read every finished run below ``runs`` and write the report to ``folder``.
+
+    Raises:
+        PrunekitError: as ``analyse`` does, and for an output folder that is a run or cannot be written. Nothing is
+            written then.
+    """
+    check_folder(folder)
+    pyplot()  # what is missing is said before any work is done
+    found = analyse(runs, reference)
+    with _drafts(folder) as drafts:
+        write(found, Path(drafts))
+        (folder / PICTURES).unlink(missing_ok=True)  # of an older report: this one may have none
+        for draft in sorted(Path(drafts).iterdir()):
+            draft.replace(folder / draft.name)
+    return found
+
+
+def check_folder(folder: Path) -> None:
+    """Raise if a report in ``folder`` would overwrite a run's files."""
+    if any((folder / name).exists() for name in ("metrics.json", "predictions.jsonl")):
+        raise PrunekitError(f"'{folder}' is a run: its files would be overwritten; choose another hydra.run.dir")
+
+
+def analyse(runs: str | None, reference: str | None = None) -> Comparison:
+    """Read every finished run below ``runs`` and compare them; what is to be known about them stands in ``notes``.
+
+    Raises:
+        PrunekitError: for a folder without finished runs, broken files, runs that cannot be compared.
+    """
+    if not isinstance(runs, str):
+        raise PrunekitError("task=report needs runs=DIR, the folder of a run or of a sweep")
+    read, left_out = find_runs(Path(runs))
+    questions, notes = common_questions(read)
+    entries, repeated = make_entries(read, questions)
+    metrics = read[0].metrics
+    found = compare(entries, questions, reference, model=str(metrics["model"]), data=str(metrics["data"]))
+    found.notes = [f"left out: {line}" for line in left_out] + repeated + notes
+    return found
+
+
+def _drafts(folder: Path) -> tempfile.TemporaryDirectory[str]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix=".report-", dir=folder)
+    except OSError as error:
+        raise PrunekitError(f"'{folder}' cannot be written: {error.strerror}") from None
+
+
+def write(found: Comparison, folder: Path) -> None:
+    """All files of a report; what cannot be drawn is noted in them."""
+    entries = [row.entry for row in found.rows]
+    pruned = [e for e in entries if e.runs]
+    examples = recorded(entries, found.questions)
+    if not draw_gallery(examples, pruned, folder / PICTURES):
+        found.notes.append(f"no {PICTURES}: no run has examples on record (kept.npz) whose tokens have known places")
+    for name, made in {
+        "table.md": tables.markdown(found),
+        "table.tex": tables.latex(found),
+        "table.csv": tables.comma_separated(found),
+    }.items():
+        (folder / name).write_text(made, encoding="utf-8")
+    draw_pareto(found, folder / "pareto.png", folder / "pareto.pdf")
+    draw_layers(found, folder / "layers.png")
+    shown, labels = pruned[:SHOWN], [e.label for e in pruned[:SHOWN]]
+    overlap = overlaps(shown, [q.id for q in found.questions])
+    note = f"the first {SHOWN} of {len(pruned)}" if len(pruned) > SHOWN else None
+    draw_overlap(labels, overlap, folder / "overlap.png", note)
+    (folder / "report.html").write_text(page(found, labels, overlap, examples), encoding="utf-8")
+
+
+def print_report(found: Comparison, folder: Path) -> None:
+    """The main table on standard output, notes, and where the files are."""
+    headings, rows = tables.main_table(found)
+    table: Any = Table(title=f"{found.model} on {found.data}, {len(found.questions)} questions", title_justify="left")
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left")
+    for cells in rows:
+        table.add_row(*(_rich(*cell) for cell in cells))
+    Console(width=None if Console().is_terminal else 190).print(table)
+    for note in found.notes:
+        print(f"note: {note}")
+    names = ", ".join(sorted(p.name for p in folder.iterdir() if p.is_file()))
+    print(f"files: {folder} ({names})")
+
+
+def _rich(text: str, bold: bool) -> str:
+    escaped = text.replace("[", r"\[")
+    return f"[bold]{escaped}[/bold]" if bold else escaped

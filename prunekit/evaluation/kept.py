@@ -20,6 +20,7 @@ from prunekit.engine.state import CutRecord
 from prunekit.errors import PrunekitError
 from prunekit.evaluation.answers import regions_for
 from prunekit.evaluation.batches import Batcher
+from prunekit.evaluation.other import for_batch
 from prunekit.families import Family, make_family
 from prunekit.pruner import Pruner
 
@@ -70,7 +71,8 @@ def record_kept(batcher: Batcher, examples: Iterable[Example], pruner: Pruner, p
 
 def _prefill(batcher: Batcher, family: Family, example: Example, pruner: Pruner) -> KeptExample:
     inputs = batcher.inputs([example], pruner)
-    with torch.inference_mode(), pruner(batcher.loaded.model, regions_for(pruner, [example])) as trace:
+    acting = for_batch(pruner, batcher, [example])
+    with torch.inference_mode(), acting(batcher.loaded.model, regions_for(acting, [example])) as trace:
         batcher.loaded.model(**inputs, use_cache=True, logits_to_keep=1)
     count = int(family.find_visual(inputs["input_ids"], inputs).sum())
     cuts = tuple(_cut(cut) for cut in trace.cuts)

@@ -63,8 +63,10 @@ def load_model(
     device_map: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    adapter: str | None = None,
 ) -> LoadedModel:
-    """An embedded model by name ("mini"), a local folder, or a hub id.
+    """An embedded model by name ("mini"), a local folder, or a hub id; with the LoRA ``adapter`` or the trained weights
+    of the folder of a training run in it.
 
     Raises:
         PrunekitError: if there is no such model, or it is not a vision-language model.
@@ -85,12 +87,17 @@ def load_model(
         raise PrunekitError(_loading_failed(name, error)) from None
     if device_map is None:
         model = model.to(place)
+    mark = _fingerprint(source, model, attn)
+    if adapter is not None:
+        from prunekit.train.artifacts import attach, digest
+
+        model, mark = attach(model, adapter), f"{mark}-{digest(adapter)}"
     tokenizer = getattr(processor, "tokenizer", processor)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.eval()
-    return LoadedModel(model, processor, name, _fingerprint(source, model, attn))
+    return LoadedModel(model, processor, name, mark)
 
 
 def _loading_failed(name: str, error: Exception) -> str:

@@ -30,6 +30,8 @@ def build_pruner(config: dict[str, Any], **replaced: Any) -> Pruner:
         options = chosen[kind]
         if "seed" in options and options["seed"] is None:
             options["seed"] = config["seed"]
+        if options["name"] == "learned" and kind == "fusion" and options.get("weights") is None:
+            options["weights"] = config["model"].get("fusion_weights")
         parts[kind] = replaced.get(kind) or registry.create(kind, options.pop("name"), **options)
     given = {key: config[key] for key in ("keep_ratio", "keep_tokens", "budget", "positions")}
     rest = preset(config["preset"]) if config["preset"] else {}
@@ -65,15 +67,16 @@ def _cached_model(options: tuple[tuple[str, Any], ...]) -> Any:
     return load_model(**dict(options))
 
 
-def load(config: dict[str, Any]) -> Any:
-    """The configured model; a sweep's jobs in one process share it."""
-    model = config["model"]
+def load(config: dict[str, Any], fresh: bool = False) -> Any:
+    """The configured model; a sweep's jobs in one process share it, unless it is to be ``fresh``, for training."""
+    model = {key: value for key, value in config["model"].items() if key != "fusion_weights"}
     if not isinstance(model["name"], str) or not model["name"]:
         raise PrunekitError(f"model.name must be a hub id or a local folder, not {model['name']!r}")
     if not isinstance(model["device_map"], str | None):
         raise PrunekitError(f"model.device_map must be a word like 'auto', not {model['device_map']!r}")
     options = {**model, **{key: config[key] for key in ("device", "dtype", "attn")}}
-    return _cached_model(tuple(sorted(options.items())))
+    made = tuple(sorted(options.items(), key=lambda item: item[0]))
+    return _cached_model.__wrapped__(made) if fresh else _cached_model(made)
 
 
 def data_name(config: dict[str, Any]) -> str:
@@ -215,3 +218,10 @@ def run_methods(config: dict[str, Any], context: Context) -> None:
         resume=bool(config["resume"]),
     )
     write_results(compare(runs, names, keeps, config["variant"]), context.folder, table["file"])
+
+
+def run_train(config: dict[str, Any], context: Context) -> None:
+    """``task=train``: fine-tuning under pruning; artifacts, training.jsonl, and the evaluation of what came out."""
+    from prunekit.train.task import run
+
+    run(config, context)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,18 @@ INIT_TIMEOUT = 20
 
 
 def log_run(
-    folder: Path, mode: str, *, config: dict[str, Any], metrics: dict[str, Any], group: str | None, tags: list[str]
+    folder: Path,
+    mode: str,
+    *,
+    config: dict[str, Any],
+    metrics: dict[str, Any],
+    group: str | None,
+    tags: list[str],
+    history: Sequence[dict[str, float]] = (),
+    job_type: str = "eval",
 ) -> str:
-    """Log a finished evaluation; the line to show says where it went, and how to sync if it stayed here.
+    """Log a finished evaluation, and the ``history`` of the training before it (rows with a ``step``); the line to show
+    says where it went, and how to sync if it stayed here.
 
     ``auto`` is online with a credential, else offline; it never asks and never hangs. W&B's files stand in ``folder``.
     """
@@ -30,8 +40,10 @@ def log_run(
     if mode == "auto":
         wished = os.environ.get("WANDB_MODE")
         mode = wished if wished in ("offline", "disabled") else "online" if _has_credential(wandb) else "offline"
-    run, note = _start(wandb, folder, mode, config, group, tags)
+    run, note = _start(wandb, folder, mode, config, group, tags, job_type)
     try:
+        for row in history:
+            run.log({f"train/{key}": value for key, value in row.items() if key != "step"}, step=int(row["step"]))
         run.summary.update(_flat(metrics))
         kept = folder / "kept.png"
         if kept.exists():
@@ -52,11 +64,11 @@ def _has_credential(wandb: Any) -> bool:
 
 
 def _start(
-    wandb: Any, folder: Path, mode: str, config: dict[str, Any], group: str | None, tags: list[str]
+    wandb: Any, folder: Path, mode: str, config: dict[str, Any], group: str | None, tags: list[str], job_type: str
 ) -> tuple[Any, str]:
     """A run in ``mode``; if the server does not answer in time, an offline one and why."""
     options: dict[str, Any] = dict(
-        project="prunekit", job_type="eval", dir=str(folder), config=config, group=group, tags=tags
+        project="prunekit", job_type=job_type, dir=str(folder), config=config, group=group, tags=tags
     )
     try:
         settings = wandb.Settings(init_timeout=INIT_TIMEOUT, silent=True, console="off")

@@ -79,6 +79,7 @@ def _dispatch(config: DictConfig, folder: Path) -> None:
         "layers": tasks.run_layers,
         "methods": tasks.run_methods,
         "train": tasks.run_train,
+        "study": tasks.run_study,
     }
     if config.task not in table:
         raise UnknownNameError("task", config.task, table)

@@ -225,3 +225,10 @@ def run_train(config: dict[str, Any], context: Context) -> None:
     from prunekit.train.task import run
 
     run(config, context)
+
+
+def run_study(config: dict[str, Any], context: Context) -> None:
+    """``task=study``: learned fusion and sparse fine-tuning against no training; a table for docs/training.md."""
+    from prunekit.train.study import run
+
+    run(config, context)

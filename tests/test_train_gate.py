@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import prunekit

@@ -15,7 +15,6 @@ from prunekit.engine.view import LayerView
 from prunekit.errors import PrunekitError
 from prunekit.registry import register
 
-
 SHIPPED = {path.stem: path for path in (Path(__file__).parent.parent / "assets" / "fusion").glob("*.safetensors")}
 """Fusion weights that ship with the package, by the name of their model."""
 

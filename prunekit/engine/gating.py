@@ -1,7 +1,7 @@
 """Pruning that a loss can reach: nothing is removed, what would go is closed to later layers by a gate.
 
-A hard choice has no gradient. Here the sequence stays dense; from a cut on, the logarithm of each visual token's gate is
-added to the attention mask's column of it:
+A hard choice has no gradient. Here the sequence stays dense; from a cut on, the logarithm of each visual token's gate
+is added to the attention mask's column of it:
 
     softmax(q·k + log(g + FLOOR)),   g = 1 where a token stays, 0 where it goes
 
@@ -87,7 +87,7 @@ class GateSession(Session):
             self._local.gates = Gates(state.kept.float())
 
     def _cut(self, index: int, state: Prefill, hidden: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
-        """Decide what would stay, and close the gates of the rest. Of tokens that went before, this cut says nothing."""
+        """Decide what would stay and close the gates of the rest. Of tokens that went before, this cut says nothing."""
         scores, view, choice = self._decide(index, state, hidden, arguments)
         gates, layout, alive = self._local.gates, state.layout, state.kept
         gate = self.gate(scores, choice.kept, alive)
@@ -141,6 +141,11 @@ class GateSession(Session):
             layer.gradient_checkpointing, state.stage = True, stage
         view.stage = stage
         self._keep_evidence(state, index, view)
+
+    def _scores(self, view: Any) -> torch.Tensor:
+        """In the precision of inference, also where the model trains under autocast."""
+        with torch.autocast(view.hidden_states.device.type, enabled=False):
+            return super()._scores(view)
 
     def _to_dense(self, layer: nn.Module, args: Any, output: Any) -> Any:
         return None  # it is dense

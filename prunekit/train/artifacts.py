@@ -1,8 +1,8 @@
-"""What a training run leaves: the pruner, LoRA in PEFT's format, other trained weights as safetensors; and their return.
+"""What a training run leaves: the pruner, LoRA in PEFT's format, other weights as safetensors; and their return.
 
-    RUN/pruner.yaml, fusion.safetensors, reducer.safetensors   ``Pruner.load(RUN)``
-    RUN/adapter/                                               LoRA, as PEFT reads it
-    RUN/trained.safetensors                                    projector or all weights, by the model's own names
+RUN/pruner.yaml, fusion.safetensors, reducer.safetensors   ``Pruner.load(RUN)``
+RUN/adapter/                                               LoRA, as PEFT reads it
+RUN/trained.safetensors                                    projector or all weights, by the model's own names
 """
 
 from __future__ import annotations

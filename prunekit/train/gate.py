@@ -4,10 +4,10 @@
     straight_through:  g_i = m_i + p_i - stopgrad(p_i)     (value: the choice m_i itself; gradient: that of p_i)
     soft:              g_i = p_i                           (annealed to the choice by a falling T)
 
-s are a sample's scores over the tokens that stood, m_i is 1 where token i stays, τ lies half-way between the lowest score
-that stays and the highest that goes, sd is their standard deviation. τ and sd are functions of the scores too and take
-part in the gradient, so that it is exactly that of the formula; scaling all scores changes neither gates nor gradient's
-direction. Straight-through estimator: Bengio, Léonard and Courville 2013, https://arxiv.org/abs/1308.3432.
+s are a sample's scores over the tokens that stood, m_i is 1 where token i stays, τ lies half-way between the lowest
+score that stays and the highest that goes, sd is their standard deviation. τ and sd are functions of the scores too and
+take part in the gradient, so that it is exactly that of the formula; scaling all scores changes neither the gates nor
+the gradient's direction. Straight-through estimator: Bengio, Léonard and Courville 2013, https://arxiv.org/abs/1308.3432.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def add_lora(model: Any, settings: Settings) -> nn.Module:
     targets = lora_targets(model, settings.lora_targets)
     config = LoraConfig(
         r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
+        lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]  # any number will do
         lora_dropout=settings.lora_dropout,
         target_modules=targets,
     )

@@ -84,7 +84,11 @@ class TrainedModel(nn.Module):
         logits = self.model(**inputs, use_cache=False).logits[:, -kept - 1 : -1].float()
         wanted = labels[:, -kept:]
         lm = nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORE, reduction="sum")
-        return {"lm": lm, "tokens": (wanted != IGNORE).sum(), "sparsity": penalty(self.settings.penalty, self.trace.cuts)}
+        return {
+            "lm": lm,
+            "tokens": (wanted != IGNORE).sum(),
+            "sparsity": penalty(self.settings.penalty, self.trace.cuts),
+        }
 
     def close(self) -> None:
         """Take the pruner off."""

@@ -7,7 +7,7 @@
 | hoyer | (|s|_1 / |s|_2 - 1) / (sqrt N - 1) | 0: one token | no scale; large entries count more than in entropy |
 
 ``l1`` is the founding document's ‖S‖₁. Where S is softmax mass its sum is what the instruction gives to the image at
-all, so that it can fall without the distribution becoming any sparser. Hoyer's measure: Hoyer 2004, JMLR 5, section 3.1.
+all, so that it can fall without the distribution becoming any sparser. Hoyer's measure: Hoyer 2004, JMLR 5, sec. 3.1.
 """
 
 from __future__ import annotations

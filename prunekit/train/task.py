@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.data.example import Example
-from prunekit.errors import PrunekitError, UnknownNameError
+from prunekit.errors import PrunekitError
 from prunekit.models import LoadedModel
 from prunekit.pruner import Pruner
 from prunekit.tasks import Context, build_pruner, data_name, fit_budget, load, load_examples, whole
+from prunekit.train.embedded import run_embedded
 from prunekit.train.settings import Settings
 
 
 def run(config: dict[str, Any], context: Context) -> None:
     """Train, print and draw the fusion's weights, evaluate."""
     if config["train"]["kind"] == "embedded":
-        raise UnknownNameError("train.kind", "embedded", ("fusion", "lora", "projector", "full", "compressor"))
+        options = {key: value for key, value in config["train"].items() if key != "kind"}
+        run_embedded(options, context.folder, bool(config["resume"]))
+        return
     settings = Settings.parse(config["train"])
     seed, resume = whole(config, "seed", 0), bool(config["resume"])
     folder = shared_folder(context.folder)

@@ -1,18 +1,19 @@
-"""The training loop: transformers' Trainer with the loss of pruned fine-tuning, and checkpoints of what trains alone."""
+"""The training loop of pruned fine-tuning: its loss, and checkpoints of what trains alone."""
 
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from prunekit.errors import PrunekitError
+from prunekit.train.loop import Loop, loop_arguments
 from prunekit.train.model import TrainedModel
 from prunekit.train.settings import Settings
 
@@ -20,7 +21,7 @@ WEIGHTS = "trained.safetensors"
 JOURNAL = "training.jsonl"
 
 
-class PruneTrainer(Trainer):
+class PruneTrainer(Loop):
     """L = L_LM + λ · penalty, both logged apart.
 
     L_LM is the mean over the answers' tokens of the whole batch, however it is cut into micro-batches and processes;
@@ -28,12 +29,12 @@ class PruneTrainer(Trainer):
     """
 
     loss_is_scaled_for_ga = True
+    optimizer: torch.optim.Optimizer | None
 
     def __init__(self, model: TrainedModel, settings: Settings, args: TrainingArguments, **kwargs: Any) -> None:
         super().__init__(model=model, args=args, **kwargs)
         self.settings, self.trained_model = settings, model
         self._sums: dict[str, torch.Tensor | float] = {"lm_loss": 0.0, "sparsity": 0.0}
-        self.remove_callback(PrinterCallback)
 
     def compute_loss(  # type: ignore[override]
         self,
@@ -50,9 +51,10 @@ class PruneTrainer(Trainer):
             raise PrunekitError(f"{self._where(ids)}: {error}") from None
         items = parts["tokens"] if num_items_in_batch is None else num_items_in_batch
         lm, sparsity = parts["lm"] / items, parts["sparsity"] / self.current_gradient_accumulation_steps
-        loss = lm * self.accelerator.num_processes + self.settings.sparsity * sparsity
-        if not bool(loss.isfinite()):
-            raise PrunekitError(f"{self._where(ids)}: the loss is {float(loss)}{self._last_good()}")
+        loss = lm * self.accelerator.num_processes
+        if self.settings.sparsity:
+            loss = loss + self.settings.sparsity * sparsity
+        self.checked(loss, self._where(ids))
         if not loss.requires_grad:
             raise PrunekitError(f"train={self.settings.kind}: the loss does not depend on what trains")
         self._sums["lm_loss"] += lm.detach()
@@ -62,7 +64,7 @@ class PruneTrainer(Trainer):
     def _where(self, ids: list[str]) -> str:
         return f"step {self.state.global_step + 1}, batch [{', '.join(ids)}]"
 
-    def _last_good(self) -> str:
+    def last_good(self) -> str:
         found = last_checkpoint(Path(self.args.output_dir))
         return "; no checkpoint yet" if found is None else f"; the last good checkpoint is {found}"
 
@@ -100,7 +102,7 @@ class PruneTrainer(Trainer):
         broken = [name for name, value in trained.items() if not bool(value.isfinite().all())]
         if broken:
             step = self.state.global_step
-            raise PrunekitError(f"step {step}: weights are not finite ({broken[0]}){self._last_good()}")
+            raise PrunekitError(f"step {step}: weights are not finite ({broken[0]}){self.last_good()}")
         if self.args.should_save:
             folder = Path(output_dir or str(self.args.output_dir))
             folder.mkdir(parents=True, exist_ok=True)
@@ -126,11 +128,13 @@ class Journal(TrainerCallback):
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / JOURNAL
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        self.start = time.monotonic() - (json.loads(lines[-1])["seconds"] if lines else 0.0)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs or "loss" not in logs:
             return
-        row = {"step": state.global_step, **logs}
+        row = {"step": state.global_step, **logs, "seconds": round(time.monotonic() - self.start, 1)}
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         shown = ("step", "loss", "lm_loss", "sparsity", "keep_ratio", "learning_rate")
@@ -145,9 +149,11 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 def arguments_for(settings: Settings, folder: Path, device: torch.device, seed: int) -> TrainingArguments:
     """The Trainer's own options."""
-    args = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=settings.max_steps,
+    return loop_arguments(
+        str(folder),
+        settings.max_steps,
+        seed,
+        device,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.accumulate,
         learning_rate=settings.learning_rate,
@@ -157,18 +163,8 @@ def arguments_for(settings: Settings, folder: Path, device: torch.device, seed: 
         save_steps=settings.save_steps,
         save_total_limit=2,
         logging_steps=settings.log_steps,
-        logging_nan_inf_filter=False,
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
         dataloader_drop_last=True,
-        dataloader_pin_memory=device.type == "cuda",
         ddp_find_unused_parameters=settings.kind in ("full", "projector"),
         label_names=["labels"],
-        seed=seed,
-        data_seed=seed,
-        use_cpu=device.type == "cpu",
         bf16=device.type == "cuda",
     )
-    args._n_gpu = min(args.n_gpu, 1)  # one process a device: hooks do not live in replicas
-    return args

@@ -73,13 +73,14 @@ def test_a_lora_run_is_evaluated_by_its_folder(monkeypatch, tmp_path, folder_of_
 
 @pytest.mark.parametrize("what", ["fusion", "lora"])
 def test_two_processes_are_one_with_twice_the_batch(monkeypatch, tmp_path, folder_of_a_model, what):
+    """``--multi_gpu`` is accelerate's word for several local processes; without GPUs they talk through gloo."""
     shared = [f"train={what}", "train.evaluate=false", "train.sparsity=0.2", "train.keep_random=[0.1,0.5]"]
     two = options(folder_of_a_model, tmp_path / "two", *shared, "train.batch_size=2")
     launch = [
         sys.executable,
         "-m",
         "accelerate.commands.launch",
-        "--cpu",
+        "--multi_gpu",
         "--num_processes",
         "2",
         "--num_machines",
@@ -100,7 +101,7 @@ def test_two_processes_are_one_with_twice_the_batch(monkeypatch, tmp_path, folde
     assert all(torch.allclose(ours[name], theirs[name], atol=2e-5) for name in ours)
     journals = [(tmp_path / name / "training.jsonl").read_text().splitlines() for name in ("one", "two")]
     for a, b in zip(*(map(json.loads, lines) for lines in journals), strict=True):
-        for name in ("loss", "lm_loss", "sparsity", "keep_ratio"):
+        for name in ("loss", "lm_loss", "sparsity", "keep_ratio", "epoch"):
             assert a[name] == pytest.approx(b[name], rel=1e-4), name
 
 
@@ -141,3 +142,17 @@ def test_the_shipped_weights_are_what_fusion_learned_loads_for_the_embedded_mode
     rows = [(tmp_path / name / "predictions.jsonl").read_text() for name in ("a", "b")]
     assert rows[0] == rows[1]
     assert prunekit.create("fusion", "learned", weights="mini").weights == "mini"
+
+
+def test_the_embedded_models_stages_are_run_by_the_same_command(monkeypatch, tmp_path):
+    """One step of the stage that needs no pool of images; the others are the same loop (test_embedded_training.py)."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    given = ["task=train", "train=embedded", "train.stages=[drawn]", "train.max_steps=1", "train.threads=1"]
+    code, out, err = run_main(monkeypatch, *given, f"hydra.run.dir={tmp_path}")
+    assert code == 0, err
+    state = torch.load(tmp_path / "stages" / "drawn.pt", weights_only=True)
+    assert state["step"] == 1 and len(state["optimizers"]) == 2
+    code, _, err = run_main(monkeypatch, *given, f"hydra.run.dir={tmp_path}")
+    assert code == 1 and "resume=true goes on" in err
+    code, _, err = run_main(monkeypatch, *given, f"hydra.run.dir={tmp_path}", "resume=true", "train.stages=[grown]")
+    assert code == 1 and "Unknown train.stages 'grown'" in err

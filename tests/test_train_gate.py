@@ -169,6 +169,25 @@ def test_the_straight_through_gradient_is_that_of_its_soft_part(doubles):
     assert torch.allclose(gradient, expected, rtol=1e-4, atol=1e-9)
 
 
+def test_slopes_of_the_gates_are_clipped_in_nats_of_a_sample():
+    """What a scaled loss hands back to a gate is held to the clip times that scale; without a clip it is not."""
+    g = torch.Generator().manual_seed(2)
+    start, alive = torch.rand(2, 8, generator=g), torch.ones(2, 8, dtype=torch.bool)
+    kept = start >= start.sort(1, descending=True).values[:, 2:3]
+    slopes = torch.randn(2, 8, generator=g) * 10
+    found = {}
+    for clip in (None, 0.5):
+        scores = start.clone().requires_grad_()
+        gate = SigmoidGate(clip=clip, scale=0.25)
+        (gate(scores, kept, alive) * slopes * 0.25).sum().backward()
+        found[clip] = scores.grad
+    for clip, held in ((None, slopes * 0.25), (0.5, (slopes * 0.25).clamp(-0.125, 0.125))):
+        scores = start.clone().requires_grad_()
+        (torch.sigmoid(SigmoidGate().logits(scores, kept, alive)) * held).sum().backward()
+        assert torch.allclose(found[clip], scores.grad, atol=1e-6)
+    assert not torch.allclose(found[None], found[0.5])
+
+
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
 @pytest.mark.parametrize("scorer", ["instruction", "visual"])
 def test_checkpointing_gives_the_same_gradients(family, scorer):

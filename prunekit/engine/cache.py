@@ -187,7 +187,7 @@ def _pruned_class(kind: Any) -> Any:
 
 def cache_in(arguments: Any) -> Any:
     """The KV cache among the arguments, or in the output, of a model or a layer; None if there is none."""
-    return next((arguments[name] for name in CACHE_NAMES if name in arguments and arguments[name] is not None), None)
+    return next((found for name in CACHE_NAMES if (found := arguments.get(name)) is not None), None)
 
 
 def check_cache(cache: Any) -> None:

@@ -30,7 +30,7 @@ from prunekit.errors import PrunekitError
 if TYPE_CHECKING:
     from prunekit.pruner import Pruner
 
-FLOOR = 1e-8
+FLOOR = 1e-16
 """What is added to a gate before its logarithm: with gate 0 a key keeps this share of its weight."""
 
 Gate = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]

@@ -50,7 +50,7 @@ class TrainedModel(nn.Module):
         if settings.gate == NO_GATE or settings.kind == "compressor":
             self.session = Session(pruner, model)
         else:
-            self.gate = SigmoidGate(settings.gate, settings.temperature)
+            self.gate = SigmoidGate(settings.gate, settings.temperature, settings.gate_clip)
             self.session = GateSession(pruner, model, self.gate)
         self.logits_to_keep = "logits_to_keep" in inspect.signature(type(unwrap(model)).forward).parameters
         if settings.checkpointing:

@@ -32,6 +32,7 @@ class Settings:
     gate: str = "straight_through"
     temperature: float = 1.0
     temperature_end: float | None = None
+    gate_clip: float | None = 1.0
     keep_warmup: float = 0.0
     keep_random: list[float] = field(default_factory=list)
     checkpointing: bool = False

@@ -52,15 +52,15 @@ class Found:
 
 
 def variants(study: dict[str, Any]) -> list[Variant]:
-    """No training, learned fusion, LoRA trained dense, LoRA under pruning, and with each λ of the study."""
+    """No training, learned fusion, LoRA under pruning, with each λ of the study, and trained without pruning."""
     found = [
         Variant("none", "no training"),
         Variant("fusion", "learned fusion", {"kind": "fusion", **(study["fusion"] or {})}),
-        Variant("dense", "LoRA, trained without pruning", {"kind": "lora", "keep_random": [1.0]}),
         Variant("lora", "LoRA, λ = 0", {"kind": "lora"}),
     ]
     for value in study["sparsity"]:
         found.append(Variant(f"lora-{value:g}", f"LoRA, λ = {value:g}", {"kind": "lora", "sparsity": float(value)}))
+    found.append(Variant("dense", "LoRA, trained without pruning", {"kind": "lora", "keep_random": [1.0]}))
     for name, options in (study["more"] or {}).items():
         found.append(Variant(name, options.get("label", name), {k: v for k, v in options.items() if k != "label"}))
     names = [variant.name for variant in found]
@@ -87,6 +87,13 @@ def run(config: dict[str, Any], context: Context) -> None:
             right, dense = ([float(row[name]) for row in result.rows] for name in ("correct", "dense_correct"))
             spread = score_spread(batcher, examples[: study["spread"]], pruner, whole(config, "batch_size", 1))
             found.append(Found(variant, float(keep), right, dense, spread, seconds))
+        write(config, context.folder, found, examples)  # what is done stands, whatever becomes of the rest
+    print((context.folder / "study.md").read_text())
+
+
+def write(config: dict[str, Any], folder: Path, found: list[Found], examples: list[Example]) -> None:
+    """``study.json`` and the table, in the run folder and between the marks of the study's file."""
+    study = config["study"]
     compare(found, examples)
     results = {
         "schema": 1,
@@ -95,10 +102,9 @@ def run(config: dict[str, Any], context: Context) -> None:
         "train": {**config["train"], "keep_random": study["keep"]},
         "rows": [{**asdict(one), "correct": None, "dense": None} for one in found],
     }
-    write_json(context.folder / "study.json", results)
+    write_json(folder / "study.json", results)
     text = render(results)
-    print(text)
-    (context.folder / "study.md").write_text(text)
+    (folder / "study.md").write_text(text)
     if study["file"] is not None:
         write_between(Path(study["file"]), text)
 

@@ -51,6 +51,8 @@ class PruneTrainer(Loop):
             raise PrunekitError(f"{self._where(ids)}: {error}") from None
         items = parts["tokens"] if num_items_in_batch is None else num_items_in_batch
         lm, sparsity = parts["lm"] / items, parts["sparsity"] / self.current_gradient_accumulation_steps
+        if (gate := self.trained_model.gate) is not None:
+            gate.scale = self.accelerator.num_processes / float(items)
         loss = lm * self.accelerator.num_processes
         if self.settings.sparsity:
             loss = loss + self.settings.sparsity * sparsity

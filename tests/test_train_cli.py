@@ -148,7 +148,7 @@ def test_the_embedded_models_stages_are_run_by_the_same_command(monkeypatch, tmp
     """One step of the stage that needs no pool of images; the others are the same loop (test_embedded_training.py)."""
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     given = ["task=train", "train=embedded", "train.stages=[drawn]", "train.max_steps=1", "train.threads=1"]
-    code, out, err = run_main(monkeypatch, *given, f"hydra.run.dir={tmp_path}")
+    code, _, err = run_main(monkeypatch, *given, f"hydra.run.dir={tmp_path}")
     assert code == 0, err
     state = torch.load(tmp_path / "stages" / "drawn.pt", weights_only=True)
     assert state["step"] == 1 and len(state["optimizers"]) == 2

@@ -10,7 +10,9 @@ take part in the gradient, so that it is exactly that of the formula; scaling al
 the gradient's direction.
 
 ∂L/∂g_i at g_i = 0 is a slope, e_i / Z of a softmax whose sum Z lacks e_i: for a token that attention would fall upon
-it is hundreds of times what letting it in would change. So it is clipped, to ``clip`` nats of a sample's loss. Straight-through estimator: Bengio, Léonard and Courville 2013, https://arxiv.org/abs/1308.3432.
+it is hundreds of times what letting it in would change. So it is clipped, to ``clip`` nats of a sample's loss.
+
+Straight-through estimator: Bengio, Léonard and Courville 2013, https://arxiv.org/abs/1308.3432.
 """
 
 from __future__ import annotations

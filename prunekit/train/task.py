@@ -51,8 +51,10 @@ def training_examples(config: dict[str, Any], settings: Settings) -> list[Exampl
 
 def report(config: dict[str, Any], context: Context, trained: LoadedModel, folder: Path) -> None:
     """Evaluate the trained model under its pruner as it stands on disk, show the fusion's weights, tell W&B."""
+    from prunekit.evaluation.pictures import draw_kept
     from prunekit.evaluation.run import evaluate
     from prunekit.evaluation.table import print_tables
+    from prunekit.families import make_family
     from prunekit.tracking import log_run
     from prunekit.train.trainer import JOURNAL
     from prunekit.train.weights import show_weights
@@ -62,7 +64,7 @@ def report(config: dict[str, Any], context: Context, trained: LoadedModel, folde
     show_weights(folder, pruner, trained.model)
     metrics: dict[str, Any] = {}
     if config["train"]["evaluate"]:
-        metrics = evaluate(
+        found = evaluate(
             trained,
             load_examples(config),
             pruner,
@@ -71,7 +73,9 @@ def report(config: dict[str, Any], context: Context, trained: LoadedModel, folde
             seed=config["seed"],
             batch_size=whole(config, "batch_size", 1),
             max_new_tokens=whole(config, "data.max_new_tokens", 1),
-        ).metrics
+        )
+        metrics = found.metrics
+        draw_kept(found.examples, found.rows, make_family(trained.model).grid, folder / "kept.png")
         print_tables(metrics)
     history = [json.loads(line) for line in (folder / JOURNAL).read_text().splitlines()]
     tags = [f"{kind}={choice}" for kind, choice in context.choices.items()]

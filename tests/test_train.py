@@ -240,6 +240,9 @@ def test_the_temperature_is_annealed():
         (dict(gate="hard"), "Unknown train.gate 'hard'"),
         (dict(max_steps=0), "train.max_steps"),
         (dict(kind="tower"), "Unknown train.kind 'tower'"),
+        (dict(temperature=0.0), "train.temperature must be a number above 0, not 0.0"),
+        (dict(keep_random=0.5), "train.keep_random must be a list, not 0.5"),
+        (dict(keep_warmup=2.0), r"train.keep_warmup must lie in \[0, 1\], not 2.0"),
     ],
 )
 def test_bad_options_are_named(options, word):

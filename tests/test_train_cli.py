@@ -156,3 +156,39 @@ def test_the_embedded_models_stages_are_run_by_the_same_command(monkeypatch, tmp
     assert code == 1 and "resume=true goes on" in err
     code, _, err = run_main(monkeypatch, *given, f"hydra.run.dir={tmp_path}", "resume=true", "train.stages=[grown]")
     assert code == 1 and "Unknown train.stages 'grown'" in err
+
+
+def test_the_study_writes_its_table_and_goes_on_where_it_stopped(monkeypatch, tmp_path, folder_of_a_model):
+    run, page = tmp_path / "run", tmp_path / "page.md"
+    page.write_text("# Before\n\n<!-- sparse_finetune:begin -->\nold\n<!-- sparse_finetune:end -->\n\nafter\n")
+    fixed = ["experiment=sparse_finetune", "model=hf", f"model.name={folder_of_a_model}", f"hydra.run.dir={run}"]
+    sizes = ["train.max_steps=2", "train.batch_size=4", "data.limit=14", "data.max_new_tokens=2", "study.spread=7"]
+    more = ["device=cpu", f"study.file={page}", "study.sparsity=[0.5]", "study.skip=[lora]", "study.fusion={}"]
+    code, _, err = run_main(monkeypatch, *fixed, *sizes, *more)
+    assert code == 0, err
+    text = page.read_text()
+    assert text.startswith("# Before") and text.rstrip().endswith("after") and "old" not in text
+    labels = ["no training", "learned fusion", "LoRA, λ = 0.5", "LoRA, trained without pruning"]
+    for label in labels:
+        assert text.count(f"| {label} |") == 2
+    rows = json.loads((run / "study.json").read_text())["rows"]
+    assert [(row["variant"]["name"], row["keep"]) for row in rows] == [
+        (name, keep) for name in ("none", "fusion", "lora-0.5", "dense") for keep in (0.25, 0.1)
+    ]
+    for row in rows:
+        told = [json.loads(line) for line in _lines(run / row["variant"]["name"] / f"keep-{row['keep']:g}")]
+        shares = {task: [r["correct"] for r in told if r["task"] == task] for task in {r["task"] for r in told}}
+        mean = sum(sum(right) / len(right) for right in shares.values()) / len(shares)
+        assert row["numbers"]["accuracy"] == pytest.approx(mean)
+    stamp = (run / "lora-0.5" / "training.jsonl").stat().st_mtime_ns
+    code, _, err = run_main(monkeypatch, *fixed, *sizes, *more, "resume=true")
+    assert code == 0, err
+    assert (run / "lora-0.5" / "training.jsonl").stat().st_mtime_ns == stamp and page.read_text() == text
+    code, _, err = run_main(monkeypatch, *fixed, *sizes, *more, "resume=true", "study.skip=[lorra]")
+    assert code == 1 and "Unknown study.skip 'lorra'" in err
+    code, _, err = run_main(monkeypatch, "task=study", f"hydra.run.dir={tmp_path / 'bare'}")
+    assert code == 1 and "experiment=sparse_finetune" in err
+
+
+def _lines(folder):
+    return (folder / "predictions.jsonl").read_text().splitlines()

@@ -57,10 +57,18 @@ class Settings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
                 raise PrunekitError(f"train.{name} must be a number from 0 on, not {value!r}")
-        if not self.warmup <= 1:
-            raise PrunekitError(f"train.warmup must lie in [0, 1], not {self.warmup}")
-        if self.temperature_end is not None and not self.temperature_end > 0:
-            raise PrunekitError(f"train.temperature_end must be above 0, not {self.temperature_end}")
+        for name in ("temperature", "temperature_end", "gate_clip"):
+            value = getattr(self, name)
+            if value is None and name != "temperature":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise PrunekitError(f"train.{name} must be a number above 0, not {value!r}")
+        for name in ("warmup", "keep_warmup"):
+            if isinstance(value := getattr(self, name), str) or not 0 <= value <= 1:
+                raise PrunekitError(f"train.{name} must lie in [0, 1], not {value!r}")
+        for name in ("keep_random", "lora_targets"):
+            if not isinstance(value := getattr(self, name), list | None):
+                raise PrunekitError(f"train.{name} must be a list, not {value!r}")
 
     @classmethod
     def parse(cls, options: dict[str, Any]) -> Settings:

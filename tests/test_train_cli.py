@@ -163,7 +163,7 @@ def test_the_study_writes_its_table_and_goes_on_where_it_stopped(monkeypatch, tm
     page.write_text("# Before\n\n<!-- sparse_finetune:begin -->\nold\n<!-- sparse_finetune:end -->\n\nafter\n")
     fixed = ["experiment=sparse_finetune", "model=hf", f"model.name={folder_of_a_model}", f"hydra.run.dir={run}"]
     sizes = ["train.max_steps=2", "train.batch_size=4", "data.limit=14", "data.max_new_tokens=2", "study.spread=7"]
-    more = ["device=cpu", f"study.file={page}", "study.sparsity=[0.5]", "study.skip=[lora]", "study.fusion={}"]
+    more = ["device=cpu", f"study.file={page}", "study.sparsity=[0.5]", "study.skip=[lora]", "study.picture=null"]
     code, _, err = run_main(monkeypatch, *fixed, *sizes, *more)
     assert code == 0, err
     text = page.read_text()

@@ -25,6 +25,7 @@ from prunekit.train.measure import score_spread
 from prunekit.train.run import MODEL_KINDS, train
 from prunekit.train.settings import Settings
 from prunekit.train.study_table import render, write_between
+from prunekit.train.weights import show_weights
 
 DONE = "pruner.yaml"
 
@@ -87,6 +88,8 @@ def run(config: dict[str, Any], context: Context) -> None:
             right, dense = ([float(row[name]) for row in result.rows] for name in ("correct", "dense_correct"))
             spread = score_spread(batcher, examples[: study["spread"]], pruner, whole(config, "batch_size", 1))
             found.append(Found(variant, float(keep), right, dense, spread, seconds))
+        if fusion is not None:
+            show_weights(context.folder / variant.name, pruner, loaded.model, study["picture"])
         write(config, context.folder, found, examples)  # what is done stands, whatever becomes of the rest
     print((context.folder / "study.md").read_text())
 

@@ -143,6 +143,8 @@ def _dispatch(config: DictConfig, folder: Path) -> float | None:
         "families": tasks.run_families,
         "layers": tasks.run_layers,
         "report": tasks.run_report,
+        "train": tasks.run_train,
+        "study": tasks.run_study,
     }
     if config.task not in table:
         raise UnknownNameError("task", config.task, table)
@@ -150,7 +152,11 @@ def _dispatch(config: DictConfig, folder: Path) -> float | None:
     context = tasks.Context(
         folder=folder,
         sweep="/".join(Path(hydra_config.sweep.dir).parts[-2:]) if hydra_config.mode == RunMode.MULTIRUN else None,
-        choices={k: v for k, v in hydra_config.runtime.choices.items() if v and "/" not in k},
+        choices={
+            k: v
+            for k, v in hydra_config.runtime.choices.items()
+            if v and "/" not in k and (k != "train" or config.task == "train")
+        },
     )
     return table[config.task](OmegaConf.to_container(config, resolve=True), context)  # type: ignore[arg-type]
 
@@ -204,7 +210,7 @@ def check_choices(arguments: list[str]) -> None:
     if any(a.startswith(("--config-dir", "-cd")) for a in arguments):
         known = {}  # the user's own folder may add options; Hydra knows which
     else:
-        known |= {g: [p.stem for p in (CONF / g).glob("*.yaml")] for g in ("model", "data", "experiment")}
+        known |= {g: [p.stem for p in (CONF / g).glob("*.yaml")] for g in ("model", "data", "experiment", "train")}
     words = [a for a in arguments if not a.startswith("-") and "=" in a]
     for override in OverridesParser.create().parse_overrides(words):
         if override.key_or_group not in known or override.is_delete() or override.is_add():

@@ -80,8 +80,10 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     prompt: str | None = None,
+    adapter: str | None = None,
 ) -> LoadedModel:
-    """An embedded model by name ("mini"), a local folder, or a hub id.
+    """An embedded model by name ("mini"), a local folder, or a hub id; with the LoRA ``adapter`` or the trained weights
+    of the folder of a training run in it.
 
     Args:
         trust_remote_code: run code of the model's repository; never without being told so.
@@ -115,11 +117,14 @@ def load_model(
     if device_map is None:
         model = model.to(place)
     _make_ready(name, processor)
-    model.eval()
-    fingerprint = _fingerprint(source, model, attn)
+    mark = _fingerprint(source, model, attn)
     if asked is not None:
-        fingerprint = hashlib.sha256(f"{fingerprint} {asked}".encode()).hexdigest()[:32]
-    return LoadedModel(model, processor, name, fingerprint, asked)
+        mark = hashlib.sha256(f"{mark} {asked}".encode()).hexdigest()[:32]
+    if adapter is not None:
+        from prunekit.train.artifacts import attach, digest
+
+        model, mark = attach(model, adapter), f"{mark}-{digest(adapter)}"
+    return LoadedModel(model.eval(), processor, name, mark, asked)
 
 
 def _make_ready(name: str, processor: Any) -> None:

@@ -33,6 +33,8 @@ def build_pruner(config: dict[str, Any], **replaced: Any) -> Pruner:
         options = chosen[kind]
         if "seed" in options and options["seed"] is None:
             options["seed"] = config["seed"]
+        if options["name"] == "learned" and kind == "fusion" and options.get("weights") is None:
+            options["weights"] = config["model"].get("fusion_weights")
         parts[kind] = replaced.get(kind) or registry.create(kind, options.pop("name"), **options)
     given = {key: config[key] for key in ("keep_ratio", "keep_tokens", "budget", "positions")}
     rest = preset(config["preset"]) if config["preset"] else {}
@@ -90,9 +92,10 @@ def _cached_batcher(options: tuple[tuple[str, Any], ...]) -> Any:
     return Batcher(_cached_model(options))
 
 
-def load(config: dict[str, Any]) -> Any:
-    """The configured model; a sweep's jobs in one process share it."""
-    return _cached_model(_model_options(config))
+def load(config: dict[str, Any], fresh: bool = False) -> Any:
+    """The configured model; a sweep's jobs in one process share it, unless it is to be ``fresh``, for training."""
+    options = _model_options(config)
+    return _cached_model.__wrapped__(options) if fresh else _cached_model(options)
 
 
 def shared_batcher(config: dict[str, Any]) -> Any:
@@ -101,7 +104,7 @@ def shared_batcher(config: dict[str, Any]) -> Any:
 
 
 def _model_options(config: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
-    model = config["model"]
+    model = {key: value for key, value in config["model"].items() if key != "fusion_weights"}
     if not isinstance(model["name"], str) or not model["name"]:
         raise PrunekitError(f"model.name must be a hub id or a local folder, not {model['name']!r}")
     if not isinstance(model["device_map"], str | None):
@@ -116,7 +119,7 @@ def _model_options(config: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
             "have a model each: run it in one process, or leave it out"
         )
     options = {**model, **{key: config[key] for key in ("device", "dtype", "attn")}}
-    return tuple(sorted(options.items()))
+    return tuple(sorted(options.items(), key=lambda item: item[0]))
 
 
 def data_name(config: dict[str, Any]) -> str:
@@ -312,3 +315,17 @@ def run_report(config: dict[str, Any], context: Context) -> None:
     found = report(config["runs"], context.folder, config["report"]["reference"])
     print_report(found, context.folder)
     print(log_report(context.folder, mode, config=config))
+
+
+def run_train(config: dict[str, Any], context: Context) -> None:
+    """``task=train``: fine-tuning under pruning; artifacts, training.jsonl, and the evaluation of what came out."""
+    from prunekit.train.task import run
+
+    run(config, context)
+
+
+def run_study(config: dict[str, Any], context: Context) -> None:
+    """``task=study``: learned fusion and sparse fine-tuning against no training; a table for docs/training.md."""
+    from prunekit.train.study import run
+
+    run(config, context)

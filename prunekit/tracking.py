@@ -48,7 +48,8 @@ def log_run(
     history: Sequence[dict[str, float]] = (),
     job_type: str = "eval",
 ) -> str:
-    """Log a finished evaluation; the line to show says where it went, and how to sync if it stayed here.
+    """Log a finished evaluation, and the ``history`` of the training before it (rows with a ``step``); the line to show
+    says where it went, and how to sync if it stayed here.
 
     ``auto`` is online with a credential, else offline; it never asks and never hangs. W&B's files stand in ``folder``.
 

@@ -164,3 +164,57 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, tokenizer):
     for (name, one), other in zip(whole.model.state_dict().items(), again.model.state_dict().values(), strict=True):
         torch.testing.assert_close(one, other, msg=name)
     assert (tmp_path / "whole" / "log.jsonl").read_text().count("\n") == 4
+
+
+def test_a_stage_steps_as_a_plain_loop_does(tmp_path):
+    """The loop that all training shares, against its steps written out: rates, clipping, both optimisers."""
+    from prunekit.embedded.progress import set_rate
+    from prunekit.embedded.stage import Stage
+
+    def made():
+        torch.manual_seed(4)
+        model = nn.ModuleDict({"q_proj": nn.Linear(6, 6), "head": nn.Linear(6, 3)})
+        return model, optimisers({model: 1.0}, 1e-2)
+
+    def loss_of(model, step):
+        x = torch.randn(5, 6, generator=torch.Generator().manual_seed(step))
+        return 30 * model["head"](model["q_proj"](x)).square().mean()
+
+    (ours, theirs), done, norms = (made(), made()), [], []
+    stage = Stage(
+        "tiny",
+        {"model": ours[0]},
+        ours[1],
+        lambda step: loss_of(ours[0], step),
+        lambda step: done.append((step, stage.norm)),
+        steps=6,
+        start=1,
+        warmup=2,
+        clipped=list(ours[0].parameters()),
+    )
+    stage.run(tmp_path)
+    for step in range(1, 6):
+        for optimizer in theirs[1]:
+            set_rate(optimizer, step, 6, 2)
+            optimizer.zero_grad()
+        loss_of(theirs[0], step).backward()
+        norms.append(nn.utils.clip_grad_norm_(theirs[0].parameters(), 1.0).item())
+        for optimizer in theirs[1]:
+            optimizer.step()
+    assert [step for step, _ in done] == [2, 3, 4, 5, 6]
+    assert [norm for _, norm in done] == norms and max(norms) > 1
+    for a, b in zip(ours[0].parameters(), theirs[0].parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_stage_whose_loss_is_not_a_number_stops_with_its_step(tmp_path):
+    from prunekit.embedded.stage import Stage
+
+    model = nn.Linear(2, 2)
+    loss = lambda step: model.weight.sum() * (torch.nan if step == 1 else 1.0)  # noqa: E731
+    stage = Stage(
+        "tiny", {"model": model}, [torch.optim.SGD(model.parameters(), 0.1)], loss, lambda done: None, steps=3
+    )
+    stage.optimizers[0].param_groups[0]["rate"] = 0.1
+    with pytest.raises(ValueError, match="stage tiny, step 2: the loss is nan"):
+        stage.run(tmp_path)

@@ -15,6 +15,9 @@ from prunekit.engine.view import LayerView
 from prunekit.errors import PrunekitError
 from prunekit.registry import register
 
+SHIPPED = {path.stem: path for path in (Path(__file__).parent.parent / "assets" / "fusion").glob("*.safetensors")}
+"""Fusion weights that ship with the package, by the name of their model."""
+
 
 @register("fusion", "single")
 @dataclass
@@ -86,20 +89,40 @@ class MultiFusion(WindowedFusion):
 @register("fusion", "learned")
 @dataclass
 class LearnedFusion(Fusion):
-    """Weighted mean over the layers below the cut, with learned weights w_l (IVTP, founding document).
+    """Weighted sum over the layers below the cut, s = Σ_l w_l s_l, with learned weights w_l (IVTP, founding document).
 
     Args:
-        weights: safetensors file with a tensor "weights" [depth], one number a decoder layer. Without it the weights
-            are uniform, with one warning.
+        weights: safetensors file with a tensor "weights" [depth], one number a decoder layer, or the name of an
+            embedded model that ships with its own ("mini"). Without it the weights are uniform, with one warning.
     """
 
     weights: str | None = None
 
     def __post_init__(self) -> None:
+        self._trained: torch.nn.Parameter | None = None
         if self.weights is not None:
             load_weights(self.weights)
 
+    def parameter(self, depth: int) -> torch.nn.Parameter:
+        """The weights [depth] as what training changes, from ``weights`` or uniform; from now on ``fuse`` uses them."""
+        if self._trained is None:
+            start = torch.full((depth,), 1 / depth) if self.weights is None else load_weights(self.weights).clone()
+            self._trained = torch.nn.Parameter(start)
+            self.check(depth)
+        return self._trained
+
+    def save_weights(self, path: Path) -> bool:
+        from safetensors.torch import save_file
+
+        w = load_weights(self.weights) if self.weights in SHIPPED else None
+        if (w := w if self._trained is None else self._trained) is None:
+            return False
+        save_file({"weights": w.detach().float().cpu().clone()}, path)
+        return True
+
     def check(self, depth: int) -> None:
+        if self._trained is not None and len(self._trained) == depth:
+            return
         if self.weights is None:
             warnings.warn("fusion 'learned' has no weights file (fusion.weights=PATH): uniform weights", stacklevel=2)
         elif len(w := load_weights(self.weights)) != depth:
@@ -109,14 +132,18 @@ class LearnedFusion(Fusion):
         return list(range(cut))
 
     def fuse(self, evidence: torch.Tensor, layers: Sequence[int]) -> torch.Tensor:
-        if self.weights is None:
+        if self._trained is not None:
+            w = self._trained[list(layers)].to(evidence)
+        elif self.weights is None:
             return evidence.mean(0)
-        w = load_weights(self.weights)[list(layers)].to(evidence)
+        else:
+            w = load_weights(self.weights)[list(layers)].to(evidence)
         return torch.einsum("l,lbn->bn", w, evidence)
 
 
 def load_weights(path: str) -> torch.Tensor:
-    """The tensor "weights" [depth] of a safetensors file, float32."""
+    """The tensor "weights" [depth] of a safetensors file, float32; a name of ``SHIPPED`` stands for its file."""
+    path = str(SHIPPED.get(path, path))
     if not Path(path).is_file():
         raise PrunekitError(f"fusion.weights: no file '{path}'")
     stat = Path(path).stat()

@@ -13,7 +13,8 @@ from prunekit.data.scene import Scene
 from prunekit.data.words import KINDS
 from prunekit.embedded.drawn import label_tokens, named, patch_words
 from prunekit.embedded.pool import HELD, presence, scene_labels
-from prunekit.embedded.progress import Log, load_checkpoint, optimisers, save_checkpoint, set_rate
+from prunekit.embedded.progress import Log, load_checkpoint, optimisers, save_checkpoint
+from prunekit.embedded.stage import Stage
 from prunekit.embedded.tower import LETTER_WEIGHT, Heads, augment, pixels
 
 RATE = 5e-3
@@ -77,22 +78,20 @@ def train_align(
         apart = ((visual - named(names, words, tokens)).square() * weight).mean() / words.var()
         return apart + 0.3 * loss + 0.5 * seeing, right
 
-    for step in range(start, steps):
+    def loss(step: int) -> torch.Tensor:
         rng = np.random.default_rng([12, step])
-        loss, _ = loss_of(np.sort(rng.choice(len(scenes) - HELD, batch, replace=False)))
-        for optimizer in optimizers:
-            set_rate(optimizer, step, steps, warmup=20)
-            optimizer.zero_grad()
-        loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
-        if step % 50 == 49 or step == steps - 1:
+        return loss_of(np.sort(rng.choice(len(scenes) - HELD, batch, replace=False)))[0]
+
+    def ended(done: int) -> None:
+        if done % 50 == 0 or done == steps:
             with torch.no_grad():
-                loss, right = loss_of(np.arange(len(scenes) - HELD, len(scenes)))
-            log(step + 1, loss=loss.item(), right=right)
+                found, right = loss_of(np.arange(len(scenes) - HELD, len(scenes)))
+            log(done, loss=found.item(), right=right)
             states = {name: module.state_dict() for name, module in modules.items()}
             kept = [optimizer.state_dict() for optimizer in optimizers]
-            save_checkpoint(path, **states, step=step + 1, optimizers=kept)
+            save_checkpoint(path, **states, step=done, optimizers=kept)
+
+    Stage("align", modules, optimizers, loss, ended, steps, start, warmup=20).run(folder)
 
 
 def see(

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +20,8 @@ from prunekit.embedded.drawn import drawn_tokens, label_tokens
 from prunekit.embedded.forward import Masks, decoder_layer, embed, make_masks, run_decoder
 from prunekit.embedded.packing import IGNORE, PREFIX, Packed, positions
 from prunekit.embedded.pool import HUES, THINGS, scene_labels
-from prunekit.embedded.progress import Log, load_checkpoint, optimisers, save_checkpoint, set_rate
+from prunekit.embedded.progress import Log, load_checkpoint, optimisers, save_checkpoint
+from prunekit.embedded.stage import Stage
 
 
 @dataclass
@@ -103,6 +105,7 @@ class Trainer:
         self.optimizers = optimisers(self.trained(), plan.rate, rest_share=0.1)
         self.step, self.joined, self.entered = 0, FIRST, 0
         self.recent: dict[str, float] = dict.fromkeys(ASKED, 0.0)
+        self.values: dict[str, Any] = {}
 
     def trained(self) -> dict[nn.Module, float]:
         """The modules that learn, and their shares of the rate; layers that a grown decoder has added learn slowly."""
@@ -174,8 +177,8 @@ class Trainer:
             mask.image, mask.own = mask.image.bfloat16(), mask.own.bfloat16()
         return masks
 
-    def train_step(self) -> dict[str, float]:
-        """One update."""
+    def loss(self, step: int) -> torch.Tensor:
+        """The loss of this step (the trainer's own count of them), and what to log of it."""
         rng = random.Random(f"decoder/{self.plan.seed}/{self.step}")
         scenes, images = self.scenes(rng), 1 + (self.sighted and rng.random() < self.plan.pairs)
         shown = [scenes[start : start + images] for start in range(0, len(scenes), images)]
@@ -200,21 +203,10 @@ class Trainer:
         seen = ripe[0][:, start:head].float().reshape(*labels["thing"].shape, -1)
         ripe_loss, ripeness = self.ripeness(seen, labels)
         total = loss + self.plan.early_weight * early_loss + self.plan.ripen_weight * ripe_loss + seeing
-        norm = self.update(total)
         for task, right in accuracy_by_task(answer_right(logits.detach(), packed)).items():
             self.recent[task] += 0.05 * (right - self.recent[task])
-        return {"loss": loss.item(), "early": early_loss.item(), "norm": norm, "ripe": ripeness, **logged}
-
-    def update(self, loss: torch.Tensor) -> float:
-        """Steps the optimisers; returns the gradient's norm before clipping."""
-        for optimizer in self.optimizers:
-            set_rate(optimizer, self.step, self.plan.steps, warmup=min(100, self.plan.steps // 10))
-            optimizer.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters(), 1.0)
-        for optimizer in self.optimizers:
-            optimizer.step()
-        return norm.item()
+        self.values = {"loss": loss.item(), "early": early_loss.item(), "ripe": ripeness, **logged}
+        return total
 
     def parameters(self) -> Iterable[nn.Parameter]:
         """All that the optimisers train."""
@@ -223,11 +215,25 @@ class Trainer:
     def run(self, until: int | None = None, every: int = 25, save_every: int = 100) -> None:
         """Trains to the plan's last step, or to step ``until`` if that comes sooner."""
         last = min(self.plan.steps, until or self.plan.steps)
-        while self.step < last:
-            values = self.train_step()
-            self.step += 1
-            self.join()
-            if self.step % every == 0:
-                self.log(self.step, **values, recent={task: round(v, 3) for task, v in self.recent.items()})
-            if self.step % save_every == 0 or self.step == last:
-                self.save()
+        stage = Stage(
+            self.path.stem,
+            self.modules,
+            self.optimizers,
+            self.loss,
+            lambda done: self.ended(done, stage.norm, done % every == 0, done % save_every == 0 or done == last),
+            self.plan.steps,
+            self.step,
+            warmup=min(100, self.plan.steps // 10),
+            clipped=self.parameters(),
+        )
+        stage.run(self.path.parent, until)
+
+    def ended(self, done: int, norm: float, logs: bool, saves: bool) -> None:
+        """After an update: the next task may join; log and checkpoint where they are due."""
+        self.step = done
+        self.join()
+        if logs:
+            recent = {task: round(value, 3) for task, value in self.recent.items()}
+            self.log(done, **self.values, norm=norm, recent=recent)
+        if saves:
+            self.save()

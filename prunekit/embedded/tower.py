@@ -13,7 +13,8 @@ from transformers import CLIPVisionModel
 from prunekit.data.scene import Scene
 from prunekit.data.words import KINDS
 from prunekit.embedded.pool import HELD, HUES, THINGS, presence, scene_labels
-from prunekit.embedded.progress import Log, load_checkpoint, optimiser, save_checkpoint, set_rate
+from prunekit.embedded.progress import Log, load_checkpoint, optimiser, save_checkpoint
+from prunekit.embedded.stage import Stage
 
 GROUND_WEIGHT = 0.1  # most patches are ground
 LETTER_WEIGHT = 5.0  # few show letters
@@ -95,21 +96,26 @@ def train_tower(
             things, hues = labels["thing"][index], labels["hue"][index]
             return heads.read(out.last_hidden_state[:, 1:], out.pooler_output, things, hues, present[index])
 
-    for step in range(start, steps):
+    shown: dict[str, float] = {}
+
+    def loss(step: int) -> torch.Tensor:
         rng = np.random.default_rng([11, step])
-        set_rate(optimizer, step, steps)
-        loss, accuracy, _found = loss_of(np.sort(rng.choice(held, batch, replace=False)))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
-        optimizer.step()
-        if step % 50 == 49:
+        found, accuracy, _ = loss_of(np.sort(rng.choice(held, batch, replace=False)))
+        shown.update(loss=found.item(), train=accuracy)
+        return found
+
+    def ended(done: int) -> None:
+        if done % 50 == 0:
             with torch.no_grad():
                 _, held_accuracy, held_found = loss_of(np.arange(held, held + HELD))
-            log(step + 1, loss=loss.item(), train=accuracy, patch=held_accuracy, cls_recall=held_found)
-        if step % 50 == 49 or step == steps - 1:
+            log(done, **shown, patch=held_accuracy, cls_recall=held_found)
+        if done % 50 == 0 or done == steps:
             state = {"tower": tower.state_dict(), "heads": heads.state_dict(), "optimizer": optimizer.state_dict()}
-            save_checkpoint(path, step=step + 1, **state)
+            save_checkpoint(path, step=done, **state)
+
+    modules: dict[str, nn.Module] = {"tower": tower, "heads": heads}
+    clipped = list(tower.parameters())
+    Stage("tower", modules, [optimizer], loss, ended, steps, start, clipped=clipped).run(folder)
     tower.set_attn_implementation(usual)
 
 

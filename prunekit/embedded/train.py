@@ -1,6 +1,7 @@
 """Trains the embedded model from scratch.
 
     python -m prunekit.embedded.train --out DIR [--resume]
+    python -m prunekit task=train train=embedded           # the same in a run folder; the model goes there too
 
 Stages: tower, drawn, align, joint, finish, export. Each goes on from its checkpoint in DIR when --resume is given;
 without it DIR must be new. The rendered scenes (2.6 GB) lie in DIR too. The stages tower and drawn do not need each
@@ -67,6 +68,7 @@ def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--align-steps", type=int, default=600)
     parser.add_argument("--drawn-steps", type=int, default=DRAWN.steps)
     parser.add_argument("--joint-steps", type=int, default=JOINT.steps)
+    parser.add_argument("--finish-steps", type=int, default=FINISH.steps)
     parser.add_argument("--model", type=Path, default=MODEL_FOLDER, help="folder that export writes")
     parser.add_argument("--notes", nargs="*", default=[], help="what the record of the training says besides")
     parser.add_argument("--threads", type=int, default=2)
@@ -136,7 +138,8 @@ class Run:
         joint, model, heads = need(self.folder, "joint"), build_model(self.size), Heads(self.size.tower_width)
         model.load_state_dict(joint["model"])
         heads.load_state_dict(joint["heads"])
-        trainer = JointTrainer(model, self.tokenizer, self.folder, FINISH, self.pool, heads, "finish")
+        plan = replace(FINISH, steps=self.arguments.finish_steps)
+        trainer = JointTrainer(model, self.tokenizer, self.folder, plan, self.pool, heads, "finish")
         trainer.recent = joint["recent"]
         trainer.restore()
         trainer.run()

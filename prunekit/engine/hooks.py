@@ -22,7 +22,7 @@ from prunekit.engine.ahead import Peeked, view_ahead
 from prunekit.engine.arguments import compact, foreign_keys
 from prunekit.engine.cache import PrunedLayerMixin, cache_in, check_cache, is_fresh, is_plain, seal_layers
 from prunekit.engine.checks import nan_scores, raise_nan
-from prunekit.engine.choice import carry_sources, choose, reduce
+from prunekit.engine.choice import Choice, carry_sources, choose, reduce
 from prunekit.engine.decode import corrects_steps, decode_layer
 from prunekit.engine.encoder import EncoderHooks, make_encoder_hooks
 from prunekit.engine.guards import check_budget, check_checkpointing, checkpoints
@@ -64,6 +64,7 @@ class Session:
         if reason := self.family.refuses_cuts(self.plan.cut_layers):
             raise PrunekitError(f"model type '{self.family.model_type}' cannot be pruned here: {reason}")
         self.trace = Trace()
+        self.prompt: torch.Tensor | None = None  # bool [B, S]: see Layout.build
         self._local = threading.local()
         self._handles: list[Any] = []
         self._taps = Taps()
@@ -238,7 +239,7 @@ class Session:
         visual = self.family.find_visual(input_ids, kwargs)
         if cache is not None:
             check_cache(cache)
-        layout = Layout.build(input_ids, kwargs.get("attention_mask"), visual)
+        layout = Layout.build(input_ids, kwargs.get("attention_mask"), visual, self.prompt)
         if not any(layout.counts):
             raise PrunekitError(f"no visual tokens in the batch: no placeholder {self.family.token_ids} in input_ids")
         check_budget(self, input_ids.shape[1])
@@ -294,23 +295,32 @@ class Session:
         ahead = index in state.scores or index in state.views
         if state.hidden is not None and not ahead and not self.pruner.scorer.uses_attention:
             self._keep_evidence(state, index, state.view(index, state.hidden, self.family.grid))
+        return self._passed_on(index, state, hidden, kwargs)
+
+    def _passed_on(self, index: int, state: Prefill, hidden: torch.Tensor, kwargs: dict[str, Any]) -> Any:
+        """What the layer is given instead of its arguments; None for these themselves."""
         if state.stage.index is None:
             return None
         return (hidden,), {name: compact(self, index, name, value, state, hidden) for name, value in kwargs.items()}
 
-    def _cut(self, index: int, state: Prefill, hidden: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
-        """Decide what stays before layer ``index`` and shorten the sequence to it."""
+    def _decide(
+        self, index: int, state: Prefill, hidden: torch.Tensor, arguments: dict[str, Any]
+    ) -> tuple[torch.Tensor, LayerView, Choice]:
+        """Scores [B, N] before layer ``index`` (NaN where gone), its view, and what stays."""
         if index in self.plan.evidence[index]:
             self._keep_evidence(state, index, view_ahead(self, index, state, hidden, arguments))
-        site = self.plan.site(index)
-        scores = self._fused_scores(index, state, hidden).to(state.kept.device)
-        scores = scores.masked_fill(~state.kept, torch.nan)
-        view = state.view(index, self.family.one_state(hidden), self.family.grid, site)
+        scores = self._fused_scores(index, state, hidden).to(state.kept.device).masked_fill(~state.kept, torch.nan)
+        view = state.view(index, self.family.one_state(hidden), self.family.grid, self.plan.site(index))
         choice = choose(self, index, state, scores, view)
         wanted = {layer for cut, layers in self.plan.evidence.items() if cut > index for layer in layers}
         state.views = {layer: view for layer, view in state.views.items() if layer in wanted}
+        return scores, view, choice
+
+    def _cut(self, index: int, state: Prefill, hidden: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
+        """Decide what stays before layer ``index`` and shorten the sequence to it."""
+        scores, view, choice = self._decide(index, state, hidden, arguments)
         if choice.lengths == state.stage.lengths:
-            state.cuts.append(CutRecord(site, index, choice.kept, scores))
+            state.cuts.append(CutRecord(view.site, index, choice.kept, scores))
             return hidden
         reducer, before, added = self.pruner.reducer, state.kept, None
         if choice.added or reducer.changes_tokens:
@@ -319,7 +329,7 @@ class Session:
         ranked, more = scores.nan_to_num(nan=-torch.inf), torch.zeros_like(kept) if added is None else added
         targets = reducer.targets_in(view, ranked, choice.kept, more, before)
         sources = None if targets is None else carry_sources(state, kept, targets)
-        state.cuts.append(CutRecord(site, index, kept, scores, added, sources))
+        state.cuts.append(CutRecord(view.site, index, kept, scores, added, sources))
         hidden = take(hidden, state.shorten(kept, choice.lengths), self.family.token_axis)
         if self.pruner.positions == "renumber" and (added is not None or reducer.changes_tokens):
             goes = (before & ~kept).any(1, keepdim=True)  # a sample of which nothing goes stays as it is
@@ -328,8 +338,7 @@ class Session:
         return hidden
 
     def _fused_scores(self, index: int, state: Prefill, hidden: torch.Tensor) -> torch.Tensor:
-        layers = self.plan.evidence[index]
-        fusion = self.pruner.fusion
+        layers, fusion = self.plan.evidence[index], self.pruner.fusion
         if fusion.joins_views:
             return fusion.fuse_views([state.views[layer] for layer in layers], self.pruner.scorer)
         if not layers:

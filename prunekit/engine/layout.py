@@ -51,7 +51,8 @@ class Layout:
     ``text`` marks the instruction: the real, non-visual tokens after the sample's first visual token (a sample without
     any falls back to its last real token, with a warning). ``counts`` holds N of each sample, ``lengths`` its real
     tokens. ``present`` marks what a shortened sequence carries on: the real tokens, and the last position even where it
-    is padding, because generation reads its logits; ``extra`` is 1 for samples where that adds a slot.
+    is padding, because generation reads its logits; ``extra`` is 1 for samples where that adds a slot. ``prompt`` marks
+    what scorers may look at, None for all.
     """
 
     input_ids: torch.Tensor
@@ -65,16 +66,28 @@ class Layout:
     lengths: tuple[int, ...]
     text_counts: tuple[int, ...]
     extra: tuple[int, ...]
+    prompt: torch.Tensor | None = None
 
     @classmethod
-    def build(cls, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, visual: torch.Tensor) -> Layout:
-        """From token ids [B, S], the 2-D padding mask (None: all real) and the visual placeholders [B, S]."""
+    def build(
+        cls,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        visual: torch.Tensor,
+        prompt: torch.Tensor | None = None,
+    ) -> Layout:
+        """From token ids [B, S], the 2-D padding mask (None: all real) and the visual placeholders [B, S].
+
+        ``prompt`` [B, S] marks what a scorer may look at where answers follow it in the sequence, as in training: their
+        tokens are no instruction. None: everything.
+        """
         is_padding_mask = attention_mask is not None and attention_mask.ndim == 2
         real = attention_mask.bool() if is_padding_mask else torch.ones_like(visual)  # type: ignore[union-attr]
         if real.shape != visual.shape:
             raise PrunekitError(f"attention_mask has shape {tuple(real.shape)}, input_ids {tuple(visual.shape)}")
         visual = visual & real
-        text = real & ~visual & (visual.cumsum(1) > 0)
+        asked = real if prompt is None else real & prompt
+        text = asked & ~visual & (visual.cumsum(1) > 0)
         # The one look at the data on the host: how long each sample is, and how much of it is visual.
         table = torch.stack([visual.sum(1), real.sum(1), text.sum(1), (~real[:, -1]).long()]).tolist()
         counts, lengths, text_counts, extra = (tuple(row) for row in table)
@@ -84,11 +97,12 @@ class Layout:
         if lonely:
             warnings.warn(f"no text after the image in samples {lonely}: their last token stands in", stacklevel=2)
             text = text.clone()
-            last = (real * torch.arange(1, real.shape[1] + 1, device=real.device)).argmax(1)
+            last = (asked * torch.arange(1, real.shape[1] + 1, device=real.device)).argmax(1)
             text[lonely, last[lonely]] = True
             text_counts = tuple(max(t, int(b in lonely)) for b, t in enumerate(text_counts))
         visual_index, exists = ragged_index(visual, max(counts))
-        return cls(input_ids, real, visual, text, visual_index, exists, present, counts, lengths, text_counts, extra)
+        rest = counts, lengths, text_counts, extra, prompt
+        return cls(input_ids, real, visual, text, visual_index, exists, present, *rest)
 
     @property
     def image(self) -> torch.Tensor:

@@ -171,6 +171,11 @@ class LayerView(View):
         return real if self.stage.valid is None else real & self.stage.valid.to(real.device)
 
     @property
+    def asked(self) -> torch.Tensor:
+        """Slots in use that a scorer may look at, bool [B, S]: all but those of answers that are trained on."""
+        return self.real if self.layout.prompt is None else self.real & self.in_stage(self.layout.prompt)
+
+    @property
     def visual_mask(self) -> torch.Tensor:
         """Slots that hold a visual token, bool [B, S]."""
         return self.in_stage(self.layout.visual) & self.real
@@ -191,15 +196,15 @@ class LayerView(View):
         ``queries`` is "text" (the instruction), "last" (the last real token), "visual", "all", or a bool mask [B, S].
         """
         if isinstance(queries, torch.Tensor):
-            return ragged_index(queries & self.real, int(queries.sum(1).max()))
+            return ragged_index(queries & self.asked, int(queries.sum(1).max()))
         if queries == "visual":
             return self.slots, self.alive
         if queries == "text":
             return ragged_index(self.text_mask, max(self.layout.text_counts))
         if queries == "all":
-            return ragged_index(self.real, max(self.stage.lengths))
+            return ragged_index(self.asked, max(self.stage.lengths))
         if queries == "last":
-            real = self.real
+            real = self.asked
             last = (real * torch.arange(1, real.shape[1] + 1, device=real.device)).argmax(1, keepdim=True)
             return last, torch.ones_like(last, dtype=torch.bool)
         raise UnknownNameError("queries", queries, ("text", "last", "visual", "all"))

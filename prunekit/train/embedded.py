@@ -1,0 +1,45 @@
+"""``task=train train=embedded``: the embedded model from scratch, its stages in the loop that all training runs in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prunekit.errors import PrunekitError, UnknownNameError, check_choice
+
+STAGES, MODEL = "stages", "model"
+OPTIONS = ("stages", "tower_steps", "align_steps", "drawn_steps", "joint_steps", "max_steps", "threads", "notes")
+
+
+def run_embedded(options: dict[str, Any], folder: Path, resume: bool) -> None:
+    """Run the stages; checkpoints go to ``folder/stages``, the model as transformers loads it to ``folder/model``.
+
+    Raises:
+        PrunekitError: for unknown options and stages, and checkpoints of an earlier run that is not to be resumed.
+    """
+    from prunekit.embedded import train
+
+    for name in options:
+        if name not in OPTIONS:
+            raise UnknownNameError("option of train=embedded:", name, OPTIONS)
+    for stage in options["stages"]:
+        check_choice("train.stages", stage, train.STAGES)
+    out = folder / STAGES
+    if out.exists() and not resume:
+        raise PrunekitError(f"'{out}' holds stages of an earlier run: resume=true goes on, or name a new folder")
+    arguments = ["--out", str(out), "--model", str(folder / MODEL), "--threads", str(_count(options, "threads"))]
+    arguments += ["--stages", *options["stages"], "--notes", *options["notes"], *(["--resume"] if resume else [])]
+    most = None if options["max_steps"] is None else _count(options, "max_steps")
+    for name in ("tower", "align", "drawn", "joint"):
+        steps = _count(options, f"{name}_steps")
+        arguments += [f"--{name}-steps", str(steps if most is None else min(steps, most))]
+    if most is not None:
+        arguments += ["--finish-steps", str(min(train.FINISH.steps, most))]
+    train.main(arguments)
+
+
+def _count(options: dict[str, Any], name: str) -> int:
+    value = options[name]
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise PrunekitError(f"train.{name} must be a whole number from 1 on, not {value!r}")
+    return value

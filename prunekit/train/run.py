@@ -1,0 +1,128 @@
+"""One training run: the model under its pruner, from examples to artifacts."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from prunekit.data.example import Example
+from prunekit.errors import PrunekitError
+from prunekit.evaluation.run import write_json
+from prunekit.models import LoadedModel
+from prunekit.pruner import Pruner
+from prunekit.train.artifacts import digest, save_artifacts
+from prunekit.train.batches import Collator, Examples
+from prunekit.train.kinds import with_learned_fusion
+from prunekit.train.model import TrainedModel
+from prunekit.train.settings import Settings
+from prunekit.train.trainer import JOURNAL, Journal, PruneTrainer, arguments_for, last_checkpoint
+
+CHECKPOINTS, SIGNATURE = "checkpoints", "train.json"
+MODEL_KINDS = ("lora", "projector", "full")
+"""Kinds after which the model is another."""
+
+
+def train(
+    loaded: LoadedModel,
+    examples: list[Example],
+    pruner: Pruner,
+    settings: Settings,
+    folder: Path,
+    *,
+    data: str = "mini/train",
+    seed: int = 0,
+    resume: bool = False,
+) -> LoadedModel:
+    """Train on ``examples`` in place and write the artifacts to ``folder``; the model as it is to be evaluated.
+
+    ``pruner`` gets the trained components' files as its own: it stands on disk as ``Pruner.load(folder)``.
+
+    Raises:
+        PrunekitError: for what cannot be trained, a loss that is not finite (naming step and batch), and a folder of
+            another configuration under ``resume``.
+    """
+    if str(loaded.model.dtype) == "torch.float16":
+        raise PrunekitError("dtype=float16: its range is too small to train in; use float32 or bfloat16")
+    pruner = with_learned_fusion(pruner, settings.kind)
+    usable, args = Examples(examples, data), arguments_for(settings, folder / CHECKPOINTS, loaded.model.device, seed)
+    need = settings.batch_size * settings.accumulate * args.world_size
+    if len(usable) < need:
+        raise PrunekitError(f"data '{data}': {len(usable)} examples do not fill one step's batch of {need}")
+    checkpoint = prepare_folder(folder, sign(loaded, pruner, settings, data, seed, args.world_size), resume)
+    model = TrainedModel(loaded.model, pruner, settings, seed)
+    try:
+        trainer = PruneTrainer(
+            model, settings, args, train_dataset=usable, data_collator=Collator(loaded), callbacks=[Journal(folder)]
+        )
+        trainer.train(None if checkpoint is None else str(checkpoint))
+        if args.should_save:
+            save_artifacts(model, folder)
+        trainer.accelerator.wait_for_everyone()
+    finally:
+        model.close()
+    return evaluated(loaded, model, settings, folder)
+
+
+def evaluated(loaded: LoadedModel, model: TrainedModel, settings: Settings, folder: Path) -> LoadedModel:
+    """The model without anything of its training: no adapter layers, no gradients, evaluation mode."""
+    plain: Any = model.model
+    if settings.kind == "lora":
+        plain = plain.merge_and_unload()
+    plain.requires_grad_(False)
+    if settings.checkpointing:
+        plain.gradient_checkpointing_disable()
+    changed = settings.kind in MODEL_KINDS
+    name = f"{loaded.name}+{settings.kind}" if changed else loaded.name
+    fingerprint = f"{loaded.fingerprint}-{digest(folder)}" if changed else loaded.fingerprint
+    return LoadedModel(plain.eval(), loaded.processor, name, fingerprint)
+
+
+def sign(
+    loaded: LoadedModel, pruner: Pruner, settings: Settings, data: str, seed: int, processes: int
+) -> dict[str, Any]:
+    """What a run is of, as ``train.json`` holds it."""
+    return {
+        "train": settings.signature,
+        "pruner": pruner.describe(),
+        "model": loaded.fingerprint,
+        "data": data,
+        "seed": seed,
+        "processes": processes,
+    }
+
+
+def prepare_folder(folder: Path, signature: dict[str, Any], resume: bool) -> Path | None:
+    """Sign the folder; the checkpoint to go on from, None to start. Without ``resume`` an older run is no start."""
+    file, found = folder / SIGNATURE, None
+    if resume and file.exists():
+        held, wanted = _flat(json.loads(file.read_text())), _flat(json.loads(json.dumps(signature)))
+        other = sorted(key for key in held.keys() | wanted.keys() if held.get(key) != wanted.get(key))
+        if other:
+            key = other[0]
+            raise PrunekitError(
+                f"resume: '{folder}' holds a training of another configuration: "
+                f"{key} is {held.get(key)!r} there, {wanted.get(key)!r} here"
+            )
+        found = last_checkpoint(folder / CHECKPOINTS)
+    elif last_checkpoint(folder / CHECKPOINTS) is not None:
+        raise PrunekitError(f"'{folder}' holds checkpoints of a training: resume=true goes on, or name a new folder")
+    if int(os.environ.get("RANK", "0")) == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        _shorten_journal(folder / JOURNAL, 0 if found is None else int(found.name.split("-")[1]))
+        write_json(file, signature)
+    return found
+
+
+def _shorten_journal(path: Path, step: int) -> None:
+    """Lines after ``step`` are written again by the run that goes on from it."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    path.write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,59 @@
+"""The table of ``task=study`` as Markdown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+BEGIN, END = "<!-- sparse_finetune:begin -->", "<!-- sparse_finetune:end -->"
+COLUMNS = (
+    "accuracy",
+    "against no training",
+    "against LoRA without pruning",
+    "against dense",
+    "its own dense",
+    "attention on what stays",
+    "on the image",
+    "entropy",
+    "minutes",
+)
+
+
+def render(results: dict[str, Any]) -> str:
+    """One table for each keep ratio."""
+    train = results["train"]
+    lines = [
+        f"{results['examples']} questions of `{results['data']}`; {train['max_steps']} steps of {train['batch_size']} "
+        f"questions, keep ratio drawn from {results['train']['keep_random']} in each, penalty `{train['penalty']}`. "
+        "Accuracies in percent, means over tasks; brackets are 95 % bootstrap intervals over images, changes paired.",
+    ]
+    for keep in dict.fromkeys(row["keep"] for row in results["rows"]):
+        lines += ["", f"#### Keep {keep:g}", "", f"| | {' | '.join(COLUMNS)} |", "|---|" + "--:|" * len(COLUMNS)]
+        lines += [_line(row) for row in results["rows"] if row["keep"] == keep]
+    return "\n".join(lines) + "\n"
+
+
+def _line(row: dict[str, Any]) -> str:
+    numbers, spread = row["numbers"], row["spread"]
+    shown = [_interval(numbers, name) for name in ("accuracy", "gain", "over_dense_training", "change")]
+    shown.append(f"{100 * numbers['own_dense']:.1f}")
+    shown += [f"{100 * spread['on_kept']:.1f} %", f"{100 * spread['l1']:.1f} %", f"{spread['entropy']:.3f}"]
+    shown.append("–" if row["seconds"] is None else f"{row['seconds'] / 60:.1f}")
+    return f"| {row['variant']['label']} | {' | '.join(shown)} |"
+
+
+def _interval(numbers: dict[str, Any], name: str) -> str:
+    if name not in numbers:
+        return "–"
+    sign = "" if name == "accuracy" else "+"
+    low, high = numbers[f"{name}_ci"]
+    return f"{100 * numbers[name]:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+
+
+def write_between(path: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
+    """Replace what stands between two marks of a file; without them it goes to the end."""
+    old = path.read_text() if path.exists() else ""
+    before, found, rest = old.partition(begin)
+    after = rest.partition(end)[2] if found else ""
+    parts = [before.rstrip(), f"{begin}\n{text.strip()}\n{end}", after.strip()]
+    path.write_text("\n\n".join(part for part in parts if part) + "\n")

@@ -12,6 +12,7 @@ from prunekit.data.example import Example
 from prunekit.errors import PrunekitError
 from prunekit.evaluation.batches import Batcher
 from prunekit.models import LoadedModel
+from prunekit.prompts import special_tokens
 
 IGNORE = -100
 
@@ -54,10 +55,12 @@ class Collator:
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         """One batch, on the CPU."""
+        prompts = [self.batcher.prompt(e) for e in examples]
         made = dict(
             self.loaded.processor(
+                **special_tokens(self.loaded.processor, prompts),
                 images=[e.images() for e in examples],
-                text=[self.batcher.prompt(e) for e in examples],
+                text=prompts,
                 padding=True,
                 return_tensors="pt",
             )

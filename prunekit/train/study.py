@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from prunekit.data.example import Example
+from prunekit.data.source import gather
 from prunekit.errors import PrunekitError, UnknownNameError
 from prunekit.evaluation.batches import Batcher
 from prunekit.evaluation.run import Evaluation, evaluate, finished, sign, write_json
@@ -76,7 +77,7 @@ def run(config: dict[str, Any], context: Context) -> None:
     study = config["study"]
     if study is None:
         raise PrunekitError("task=study needs its options: experiment=sparse_finetune")
-    examples, found = load_examples(config), []
+    examples, found = gather(load_examples(config)), []
     for variant in variants(study):
         print(f"== {variant.label}", flush=True)
         loaded, fusion, seconds = trained(variant, config, context.folder / variant.name)

@@ -21,7 +21,7 @@ import prunekit
 from hydra_plugins.prunekit_rows import expand
 from prunekit import tasks
 from prunekit.cli import CONF
-from prunekit.evaluation import run as evaluation
+from prunekit.evaluation import loop as evaluation
 from prunekit.evaluation.answers import DenseCache
 from prunekit.jobs import Job, difference, identity, unwritable
 from prunekit.registry import source_folder
@@ -138,9 +138,9 @@ def test_rows_share_model_images_and_dense_run_and_resume(monkeypatch, tmp_path,
 
 def test_a_killed_job_has_said_so_beforehand(monkeypatch, tmp_path, model_folder):  # noqa: F811
     """Interrupted as by Ctrl-C: nothing goes on, the job's folder says that it did not come to its end."""
-    monkeypatch.setattr(evaluation, "_pruned_rows", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(evaluation.Loop, "_window", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     code, _, err = run_main(monkeypatch, *sweep(model_folder, tmp_path / "sweep", TWO))
-    assert code == 1 and "interrupted" in err and "Traceback" not in err
+    assert code == 130 and "interrupted" in err and "Traceback" not in err
     assert "did not come to its end" in (tmp_path / "sweep" / "near" / "error.txt").read_text()
     assert not (tmp_path / "sweep" / "near" / "metrics.json").exists()
 

@@ -188,5 +188,6 @@ def test_interrupted_by_the_keyboard(tmp_path, model_folder, monkeypatch):  # no
     assert len(said) == 1 and f"resume=true hydra.run.dir={tmp_path / 'run'}" in said[0]
     assert "Traceback" not in log.read_text()
     assert len(lines(tmp_path / "run")) == 5 and not (tmp_path / "run" / "metrics.json").exists()
-    assert run_main(monkeypatch, *given, "resume=true")[0] == 0
+    code, _, err = run_main(monkeypatch, *given, "resume=true")
+    assert code == 0, err
     assert len(lines(tmp_path / "run")) == 14

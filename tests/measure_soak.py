@@ -54,7 +54,7 @@ def write_model(folder: Path) -> None:
 
 
 def resident() -> float:
-    """Memory of this process that is its own, MB: not the files of libraries, which the kernel drops and reads again."""
+    """Memory that is this process's own, MB: without the files of libraries, which come and go."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("RssAnon:")[2].split()[0]) / 1024
 

@@ -41,12 +41,14 @@ def loading_failed(name: str, error: Exception, attn: str, revision: str | None,
             f"model '{name}' runs code of its own repository; read it, and if you trust it, set "
             "model.trust_remote_code=true (pin what you read by model.revision)"
         )
-    if "attn_implementation" in text or re.search(r"[Ff]lash ?[Aa]ttention|flash_attn|flex_attention", text):
-        return f"model '{name}': attn={attn} does not work here: {_sentence(text)}"
     if "scaled_dot_product_attention" in text:
-        return f"model '{name}': its code has no attn={attn}; use attn=eager"
+        return f"model '{name}' has no attn={attn}; use attn=eager"
+    if "attn_implementation" in text or re.search(r"[Ff]lash ?[Aa]ttention|flash_attn|flex_attention|`kernels`", text):
+        return f"model '{name}': attn={attn} does not work here: {_sentence(text)}"
     if "accelerate" in text and isinstance(error, ImportError | ValueError):
         return f"model '{name}': model.device_map needs accelerate: pip install 'prunekit[train]'"
+    if "device_map" in text:
+        return f"model '{name}': model.device_map does not fit: {_sentence(text)}"
     if "gated repo" in text or "401 Client Error" in text:
         return f"model '{name}' is gated on the hub: accept its terms there and log in with `hf auth login`"
     if revision and ("valid git identifier" in text or "Revision Not Found" in text):
@@ -70,4 +72,5 @@ def not_found(name: str, revision: str | None, why_offline: str, embedded: list[
 
 
 def _sentence(text: str) -> str:
-    return text.split(". ")[0][:200]
+    """The first one."""
+    return re.split(r"\.\s+(?=[A-Z])", text)[0][:200]

@@ -29,7 +29,9 @@ def _connects(endpoint: str) -> bool:
     if parts.scheme in urllib.request.getproxies() or not parts.hostname:
         return True
     try:
-        socket.create_connection((parts.hostname, parts.port or 443), TIMEOUT).close()
+        socket.create_connection(
+            (parts.hostname, parts.port or (80 if parts.scheme == "http" else 443)), TIMEOUT
+        ).close()
     except OSError:
         return False
     return True

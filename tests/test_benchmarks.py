@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from test_cli import model_folder as model_folder  # a fixture
@@ -130,7 +131,7 @@ def test_a_presets_row(name, tmp_path):
 def test_what_a_preset_needs_is_said_when_it_is_missing(name, tmp_path):
     row, *_ = ROWS[name]
     options = preset(name)
-    for column in BENCHMARKS[name].needs:
+    for column in (*BENCHMARKS[name].needs, "image"):
         path = parquet(tmp_path / "rows.parquet", {key: value for key, value in row.items() if key != column})
         with pytest.raises(ValueError, match=rf"rows\.parquet: no column '{column}'"):
             open_source({**options, "path": str(path)})
@@ -270,7 +271,7 @@ def test_numbers_over_all_rows_of_a_run(monkeypatch, tmp_path, model_folder):
     splits = ("random", "popular", "adversarial")
     rows = [{**row, "category": split, "answer": answer} for split in splits for answer in ("yes", "no")]
     path = parquet(tmp_path / "pope.parquet", *rows)
-    code, _, err = run_main(
+    code, out, err = run_main(
         monkeypatch, "model=hf", f"model.name={model_folder}", "data=pope", f"data.path={path}", "device=cpu",
         "data.max_new_tokens=1", "logger.mode=disabled", f"hydra.run.dir={tmp_path / 'run'}",
     )  # fmt: skip
@@ -280,3 +281,23 @@ def test_numbers_over_all_rows_of_a_run(monkeypatch, tmp_path, model_folder):
     assert set(metrics["accuracy"]) == {"mean", *splits}
     for side in ("extra", "dense_extra"):
         assert {"f1", *(f"f1/{split}" for split in splits)} <= metrics[side].keys()
+    (line,) = [line for line in out.splitlines() if " f1 " in line]
+    assert f"{metrics['extra']['f1']:.4g}" in line and "f1/random" not in out
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_page_says_what_the_preset_does(name):
+    page = (Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md").read_text()
+    (line,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |") and line.count("|") == 6]
+    options = preset(name)
+    source = "the same" if name == "textvqa_ocr" else options["path"]
+    split = "" if name == "textvqa_ocr" else f", {options['split']}"
+    assert source in line and split in line and f"`{options['metric']}`" in line
+    assert options["config"] is None or f"({options['config']})" in line
+
+
+def test_the_page_lists_every_model():
+    page = (Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md").read_text()
+    for path in (cli.CONF / "model").glob("*.yaml"):
+        name = yaml.safe_load(path.read_text())["name"]
+        assert f"`{path.stem}`" in page and (name == "???" or name in page), path

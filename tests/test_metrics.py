@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import random
 import string
 
@@ -59,7 +60,7 @@ def slow_normalise(text: str) -> str:
     """The published steps one after another, character by character."""
     text = "".join(c if c not in "\n\t" else " " for c in text.lower()).strip()
     marks = set(';/[]"{}()=+\\_-><@`,?!')
-    pairs = list(zip(text, text[1:], strict=False))
+    pairs = list(itertools.pairwise(text))
     in_number = any(b == "," and a.isdigit() and c.isdigit() for a, b, c in zip(text, text[1:], text[2:], strict=False))
     beside_space = {c for pair in pairs if " " in pair for c in pair}
     out = ""

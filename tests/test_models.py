@@ -105,6 +105,22 @@ def test_a_prompt_of_ones_own(saved, questions):
     assert loaded.fingerprint != load_model(str(saved("llava")), device="cpu").fingerprint
 
 
+def test_a_device_map_places_the_model(saved, questions):
+    placed = load_model(str(saved("llava")), device="cpu", device_map="cpu")
+    assert placed.model.device.type == "cpu"
+    plain = load_model(str(saved("llava")), device="cpu")
+    made = Batcher(placed).inputs([example(questions)])
+    with torch.no_grad():
+        assert torch.equal(placed.model(**made).logits, plain.model(**made).logits)
+
+
+def test_without_accelerate_a_device_map_names_the_extra(monkeypatch, saved):
+    pytest.importorskip("accelerate")
+    monkeypatch.setattr("transformers.integrations.accelerate.is_accelerate_available", lambda *_: False)
+    with pytest.raises(ValueError, match=r"device_map needs accelerate: pip install 'prunekit\[train\]'"):
+        load_model(str(saved("llava")), device="cpu", device_map="auto")
+
+
 def test_a_template_that_refuses_is_quoted(tmp_path, questions):
     folder = folders.save("llava", tmp_path / "m", "{{ raise_exception('only one turn please') }}")
     with pytest.raises(ValueError, match="its chat template refuses the question: only one turn please"):
@@ -129,6 +145,7 @@ def run_bad(monkeypatch, tmp_path, questions, *arguments: str) -> str:
         (["model.trust_remote_code=maybe"], ["trust_remote_code", "'maybe'"]),
         (["model.revision=7"], ["model.revision", "7"]),
         (["model.device_map=7"], ["model.device_map", "7"]),
+        (["model.device_map=nonsense"], ["model.device_map does not fit", "nonsense"]),
         (["model.prompt='hello'"], ["model.prompt", "{question}"]),
         (["model.prompt='{image} {question}'"], ["placeholder of model.prompt 'image'", "'images'"]),
     ],
@@ -201,5 +218,5 @@ def test_a_model_without_sdpa_says_so(name, tmp_path, saved):
     for file in saved("llava").glob("*[!s].json"):
         if file.name not in ("config.json", "generation_config.json"):
             shutil.copy(file, folder)
-    with pytest.raises(ValueError, match="attn="):
+    with pytest.raises(ValueError, match="has no attn=sdpa; use attn=eager"):
         load_model(str(folder), device="cpu", attn="sdpa")

@@ -25,10 +25,6 @@ pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
 ROOT = Path(__file__).resolve().parent.parent
-OPTIONS = {
-    "config": None, "split": None, "revision": None, "streaming": True, "images": None, "limit": None,
-    "max_pixels": 10_000, "metric": "auto", "prompt": None, "columns": None,
-}  # fmt: skip
 
 
 def png(color: str = "red", size: tuple[int, int] = (8, 6)) -> bytes:
@@ -44,7 +40,7 @@ def jsonl(folder: Path, *rows: object, name: str = "q.jsonl") -> Path:
 
 
 def opened(path: Path, name: str = "jsonl", **options):
-    return open_source({**OPTIONS, "name": name, "path": str(path), **options})
+    return open_source({"max_pixels": 10_000, "name": name, "path": str(path), **options})
 
 
 GOOD = {"image": "a.png", "question": "what is it?", "answers": ["a dog", "dog"]}
@@ -118,6 +114,11 @@ def test_columns_of_other_names(folder):
 def test_the_answer_among_choices_is_a_letter(folder, answers, letter):
     (found,) = opened(jsonl(folder, {**GOOD, "answers": answers, "choices": ["cat", "dog"]}))
     assert found.answers == (letter,) and not found.error
+
+
+def test_a_capital_is_the_letter_even_where_options_are_letters(folder):
+    rows = [{**GOOD, "answers": answer, "choices": ["B", "A", "c"]} for answer in ("A", "B", "c")]
+    assert [e.answers for e in opened(jsonl(folder, *rows))] == [("A",), ("B",), ("C",)]
 
 
 BAD_ROWS = [
@@ -250,20 +251,35 @@ def test_the_same_question_about_the_same_pixels_has_the_same_fingerprint(folder
     assert one.fingerprint() != before
 
 
+def test_what_is_asked_has_a_digest(folder):
+    path = jsonl(folder, GOOD)
+    first = opened(path).digest
+    assert first == opened(path, limit=1).digest and first != opened(path, prompt="{question} Short.").digest
+    with pytest.raises(ValueError, match=r"option of data 'jsonl': 'promt'\. Did you mean 'prompt'"):
+        opened(path, promt="x")
+
+
+def test_ids_may_come_in_any_row(folder):
+    found = list(opened(jsonl(folder, GOOD, {**GOOD, "id": "1"}, {**GOOD, "id": "1"})))
+    assert [bool(e.error) for e in found] == [False, True, True] and len({e.id for e in found}) == 3
+
+
 def test_mini_is_a_list_with_its_metric():
     found = open_source({"name": "mini", "split": "test", "limit": 5})
     assert isinstance(found, Examples) and len(found) == 5 and found.metric == "exact"
 
 
 def test_memory_stays_flat_over_200_000_rows(tmp_path):
-    """A file of 200 000 rows, read in a process of its own: its memory's peak after all of them is that after the first
-    20 000, though their images alone would take 400 MB."""
+    """200 000 rows, as a file and as a data set, in a process of its own: its memory's peak after all of them is that
+    after the file's first 20 000, though their images alone would take 400 MB."""
+    pytest.importorskip("datasets")
     code = textwrap.dedent(
         """
-        import resource, sys, pyarrow as pa, pyarrow.parquet as pq
+        import datasets, os, resource, sys, pyarrow as pa, pyarrow.dataset, pyarrow.parquet as pq
         from prunekit.data.source import open_source
 
-        path, rows, group = sys.argv[1], 200_000, 1_000
+        folder, rows, group = sys.argv[1], 200_000, 1_000
+        path = os.path.join(folder, "test-0.parquet")
         names = ("image", "question", "answer")
         types = dict(zip(names, (pa.binary(), pa.string(), pa.string())))
         with pq.ParquetWriter(path, pa.schema(types.items()), compression="none", use_dictionary=False) as file:
@@ -271,20 +287,19 @@ def test_memory_stays_flat_over_200_000_rows(tmp_path):
                 images = [b"%08d" % i + b"x" * 2000 for i in range(start, start + group)]
                 columns = dict(zip(names, (images, ["what is it?"] * group, ["a"] * group)))
                 file.write_table(pa.table(columns, schema=pa.schema(types.items())))
-        options = dict(name="parquet", path=path, metric="auto", prompt=None, images=None, limit=None, max_pixels=9,
-                       columns=None)
-        for count, example in enumerate(open_source(options), 1):
-            assert example.pictures[0].source.startswith(b"%08d" % (count - 1)) and not example.error
-            if count in (20_000, rows):
-                print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        for name, place in (("parquet", path), ("hf", folder)):
+            for count, example in enumerate(open_source({"name": name, "path": place}), 1):
+                assert example.pictures[0].source.startswith(b"%08d" % (count - 1)) and not example.error
+                if count in (20_000, rows):
+                    print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         """
     )
-    command = [sys.executable, "-c", code, str(tmp_path / "big.parquet")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=200)
     assert done.returncode == 0, done.stderr
-    (early, before), (late, after) = (map(int, line.split()) for line in done.stdout.splitlines())
-    assert (early, late) == (20_000, 200_000)
-    assert after - before < 20_000  # kilobytes
+    counts, peaks = zip(*(map(int, line.split()) for line in done.stdout.splitlines()), strict=True)
+    assert counts == (20_000, 200_000) * 2
+    assert peaks[1] - peaks[0] < 20_000 and peaks[3] - peaks[0] < 80_000  # kilobytes
 
 
 def test_random_rows_never_raise_anything_but_what_they_should(folder):

@@ -1,4 +1,4 @@
-"""The embedded data: scenes of emoji and signs, and one-word questions about them."""
+"""Data: the embedded scenes of emoji and signs (``load``), files, data sets and benchmarks (``source.open_source``)."""
 
 from prunekit.data.example import Example
 from prunekit.data.mini import SPLITS, load

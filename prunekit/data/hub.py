@@ -73,14 +73,31 @@ def _saved(datasets: Any, folder: Path, split: str) -> Any:
 
 def _loaded(datasets: Any, path: str, config: str | None, split: str, revision: str | None, streaming: bool) -> Any:
     why_offline = "" if Path(path).exists() else offline()
-    options = {"split": split, "revision": revision, "streaming": streaming and not why_offline}
+    options: dict[str, Any] = {"split": split, "revision": revision, "streaming": streaming and not why_offline}
     try:
         with _cache_alone(datasets) if why_offline else nullcontext():
-            return datasets.load_dataset(path, config, **options)
+            return _load(datasets.load_dataset, path, config, options)
     except ValueError as error:  # an unknown configuration or split: the library lists those there are
         raise PrunekitError(f"data '{path}': {_first(error)}") from None
     except Exception as error:  # the network's errors come in classes of several libraries
         raise PrunekitError(_not_found(path, why_offline, error)) from None
+
+
+def _load(load_dataset: Any, path: str, config: str | None, options: dict[str, Any]) -> Any:
+    """Load it; a stream of Parquet without read-ahead, which would hold on to all that was read of a file."""
+    if not options["streaming"]:
+        return load_dataset(path, config, **options)
+    from pyarrow.dataset import ParquetFragmentScanOptions
+
+    scan = ParquetFragmentScanOptions(pre_buffer=False)
+    try:
+        found = load_dataset(path, config, **options, fragment_scan_options=scan)
+    except ValueError as error:
+        if "fragment_scan_options" not in str(error):
+            raise
+        found = load_dataset(path, config, **options)  # not Parquet, which alone has the option
+    # A row group at a time, where opening a file anew for each costs nothing.
+    return found.reshard() if Path(path).is_dir() and hasattr(found, "reshard") else found
 
 
 @contextmanager

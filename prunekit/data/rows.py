@@ -126,17 +126,21 @@ def shorten(value: Any) -> str:
 
 
 def _answers(value: Any, choices: tuple[str, ...]) -> tuple[str, ...]:
-    """Accepted answers; with choices the letter of the one that is meant, by letter, by text, or by number from 0."""
+    """Accepted answers; with choices the letter of the one that is meant: by a capital, by its text, by a small letter,
+    or by number from 0."""
     if not choices:
         return texts("answers", [value] if isinstance(value, str) else value)
     given = value[0] if isinstance(value, list) and len(value) == 1 else value
     known = LETTERS[: len(choices)]
     if isinstance(given, int) and not isinstance(given, bool) and 0 <= given < len(choices):
         return (known[given],)
-    if isinstance(given, str) and given in choices:
-        return (known[choices.index(given)],)
-    if isinstance(given, str) and len(given.strip()) == 1 and given.strip().upper() in known:
-        return (given.strip().upper(),)
+    if isinstance(given, str):
+        if len(given) == 1 and given in known:
+            return (given,)
+        if given in choices:
+            return (known[choices.index(given)],)
+        if len(given) == 1 and given.upper() in known:
+            return (given.upper(),)
     raise RowError(
         f"answers must be one of the {len(choices)} choices (letter, text or number from 0), not {shorten(value)}"
     )

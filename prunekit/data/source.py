@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from prunekit.data.rows import RowReader, id_hash, parse_prompt
 from prunekit.data.tables import Row, Table, open_jsonl, open_parquet
 from prunekit.errors import PrunekitError, RowError, check_choice
 from prunekit.metrics import metric
+from prunekit.presets import read_yaml
+from prunekit.registry import source_folder
 
 FILES = ("jsonl", "parquet", "hf")
 NAMES = ("mini", *FILES, *BENCHMARKS)
@@ -46,6 +49,7 @@ class Source:
         fields: from a row to what ``RowReader`` reads, None for a row that does not count.
         limit: the most examples that come.
         unique: whether rows bring ids of their own, which then must differ.
+        digest: of the options that say what is asked; another one is another run.
     """
 
     name: str
@@ -55,6 +59,7 @@ class Source:
     fields: Callable[[Row], dict[str, Any] | None]
     limit: int | None = None
     unique: bool = False
+    digest: str = ""
 
     def __iter__(self) -> Iterator[Example]:
         seen: set[int] = set()
@@ -99,13 +104,16 @@ def _once(example: Example, seen: set[int], where: str, number: int) -> Example:
 
 
 def open_source(data: Mapping[str, Any]) -> Source | Examples:
-    """What the options of ``conf/data/NAME.yaml`` name.
+    """The data called ``data["name"]``; options that are not given are those of ``conf/data/NAME.yaml``.
 
     Raises:
         PrunekitError: for options that do not fit, a file that is not there or lacks a column, an empty split.
     """
     name = data["name"]
     check_choice("data.name", name, NAMES)
+    for option in data:
+        check_choice(f"option of data '{name}':", option, defaults(name))
+    data = {**defaults(name), **data}
     if name == "mini":
         check_choice("data.split", data["split"], ALL_SPLITS)
         return Examples(load(data["split"], data["limit"]))
@@ -114,8 +122,14 @@ def open_source(data: Mapping[str, Any]) -> Source | Examples:
     known = BENCHMARKS.get(name)
     table = _table(data, known.columns if known else None)
     reader = RowReader(name if known else "all", prompt, _folder(data, table), data["max_pixels"])
-    made = Source(source_name(data), data["metric"], table, reader, dict, data["limit"])
+    made = Source(source_name(data), data["metric"], table, reader, dict, data["limit"], digest=_digest(data))
     return _of_benchmark(made, known, data) if known else _of_columns(made, data["columns"] or {})
+
+
+@functools.cache
+def defaults(name: str) -> dict[str, Any]:
+    """The options of ``conf/data/NAME.yaml``, as the command line has them."""
+    return read_yaml(source_folder("conf") / "data" / f"{name}.yaml")
 
 
 def gather(source: Source | Examples) -> Examples:
@@ -133,6 +147,12 @@ def gather(source: Source | Examples) -> Examples:
     return Examples(usable, source.metric)
 
 
+def _digest(data: Mapping[str, Any]) -> str:
+    free = ("limit", "streaming", "max_new_tokens", "metric")  # of those a run keeps its own account, or none is needed
+    asked = sorted((key, value) for key, value in data.items() if key not in free)
+    return hashlib.sha256(repr(asked).encode()).hexdigest()[:16]
+
+
 def source_name(data: Mapping[str, Any]) -> str:
     """The data and its split: "mini/test", "gqa/testdev", "jsonl/questions.jsonl"."""
     if data["name"] == "mini" or data["name"] in BENCHMARKS:
@@ -143,7 +163,7 @@ def source_name(data: Mapping[str, Any]) -> str:
 def _table(data: Mapping[str, Any], columns: tuple[str, ...] | None) -> Table:
     """The rows: of a file by its ending, else of a data set."""
     path = data["path"]
-    if not isinstance(path, str) or not path:
+    if not isinstance(path, str) or path in ("", "???"):
         raise PrunekitError(f"data.path must name a file, a folder or a data set of the hub, not {path!r}")
     if data["name"] == "jsonl" or path.endswith(".jsonl"):
         return open_jsonl(path)
@@ -160,6 +180,8 @@ def _of_benchmark(made: Source, known: Benchmark, data: Mapping[str, Any]) -> So
     """The source with the benchmark's own fields, and images of another table where they stand there."""
     made.table.need(known.needs)
     join = known.join
+    if data["path"].endswith((".parquet", ".jsonl")):
+        made.table.need(("image",))
     if join is None or "image" in made.table.columns:
         return replace(made, fields=known.fields)
     options = (data["split"], data["revision"], data["streaming"])
@@ -191,4 +213,5 @@ def _of_columns(made: Source, columns: Mapping[str, Any]) -> Source:
             raise RowError(f"no '{missing[0]}'")
         return {entry: row[name] for entry, name in names.items() if name in row}
 
-    return replace(made, fields=fields, unique=names["id"] in made.table.columns)
+    by_id = made.table.size is None or names["id"] in made.table.columns  # of JSON any row may bring an id
+    return replace(made, fields=fields, unique=by_id)

@@ -19,9 +19,9 @@ def _percent(value: float, interval: list[float] | None = None, signed: bool = F
 
 def accuracy_table(metrics: dict[str, Any]) -> Table:
     """Dense against pruned, a row a task, with 95 % intervals."""
-    title = (
-        f"{metrics['model']} on {metrics['data']}, {metrics['examples']} questions: {method_name(metrics['method'])}"
-    )
+    left_out = f" ({metrics['errors']} rows could not be used)" if metrics.get("errors") else ""
+    asked = f"{metrics['examples']} questions{left_out}"
+    title = f"{metrics['model']} on {metrics['data']}, {asked}: {method_name(metrics['method'])}"
     table = Table(title=title, title_justify="left")
     for heading in ("task", "n", "dense %", "pruned %", "change (paired)"):
         table.add_column(heading, justify="left" if heading == "task" else "right")
@@ -58,6 +58,20 @@ def cost_table(metrics: dict[str, Any]) -> Table:
     return table
 
 
+def benchmark_table(metrics: dict[str, Any]) -> Table | None:
+    """The benchmark's own numbers over all questions, dense against pruned: those that are not of a part ("f1", not
+    "f1/random"), or the parts' where there are no others. None for a metric without any."""
+    if not (pruned := metrics.get("extra")):
+        return None
+    table = Table(title=f"{metrics['metric']}, over all questions", title_justify="left")
+    for heading in ("", "dense", "pruned"):
+        table.add_column(heading, justify="right" if heading else "left")
+    whole = [name for name in pruned if "/" not in name] or list(pruned)
+    for name in whole:
+        table.add_row(name, *(f"{side[name]:.4g}" for side in (metrics["dense_extra"], pruned)))
+    return table
+
+
 def method_name(method: dict[str, Any]) -> str:
     """One line that says what was run."""
     parts = f"{method['scorer']} · {method['fusion']} · {method['schedule']}"
@@ -71,9 +85,11 @@ def method_name(method: dict[str, Any]) -> str:
 
 
 def print_tables(metrics: dict[str, Any]) -> None:
-    """Both tables, on standard output."""
+    """The tables, on standard output."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
     console.print(accuracy_table(metrics))
+    if (benchmark := benchmark_table(metrics)) is not None:
+        console.print(benchmark)
     console.print(cost_table(metrics))

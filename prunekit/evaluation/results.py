@@ -13,7 +13,7 @@ from prunekit import ranks
 from prunekit.data.example import Example
 from prunekit.errors import PrunekitError
 from prunekit.evaluation.batches import Batcher
-from prunekit.evaluation.run import Evaluation, evaluate, finished, holds, sign, write_json
+from prunekit.evaluation.run import Evaluation, evaluate, finished, holds, metric_of, sign, write_json
 from prunekit.evaluation.statistics import accuracies, intervals
 from prunekit.models import LoadedModel
 from prunekit.presets import method, preset
@@ -45,7 +45,7 @@ class Runs:
         """One evaluation in its own folder. With ``resume`` a finished one of the same content is read again, a begun
         one is gone on with, and one of another content (other weights, say) is made anew."""
         folder = self.folder / place
-        signature = sign(self.loaded, pruner, self.data, self.max_new_tokens, self.examples)
+        signature = sign(self.loaded, pruner, self.data, self.max_new_tokens, metric_of(self.examples))
         if self.resume and (done := finished(folder, signature, self.examples)) is not None:
             return done
         return evaluate(

@@ -56,6 +56,7 @@ def evaluate(
     max_new_tokens: int = 8,
     resume: bool = False,
     batcher: Batcher | None = None,
+    metric: str | None = None,
     window: int | None = None,
 ) -> Evaluation:
     """Evaluate ``pruner`` against the dense model and write ``metrics.json`` and ``predictions.jsonl`` to ``folder``.
@@ -65,8 +66,8 @@ def evaluate(
     launch`` or ``torchrun`` the processes share the examples, the first one writes, and all return the same.
 
     Args:
-        examples: a list, or a stream, of which a ``window`` is held at a time; they may name their ``metric``
-            (``prunekit.metrics``), else it is "exact".
+        examples: a list, or a stream, of which a ``window`` is held at a time.
+        metric: what a prediction is worth (``prunekit.metrics``); that of the data by default, else "exact".
 
     Raises:
         PrunekitError: for data without a usable example, a model that cannot be pruned so, and a folder to resume that
@@ -75,10 +76,9 @@ def evaluate(
     ranks.join()
     handle = pruner.apply(loaded.model)  # what the model cannot do is said before any work is done
     handle.remove()
-    total, metric = length_hint(examples, -1), metric_of(examples)
-    signature = sign(loaded, pruner, data, max_new_tokens, examples)
+    total, metric, asked = length_hint(examples, -1), metric or metric_of(examples), getattr(examples, "digest", "")
     examples, batcher = _some(examples, data), batcher or Batcher(loaded)
-    done = _prepare(folder, signature, resume)
+    done = _prepare(folder, sign(loaded, pruner, data, max_new_tokens, metric, asked), resume)
     limits = {side: BatchLimit(batch_size) for side in ("dense", "pruned")}
     walk = Walk(examples, batch_size, window)
     loop = Loop(batcher, pruner, folder, metrics.metric(metric).score, max_new_tokens, limits, done)
@@ -103,11 +103,10 @@ def metric_of(examples: Iterable[Example]) -> str:
 
 
 def sign(
-    loaded: LoadedModel, pruner: Pruner, data: str, max_new_tokens: int, examples: Iterable[Example] = ()
+    loaded: LoadedModel, pruner: Pruner, data: str, max_new_tokens: int, metric: str = "exact", asked: str = ""
 ) -> dict[str, Any]:
-    """What a run is of, as ``run.json`` holds it; of data from files also how they ask and what an answer is worth."""
-    metric, asked = metric_of(examples), getattr(examples, "digest", "")
-    rest = ({} if metric == "exact" else {"metric": metric}) | ({"asked": asked} if asked else {})
+    """What a run is of, as ``run.json`` holds it; ``asked`` is the digest of how the data's rows become questions."""
+    rest = {name: value for name, value in {"metric": metric, "asked": asked}.items() if value not in ("exact", "")}
     return {**pruner.describe(), "model": loaded.fingerprint, "data": data, "max_new_tokens": max_new_tokens, **rest}
 
 

@@ -65,7 +65,7 @@ class Prunekit(Huggingface):
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         loaded = load_model(
             pretrained,
-            device="auto" if device == "cuda" and not torch.cuda.is_available() else device,
+            device="auto" if ranks.world() > 1 else device,  # each process its own
             dtype=dtype,
             attn=attn,
             device_map=device_map,

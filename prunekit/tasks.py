@@ -252,6 +252,8 @@ def run_bench(config: dict[str, Any], context: Context) -> None:
     """``task=bench``: dense, pruned, ceiling and eager_fastv timed in turn; table, bench.json, bench.png."""
     from prunekit.bench.task import Settings, bench
 
+    if ranks.world() > 1:
+        raise PrunekitError(f"task=bench measures time: run it in one process, not in {ranks.world()}")
     options = config["bench"]
     counts = options["visual_tokens"]
     if counts is not None and (not isinstance(counts, list) or not counts):

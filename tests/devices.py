@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
@@ -78,6 +79,15 @@ class Placed(torch.Tensor):
         return index
 
 
+class Numbers(TorchFunctionMode):
+    """``torch.tensor`` of a list of a device's numbers, which it cannot take apart by itself."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.tensor and isinstance(args[0], list):
+            args = ([x.item() if isinstance(x, Placed) and x.ndim == 0 else x for x in args[0]], *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
 class Machine(TorchDispatchMode):
     """While it is entered, tensors can be made on and moved to the logical devices."""
 
@@ -87,11 +97,14 @@ class Machine(TorchDispatchMode):
     def __enter__(self):
         self._before = torch._C._only_lift_cpu_tensors()
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(values, device=...) makes them here, then moves them
+        self._numbers = Numbers()
+        self._numbers.__enter__()
         return super().__enter__()
 
     def __exit__(self, *error):
+        super().__exit__(*error)
+        self._numbers.__exit__(*error)
         torch._C._set_only_lift_cpu_tensors(self._before)
-        return super().__exit__(*error)
 
 
 def run(func: Any, args: tuple, kwargs: dict) -> Any:

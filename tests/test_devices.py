@@ -10,6 +10,7 @@ from accelerate import cpu_offload, disk_offload, dispatch_model
 from devices import Machine, Placed
 
 import prunekit
+import zoo
 from prunekit.families import make_family
 from tiny import make_batch, tiny_model
 
@@ -17,7 +18,8 @@ FIRST, SECOND = "xla:0", "xla:1"
 
 
 def placing(model, split: int) -> dict[str, str]:
-    """A device map: layers from ``split`` on, and what follows them, on the second device."""
+    """A device map: layers from ``split`` on, and the norm after them, on the second device; the head may share its
+    weights with the embeddings and stays with them."""
     layers = {id(layer): index for index, layer in enumerate(make_family(model).layers)}
     found: dict[str, str] = {}
 
@@ -25,7 +27,7 @@ def placing(model, split: int) -> dict[str, str]:
         if id(module) in layers:
             found[name] = FIRST if layers[id(module)] < split else SECOND
         elif not any(id(inner) in layers for inner in module.modules()):
-            found[name] = SECOND if name.endswith(("lm_head", "norm")) else FIRST
+            found[name] = SECOND if name.endswith("language_model.norm") else FIRST
         else:
             found.update({f"{name}.{key}".lstrip("."): FIRST for key, _ in module.named_parameters(recurse=False)})
             for key, inner in module.named_children():
@@ -73,8 +75,9 @@ PRUNERS = {
 }
 
 
-@pytest.mark.parametrize("split", [1, 3])
-@pytest.mark.parametrize("name", PRUNERS)
+@pytest.mark.parametrize(
+    ("name", "split"), [*((name, 3) for name in PRUNERS), ("multi", 1), ("tome", 1), ("rollout", 1)]
+)
 def test_over_two_devices_it_finds_what_it_does_on_one(name, split):
     """Cuts and their evidence lie before, on and behind the border of the devices."""
     model, batch, pruner = tiny_model("llava"), make_batch("llava", "left"), PRUNERS[name]()
@@ -91,6 +94,35 @@ def test_ragged_batches_over_two_devices(padding):
     with Machine():
         found = answers(spread(model, 3), pruner, batch)
     check_equal(found, expected)
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl", "gemma3n"])
+def test_families_over_two_devices(name):
+    """Positions in three dimensions, features added between layers, keys lent to later layers."""
+    check_family(name)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", zoo.NAMES)
+def test_every_family_over_two_devices(name):
+    check_family(name)
+
+
+def check_family(name: str) -> None:
+    model, batch = zoo.build(name, zoo.SUPPORTS[name][-1]), zoo.batch(name)
+    pruner = prunekit.Pruner("random", schedule=prunekit.create("schedule", "progressive", layers=[1, 2]))
+    with pruner(model), torch.no_grad():
+        expected = model(**batch.inputs).logits
+    with Machine():
+        there = spread(model, 1)
+        try:
+            with torch.no_grad():
+                there(**batch.inputs)
+        except (RuntimeError, NotImplementedError) as error:
+            pytest.skip(f"the dense model does not run on simulated devices: {str(error).splitlines()[0][:80]}")
+        with pruner(there), torch.no_grad():
+            found = there(**batch.inputs).logits
+    assert (found.to("cpu") - expected).abs().max() < 1e-4
 
 
 def test_the_layers_really_are_on_two_devices_and_these_refuse_to_meet():

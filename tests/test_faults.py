@@ -48,6 +48,11 @@ def test_data_without_a_usable_example_is_one_clear_line(tmp_path, loaded):  # n
     bad = [replace(e, error=f"rows.jsonl row {n}: no answer") for n, e in enumerate(load("test", 3))]
     with pytest.raises(PrunekitError, match=r"data 'mine': none of the first 3 .* rows.jsonl row 0: no answer"):
         run(loaded, tmp_path, bad, data="mine")
+    good = load("test", 9)[3:]
+    run(loaded, tmp_path / "late", [*bad[:2], *good], window=3)
+    assert (measured(tmp_path / "late")["examples"], measured(tmp_path / "late")["errors"]) == (6, 2)
+    with pytest.raises(PrunekitError, match="none of the first 3"):
+        run(loaded, tmp_path / "never", [*bad, *good], window=3)
     with pytest.raises(PrunekitError, match="data 'mine': no examples"):
         run(loaded, tmp_path, iter(()), data="mine")
 

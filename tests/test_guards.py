@@ -199,7 +199,7 @@ def test_a_smaller_limit_deletes_nothing(monkeypatch, tmp_path, model_folder):  
     assert json.loads((run_dir / "metrics.json").read_text())["examples"] == 7
 
 
-@pytest.mark.parametrize("words", [["--foo"], ["model.name=5"], ["model.device_map={a:0}"], ["data.name=gqa"]])
+@pytest.mark.parametrize("words", [["--foo"], ["model.name=5"], ["model.device_map={a:0}"], ["data.name=gqaa"]])
 def test_more_bad_input(monkeypatch, tmp_path, model_folder, words):  # noqa: F811
     code, _, err = run_main(monkeypatch, *arguments(model_folder, tmp_path), *words)
     assert code == 1 and len(err.strip().splitlines()) == 1 and "Traceback" not in err

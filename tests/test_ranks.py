@@ -83,6 +83,14 @@ def test_more_processes_than_examples(tmp_path, loaded):  # noqa: F811
     assert len(lines(tmp_path)) == 1
 
 
+def test_a_share_without_a_usable_example(tmp_path, loaded):  # noqa: F811
+    """One image's questions are all broken, and they are all that the second process has."""
+    examples = load("test", 8)
+    broken = [replace(e, error=f"rows.jsonl row {n}: no answer") for n, e in enumerate(examples[4:])]
+    assert together([lambda: run(loaded, tmp_path, [*examples[:4], *broken])] * 2) == [0, 0]
+    assert (measured(tmp_path)["examples"], measured(tmp_path)["errors"]) == (4, 4)
+
+
 def test_the_command_line_keeps_one_folder(tmp_path, model_folder, monkeypatch):  # noqa: F811
     """Without hydra.run.dir, so that each process would name one of its own; the others print nothing."""
     fixed = [a for a in arguments(model_folder, "unused") if not a.startswith("hydra.run.dir")]
@@ -106,6 +114,8 @@ def test_what_several_processes_cannot_do_is_said(monkeypatch, tmp_path, model_f
         monkeypatch.setenv(name, value)
     code, _, err = run_main(monkeypatch, "-m", *arguments(model_folder, tmp_path), "keep_ratio=0.5,0.25")
     assert code == 1 and "2 processes" in err and len(err.splitlines()) == 1
+    with pytest.raises(PrunekitError, match="task=bench"):
+        tasks.run_bench({}, None)
     model = {"name": "mini", "device_map": "auto", "trust_remote_code": False, "revision": None}
     with pytest.raises(PrunekitError, match="device_map=auto"):
         tasks.load({"model": model})

@@ -16,6 +16,7 @@ from test_cli import arguments, model_folder, run_main  # noqa: F401  (a fixture
 import prunekit
 from prunekit.data import load
 from prunekit.data.pictures import Picture
+from prunekit.data.source import Examples
 from prunekit.errors import PrunekitError
 from prunekit.evaluation import rows
 from prunekit.evaluation.run import evaluate
@@ -143,6 +144,9 @@ def test_another_configuration_is_named(tmp_path, loaded):
         with pytest.raises(PrunekitError, match="another configuration") as caught:
             run(loaded, tmp_path, pruner=pruner, resume=True, **options)
         assert word in str(caught.value) and "\n" not in str(caught.value)
+    other = Examples(load("test", 4), "vqa")
+    with pytest.raises(PrunekitError, match="metric=None there, vqa here"):
+        run(loaded, tmp_path, other, resume=True)
     assert (tmp_path / "predictions.jsonl").read_bytes() == before and (tmp_path / "metrics.json").exists()
 
 

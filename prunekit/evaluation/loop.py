@@ -31,7 +31,7 @@ class Loop:
     Attributes:
         done: ids whose rows stand, by ``digest``.
         limits: how many examples go through the dense and the pruned model at a time.
-        head: usable examples of the first window, for what is measured once.
+        head: usable examples of the first window that has any, for what is measured once.
     """
 
     batcher: Batcher
@@ -46,23 +46,24 @@ class Loop:
     def run(self, walk: Walk, total: int | None, data: str) -> None:
         """Append a row for every example of the walk that has none."""
         cache = DenseCache(self.batcher.loaded.fingerprint, self.max_new_tokens)
+        window: list[Example] = []
+        faults: dict[str, RowError] = {}
         with ExitStack() as stack:
             self._file = stack.enter_context(rows.own_file(self.folder).open("ab"))
             self._bars = {side: stack.enter_context(_bar(side, total)) for side in self.limits}
-            for number, window in enumerate(walk.windows()):
+            for window in walk.windows():
                 todo = [e for e in window if digest(e.id) not in self.done]
                 for bar in self._bars.values():
                     bar.update(len(window) - len(todo))
                 faults = self._window(todo, cache)
-                if not number:
-                    self.head = [e for e in window if e.id not in faults]
-                    if not self.head:
-                        first = next(iter(faults.values()))
-                        raise PrunekitError(
-                            f"data '{data}': none of the first {len(window)} examples can be used: {first}"
-                        )
+                self.head = self.head or [e for e in window if e.id not in faults]
+                if not self.head and len(window) == walk.size:
+                    break  # not one of so many: the rest will be no better
                 if not walk.whole:
                     self.batcher.forget()
+        if not self.head and (ranks.is_first() or len(window) == walk.size):
+            why = next(iter(faults.values()))
+            raise PrunekitError(f"data '{data}': none of the first {len(walk.places)} examples is usable: {why}")
 
     def _window(self, examples: Sequence[Example], cache: DenseCache) -> dict[str, RowError]:
         """Rows of a window; the examples among them that cannot be used, with the reason."""

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 
 class Planned(NamedTuple):  # no dataclass: Hydra runs this file before Python knows it as a module, which those need
@@ -41,44 +43,52 @@ class RowSweeper(BasicSweeper):
     """Hydra's own sweeper, with rows. What the command line says comes after what a row says, and so has the last word;
     a row comes after the sweeper's ``params``."""
 
-    def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
-        """Batches of jobs, each job a list of overrides; called with the sweeper's ``params`` before all others."""
-        rows = self.config.get("rows")
-        if not rows:
-            raise HydraException("hydra/sweeper=rows needs rows={NAME: [override, ...], ...}")
-        rows = OmegaConf.to_container(rows, resolve=True)
-        count = len(self.params)
-        jobs = self._chosen(self._jobs(rows, overrides[:count], overrides[count:]))
+    def sweep(self, arguments: list[str]) -> Any:
+        """Plan the jobs, write the plan down, and hand them to the launcher in batches of ``max_batch_size``."""
+        assert self.config is not None and self.launcher is not None and self.hydra_context is not None
+        jobs = plan(self.config, self._parse_config(), arguments, self.hydra_context.config_loader)
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         write_plan(folder, jobs)
-        listed = [[*job.words, f"hydra.sweep.subdir={job.folder}"] for job in jobs]
-        return list(self.split_overrides_to_chunks(listed, max_batch_size))
+        OmegaConf.save(self.config, folder / "multirun.yaml")
+        words = [[*job.words, f"hydra.sweep.subdir={job.folder}"] for job in jobs]
+        returns: list[Any] = []
+        for batch in self.split_overrides_to_chunks(words, self.max_batch_size):
+            self.validate_batch_is_legal(batch)  # composes all once: a wrong word is found before anything runs
+            done = self.launcher.launch(batch, initial_job_idx=sum(map(len, returns)))
+            for job in done:
+                job.return_value  # noqa: B018 (raises what the job raised)
+            returns.append(done)
+        return returns
 
-    def _jobs(self, rows: Mapping[str, Any], params: list[Override], given: list[Override]) -> list[Planned]:
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        jobs: list[Planned] = []
-        for name, words in rows.items():
-            if words is None:  # a row that was taken out by rows.NAME=null
-                continue
-            if not isinstance(words, list):
-                raise HydraException(f"rows.{name} must be a list of overrides, not {words!r}")
-            jobs += expand(str(name), [*params, *parser.parse_overrides([str(w) for w in words]), *given])
-        if twice := {job.folder for job in jobs if [j.folder for j in jobs].count(job.folder) > 1}:
-            raise HydraException(f"rows: two jobs share the folder '{sorted(twice)[0]}'")
+
+def plan(config: DictConfig, params: list[str], arguments: list[str], loader: ConfigLoader) -> list[Planned]:
+    """The jobs of a configuration's ``rows``, those that ``table.rows`` names if it names any."""
+    rows: Any = OmegaConf.to_container(config.rows, resolve=True) if config.get("rows") else None
+    if not isinstance(rows, dict):
+        raise HydraException("hydra/sweeper=rows needs rows={NAME: [override, ...], ...}")
+    parser, jobs = OverridesParser.create(config_loader=loader), []
+    for name, words in rows.items():
+        if words is None:  # a row that was taken out by rows.NAME=null
+            continue
+        if not isinstance(words, list):
+            raise HydraException(f"rows.{name} must be a list of overrides, not {words!r}")
+        jobs += expand(str(name), parser.parse_overrides([*params, *map(str, words), *arguments]))
+    if twice := [folder for folder, count in Counter(job.folder for job in jobs).items() if count > 1]:
+        raise HydraException(f"rows: two jobs share the folder '{twice[0]}'")
+    return chosen(jobs, OmegaConf.select(config, "table.rows"))
+
+
+def chosen(jobs: list[Planned], wanted: Any) -> list[Planned]:
+    """The jobs of the rows named; all if it is None."""
+    from prunekit.errors import check_choice
+
+    if wanted is None:
         return jobs
-
-    def _chosen(self, jobs: list[Planned]) -> list[Planned]:
-        """The jobs of the rows that ``table.rows`` names; all if it is null."""
-        wanted = OmegaConf.select(self.config, "table.rows")
-        if wanted is None:
-            return jobs
-        from prunekit.errors import check_choice
-
-        wanted = [wanted] if isinstance(wanted, str) else list(wanted)
-        for name in wanted:
-            check_choice("row", name, dict.fromkeys(job.row for job in jobs))
-        return [job for job in jobs if job.row in wanted]
+    names = [wanted] if isinstance(wanted, str) else list(wanted)
+    for name in names:
+        check_choice("row", name, dict.fromkeys(job.row for job in jobs))
+    return [job for job in jobs if job.row in names]
 
 
 def expand(name: str, overrides: Sequence[Override]) -> list[Planned]:
@@ -104,8 +114,8 @@ def write_plan(folder: Path, jobs: Sequence[Planned]) -> None:
     """The jobs as planned, for whoever reads the sweep's folder."""
     from prunekit.jobs import PLAN, write_whole  # not at the top: Hydra imports this file in every program that uses it
 
-    plan = [{"folder": j.folder, "row": j.row, "values": j.values, "overrides": j.words} for j in jobs]
-    write_whole(folder / PLAN, json.dumps({"schema": 1, "jobs": plan}, indent=1) + "\n")
+    listed = [{"folder": j.folder, "row": j.row, "values": j.values, "overrides": j.words} for j in jobs]
+    write_whole(folder / PLAN, json.dumps({"schema": 1, "jobs": listed}, indent=1) + "\n")
 
 
 ConfigStore.instance().store(

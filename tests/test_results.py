@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import defaultdict
 
@@ -9,14 +10,13 @@ import numpy as np
 import pytest
 from test_cli import arguments, model_folder, run_main  # noqa: F401  (a fixture)
 
+from prunekit.evaluation.markdown import render
 from prunekit.evaluation.results import Settings, iou, judge, put_between, summarise
-
-SHARES = {0.5: "keep_ratio_0.5", 0.1: "keep_ratio_0.1"}
 
 
 def table(model_folder, folder, *more):  # noqa: F811
     return arguments(
-        model_folder, folder, "experiment=methods", "table.rows=[fastv,random]", "keep_ratio=0.5,0.1",
+        model_folder, folder, "experiment=methods", "table.rows=[fastv,random]", "keep_ratio=0.1",
         f"table.file={folder}/doc.md", "resume=true", *more,
     )  # fmt: skip
 
@@ -40,10 +40,10 @@ def test_figures_are_those_of_the_runs_and_finished_runs_are_read_again(monkeypa
     (folder / "doc.md").write_text(f"# Title\n\nbefore\n\n{begin}\nold\n{end}\n\nafter\n")
     code, out, err = run_main(monkeypatch, *table(model_folder, folder))
     assert code == 0, err
-    assert "8 of 8 jobs finished" in out
+    assert "4 of 4 jobs finished" in out
     # Some answers right, as an untrained model's are not: then the table must follow the files.
-    seeds = [folder / "random" / SHARES[0.1] / f"seed_{seed}" for seed in (0, 1, 2)]
-    places = {"fastv": folder / "fastv" / SHARES[0.1]}
+    seeds = [folder / "random" / f"seed_{seed}" for seed in (0, 1, 2)]
+    places = {"fastv": folder / "fastv"}
     for number, place in enumerate([*seeds, *places.values()]):
         made = rows(place)
         for i, row in enumerate(made):
@@ -51,23 +51,23 @@ def test_figures_are_those_of_the_runs_and_finished_runs_are_read_again(monkeypa
         (place / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
     code, out, err = run_main(monkeypatch, *table(model_folder, folder))
     assert code == 0, err
-    assert "pruned:" not in err and out.count("finished before") == 8  # nothing was run again
+    assert "pruned:" not in err and out.count("finished before") == 4  # nothing was run again
     results = json.loads((folder / "results.json").read_text())
-    cells = {(c["row"], c["section"]): c for c in results["cells"]}
-    assert len(cells) == 4 and results["examples"] == 14
+    cells = {c["row"]: c for c in results["cells"]}
+    assert len(cells) == 2 and results["examples"] == 14
     random = np.mean([by_task(place) for place in seeds])
     for name, place in places.items():
-        cell, right = cells[name, "keep_ratio 0.1"], by_task(place)
+        cell, right = cells[name], by_task(place)
         assert cell["accuracy"]["mean"] == pytest.approx(right)
         assert cell["change"]["mean"] == pytest.approx(right - by_task(place, "dense_correct"))
         assert cell["over_reference"]["mean"] == pytest.approx(right - random)
         assert cell["over_reference_ci"][0] <= cell["over_reference"]["mean"] <= cell["over_reference_ci"][1]
         assert cell["kept"] == round(0.1 * 144)
-    cell = cells["random", "keep_ratio 0.1"]
+    cell = cells["random"]
     assert cell["accuracy"]["mean"] == pytest.approx(random) and cell["seeds"] == 3
     document = (folder / "doc.md").read_text()
     assert document.startswith("# Title\n\nbefore\n\n") and document.endswith("\n\nafter\n") and "old" not in document
-    assert "| fastv |" in document and "### Keep 0.1" in document and "random (3 seeds)" in document
+    assert "| fastv |" in document and "random (3 seeds)" in document
 
 
 def test_a_method_that_the_model_refuses_is_named_in_the_table(monkeypatch, tmp_path, model_folder):  # noqa: F811
@@ -130,6 +130,23 @@ def test_claims_are_judged_by_paired_intervals(sweep):
     assert first["difference"] == pytest.approx(expected) and first["ci"][0] < expected < first["ci"][1]
     overlaps = {cell["row"]: cell["overlap"]["mean"] for cell in found["cells"]}
     assert overlaps == {"good": 1.0, "bad": pytest.approx(2 / 8), "like": 0.0}
+
+
+def test_what_is_swept_besides_makes_sections(tmp_path):
+    jobs = []
+    for number, (name, keep, seed) in enumerate(itertools.product(("a", "b"), ("0.5", "0.1"), ("0", "1"))):
+        right = np.arange(40) % (4 if keep == "0.5" else 2) > 0
+        jobs.append(made(tmp_path / str(number), name, right, values={"keep_ratio": keep, "seed": seed}))
+    (tmp_path / "sweep.json").write_text(json.dumps({"schema": 1, "jobs": jobs}))
+    for compact in (False, True):
+        settings = Settings(name="x", reference="a", compact=compact)
+        found = summarise(tmp_path, settings)
+        cells = [(c["row"], c["section"].removeprefix("keep_ratio "), c["seeds"]) for c in found["cells"]]
+        assert cells == [("a", "0.5", 2), ("a", "0.1", 2), ("b", "0.5", 2), ("b", "0.1", 2)]
+        assert all(cell["over_reference"]["mean"] == 0 for cell in found["cells"])
+        text = render(found, settings)
+        assert ("### Keep 0.1" in text) != compact and ("| keep 0.5 | keep 0.1 |" in text) == compact
+        assert "75.0 [" in text and "50.0 [" in text
 
 
 def test_claims_about_rows_that_are_not_there(sweep):

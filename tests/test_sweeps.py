@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import itertools
 import json
 import threading
@@ -12,7 +11,6 @@ import time
 import pytest
 import torch
 import yaml
-from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from safetensors.torch import save_file
 from test_cli import arguments, model_folder, run_main  # noqa: F401  (a fixture)
@@ -20,7 +18,6 @@ from test_cli import arguments, model_folder, run_main  # noqa: F401  (a fixture
 import prunekit
 from hydra_plugins.prunekit_rows import expand
 from prunekit import tasks
-from prunekit.cli import CONF
 from prunekit.evaluation import loop as evaluation
 from prunekit.evaluation.answers import DenseCache
 from prunekit.jobs import Job, difference, identity, unwritable
@@ -152,19 +149,6 @@ def test_a_failed_row_is_reported_and_the_others_go_on(monkeypatch, tmp_path, mo
     assert code == 1 and "1 of 2 jobs finished" in out
     assert err.strip().splitlines()[-1].startswith("failed: job deep: ") and "layer 99" in err
     assert (folder / "near" / "metrics.json").exists() and not (folder / "near" / "error.txt").exists()
-
-
-def test_two_workers_share_one_dense_run(monkeypatch, tmp_path, model_folder):  # noqa: F811
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    folder = tmp_path / "sweep"
-    words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "schedule=one_shot", "schedule.layer=2,99,3,4"]
-    code, out, err = run_main(monkeypatch, *sweep(model_folder, folder, *words))
-    assert code == 1 and "3 of 4 jobs finished" in out and "failed: job 1" in err and "layer 99" in err
-    for job in ("0", "2", "3"):
-        assert json.loads((folder / job / "metrics.json").read_text())["examples"] == 14
-    (cache,) = (tmp_path / "cache" / "dense").glob("*.jsonl")
-    answers = lines(cache)
-    assert len(answers) == len({key for key, _ in answers}) == 14  # nothing was computed twice
 
 
 def test_who_wants_the_same_dense_answers_waits(tmp_path, monkeypatch):
@@ -343,30 +327,6 @@ def test_a_sweep_whose_worker_dies_is_summed_up(monkeypatch, tmp_path, model_fol
     code, out, err = run_main(monkeypatch, *sweep(model_folder, folder, TWO))
     assert code == 1 and "1 of 3 jobs finished" in out and "Traceback" not in err
     assert "failed: job chance/seed_1: was not begun" in err and "a worker was killed" in err.splitlines()[-1]
-
-
-@pytest.mark.parametrize(
-    ("preset", "plugin", "target"),
-    [
-        ("slurm", "submitit", "SlurmLauncher"),
-        ("ray_cluster", "ray", "RayLauncher"),
-        ("joblib", "joblib", "JoblibLauncher"),
-    ],
-)
-def test_launcher_presets_compose(preset, plugin, target):
-    pytest.importorskip(f"hydra_plugins.hydra_{plugin}_launcher")
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", overrides=[f"hydra/launcher={preset}"], return_hydra_config=True)
-    assert config.hydra.launcher._target_.endswith(target)
-
-
-def test_a_launcher_that_is_not_installed(monkeypatch, tmp_path, model_folder):  # noqa: F811
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    words = ["hydra/launcher=ray_cluster", "keep_ratio=0.5,0.25"]
-    if importlib.util.find_spec("hydra_plugins.hydra_ray_launcher"):
-        pytest.skip("it is")
-    code, _, err = run_main(monkeypatch, *sweep(model_folder, tmp_path, *words))
-    assert code == 1 and "pip install hydra-ray-launcher" in err and len(err.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize("key", ["hydra.run.dir", "hydra.sweep.dir"])

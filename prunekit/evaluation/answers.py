@@ -118,11 +118,17 @@ class DenseCache:
         key = hashlib.sha256(f"3 {fingerprint} {max_new_tokens}".encode()).hexdigest()[:24]
         self.path = cache_folder() / "dense" / f"{key}.jsonl"
         self._answers: dict[str, str] = {}
+        self._end = 0  # of what has been read
         self._read()
 
     def _read(self) -> None:
-        with suppress(OSError):
-            for line in self.path.read_text(errors="replace").splitlines():
+        """Take in the lines that the file has gained."""
+        with suppress(OSError), self.path.open("rb") as file:
+            file.seek(self._end)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break  # another process is writing it
+                self._end += len(line)
                 with suppress(ValueError, TypeError):  # a line cut short by an interruption counts as absent
                     example, answer = json.loads(line)
                     self._answers[example] = answer
@@ -141,6 +147,8 @@ class DenseCache:
             yield
         finally:
             lock.release()
+            with suppress(OSError):  # who waits for it has it open, and reads what stands there now
+                Path(lock.lock_file).unlink()
 
     def get(self, example: Example) -> str | None:
         """The kept answer, None if there is none. Raises RowError for an example that cannot be used."""

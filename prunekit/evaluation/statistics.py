@@ -9,7 +9,7 @@ import numpy as np
 
 RESAMPLES = 2000
 LEVEL = 0.95
-BLOCK = 2**24
+BLOCK = 2**21
 """Numbers of resampling weights held at a time."""
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- sparse_finetune:begin -->", "<!-- sparse_finetune:end -->"
 COLUMNS = (
     "accuracy",
     "against no training",
@@ -15,6 +14,7 @@ COLUMNS = (
     "attention on what stays",
     "on the image",
     "entropy",
+    "Hoyer",
     "minutes",
 )
 
@@ -37,7 +37,12 @@ def _line(row: dict[str, Any]) -> str:
     numbers, spread = row["numbers"], row["spread"]
     shown = [_interval(numbers, name) for name in ("accuracy", "gain", "over_dense_training", "change")]
     shown.append(f"{100 * numbers['own_dense']:.1f}")
-    shown += [f"{100 * spread['on_kept']:.1f} %", f"{100 * spread['l1']:.1f} %", f"{spread['entropy']:.3f}"]
+    shown += [
+        f"{100 * spread['on_kept']:.1f} %",
+        f"{100 * spread['l1']:.1f} %",
+        f"{spread['entropy']:.3f}",
+        f"{spread['hoyer']:.3f}",
+    ]
     shown.append("–" if row["seconds"] is None else f"{row['seconds'] / 60:.1f}")
     return f"| {row['variant']['label']} | {' | '.join(shown)} |"
 
@@ -50,8 +55,9 @@ def _interval(numbers: dict[str, Any], name: str) -> str:
     return f"{100 * numbers[name]:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
 
 
-def write_between(path: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
-    """Replace what stands between two marks of a file; without them it goes to the end."""
+def write_between(path: Path, text: str, name: str) -> None:
+    """Replace what stands between the marks of a ``name`` in a file; without them it goes to the end."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     old = path.read_text() if path.exists() else ""
     before, found, rest = old.partition(begin)
     after = rest.partition(end)[2] if found else ""

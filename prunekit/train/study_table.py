@@ -26,7 +26,8 @@ def render(results: dict[str, Any]) -> str:
     lines = [
         f"{results['examples']} questions of `{results['data']}`; {train['max_steps']} steps of {train['batch_size']} "
         f"questions, keep ratio drawn from {train['keep_random']} in each, penalty `{train['penalty']}` unless a row "
-        "names another. Accuracies in percent, means over tasks; brackets are 95 % bootstrap intervals over images, changes paired.",
+        "names another. Accuracies in percent, means over tasks; brackets are 95 % bootstrap intervals over images, "
+        "changes paired.",
     ]
     shown = [column for column in COLUMNS if any(_cells(row)[column] != NONE for row in results["rows"])]
     for keep in dict.fromkeys(row["keep"] for row in results["rows"]):

@@ -149,6 +149,16 @@ def test_a_resumed_run_has_the_losses_of_one_without_interruption(tmp_path, kind
     assert len({row["keep_ratio"] for row in whole}) > 1
 
 
+def test_where_lora_starts_is_the_seeds(tmp_path):
+    found = []
+    for number, seed in enumerate((0, 0, 1)):
+        made = tiny()
+        torch.manual_seed(number)  # whatever has been drawn before
+        found.append(TrainedModel(made.model, pruner(), settings("lora"), seed).trained())
+    first, same, other = (torch.cat([p.flatten() for p in parts.values()]) for parts in found)
+    assert torch.equal(first, same) and not torch.equal(first, other)
+
+
 def test_only_the_fusion_trains_and_comes_back(tmp_path):
     made = tiny()
     before = {name: p.clone() for name, p in made.model.state_dict().items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from prunekit.components.compressors import TrainedCompressor
@@ -27,7 +28,9 @@ def with_learned_fusion(pruner: Pruner, kind: str) -> Pruner:
     return pruner
 
 
-def open_parts(model: nn.Module, pruner: Pruner, settings: Settings) -> tuple[nn.Module, nn.ParameterDict, nn.Module]:
+def open_parts(
+    model: nn.Module, pruner: Pruner, settings: Settings, seed: int = 0
+) -> tuple[nn.Module, nn.ParameterDict, nn.Module]:
     """Freeze ``model`` but for what trains: the model (wrapped by PEFT for LoRA), the pruner's own parameters, and its
     module (a compressor's, or an empty one).
 
@@ -42,7 +45,9 @@ def open_parts(model: nn.Module, pruner: Pruner, settings: Settings) -> tuple[nn
             raise PrunekitError(f"train=projector: '{family.model_type}' has no module between encoder and decoder")
         projector.requires_grad_(True)
     if kind == "lora":
-        model = add_lora(model, settings)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = add_lora(model, settings)
     if kind == "compressor":
         if not isinstance(pruner.reducer, TrainedCompressor):
             name = pruner.reducer.registered_name

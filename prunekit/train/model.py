@@ -44,7 +44,7 @@ class TrainedModel(nn.Module):
         super().__init__()
         self.settings, self.pruner = settings, pruner
         pruner = copy.copy(pruner)
-        self.model, self.own, self.module = open_parts(model, pruner, settings)
+        self.model, self.own, self.module = open_parts(model, pruner, settings, seed)
         self.keep = make_keep(pruner, settings, seed)
         self.gate: SigmoidGate | None = None
         if settings.gate == NO_GATE or settings.kind == "compressor":

@@ -110,7 +110,7 @@ def write(config: dict[str, Any], folder: Path, found: list[Found], examples: li
     text = render(results)
     (folder / "study.md").write_text(text)
     if study["file"] is not None:
-        write_between(Path(study["file"]), text)
+        write_between(Path(study["file"]), text, study["marks"])
 
 
 def trained(variant: Variant, config: dict[str, Any], folder: Path) -> tuple[LoadedModel, str | None, float | None]:

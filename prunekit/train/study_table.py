@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- sparse_finetune:begin -->", "<!-- sparse_finetune:end -->"
+NONE = "–"
 COLUMNS = (
     "accuracy",
     "against no training",
@@ -15,6 +15,7 @@ COLUMNS = (
     "attention on what stays",
     "on the image",
     "entropy",
+    "Hoyer",
     "minutes",
 )
 
@@ -24,34 +25,40 @@ def render(results: dict[str, Any]) -> str:
     train = results["train"]
     lines = [
         f"{results['examples']} questions of `{results['data']}`; {train['max_steps']} steps of {train['batch_size']} "
-        f"questions, keep ratio drawn from {results['train']['keep_random']} in each, penalty `{train['penalty']}`. "
-        "Accuracies in percent, means over tasks; brackets are 95 % bootstrap intervals over images, changes paired.",
+        f"questions, keep ratio drawn from {train['keep_random']} in each, penalty `{train['penalty']}` unless a row "
+        "names another. Accuracies in percent, means over tasks; brackets are 95 % bootstrap intervals over images, "
+        "changes paired.",
     ]
+    shown = [column for column in COLUMNS if any(_cells(row)[column] != NONE for row in results["rows"])]
     for keep in dict.fromkeys(row["keep"] for row in results["rows"]):
-        lines += ["", f"#### Keep {keep:g}", "", f"| | {' | '.join(COLUMNS)} |", "|---|" + "--:|" * len(COLUMNS)]
-        lines += [_line(row) for row in results["rows"] if row["keep"] == keep]
+        lines += ["", f"#### Keep {keep:g}", "", f"| | {' | '.join(shown)} |", "|---|" + "--:|" * len(shown)]
+        for row in (row for row in results["rows"] if row["keep"] == keep):
+            cells = _cells(row)
+            lines.append(f"| {row['variant']['label']} | {' | '.join(cells[column] for column in shown)} |")
     return "\n".join(lines) + "\n"
 
 
-def _line(row: dict[str, Any]) -> str:
+def _cells(row: dict[str, Any]) -> dict[str, str]:
     numbers, spread = row["numbers"], row["spread"]
     shown = [_interval(numbers, name) for name in ("accuracy", "gain", "over_dense_training", "change")]
     shown.append(f"{100 * numbers['own_dense']:.1f}")
-    shown += [f"{100 * spread['on_kept']:.1f} %", f"{100 * spread['l1']:.1f} %", f"{spread['entropy']:.3f}"]
-    shown.append("–" if row["seconds"] is None else f"{row['seconds'] / 60:.1f}")
-    return f"| {row['variant']['label']} | {' | '.join(shown)} |"
+    shown += [f"{100 * spread[name]:.1f} %" for name in ("on_kept", "l1")]
+    shown += [f"{spread[name]:.3f}" for name in ("entropy", "hoyer")]
+    shown.append(NONE if row["seconds"] is None else f"{row['seconds'] / 60:.1f}")
+    return dict(zip(COLUMNS, shown, strict=True))
 
 
 def _interval(numbers: dict[str, Any], name: str) -> str:
     if name not in numbers:
-        return "–"
+        return NONE
     sign = "" if name == "accuracy" else "+"
     low, high = numbers[f"{name}_ci"]
     return f"{100 * numbers[name]:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
 
 
-def write_between(path: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
-    """Replace what stands between two marks of a file; without them it goes to the end."""
+def write_between(path: Path, text: str, name: str) -> None:
+    """Replace what stands between the marks of a ``name`` in a file; without them it goes to the end."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     old = path.read_text() if path.exists() else ""
     before, found, rest = old.partition(begin)
     after = rest.partition(end)[2] if found else ""

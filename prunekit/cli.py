@@ -212,6 +212,7 @@ def check_choices(arguments: list[str]) -> None:
 def run_all() -> None:
     """The job, or the sweep; one that is cut short because a worker's process died is summed up as far as it got."""
     _unfinished_sweeps.clear()
+    _errors.clear()
     try:
         run()
     except Exception:

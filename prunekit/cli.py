@@ -237,6 +237,8 @@ def aside(arguments: list[str]) -> list[str]:
 
 def run_all() -> None:
     """The job, or the sweep; one that is cut short because a worker's process died is summed up as far as it got."""
+    _unfinished_sweeps.clear()
+    _errors.clear()
     try:
         run()
     except Exception:

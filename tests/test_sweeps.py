@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 import threading
 import time
 
@@ -13,7 +14,7 @@ import torch
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from safetensors.torch import save_file
-from test_cli import arguments, model_folder, run_main  # noqa: F401  (a fixture)
+from test_cli import ROOT, arguments, model_folder, run_main  # noqa: F401  (a fixture)
 
 import prunekit
 from hydra_plugins.prunekit_rows import expand
@@ -131,6 +132,19 @@ def test_rows_share_model_images_and_dense_run_and_resume(monkeypatch, tmp_path,
 
     code, _, err = run_main(monkeypatch, *command, "keep_ratio=0.25")
     assert code == 1 and err.count("another configuration (keep_ratio: None there, 0.25 here)") >= 3
+
+
+def test_the_rows_of_the_docs(monkeypatch, tmp_path, model_folder):  # noqa: F811
+    """A preset in a folder of the user's own; the command line has the last word."""
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "sweeps.md").read_text(), flags=re.DOTALL)
+    (tmp_path / "my" / "experiment").mkdir(parents=True)
+    preset = text.replace("[scorer=mine, scorer.alpha=3]", "[scorer=visual]")
+    (tmp_path / "my" / "experiment" / "mine.yaml").write_text(preset)
+    given = ["--config-dir", str(tmp_path / "my"), *arguments(model_folder, tmp_path / "run", "experiment=mine")]
+    code, out, err = run_main(monkeypatch, *given, "table.rows=[mine,fastv]", "keep_ratio=0.25,0.1")
+    assert code == 0, err
+    assert "4 of 4 jobs finished" in out and "### Keep 0.1" in out and "| mine |" in out and "| fastv |" in out
+    assert (tmp_path / "run" / "mine" / "keep_ratio_0.25" / "metrics.json").exists()
 
 
 def test_a_killed_job_has_said_so_beforehand(monkeypatch, tmp_path, model_folder):  # noqa: F811

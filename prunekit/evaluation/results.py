@@ -159,9 +159,10 @@ def summarise(sweep: Path, settings: Settings) -> dict[str, Any]:
 
 
 def common(found: Sequence[Found]) -> list[Any]:
-    """The examples that all finished runs have answered, in the order of the first."""
+    """The examples that all finished runs have answered, by id: so that the bootstrap draws the same images whatever
+    order they were answered in."""
     runs = [rows for entry in found for _, rows in entry.runs]
-    ids = [name for name in runs[0] if all(name in rows for rows in runs)]
+    ids = sorted(name for name in runs[0] if all(name in rows for rows in runs))
     if not ids:
         raise PrunekitError("table: the runs have no example in common")
     return [Asked(name, runs[0][name].get("image_id", name), runs[0][name]["task"]) for name in ids]

@@ -50,7 +50,12 @@ def test_two_processes_find_what_one_does(tmp_path, loaded):  # noqa: F811
     assert split == [14, 12]
     found = [json.loads((shares / f"found{n}.json").read_text()) for n in (0, 1)]
     assert found[0] == found[1] and len(found[0][1]) == COUNT - 1
-    assert sorted(p.name for p in (tmp_path / "two").iterdir()) == ["kept.npz", "metrics.json", "predictions.jsonl", "run.json"]
+    assert sorted(p.name for p in (tmp_path / "two").iterdir()) == [
+        "kept.npz",
+        "metrics.json",
+        "predictions.jsonl",
+        "run.json",
+    ]
 
 
 def test_killed_processes_are_gone_on_with_by_another_number_of_them(tmp_path, loaded):  # noqa: F811

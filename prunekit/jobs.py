@@ -26,7 +26,10 @@ PLAN = "sweep.json"
 ERROR = "error.txt"
 """In the folder of a sweep's job that has no result: its overrides and why, one line."""
 
-NO_MATTER = ("resume", "logger", "table", "rows", "runs", "bench", "shape", "batch_size", "device", "objective")
+NO_MATTER = (
+    *("resume", "logger", "table", "rows", "runs", "report", "bench", "shape", "batch_size", "device", "objective"),
+    *("train", "study"),
+)
 """Parts of a configuration that a run may be resumed without: they do not change what is answered."""
 
 
@@ -38,7 +41,8 @@ class Job:
     identity: dict[str, Any]
 
     def finished(self) -> dict[str, Any] | None:
-        """The metrics of a finished run of the same configuration, None if there is no run or it is not finished.
+        """The metrics of a finished run of the same configuration, None if there is no run or it is not finished. A run
+        of another ``data.limit`` is not finished: its predictions stand, and others join them.
 
         Raises:
             PrunekitError: if the folder holds a run of another configuration.
@@ -46,9 +50,11 @@ class Job:
         record = _read(self.folder / RECORD)
         if not isinstance(record, dict) or "identity" not in record:
             return None
-        if (change := difference(record["identity"], self.identity)) is not None:
+        there, here = (_without_limit(found) for found in (record["identity"], self.identity))
+        if (change := difference(there, here)) is not None:
             raise PrunekitError(f"resume: '{self.folder}' holds a run of another configuration ({change})")
-        metrics = _read(self.folder / "metrics.json") if record.get("finished") else None
+        whole = record.get("finished") and record["identity"] == self.identity
+        metrics = _read(self.folder / "metrics.json") if whole else None
         return metrics if metrics and _lines(self.folder / "predictions.jsonl") >= metrics["examples"] else None
 
     def write(self, finished: bool) -> None:
@@ -61,12 +67,21 @@ class Job:
         )
 
 
+def _without_limit(identity: dict[str, Any]) -> dict[str, Any]:
+    data = identity.get("data")
+    return identity if not isinstance(data, dict) else {**identity, "data": {**data, "limit": None}}
+
+
 def identity(config: dict[str, Any], components: Iterable[object] = ()) -> dict[str, Any]:
     """What a run is of: its configuration as far as it matters, the content of a model's files (a hub's model is known
     by name and revision), of the method files that ``components`` come from, and of their weights: a file that was
     edited makes another run. Nothing is loaded for it."""
     matters = {key: value for key, value in config.items() if key not in NO_MATTER}
     matters["model"] = {**matters["model"], "content": source_digest(str(config["model"]["name"]))}
+    if (adapter := matters["model"].get("adapter")) is not None:
+        from prunekit.train.artifacts import digest
+
+        matters["model"]["adapter_content"] = digest(adapter)
     parts = list(components)
     modules = {type(part).__module__ for part in parts}
     files = [Path(str(sys.modules[name].__file__)) for name in modules if name.startswith(METHOD_MODULES)]

@@ -33,7 +33,7 @@ class Example:
     history: tuple[tuple[str, str], ...] = ()  # earlier questions about the image, with their answers
     others: tuple[str, ...] = ()  # ids of further images shown with it
     place: int = 0  # of image_id among the images shown
-    error: str = ""  # why the row it was read from cannot be used, naming file and row
+    error: str = field(default="", repr=False)  # why the row it was read from cannot be used, naming file and row
     pictures: tuple[Picture, ...] = field(default=(), repr=False, compare=False)  # of data that are not embedded
 
     def image(self) -> Image.Image:

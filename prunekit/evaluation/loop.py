@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,40 @@ from prunekit.pruner import Pruner
 
 Score = Callable[[str, Example], float]
 """What a prediction is worth, in [0, 1]."""
+
+
+class Bars:
+    """Progress of the dense and the pruned side: a bar appears when its side has something to compute, and ends when
+    that is all done. Only the first of several processes shows any."""
+
+    def __init__(self, total: int | None) -> None:
+        self._total, self._done = total, Counter[str]()
+        self._bars: dict[str, tqdm] = {}
+
+    def show(self, side: str) -> None:
+        """Show a side's bar, from where the side stands."""
+        if side not in self._bars:
+            self._bars[side] = tqdm(
+                total=self._total,
+                initial=self._done[side],
+                desc=f"{side:6}",
+                unit="ex",
+                dynamic_ncols=True,
+                disable=not ranks.is_first(),
+            )
+
+    def advance(self, side: str, count: int) -> None:
+        """So many examples more are done."""
+        self._done[side] += count
+        if (bar := self._bars.get(side)) is not None:
+            bar.update(count)
+            if self._done[side] == self._total:
+                bar.close()
+
+    def close(self) -> None:
+        """End all bars."""
+        for bar in self._bars.values():
+            bar.close()
 
 
 @dataclass
@@ -50,11 +85,11 @@ class Loop:
         faults: dict[str, RowError] = {}
         with ExitStack() as stack:
             self._file = stack.enter_context(rows.own_file(self.folder).open("ab"))
-            self._bars = {side: stack.enter_context(_bar(side, total)) for side in self.limits}
+            self._bars = stack.enter_context(closing(Bars(total)))
             for window in walk.windows():
                 todo = [e for e in window if digest(e.id) not in self.done]
-                for bar in self._bars.values():
-                    bar.update(len(window) - len(todo))
+                for side in self.limits:
+                    self._bars.advance(side, len(window) - len(todo))
                 faults = self._window(todo, cache)
                 self.head = self.head or [e for e in window if e.id not in faults]
                 if not self.head and len(window) == walk.size:
@@ -69,7 +104,7 @@ class Loop:
         """Rows of a window; the examples among them that cannot be used, with the reason."""
         faults = {e.id: RowError(e.error) for e in examples if e.error}
         usable = [e for e in examples if not e.error]
-        self._bars["dense"].update(len(faults))
+        self._bars.advance("dense", len(faults))
         for example in usable if self.pruner.scorer.uses_regions else ():
             with suppress(RowError):  # what the data does not know is said before any work is done
                 regions_for(self.pruner, [example])
@@ -82,19 +117,19 @@ class Loop:
         for example in examples:
             if example.id in faults:
                 rows.append(self._file, {**_asked(example), "error": str(faults[example.id])})
-        self._bars["pruned"].update(len(examples) - len(dense))
+        self._bars.advance("pruned", len(examples) - len(dense))
         return faults
 
     def _dense(self, examples: Sequence[Example], cache: DenseCache, faults: dict[str, RowError]) -> dict[str, str]:
         """Dense answers by id: kept ones, and the others made now."""
         found, missing = _kept(examples, cache, faults)
-        self._bars["dense"].update(len(examples) - len(missing))
+        self._bars.advance("dense", len(examples) - len(missing))
         if not missing:
             return found
         with cache.computing(missing):
             meanwhile, missing = _kept(missing, cache, faults)
             found |= meanwhile
-            self._bars["dense"].update(len(meanwhile))
+            self._bars.advance("dense", len(meanwhile))
             for example, answer in self._answers("dense", missing):
                 if isinstance(answer, RowError):
                     faults[example.id] = answer
@@ -104,13 +139,15 @@ class Loop:
         return found
 
     def _answers(self, side: str, examples: Sequence[Example]) -> Any:
+        if examples:
+            self._bars.show(side)
         return answer_all(
             self.batcher,
             examples,
             self.pruner if side == "pruned" else None,
             limit=self.limits[side],
             max_new_tokens=self.max_new_tokens,
-            progress=self._bars[side].update,
+            progress=lambda count: self._bars.advance(side, count),
         )
 
     def _row(self, example: Example, answer: Answer, dense: str) -> dict[str, Any]:
@@ -159,7 +196,3 @@ def _asked(example: Example) -> dict[str, Any]:
 def _plain(value: float) -> float | bool:
     """Right or wrong as such, what lies between as it is."""
     return bool(value) if value in (0, 1) else value
-
-
-def _bar(side: str, total: int | None) -> tqdm:
-    return tqdm(total=total, desc=f"{side:6}", unit="ex", dynamic_ncols=True, disable=not ranks.is_first())

@@ -7,7 +7,6 @@ takes sweepers from the namespace package ``hydra_plugins`` alone: that is why t
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -112,10 +111,11 @@ def expand(name: str, overrides: Sequence[Override]) -> list[Planned]:
 
 def write_plan(folder: Path, jobs: Sequence[Planned]) -> None:
     """The jobs as planned, for whoever reads the sweep's folder."""
-    from prunekit.jobs import PLAN, write_whole  # not at the top: Hydra imports this file in every program that uses it
+    from prunekit.files import write_json
+    from prunekit.jobs import PLAN  # not at the top: Hydra imports this file in every program that uses it
 
     listed = [{"folder": j.folder, "row": j.row, "values": j.values, "overrides": j.words} for j in jobs]
-    write_whole(folder / PLAN, json.dumps({"schema": 1, "jobs": listed}, indent=1) + "\n")
+    write_json(folder / PLAN, {"schema": 1, "jobs": listed})
 
 
 ConfigStore.instance().store(

@@ -79,6 +79,8 @@ class SweepSummary(Callback):
 
 def check_sweep(config: DictConfig) -> None:
     """What can be said of a sweep before its first job."""
+    if ranks.world() > 1:
+        raise PrunekitError(f"a sweep: {ranks.world()} processes share one run; give its jobs to a launcher instead")
     settings = table_settings(config)
     if settings.file is not None and (reason := unwritable(Path(settings.file))):
         raise PrunekitError(f"table.file={settings.file} cannot be written: {reason}")
@@ -225,8 +227,6 @@ def check_choices(arguments: list[str]) -> None:
 
 def aside(arguments: list[str]) -> list[str]:
     """Of several processes that share a run the first prints and leaves Hydra's files; the others' go nowhere."""
-    if ranks.world() > 1 and any(a in ("-m", "--multirun") for a in arguments):
-        raise PrunekitError(f"-m: {ranks.world()} processes share one run; give a sweep's jobs to a launcher instead")
     if ranks.is_first():
         return arguments
     folder = tempfile.mkdtemp(prefix="prunekit-")

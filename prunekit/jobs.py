@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunekit import ranks
 from prunekit.errors import PrunekitError
+from prunekit.files import write_json
 from prunekit.models import source_digest
 from prunekit.registry import METHOD_MODULES
 
@@ -59,12 +59,8 @@ class Job:
 
     def write(self, finished: bool) -> None:
         """Say what the run is of, before it begins and when it is finished."""
-        if not ranks.is_first():
-            return
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(
-            self.folder / RECORD, json.dumps({"identity": self.identity, "finished": finished}, indent=1) + "\n"
-        )
+        write_json(self.folder / RECORD, {"identity": self.identity, "finished": finished})
 
 
 def _without_limit(identity: dict[str, Any]) -> dict[str, Any]:
@@ -147,13 +143,6 @@ def unwritable(path: Path) -> str | None:
     if there != path and not there.is_dir():
         return f"'{there}' is no folder"
     return None if os.access(there, os.W_OK) else f"no permission to write '{there}'"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all, under a name of its own until it is whole: several processes may try."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text)
-    part.replace(path)
 
 
 def _lines(path: Path) -> int:

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from prunekit import ranks
+from prunekit.data.rows import parse_prompt
 from prunekit.errors import PrunekitError, UnknownNameError, check_choice
 from prunekit.model_errors import loading_failed, missing_parts, not_found
 from prunekit.network import offline
-from prunekit.prompts import parse_prompt
+from prunekit.prompts import PLACEHOLDERS, SUGGESTION
 
 EMBEDDED = {"mini": Path(__file__).parent / "assets" / "mini"}
 """Models that ship with the package, by name."""
@@ -97,7 +98,8 @@ def load_model(
 
     hf_logging.disable_progress_bar()
     place = resolve_device(device)
-    number, asked = resolve_dtype(dtype, place), parse_prompt(prompt)
+    number = resolve_dtype(dtype, place)
+    asked = parse_prompt(prompt, "model.prompt", PLACEHOLDERS, SUGGESTION)
     check_attn(attn)
     source = str(EMBEDDED.get(name, name))
     if wrong := missing_parts(source):

@@ -7,26 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from prunekit.data.example import Example
-from prunekit.errors import PrunekitError, check_choice
+from prunekit.errors import PrunekitError
 
 if TYPE_CHECKING:
     from prunekit.models import LoadedModel
 
 PLACEHOLDERS = ("images", "question")
 SUGGESTION = r"""model.prompt='"USER: {images}\n{question} ASSISTANT:"'"""
-
-
-def parse_prompt(prompt: Any) -> str | None:
-    """``model.prompt`` with its placeholders checked; ``\\n`` as typed on a command line is a line break."""
-    if prompt is None:
-        return None
-    if not isinstance(prompt, str):
-        raise PrunekitError(f"model.prompt must be a text like {SUGGESTION}, not {prompt!r}")
-    for name in re.findall(r"\{(\w*)\}", prompt):
-        check_choice("placeholder of model.prompt", name, PLACEHOLDERS)
-    if "{question}" not in prompt:
-        raise PrunekitError(f"model.prompt has no {{question}}: '{prompt}'")
-    return prompt.replace("\\n", "\n")
 
 
 def prompt_for(loaded: LoadedModel, example: Example) -> str:

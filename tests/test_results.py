@@ -11,7 +11,9 @@ import pytest
 from test_cli import arguments, model_folder, run_main  # noqa: F401  (a fixture)
 
 from prunekit.evaluation.markdown import render
-from prunekit.evaluation.results import Settings, iou, judge, put_between, summarise
+from prunekit.evaluation.results import Settings, judge, summarise
+from prunekit.evaluation.statistics import iou
+from prunekit.files import put_between
 
 
 def table(model_folder, folder, *more):  # noqa: F811

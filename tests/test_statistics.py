@@ -18,7 +18,6 @@ from prunekit.evaluation.statistics import (
     holm,
     interval,
     intervals,
-    is_correct,
     over_seeds,
     p_value,
     seed_interval,
@@ -27,11 +26,6 @@ from prunekit.evaluation.statistics import (
 
 def examples(images, tasks=("a", "b")):
     return [SimpleNamespace(image_id=str(i), task=t, answers=("Cat",)) for i in range(images) for t in tasks]
-
-
-def test_answers_match_after_strip_and_lower():
-    one = SimpleNamespace(answers=("Cat", "kitten"))
-    assert is_correct(one, "  cat\n") and is_correct(one, "Kitten") and not is_correct(one, "cats")
 
 
 def test_mean_is_over_tasks():

@@ -322,6 +322,14 @@ def test_rows_without_their_sweeper(monkeypatch, tmp_path, model_folder):  # noq
     assert code == 1 and "hydra/sweeper=rows" in err and len(err.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("words", [["-m", "keep_ratio=0.5,0.25"], ["experiment=ablation"]])
+def test_a_sweep_is_not_shared_by_processes(monkeypatch, tmp_path, words):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    code, _, err = run_main(monkeypatch, *words, f"hydra.sweep.dir={tmp_path}")
+    assert code == 1 and "2 processes share one run" in err and len(err.strip().splitlines()) == 1
+
+
 def test_presets_of_rows_are_not_swept_together(monkeypatch, tmp_path, model_folder):  # noqa: F811
     code, _, err = run_main(monkeypatch, *sweep(model_folder, tmp_path, "experiment=layer_selection,ablation"))
     assert code == 1 and "experiment=ablation is a sweep of its own" in err and len(err.strip().splitlines()) == 1

@@ -329,7 +329,7 @@ def test_weights_that_are_not_finite_are_never_stored(tmp_path, monkeypatch):
 
 def test_a_folder_of_another_configuration_is_not_resumed(tmp_path):
     run(tmp_path)
-    with pytest.raises(ValueError, match=r"another configuration: train\.sparsity is 0\.0 there, 0\.5 here"):
+    with pytest.raises(ValueError, match=r"another configuration \(train\.sparsity: 0\.0 there, 0\.5 here\)"):
         run(tmp_path, resume=True, sparsity=0.5)
     with pytest.raises(ValueError, match="resume=true goes on"):
         run(tmp_path)

@@ -74,7 +74,7 @@ def test_a_lora_run_is_evaluated_by_its_folder(monkeypatch, tmp_path, folder_of_
 @pytest.mark.parametrize("what", ["fusion", "lora"])
 def test_two_processes_are_one_with_twice_the_batch(monkeypatch, tmp_path, folder_of_a_model, what):
     """``--multi_gpu`` is accelerate's word for several local processes; without GPUs they talk through gloo."""
-    shared = [f"train={what}", "train.evaluate=false", "train.sparsity=0.2", "train.keep_random=[0.1,0.5]"]
+    shared = [f"train={what}", f"train.evaluate={what == 'lora'}", "train.sparsity=0.2", "train.keep_random=[0.1,0.5]"]
     two = options(folder_of_a_model, tmp_path / "two", *shared, "train.batch_size=2")
     launch = [
         sys.executable,
@@ -100,6 +100,9 @@ def test_two_processes_are_one_with_twice_the_batch(monkeypatch, tmp_path, folde
     assert ours.keys() == theirs.keys()
     assert all(torch.allclose(ours[name], theirs[name], atol=2e-5) for name in ours)
     journals = [(tmp_path / name / "training.jsonl").read_text().splitlines() for name in ("one", "two")]
+    if what == "lora":  # both processes evaluate what has been trained
+        told = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
+        assert told[0]["examples"] == told[1]["examples"] == 14
     for a, b in zip(*(map(json.loads, lines) for lines in journals), strict=True):
         for name in ("loss", "lm_loss", "sparsity", "keep_ratio", "epoch"):
             assert a[name] == pytest.approx(b[name], rel=1e-4), name
@@ -184,6 +187,8 @@ def test_the_study_writes_its_table_and_goes_on_where_it_stopped(monkeypatch, tm
     code, _, err = run_main(monkeypatch, *fixed, *sizes, *more, "resume=true")
     assert code == 0, err
     assert (run / "lora-0.5" / "training.jsonl").stat().st_mtime_ns == stamp and page.read_text() == text
+    code, _, err = run_main(monkeypatch, *fixed, *sizes, *more, "resume=true", "train.learning_rate=0.5")
+    assert code == 1 and "another configuration (train.learning_rate" in err
     code, _, err = run_main(monkeypatch, *fixed, *sizes, *more, "resume=true", "study.skip=[lorra]")
     assert code == 1 and "Unknown study.skip 'lorra'" in err
     code, _, err = run_main(monkeypatch, "task=study", f"hydra.run.dir={tmp_path / 'bare'}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,19 @@ CHOICE_PROMPT = "{context}{question}\n{options}\nAnswer with the option's letter
 PLAIN_PROMPT = "{context}{question}"
 
 
-def parse_prompt(prompt: Any) -> str | None:
-    """A prompt's text, its placeholders checked; ``\\n`` as typed on a command line is a line break."""
+def parse_prompt(
+    prompt: Any, option: str = "data.prompt", placeholders: Sequence[str] = PLACEHOLDERS, like: str = ""
+) -> str | None:
+    """A prompt's text, its placeholders checked; ``\\n`` as typed on a command line is a line break. Errors name the
+    ``option``, and show what one looks ``like``."""
     if prompt is None:
         return None
     if not isinstance(prompt, str):
-        raise PrunekitError(f"data.prompt must be a text, not {prompt!r}")
+        raise PrunekitError(f"{option} must be a text{like and f' like {like}'}, not {prompt!r}")
     for name in re.findall(r"\{(\w*)\}", prompt):
-        check_choice("placeholder of data.prompt", name, PLACEHOLDERS)
+        check_choice(f"placeholder of {option}", name, placeholders)
     if "{question}" not in prompt:
-        raise PrunekitError(f"data.prompt has no {{question}}: '{prompt}'")
+        raise PrunekitError(f"{option} has no {{question}}: '{prompt}'")
     return prompt.replace("\\n", "\n")
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from prunekit.errors import PrunekitError, UnknownNameError, check_choice
-from prunekit.evaluation.statistics import accuracies, intervals
-from prunekit.jobs import Outcome, outcomes, write_whole
+from prunekit.evaluation.statistics import accuracies, intervals, iou
+from prunekit.files import put_between, write_json, write_whole
+from prunekit.jobs import Outcome, outcomes
 
 COSTS = ("flops_ratio", "flops_ratio_with_vision", "kv_ratio", "prefill_ratio")
 ORDERS = ("rows", "accuracy")
@@ -86,12 +87,6 @@ class Found:
         return np.mean(
             [[iou(rows[e.id]["kept"], against[e.id]["kept"]) for e in examples] for _, rows in self.runs], axis=0
         )
-
-
-def iou(one: Sequence[int], two: Sequence[int]) -> float:
-    """Intersection over union of two sets of token indices; 1 for two empty ones."""
-    union = set(one) | set(two)
-    return len(set(one) & set(two)) / len(union) if union else 1.0
 
 
 def read(sweep: Path) -> list[Found]:
@@ -241,7 +236,7 @@ def write_results(sweep: Path, settings: Settings) -> list[str]:
 
     results = summarise(sweep, settings)
     text = render(results, settings)
-    write_whole(sweep / "results.json", json.dumps(results, indent=1) + "\n")
+    write_json(sweep / "results.json", results)
     write_whole(sweep / "results.md", text)
     print(text)
     written = [str(sweep / "results.json"), str(sweep / "results.md")]
@@ -249,14 +244,3 @@ def write_results(sweep: Path, settings: Settings) -> list[str]:
         put_between(Path(settings.file), text, str(settings.name))
         written.append(settings.file)
     return written
-
-
-def put_between(path: Path, text: str, name: str) -> None:
-    """Replace what stands between the markers ``name`` of a file by ``text``; without markers it goes to the end."""
-    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    old = path.read_text() if path.exists() else ""
-    before, found, rest = old.partition(begin)
-    after = rest.partition(end)[2].lstrip() if found else ""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    head = f"{before.rstrip()}\n\n" if before.strip() else ""
-    write_whole(path, f"{head}{begin}\n{text.strip()}\n{end}\n" + (f"\n{after}" if after else ""))

@@ -25,6 +25,7 @@ from prunekit.evaluation.timing import prefill_ratio
 from prunekit.evaluation.totals import Totals
 from prunekit.evaluation.windows import Walk, digest
 from prunekit.families import Family, make_family
+from prunekit.files import write_json
 from prunekit.models import LoadedModel
 from prunekit.pruner import Pruner, component_name
 
@@ -111,33 +112,6 @@ def sign(
     """What a run is of, as ``run.json`` holds it; ``asked`` is the digest of how the data's rows become questions."""
     rest = {name: value for name, value in {"metric": metric, "asked": asked}.items() if value not in ("exact", "")}
     return {**pruner.describe(), "model": loaded.fingerprint, "data": data, "max_new_tokens": max_new_tokens, **rest}
-
-
-def holds(folder: Path, signature: dict[str, Any]) -> bool:
-    """Whether ``folder`` has a run of this signature, finished or not."""
-    return _signed(folder) == json.loads(json.dumps(signature))
-
-
-def finished(folder: Path, signature: dict[str, Any], examples: Sequence[Example]) -> Evaluation | None:
-    """The run in ``folder`` if it is whole, of this ``signature`` and of just these examples; else None."""
-    if not holds(folder, signature) or not (folder / "metrics.json").exists():
-        return None
-    found = {row["id"]: row for row in rows.read(folder)}
-    metrics = json.loads((folder / "metrics.json").read_text())
-    counted = metrics["examples"] + metrics.get("errors", 0)
-    if counted != len(examples) or any(e.id not in found for e in examples):
-        return None
-    usable = [e for e in examples if not found[e.id].get("error")]
-    return Evaluation(metrics, [found[e.id] for e in usable], usable)
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write whole or not at all; of several processes the first one does."""
-    if not ranks.is_first():
-        return
-    part = path.with_suffix(path.suffix + ".part")
-    part.write_text(json.dumps(data, indent=1) + "\n")
-    part.replace(path)
 
 
 def _some(examples: Iterable[Example], data: str) -> Iterable[Example]:

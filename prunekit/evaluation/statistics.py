@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -22,16 +22,10 @@ class Asked(Protocol):
     def task(self) -> str: ...
 
 
-class Answered(Protocol):
-    """A question with its accepted answers."""
-
-    @property
-    def answers(self) -> Sequence[str]: ...
-
-
-def is_correct(example: Answered, prediction: str) -> bool:
-    """Exact match with an accepted answer, after stripping and lower-casing."""
-    return prediction.strip().lower() in {answer.strip().lower() for answer in example.answers}
+def iou(one: Collection[int], two: Collection[int]) -> float:
+    """Intersection over union of two sets of token indices; 1 for two empty ones."""
+    a, b = set(one), set(two)
+    return len(a & b) / len(a | b) if a | b else 1.0
 
 
 def accuracies(examples: Sequence[Asked], values: Sequence[float]) -> dict[str, float]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from prunekit.evaluation.statistics import iou
 from prunekit.report.compare import Comparison, Row
 from prunekit.report.entries import Entry
 from prunekit.report.style import COLOURS, GREY, pyplot, shorten, styles
@@ -123,12 +124,8 @@ def overlaps(entries: list[Entry], ids: list[str]) -> np.ndarray:
     for a in range(len(entries)):
         for b in range(a + 1):
             other = sets[b][-1] if a == b else sets[b][0]
-            found[a, b] = found[b, a] = np.mean([_iou(x, y) for x, y in zip(sets[a][0], other, strict=True)])
+            found[a, b] = found[b, a] = np.mean([iou(x, y) for x, y in zip(sets[a][0], other, strict=True)])
     return found
-
-
-def _iou(a: set[int], b: set[int]) -> float:
-    return len(a & b) / len(a | b) if a | b else 1.0
 
 
 def draw_overlap(labels: list[str], values: np.ndarray, path: Path, note: str | None = None) -> None:

@@ -23,7 +23,7 @@ NEEDED = {
 PLAN = "sweep.json"
 """In a sweep's folder: its jobs, each with its folder and the row of the table that it is for."""
 
-BEGUN = (SIGNATURE, "predictions.jsonl", "predictions.part", "error.txt")
+BEGUN = (SIGNATURE, "predictions.jsonl", "error.txt")
 """Files of which one at least stands in the folder of a run that was begun."""
 
 

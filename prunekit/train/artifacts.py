@@ -23,15 +23,15 @@ ADAPTER, TRAINED = "adapter", "trained.safetensors"
 
 
 def save_artifacts(trained: TrainedModel, folder: Path) -> None:
-    """Write what has been trained to a run's folder."""
+    """Write what has been trained to a run's folder, ``pruner.yaml`` last."""
     folder.mkdir(parents=True, exist_ok=True)
-    trained.pruner.save(folder)
     kind = trained.settings.kind
     if kind == "lora":
         trained.model.save_pretrained(folder / ADAPTER)  # type: ignore[operator]
     elif kind in ("projector", "full"):
         own = unwrap(trained.model).named_parameters()  # each shared weight once
         save_file({name: p.detach().cpu().contiguous() for name, p in own if p.requires_grad}, folder / TRAINED)
+    trained.pruner.save(folder)
 
 
 def attach(model: Any, folder: str | Path) -> Any:

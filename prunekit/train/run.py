@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from prunekit import ranks
 from prunekit.data.example import Example
 from prunekit.errors import PrunekitError
-from prunekit.evaluation.run import write_json
+from prunekit.files import write_json
+from prunekit.jobs import difference
 from prunekit.models import LoadedModel
 from prunekit.pruner import Pruner
-from prunekit.train.artifacts import digest, save_artifacts
+from prunekit.train.artifacts import attach, digest, save_artifacts
 from prunekit.train.batches import Collator, Examples
 from prunekit.train.kinds import with_learned_fusion
 from prunekit.train.model import TrainedModel
@@ -20,6 +21,8 @@ from prunekit.train.settings import Settings
 from prunekit.train.trainer import JOURNAL, Journal, PruneTrainer, arguments_for, last_checkpoint
 
 CHECKPOINTS, SIGNATURE = "checkpoints", "train.json"
+DONE = "pruner.yaml"
+"""The last file that a training writes."""
 MODEL_KINDS = ("lora", "projector", "full")
 """Kinds after which the model is another."""
 
@@ -35,9 +38,11 @@ def train(
     seed: int = 0,
     resume: bool = False,
 ) -> LoadedModel:
-    """Train on ``examples`` in place and write the artifacts to ``folder``; the model as it is to be evaluated.
+    """Train on ``examples`` in place and write the artifacts to ``folder``; the model as it is to be evaluated. With
+    ``resume`` a training goes on from its last checkpoint, and one that is finished is read again.
 
-    ``pruner`` gets the trained components' files as its own: it stands on disk as ``Pruner.load(folder)``.
+    ``pruner`` gets the trained components' files as its own, unless they are read again; on disk it stands as
+    ``Pruner.load(folder)``.
 
     Raises:
         PrunekitError: for what cannot be trained, a loss that is not finite (naming step and batch), and a folder of
@@ -51,6 +56,8 @@ def train(
     if len(usable) < need:
         raise PrunekitError(f"data '{data}': {len(usable)} examples do not fill one step's batch of {need}")
     checkpoint = prepare_folder(folder, sign(loaded, pruner, settings, data, seed, args.world_size), resume)
+    if (folder / DONE).exists():
+        return restored(loaded, settings, folder)
     model = TrainedModel(loaded.model, pruner, settings, seed)
     try:
         trainer = PruneTrainer(
@@ -73,6 +80,16 @@ def evaluated(loaded: LoadedModel, model: TrainedModel, settings: Settings, fold
     plain.requires_grad_(False)
     if settings.checkpointing:
         plain.gradient_checkpointing_disable()
+    return _changed(loaded, plain, settings, folder)
+
+
+def restored(loaded: LoadedModel, settings: Settings, folder: Path) -> LoadedModel:
+    """What a finished training left in its folder, put into the model that it started from."""
+    plain = attach(loaded.model, folder) if settings.kind in MODEL_KINDS else loaded.model
+    return _changed(loaded, plain, settings, folder)
+
+
+def _changed(loaded: LoadedModel, plain: Any, settings: Settings, folder: Path) -> LoadedModel:
     changed = settings.kind in MODEL_KINDS
     name = f"{loaded.name}+{settings.kind}" if changed else loaded.name
     fingerprint = f"{loaded.fingerprint}-{digest(folder)}" if changed else loaded.fingerprint
@@ -97,18 +114,15 @@ def prepare_folder(folder: Path, signature: dict[str, Any], resume: bool) -> Pat
     """Sign the folder; the checkpoint to go on from, None to start. Without ``resume`` an older run is no start."""
     file, found = folder / SIGNATURE, None
     if resume and file.exists():
-        held, wanted = _flat(json.loads(file.read_text())), _flat(json.loads(json.dumps(signature)))
-        other = sorted(key for key in held.keys() | wanted.keys() if held.get(key) != wanted.get(key))
-        if other:
-            key = other[0]
-            raise PrunekitError(
-                f"resume: '{folder}' holds a training of another configuration: "
-                f"{key} is {held.get(key)!r} there, {wanted.get(key)!r} here"
-            )
+        if change := difference(json.loads(file.read_text()), json.loads(json.dumps(signature))):
+            raise PrunekitError(f"resume: '{folder}' holds a training of another configuration ({change})")
         found = last_checkpoint(folder / CHECKPOINTS)
     elif last_checkpoint(folder / CHECKPOINTS) is not None:
         raise PrunekitError(f"'{folder}' holds checkpoints of a training: resume=true goes on, or name a new folder")
-    if int(os.environ.get("RANK", "0")) == 0:
+    elif ranks.is_first():
+        (folder / DONE).unlink(missing_ok=True)  # of an earlier training: it must not pass for this one's
+    ranks.wait()  # nobody looks for DONE before
+    if ranks.is_first() and not (folder / DONE).exists():
         folder.mkdir(parents=True, exist_ok=True)
         _shorten_journal(folder / JOURNAL, 0 if found is None else int(found.name.split("-")[1]))
         write_json(file, signature)
@@ -119,10 +133,3 @@ def _shorten_journal(path: Path, step: int) -> None:
     """Lines after ``step`` are written again by the run that goes on from it."""
     lines = path.read_text().splitlines() if path.exists() else []
     path.write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
-
-
-def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -16,19 +16,17 @@ from prunekit.data.example import Example
 from prunekit.data.source import gather
 from prunekit.errors import PrunekitError, UnknownNameError
 from prunekit.evaluation.batches import Batcher
-from prunekit.evaluation.run import Evaluation, evaluate, finished, sign, write_json
+from prunekit.evaluation.run import Evaluation, evaluate
 from prunekit.evaluation.statistics import accuracies, intervals
+from prunekit.files import put_between, write_json
 from prunekit.models import LoadedModel
 from prunekit.pruner import Pruner
 from prunekit.tasks import Context, build_pruner, data_name, load, load_examples, whole
-from prunekit.train.artifacts import attach, digest
 from prunekit.train.measure import score_spread
-from prunekit.train.run import MODEL_KINDS, train
+from prunekit.train.run import train
 from prunekit.train.settings import Settings
-from prunekit.train.study_table import render, write_between
+from prunekit.train.study_table import render
 from prunekit.train.weights import show_weights
-
-DONE = "pruner.yaml"
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ def write(config: dict[str, Any], folder: Path, found: list[Found], examples: li
     text = render(results)
     (folder / "study.md").write_text(text)
     if study["file"] is not None:
-        write_between(Path(study["file"]), text, study["marks"])
+        put_between(Path(study["file"]), text, study["marks"])
 
 
 def trained(variant: Variant, config: dict[str, Any], folder: Path) -> tuple[LoadedModel, str | None, float | None]:
@@ -121,12 +119,6 @@ def trained(variant: Variant, config: dict[str, Any], folder: Path) -> tuple[Loa
     settings = replace(Settings.parse(options), evaluate=False)
     fusion = str(folder / "fusion.safetensors") if settings.kind == "fusion" else None
     loaded = load(config, fresh=True)
-    if (folder / DONE).exists() and config["resume"]:
-        if settings.kind in MODEL_KINDS:
-            mark = f"{loaded.fingerprint}-{digest(folder)}"
-            model = attach(loaded.model, folder).eval()
-            loaded = LoadedModel(model, loaded.processor, f"{loaded.name}+{settings.kind}", mark)
-        return loaded, fusion, _seconds(folder)
     data = {**config["data"], "split": settings.split, "limit": settings.limit}
     pruner = build_pruner({**config, "keep_ratio": float(config["study"]["keep"][0])})
     name = f"{config['data']['name']}/{settings.split}"
@@ -149,20 +141,18 @@ def with_fusion(pruner: Pruner, weights: str | None) -> Pruner:
 def evaluation(
     config: dict[str, Any], batcher: Batcher, examples: list[Example], pruner: Pruner, folder: Path
 ) -> Evaluation:
-    """The evaluation in ``folder`` if it is of just this; else a new one."""
-    data, tokens = data_name(config), whole(config, "data.max_new_tokens", 1)
-    if (kept := finished(folder, sign(batcher.loaded, pruner, data, tokens), examples)) is not None:
-        return kept
+    """The evaluation of a variant; under ``resume`` the answers that stand in ``folder`` are not given again."""
     return evaluate(
         batcher.loaded,
         examples,
         pruner,
         folder,
-        data=data,
+        data=data_name(config),
         seed=config["seed"],
         batch_size=whole(config, "batch_size", 1),
-        max_new_tokens=tokens,
+        max_new_tokens=whole(config, "data.max_new_tokens", 1),
         batcher=batcher,
+        resume=bool(config["resume"]),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 NONE = "–"
@@ -54,13 +53,3 @@ def _interval(numbers: dict[str, Any], name: str) -> str:
     sign = "" if name == "accuracy" else "+"
     low, high = numbers[f"{name}_ci"]
     return f"{100 * numbers[name]:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
-
-
-def write_between(path: Path, text: str, name: str) -> None:
-    """Replace what stands between the marks of a ``name`` in a file; without them it goes to the end."""
-    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    old = path.read_text() if path.exists() else ""
-    before, found, rest = old.partition(begin)
-    after = rest.partition(end)[2] if found else ""
-    parts = [before.rstrip(), f"{begin}\n{text.strip()}\n{end}", after.strip()]
-    path.write_text("\n\n".join(part for part in parts if part) + "\n")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from prunekit import ranks
 from prunekit.data.example import Example
 from prunekit.errors import PrunekitError
 from prunekit.models import LoadedModel
@@ -23,7 +24,7 @@ def run(config: dict[str, Any], context: Context) -> None:
         return
     settings = Settings.parse(config["train"])
     seed, resume = whole(config, "seed", 0), bool(config["resume"])
-    folder = shared_folder(context.folder)
+    folder = context.folder
     pruner = training_pruner(config, settings)
     examples = training_examples(config, settings)
     loaded = load(config, fresh=True)
@@ -34,8 +35,7 @@ def run(config: dict[str, Any], context: Context) -> None:
     from prunekit.train.run import train
 
     trained = train(loaded, examples, pruner, settings, folder, data=name, seed=seed, resume=resume)
-    if is_main():
-        report(config, context, trained, folder)
+    report(config, context, trained, folder)
 
 
 def training_pruner(config: dict[str, Any], settings: Settings) -> Pruner:
@@ -61,7 +61,6 @@ def report(config: dict[str, Any], context: Context, trained: LoadedModel, folde
 
     pruner = Pruner.load(folder)
     pruner.name = config["preset"]
-    show_weights(folder, pruner, trained.model)
     metrics: dict[str, Any] = {}
     if config["train"]["evaluate"]:
         found = evaluate(
@@ -75,6 +74,10 @@ def report(config: dict[str, Any], context: Context, trained: LoadedModel, folde
             max_new_tokens=whole(config, "data.max_new_tokens", 1),
         )
         metrics = found.metrics
+    if not ranks.is_first():
+        return
+    show_weights(folder, pruner, trained.model)
+    if metrics:
         draw_kept(found.examples, found.rows, make_family(trained.model).grid, folder / "kept.png")
         print_tables(metrics)
     history = [json.loads(line) for line in (folder / JOURNAL).read_text().splitlines()]
@@ -91,20 +94,3 @@ def report(config: dict[str, Any], context: Context, trained: LoadedModel, folde
     )
     print(f"files: {folder} ({', '.join(sorted(p.name for p in folder.iterdir() if not p.name.startswith('.')))})")
     print(line)
-
-
-def is_main() -> bool:
-    """Whether this process writes."""
-    from accelerate import PartialState
-
-    return PartialState().is_main_process
-
-
-def shared_folder(folder: Path) -> Path:
-    """The run folder of the first process, for all of a launch: each has one of its own from Hydra."""
-    from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
-
-    if PartialState().num_processes == 1:
-        return folder
-    return Path(broadcast_object_list([str(folder.resolve())])[0])

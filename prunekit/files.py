@@ -1,0 +1,34 @@
+"""Files that are written whole or not at all: a reader, or a run that is resumed, never meets half of one."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from prunekit import ranks
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all, under a name of its own until it is whole: several processes may try."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write plain data as JSON, whole; of several processes that share a run the first one does."""
+    if ranks.is_first():
+        write_whole(path, json.dumps(data, indent=1) + "\n")
+
+
+def put_between(path: Path, text: str, name: str) -> None:
+    """Replace what stands between the markers ``name`` of a file by ``text``; without markers it goes to the end."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    old = path.read_text() if path.exists() else ""
+    before, found, rest = old.partition(begin)
+    after = rest.partition(end)[2].lstrip() if found else ""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = f"{before.rstrip()}\n\n" if before.strip() else ""
+    write_whole(path, f"{head}{begin}\n{text.strip()}\n{end}\n" + (f"\n{after}" if after else ""))

@@ -5,15 +5,20 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from prunekit.data.questions import questions
+from prunekit.data.render import render
 from prunekit.data.scene import draw_scene
 from prunekit.data.words import TASKS
+from prunekit.embedded import joint
+from prunekit.embedded.align import see
 from prunekit.embedded.asking import ASKED, Asker, Forms, answer_right
-from prunekit.embedded.config import Size, build_model, grow, start_words
+from prunekit.embedded.config import Size, build_model, grow, set_back, start_words
 from prunekit.embedded.decoder import Plan, Trainer
 from prunekit.embedded.drawn import WEIGHTS, drawn_tokens, label_tokens, patch_words
 from prunekit.embedded.forward import decoder_layer
@@ -22,6 +27,7 @@ from prunekit.embedded.packing import IGNORE
 from prunekit.embedded.pool import LABELS, scene_labels, shown
 from prunekit.embedded.processor import CELL_NAMES, build_tokenizer, piece
 from prunekit.embedded.progress import optimisers
+from prunekit.embedded.tower import Heads, augment, pixels
 
 TINY = Size(layers=2, tower_layers=2)
 
@@ -141,6 +147,50 @@ def test_a_grown_decoder_computes_what_the_small_one_did():
     ids = torch.randint(10, 100, (2, 12))
     with torch.no_grad():
         torch.testing.assert_close(large(input_ids=ids).logits, small(input_ids=ids).logits, atol=1e-5, rtol=0)
+
+
+def test_layers_that_are_set_back_are_gone_and_those_behind_add_nothing():
+    model, rest = (build_model(replace(TINY, layers=4), seed=3).eval() for _ in range(2))
+    rest.model.language_model.layers = nn.ModuleList(rest.model.language_model.layers[i] for i in (0, 3))
+    set_back(model, (1, 2), replace(TINY, layers=4))
+    ids = torch.randint(10, 100, (2, 12))
+    with torch.no_grad():
+        wanted = rest(input_ids=ids, use_cache=False).logits
+        torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits, wanted, atol=1e-5, rtol=0)
+    assert model.model.language_model.layers[3].self_attn.q_proj.weight.abs().sum() > 0  # it can learn
+
+
+@pytest.fixture(scope="module")
+def pool():
+    scenes = [draw_scene(f"pool/{number}") for number in range(24)]
+    return scenes, np.stack([np.asarray(render(scene)) for scene in scenes])
+
+
+def test_shrunk_images_give_the_tokens_of_the_tower_at_that_size(pool):
+    model, heads = build_model(TINY).eval(), Heads(TINY.tower_width)
+    scenes, images, index = pool[0][:2], pool[1][:2], np.array([0, 1])
+    with torch.no_grad():
+        visual, loss, _ = see(model, heads, images, index, scenes, scene_labels(scenes, 24))
+        small = F.interpolate(augment(pixels(images), index), (128, 128), mode="bicubic", antialias=True)
+        wanted = model.get_image_features(small, interpolate_pos_encoding=True).pooler_output
+    torch.testing.assert_close(visual, torch.stack(list(wanted)), atol=0.02, rtol=0.02)  # one of them in bf16
+    assert visual.shape == (2, 64, TINY.width) and loss.isfinite()
+
+
+def test_the_joint_stage_trains_on_pairs_and_shrunk_images(pool, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(joint, "HELD", 4)
+    plan = Plan(steps=3, batch=2, ripen_layer=1, patience=0, sighted=1.0, pairs=0.5, coarse=0.5, crowded=0.5)
+    model = build_model(TINY)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer = joint.JointTrainer(model, tokenizer, tmp_path, plan, pool, Heads(TINY.tower_width))
+    trainer.layer = decoder_layer  # not compiled
+    shapes = []
+    monkeypatch.setattr(joint, "see", lambda *args: shapes.append(args[-1]["thing"].shape) or see(*args))
+    trainer.run(every=1)
+    assert {shape[1] for shape in shapes} > {144}  # one size is the whole one
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    parts = ("language_model.layers.1.self_attn", "vision_tower", "multi_modal_projector", "embed_tokens", "lm_head")
+    assert all(any(part in name for name in moved) for part in parts)
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, tokenizer):

@@ -155,3 +155,22 @@ def grow(small: LlavaForConditionalGeneration, size: Size, front: int, seed: int
     own = {name: value for name, value in small.state_dict().items() if ".layers." not in name or "vision" in name}
     model.load_state_dict(own, strict=False)
     return model
+
+
+@torch.no_grad()
+def set_back(model: LlavaForConditionalGeneration, taken: tuple[int, ...], size: Size, seed: int = 1) -> None:
+    """Takes decoder layers out of ``model`` and puts as many new ones behind, which add nothing at first; in place.
+
+    What the other layers do, they then do that much nearer to the front.
+    """
+    layers = model.model.language_model.layers
+    fresh = build_model(size, seed).model.language_model.layers
+    kept = [layer.state_dict() for index, layer in enumerate(layers) if index not in taken]
+    kept = [{name: value.clone() for name, value in state.items()} for state in kept]
+    for index, layer in enumerate(layers):
+        if index < len(kept):
+            layer.load_state_dict(kept[index])
+        else:
+            layer.load_state_dict(fresh[index].state_dict())
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()

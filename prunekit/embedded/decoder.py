@@ -48,6 +48,7 @@ class Plan:
     crowded: float = 0.0  # share of the steps whose scenes all hold two signs: only there a sign's colour matters
     forms: Forms = field(default_factory=Forms)  # of the questions of the sighted steps
     pairs: float = 0.0  # share of the sighted steps whose rows show two images
+    coarse: float = 0.0  # share of the steps whose images are shrunk to fewer patches
     seed: int = 0
 
 
@@ -58,8 +59,10 @@ ORDER = (
 
 
 FIRST, LEARNED = 2, 0.5
-COUNTED = 4.0  # weight of telling the first, second and third of like objects, which takes longest
+RANKS = ("twin", "fellow", "order")  # of a patch among like objects, and among its sign's letters
+RANK_WEIGHT = 4.0  # of telling them, which takes longest
 FRESH_RATE = 0.5  # of the rate
+SHAPES = 32  # for which a layer is compiled: sizes and numbers of images, with sight and without
 
 
 class Ripeness(nn.Module):
@@ -67,7 +70,7 @@ class Ripeness(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        sizes = {"thing": len(THINGS), "hue": len(HUES), "twin": len(NUMBERS), "fellow": len(NUMBERS)}
+        sizes = {"thing": len(THINGS), "hue": len(HUES), **dict.fromkeys(RANKS, len(NUMBERS))}
         self.norm = nn.RMSNorm(width)
         self.heads = nn.ModuleDict({name: nn.Linear(width, size) for name, size in sizes.items()})
 
@@ -77,7 +80,7 @@ class Ripeness(nn.Module):
         for name, head in self.heads.items():
             told = labels[name] > 0
             logits, wanted = head(hidden[told]), labels[name][told] - 1
-            loss = loss + (COUNTED if name in ("twin", "fellow") else 1.0) * F.cross_entropy(logits, wanted)
+            loss = loss + (RANK_WEIGHT if name in RANKS else 1.0) * F.cross_entropy(logits, wanted)
             right[name] = (logits.argmax(-1) == wanted).float().mean().item()
         return loss, right
 
@@ -100,6 +103,7 @@ class Trainer:
         self.askers, self.tokens = (Asker(tokenizer), Asker(tokenizer, plan.forms)), label_tokens(tokenizer)
         self.patch = model.config.vision_config.patch_size
         self.prefix = torch.tensor(tokenizer(PREFIX, add_special_tokens=False).input_ids)
+        torch._dynamo.config.recompile_limit = SHAPES
         self.layer = torch.compile(decoder_layer, dynamic=False)
         self.modules: dict[str, nn.Module] = {"model": model, "ripeness": self.ripeness}
         self.optimizers = optimisers(self.trained(), plan.rate, rest_share=0.1)
@@ -170,6 +174,10 @@ class Trainer:
         words = self.model.model.language_model.embed_tokens.weight
         return drawn_tokens(labels, words, self.tokens, doubt, generator), torch.zeros(()), {}
 
+    def patch_side(self, rng: random.Random) -> int:
+        """Pixels of the scene on a patch's side in this step."""
+        return self.patch
+
     def masks(self, packed: Packed, head: int) -> list[Masks]:
         """Masks of layers in which text does not see the images, and of the others."""
         masks = [make_masks(packed, head, shown) for shown in (len(self.prefix), head)]
@@ -183,8 +191,9 @@ class Trainer:
         scenes, images = self.scenes(rng), 1 + (self.sighted and rng.random() < self.plan.pairs)
         shown = [scenes[start : start + images] for start in range(0, len(scenes), images)]
         packed, blind = self.askers[self.sighted].rows(shown, rng, self.task_weights(rng)), self.blind_below(rng)
-        start, head = len(self.prefix), len(self.prefix) + images * self.model.config.image_seq_length
-        masks, ripe, labels = self.masks(packed, head), [], scene_labels(scenes, self.patch)
+        labels = scene_labels(scenes, self.patch_side(rng))
+        start, head = len(self.prefix), len(self.prefix) + images * labels["thing"].shape[1]
+        masks, ripe = self.masks(packed, head), []
         with torch.autocast("cpu", torch.bfloat16):
             visual, seeing, logged = self.visual(scenes, labels)
             hidden = run_decoder(

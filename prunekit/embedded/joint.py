@@ -17,6 +17,7 @@ from prunekit.embedded.drawn import patch_words
 from prunekit.embedded.pool import HELD
 from prunekit.embedded.tower import Heads
 
+COARSE = (24, 32)  # pixels of the scene on the side of a patch of a shrunk image
 TOWER_RATE = 0.15  # of the decoder's
 SEEING = 0.3  # weight of the tower's own task, and of naming what patches show
 
@@ -56,6 +57,9 @@ class JointTrainer(Trainer):
         places = self.crowded if crowded else range(len(self.pool) - HELD)
         self.index = sorted(rng.sample(places, self.plan.batch))
         return [self.pool[index] for index in self.index]
+
+    def patch_side(self, rng: random.Random) -> int:
+        return rng.choice(COARSE) if self.plan.coarse and rng.random() < self.plan.coarse else self.patch
 
     def visual(
         self, scenes: list[Scene], labels: dict[str, torch.Tensor]

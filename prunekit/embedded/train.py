@@ -3,9 +3,9 @@
     python -m prunekit.embedded.train --out DIR [--resume]
     python -m prunekit task=train train=embedded           # the same in a run folder; the model goes there too
 
-Stages: tower, drawn, align, joint, finish, export. Each goes on from its checkpoint in DIR when --resume is given;
-without it DIR must be new. The rendered scenes (2.6 GB) lie in DIR too. The stages tower and drawn do not need each
-other: with two cores, run each with --threads 1 at the same time, then the rest.
+Stages: tower, drawn, align, joint, finish, shift, export. Each goes on from its checkpoint in DIR when --resume is
+given; without it DIR must be new. The rendered scenes (2.6 GB) lie in DIR too. The stages tower and drawn do not need
+each other: with two cores, run each with --threads 1 at the same time, then the rest.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from transformers import LlavaForConditionalGeneration
 from prunekit.data.scene import Scene
 from prunekit.embedded.align import train_align
 from prunekit.embedded.asking import Forms
-from prunekit.embedded.config import Size, build_model, grow, start_words
+from prunekit.embedded.config import Size, build_model, grow, set_back, start_words
 from prunekit.embedded.decoder import Plan, Trainer
 from prunekit.embedded.export import MODEL_FOLDER, export
 from prunekit.embedded.joint import JointTrainer
@@ -34,7 +34,8 @@ from prunekit.embedded.tower import Heads, train_tower
 
 SHALLOW = 6  # decoder layers of the drawn stage: look-ups are learned sooner in a shallow decoder
 FRONT = 4  # layers that the grown decoder has before those
-STAGES = ("tower", "drawn", "align", "joint", "finish", "export")
+TAKEN = (1, 2)  # layers of the finished decoder that go, for as many behind: looking moves forward by them
+STAGES = ("tower", "drawn", "align", "joint", "finish", "shift", "export")
 DRAWN = Plan(steps=5000, patience=80)
 JOINT = Plan(
     steps=2250,
@@ -56,6 +57,19 @@ FINISH = Plan(
     crowded=0.7,
     forms=Forms(long=0.1, dialogue=0.1),
 )
+SHIFT = Plan(
+    steps=2600,
+    rate=1.5e-3,
+    blind={0: 0.3, FRONT - len(TAKEN): 0.7},
+    sighted=0.4,
+    crowded=0.5,
+    coarse=0.1,
+    forms=Forms(long=0.15, dialogue=0.15),
+    pairs=0.15,
+    ripen_layer=3,
+    patience=0,
+    fresh=tuple(range(Size.layers - len(TAKEN), Size.layers)),
+)
 
 
 def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
@@ -69,6 +83,7 @@ def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--drawn-steps", type=int, default=DRAWN.steps)
     parser.add_argument("--joint-steps", type=int, default=JOINT.steps)
     parser.add_argument("--finish-steps", type=int, default=FINISH.steps)
+    parser.add_argument("--shift-steps", type=int, default=SHIFT.steps)
     parser.add_argument("--model", type=Path, default=MODEL_FOLDER, help="folder that export writes")
     parser.add_argument("--notes", nargs="*", default=[], help="what the record of the training says besides")
     parser.add_argument("--threads", type=int, default=2)
@@ -135,27 +150,35 @@ class Run:
         trainer.run()
 
     def finish(self) -> None:
-        joint, model, heads = need(self.folder, "joint"), build_model(self.size), Heads(self.size.tower_width)
-        model.load_state_dict(joint["model"])
-        heads.load_state_dict(joint["heads"])
-        plan = replace(FINISH, steps=self.arguments.finish_steps)
-        trainer = JointTrainer(model, self.tokenizer, self.folder, plan, self.pool, heads, "finish")
-        trainer.recent = joint["recent"]
+        self._go_on("joint", "finish", replace(FINISH, steps=self.arguments.finish_steps))
+
+    def shift(self) -> None:
+        self._go_on("finish", "shift", replace(SHIFT, steps=self.arguments.shift_steps), TAKEN)
+
+    def _go_on(self, before: str, stage: str, plan: Plan, taken: tuple[int, ...] = ()) -> None:
+        """A stage that trains on what the one before has trained, without the layers ``taken``."""
+        last, model, heads = need(self.folder, before), build_model(self.size), Heads(self.size.tower_width)
+        model.load_state_dict(last["model"])
+        heads.load_state_dict(last["heads"])
+        set_back(model, taken, self.size)
+        trainer = JointTrainer(model, self.tokenizer, self.folder, plan, self.pool, heads, stage)
+        trainer.ripeness.load_state_dict(last["ripeness"])
+        trainer.recent = last["recent"]
         trainer.restore()
         trainer.run()
 
     def export(self) -> None:
         model, steps = load_trained(self.folder, self.size)
-        plans = {"drawn": asdict(DRAWN), "joint": asdict(JOINT), "finish": asdict(FINISH)}
+        plans = {"drawn": asdict(DRAWN), "joint": asdict(JOINT), "finish": asdict(FINISH), "shift": asdict(SHIFT)}
         record = {"steps": steps, "plans": plans, "size": asdict(self.size), "notes": self.arguments.notes}
         export(model, self.size, self.arguments.model, record)
 
 
 def load_trained(folder: Path, size: Size) -> tuple[LlavaForConditionalGeneration, dict[str, int]]:
     """The newest checkpoint's model, and the steps of its stages."""
-    model, stages = build_model(size), ("tower", "drawn", "align", "joint", "finish")
+    model, stages = build_model(size), STAGES[:-1]
     steps = {stage: need(folder, stage)["step"] for stage in stages}
-    model.load_state_dict(need(folder, "finish")["model"])
+    model.load_state_dict(need(folder, stages[-1])["model"])
     return model.eval(), steps
 
 

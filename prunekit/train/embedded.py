@@ -34,7 +34,8 @@ def run_embedded(options: dict[str, Any], folder: Path, resume: bool) -> None:
         steps = _count(options, f"{name}_steps")
         arguments += [f"--{name}-steps", str(steps if most is None else min(steps, most))]
     if most is not None:
-        arguments += ["--finish-steps", str(min(train.FINISH.steps, most))]
+        for name, plan in (("finish", train.FINISH), ("shift", train.SHIFT)):
+            arguments += [f"--{name}-steps", str(min(plan.steps, most))]
     train.main(arguments)
 
 

@@ -9,12 +9,11 @@ from functools import lru_cache
 from prunekit.data.example import Example
 from prunekit.data.extra import EXTRA, extra_examples
 from prunekit.data.questions import Question, questions
-from prunekit.data.scene import Scene, scene_of
+from prunekit.data.scene import VERSION, Scene, scene_of
 from prunekit.data.words import TASKS
 
 SPLITS = ("train", "validation", "test", "heldout")
 ALL_SPLITS = (*SPLITS, *EXTRA)
-VERSION = "2"  # a change of scenes, questions or pixels raises it
 IMAGES = {"train": 2000, "validation": 168, "test": 168, "heldout": 168}
 PER_IMAGE = 4  # questions about an image; images x 4 is a multiple of the seven tasks
 

@@ -14,10 +14,11 @@ from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from prunekit.data.scene import Scene, draw_scene
-from prunekit.data.words import NUMBERS, TASKS
+from prunekit.data.words import NUMBERS
 from prunekit.embedded.asking import ASKED, Asker, Forms, accuracy_by_task, answer_right, early_labels
 from prunekit.embedded.drawn import drawn_tokens, label_tokens
 from prunekit.embedded.forward import Masks, decoder_layer, embed, make_masks, run_decoder
+from prunekit.embedded.lessons import LESSONS
 from prunekit.embedded.packing import IGNORE, PREFIX, Packed, positions
 from prunekit.embedded.pool import HUES, THINGS, scene_labels
 from prunekit.embedded.progress import Log, load_checkpoint, optimisers, save_checkpoint
@@ -141,7 +142,7 @@ class Trainer:
         joined = ORDER[: self.joined] if self.plan.patience else ORDER
         weights = {task: 1.3 - self.recent[task] for task in joined}
         if rng.random() < self.plan.turns:
-            lag = [(1 - self.recent[task]) ** 2 * (task in TASKS) for task in joined]
+            lag = [(1 - self.recent[task]) ** 2 * (task not in LESSONS) for task in joined]
             weights[rng.choices(joined, lag)[0]] = 2.0 * len(joined)
         return weights
 

@@ -13,7 +13,8 @@ import torch
 import transformers
 from transformers import LlavaForConditionalGeneration
 
-from prunekit.data.mini import SPLITS, VERSION, load
+from prunekit.data.mini import SPLITS, load
+from prunekit.data.scene import VERSION
 from prunekit.embedded.config import Size
 from prunekit.embedded.processor import build_processor
 

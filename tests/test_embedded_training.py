@@ -179,7 +179,7 @@ def test_shrunk_images_give_the_tokens_of_the_tower_at_that_size(pool):
 
 def test_the_joint_stage_trains_on_pairs_and_shrunk_images(pool, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(joint, "HELD", 4)
-    plan = Plan(steps=3, batch=2, ripen_layer=1, patience=0, sighted=1.0, pairs=0.5, coarse=0.5, crowded=0.5)
+    plan = Plan(steps=3, batch=2, ripen_layer=1, patience=0, sighted=1.0, pairs=0.5, coarse=0.5, crowded=0.5, further=3)
     model = build_model(TINY)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     trainer = joint.JointTrainer(model, tokenizer, tmp_path, plan, pool, Heads(TINY.tower_width))
@@ -188,6 +188,7 @@ def test_the_joint_stage_trains_on_pairs_and_shrunk_images(pool, tokenizer, tmp_
     monkeypatch.setattr(joint, "see", lambda *args: shapes.append(args[-1]["thing"].shape) or see(*args))
     trainer.run(every=1)
     assert {shape[1] for shape in shapes} > {144}  # one size is the whole one
+    assert shapes[1::2] == [(3, 144)] * 3  # further images
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     parts = ("language_model.layers.1.self_attn", "vision_tower", "multi_modal_projector", "embed_tokens", "lm_head")
     assert all(any(part in name for name in moved) for part in parts)

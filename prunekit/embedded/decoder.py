@@ -50,6 +50,8 @@ class Plan:
     forms: Forms = field(default_factory=Forms)  # of the questions of the sighted steps
     pairs: float = 0.0  # share of the sighted steps whose rows show two images
     coarse: float = 0.0  # share of the steps whose images are shrunk to fewer patches
+    tower: float = 0.15  # the tower's rate as a share of the decoder's, on images
+    further: int = 0  # images a step on which the tower alone learns
     seed: int = 0
 
 

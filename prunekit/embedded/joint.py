@@ -14,11 +14,11 @@ from prunekit.data.scene import Scene
 from prunekit.embedded.align import named_loss, see
 from prunekit.embedded.decoder import Plan, Trainer
 from prunekit.embedded.drawn import patch_words
-from prunekit.embedded.pool import HELD
+from prunekit.embedded.pool import HELD, scene_labels
 from prunekit.embedded.tower import Heads
 
 COARSE = (24, 32)  # pixels of the scene on the side of a patch of a shrunk image
-TOWER_RATE = 0.15  # of the decoder's
+FURTHER = 0.5  # weight of the same on further images
 SEEING = 0.3  # weight of the tower's own task, and of naming what patches show
 
 
@@ -44,13 +44,8 @@ class JointTrainer(Trainer):
         self.index: list[int] = []
 
     def trained(self) -> dict[nn.Module, float]:
-        shares = super().trained()
-        return {
-            **shares,
-            self.model.model.multi_modal_projector: TOWER_RATE,
-            self.tower: TOWER_RATE,
-            self.heads: TOWER_RATE,
-        }
+        seeing = (self.model.model.multi_modal_projector, self.tower, self.heads)
+        return {**super().trained(), **dict.fromkeys(seeing, self.plan.tower)}
 
     def scenes(self, rng: random.Random) -> list[Scene]:
         crowded = rng.random() < self.plan.crowded
@@ -64,7 +59,19 @@ class JointTrainer(Trainer):
     def visual(
         self, scenes: list[Scene], labels: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
-        index = np.array(self.index)
+        visual, loss, right = self.seen(np.array(self.index), scenes, labels)
+        if self.plan.further:
+            rng = np.random.default_rng([17, self.step])
+            index = np.sort(rng.choice(len(self.pool) - HELD, self.plan.further, replace=False))
+            others = [self.pool[number] for number in index]
+            _, more, right = self.seen(index, others, scene_labels(others, self.patch))
+            loss = loss + FURTHER / SEEING * more
+        return visual, loss, right
+
+    def seen(
+        self, index: np.ndarray, scenes: list[Scene], labels: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
+        """Visual tokens of images, the loss of what the tower tells of them, and how much of it is right."""
         visual, seeing, patch = see(self.model, self.heads, self.images[index], index, scenes, labels)
         words = self.model.model.language_model.embed_tokens.weight
         name_loss, right = named_loss(visual, words, self.tokens, patch_words(labels))

@@ -3,9 +3,9 @@
     python -m prunekit.embedded.train --out DIR [--resume]
     python -m prunekit task=train train=embedded           # the same in a run folder; the model goes there too
 
-Stages: tower, drawn, align, joint, finish, shift, export. Each goes on from its checkpoint in DIR when --resume is
-given; without it DIR must be new. The rendered scenes (2.6 GB) lie in DIR too. The stages tower and drawn do not need
-each other: with two cores, run each with --threads 1 at the same time, then the rest.
+Stages: tower, drawn, align, joint, finish, shift, settle, export. Each goes on from its checkpoint in DIR when --resume
+is given; without it DIR must be new. The rendered scenes (2.6 GB) lie in DIR too. The stages tower and drawn do not
+need each other: with two cores, run each with --threads 1 at the same time, then the rest.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from prunekit.embedded.tower import Heads, train_tower
 SHALLOW = 6  # decoder layers of the drawn stage: look-ups are learned sooner in a shallow decoder
 FRONT = 4  # layers that the grown decoder has before those
 TAKEN = (1, 2)  # layers of the finished decoder that go, for as many behind: looking moves forward by them
-STAGES = ("tower", "drawn", "align", "joint", "finish", "shift", "export")
+STAGES = ("tower", "drawn", "align", "joint", "finish", "shift", "settle", "export")
 DRAWN = Plan(steps=5000, patience=80)
 JOINT = Plan(
     steps=2250,
@@ -70,6 +70,7 @@ SHIFT = Plan(
     patience=0,
     fresh=tuple(range(Size.layers - len(TAKEN), Size.layers)),
 )
+SETTLE = replace(SHIFT, steps=3200, crowded=0.6, pairs=0.12, tower=1.0, further=28, fresh=())
 
 
 def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
@@ -84,6 +85,7 @@ def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--joint-steps", type=int, default=JOINT.steps)
     parser.add_argument("--finish-steps", type=int, default=FINISH.steps)
     parser.add_argument("--shift-steps", type=int, default=SHIFT.steps)
+    parser.add_argument("--settle-steps", type=int, default=SETTLE.steps)
     parser.add_argument("--model", type=Path, default=MODEL_FOLDER, help="folder that export writes")
     parser.add_argument("--notes", nargs="*", default=[], help="what the record of the training says besides")
     parser.add_argument("--threads", type=int, default=2)
@@ -155,6 +157,9 @@ class Run:
     def shift(self) -> None:
         self._go_on("finish", "shift", replace(SHIFT, steps=self.arguments.shift_steps), TAKEN)
 
+    def settle(self) -> None:
+        self._go_on("shift", "settle", replace(SETTLE, steps=self.arguments.settle_steps))
+
     def _go_on(self, before: str, stage: str, plan: Plan, taken: tuple[int, ...] = ()) -> None:
         """A stage that trains on what the one before has trained, without the layers ``taken``."""
         last, model, heads = need(self.folder, before), build_model(self.size), Heads(self.size.tower_width)
@@ -169,8 +174,9 @@ class Run:
 
     def export(self) -> None:
         model, steps = load_trained(self.folder, self.size)
-        plans = {"drawn": asdict(DRAWN), "joint": asdict(JOINT), "finish": asdict(FINISH), "shift": asdict(SHIFT)}
-        record = {"steps": steps, "plans": plans, "size": asdict(self.size), "notes": self.arguments.notes}
+        plans = {"drawn": DRAWN, "joint": JOINT, "finish": FINISH, "shift": SHIFT, "settle": SETTLE}
+        told = {stage: asdict(plan) for stage, plan in plans.items()}
+        record = {"steps": steps, "plans": told, "size": asdict(self.size), "notes": self.arguments.notes}
         export(model, self.size, self.arguments.model, record)
 
 

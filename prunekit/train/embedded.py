@@ -34,7 +34,7 @@ def run_embedded(options: dict[str, Any], folder: Path, resume: bool) -> None:
         steps = _count(options, f"{name}_steps")
         arguments += [f"--{name}-steps", str(steps if most is None else min(steps, most))]
     if most is not None:
-        for name, plan in (("finish", train.FINISH), ("shift", train.SHIFT)):
+        for name, plan in (("finish", train.FINISH), ("shift", train.SHIFT), ("settle", train.SETTLE)):
             arguments += [f"--{name}-steps", str(min(plan.steps, most))]
     train.main(arguments)
 

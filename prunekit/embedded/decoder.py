@@ -50,6 +50,7 @@ class Plan:
     forms: Forms = field(default_factory=Forms)  # of the questions of the sighted steps
     pairs: float = 0.0  # share of the sighted steps whose rows show two images
     coarse: float = 0.0  # share of the steps whose images are shrunk to fewer patches
+    later: float = 1.0  # weight of an answer's tokens after its first
     tower: float = 0.15  # the tower's rate as a share of the decoder's, on images
     further: int = 0  # images a step on which the tower alone learns
     seed: int = 0
@@ -210,7 +211,8 @@ class Trainer:
             asked, early = packed.labels != IGNORE, early_labels(packed)
             logits = self.model.lm_head(hidden[asked]).float()
             early_logits = self.model.lm_head(hidden[early != IGNORE]).float()
-        loss = F.cross_entropy(logits, packed.labels[asked])
+        weight = torch.where(packed.prompt[asked], 1.0, self.plan.later)  # the first is given at the prompt's end
+        loss = (weight * F.cross_entropy(logits, packed.labels[asked], reduction="none")).mean()
         early_loss = F.cross_entropy(early_logits, early[early != IGNORE])
         seen = ripe[0][:, start:head].float().reshape(*labels["thing"].shape, -1)
         ripe_loss, ripeness = self.ripeness(seen, labels)

@@ -70,7 +70,7 @@ SHIFT = Plan(
     patience=0,
     fresh=tuple(range(Size.layers - len(TAKEN), Size.layers)),
 )
-SETTLE = replace(SHIFT, steps=3500, crowded=0.6, pairs=0.12, later=4.0, tower=1.0, further=28, fresh=())
+SETTLE = replace(SHIFT, steps=3000, crowded=0.6, pairs=0.12, later=4.0, tower=1.0, further=28, fresh=())
 
 
 def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:

@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test lint results clean
+.PHONY: demo test lint results gates tables studies clean
 
 $(VENV)/core: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
@@ -34,13 +34,19 @@ RUNS := runs/results
 TABLES := main_table ablation instruction_dependence pareto methods long_instructions
 STUDIES := sparse_finetune penalties late_fusion
 
-results: $(VENV)/all
+results: gates tables studies
+
+gates: $(VENV)/all
 	$(BIN)/python -m prunekit.embedded.gates --limit 280
+
+tables: $(VENV)/all
 	for name in $(TABLES); do \
 	  case $$name in pareto|methods) limit=140;; long_instructions) limit=168;; *) limit=null;; esac; \
 	  $(BIN)/python -m prunekit experiment=$$name data.limit=$$limit table.file=docs/$$(test $$name = long_instructions \
 	    && echo embedded-model.md || echo results.md) hydra.run.dir=$(RUNS)/$$name resume=true || exit 1; \
 	done
+
+studies: $(VENV)/all
 	for name in $(STUDIES); do \
 	  $(BIN)/python -m prunekit experiment=$$name hydra.run.dir=$(RUNS)/$$name resume=true || exit 1; \
 	done

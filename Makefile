@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test lint results clean
+.PHONY: demo test lint results gates tables studies clean
 
 $(VENV)/core: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
@@ -28,19 +28,27 @@ lint: $(VENV)/all
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Every table and picture of docs/ that is measured on the embedded model, written anew: about 80 minutes on two cores.
-# Interrupted, it goes on where it was; after a change of weights or data remove $(RUNS) first.
+# Every table of docs/ that is measured on the embedded model, written anew, in over an hour. Interrupted, it goes on where
+# it was; after a change of weights or data remove $(RUNS) first.
 RUNS := runs/results
-TABLES := main_table ablation instruction_dependence pareto methods long_instructions
+TABLES := main_table ablation instruction_dependence pareto methods
 STUDIES := sparse_finetune penalties late_fusion
 
-results: $(VENV)/all
+results: gates tables studies
+
+gates: $(VENV)/all
 	$(BIN)/python -m prunekit.embedded.gates --limit 280
+
+tables: $(VENV)/all
 	for name in $(TABLES); do \
-	  case $$name in pareto|methods) limit=140;; long_instructions) limit=168;; *) limit=null;; esac; \
-	  $(BIN)/python -m prunekit experiment=$$name data.limit=$$limit table.file=docs/$$(test $$name = long_instructions \
-	    && echo embedded-model.md || echo results.md) hydra.run.dir=$(RUNS)/$$name resume=true || exit 1; \
+	  case $$name in pareto|methods) limit=140;; *) limit=null;; esac; \
+	  $(BIN)/python -m prunekit experiment=$$name data.limit=$$limit table.file=docs/results.md \
+	    hydra.run.dir=$(RUNS)/$$name resume=true || exit 1; \
 	done
+	$(BIN)/python -m prunekit experiment=long_instructions table.file=docs/embedded-model.md \
+	  hydra.run.dir=$(RUNS)/long_instructions resume=true
+
+studies: $(VENV)/all
 	for name in $(STUDIES); do \
 	  $(BIN)/python -m prunekit experiment=$$name hydra.run.dir=$(RUNS)/$$name resume=true || exit 1; \
 	done

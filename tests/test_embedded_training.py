@@ -18,7 +18,7 @@ from prunekit.data.words import TASKS
 from prunekit.embedded import joint
 from prunekit.embedded.align import see
 from prunekit.embedded.asking import ASKED, Asker, Forms, answer_right
-from prunekit.embedded.config import Size, build_model, grow, set_back, start_words
+from prunekit.embedded.config import Size, arrange, build_model, start_words
 from prunekit.embedded.decoder import Plan, Trainer
 from prunekit.embedded.drawn import WEIGHTS, drawn_tokens, label_tokens, patch_words
 from prunekit.embedded.forward import decoder_layer
@@ -141,23 +141,21 @@ def test_every_parameter_has_one_optimiser():
     assert len(given) == len(set(given)) and set(given) == set(wanted)
 
 
-def test_a_grown_decoder_computes_what_the_small_one_did():
-    small = build_model(TINY, seed=3).eval()
-    large = grow(small, replace(TINY, layers=5), front=2).eval()
+@pytest.mark.parametrize("order", [(None, None, 0, 1, 2, 3, None), (0, 3, None, None)])
+def test_layers_in_another_order_compute_what_they_did_and_new_ones_nothing(order):
+    source, plain = (build_model(replace(TINY, layers=4), seed=3).eval() for _ in range(2))
+    plain.model.language_model.layers = nn.ModuleList(
+        source.model.language_model.layers[i] for i in order if i is not None
+    )
+    arranged = arrange(source, order, replace(TINY, layers=len(order))).eval()
     ids = torch.randint(10, 100, (2, 12))
     with torch.no_grad():
-        torch.testing.assert_close(large(input_ids=ids).logits, small(input_ids=ids).logits, atol=1e-5, rtol=0)
-
-
-def test_layers_that_are_set_back_are_gone_and_those_behind_add_nothing():
-    model, rest = (build_model(replace(TINY, layers=4), seed=3).eval() for _ in range(2))
-    rest.model.language_model.layers = nn.ModuleList(rest.model.language_model.layers[i] for i in (0, 3))
-    set_back(model, (1, 2), replace(TINY, layers=4))
-    ids = torch.randint(10, 100, (2, 12))
-    with torch.no_grad():
-        wanted = rest(input_ids=ids, use_cache=False).logits
-        torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits, wanted, atol=1e-5, rtol=0)
-    assert model.model.language_model.layers[3].self_attn.q_proj.weight.abs().sum() > 0  # it can learn
+        wanted = plain(input_ids=ids, use_cache=False).logits
+        torch.testing.assert_close(arranged(input_ids=ids, use_cache=False).logits, wanted, atol=1e-5, rtol=0)
+    new = arranged.model.language_model.layers[order.index(None)]
+    assert new.self_attn.q_proj.weight.abs().sum() > 0  # it can learn
+    for name, value in source.model.vision_tower.state_dict().items():
+        assert torch.equal(arranged.model.vision_tower.state_dict()[name], value)
 
 
 @pytest.fixture(scope="module")

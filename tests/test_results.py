@@ -154,6 +154,8 @@ def test_what_is_swept_besides_makes_sections(tmp_path):
 def test_claims_about_rows_that_are_not_there(sweep):
     with pytest.raises(ValueError, match="Did you mean 'good'"):
         summarise(sweep, Settings(name="x", claims=[{"text": "a", "better": "godo", "worse": "bad"}]))
+    narrowed = Settings(name="x", rows=["good"], claims=[{"text": "a", "better": "good", "worse": "left out"}])
+    assert [claim["verdict"] for claim in summarise(sweep, narrowed)["claims"]] == ["not measured"]
     gone = judge({"text": "a", "better": "good", "worse": "bad"}, {}, {}, [], {"good", "bad"})
     assert gone["verdict"] == "not measured"
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
@@ -138,39 +139,20 @@ def mark_places(model: LlavaForConditionalGeneration, size: Size) -> None:
 
 
 @torch.no_grad()
-def grow(small: LlavaForConditionalGeneration, size: Size, front: int, seed: int = 0) -> LlavaForConditionalGeneration:
-    """A model of ``size`` that computes what ``small`` does: ``front`` new layers before its own, the rest after them.
+def arrange(
+    source: LlavaForConditionalGeneration, order: Sequence[int | None], size: Size, seed: int = 0
+) -> LlavaForConditionalGeneration:
+    """A model of ``size`` with the layers ``order`` of ``source``, and all else that it has.
 
-    New layers add nothing at first (their output projections are zero).
+    None stands for a new layer, which adds nothing at first (its output projections are zero).
     """
-    depth = small.config.text_config.num_hidden_layers
-    model = build_model(replace(size), seed)
-    layers = model.model.language_model.layers
-    for index, layer in enumerate(layers):
-        if front <= index < front + depth:
-            layer.load_state_dict(small.model.language_model.layers[index - front].state_dict())
-        else:
-            layer.self_attn.o_proj.weight.zero_()
-            layer.mlp.down_proj.weight.zero_()
-    own = {name: value for name, value in small.state_dict().items() if ".layers." not in name or "vision" in name}
+    model = build_model(size, seed)
+    own = {name: value for name, value in source.state_dict().items() if ".layers." not in name or "vision" in name}
     model.load_state_dict(own, strict=False)
-    return model
-
-
-@torch.no_grad()
-def set_back(model: LlavaForConditionalGeneration, taken: tuple[int, ...], size: Size, seed: int = 1) -> None:
-    """Takes decoder layers out of ``model`` and puts as many new ones behind, which add nothing at first; in place.
-
-    What the other layers do, they then do that much nearer to the front.
-    """
-    layers = model.model.language_model.layers
-    fresh = build_model(size, seed).model.language_model.layers
-    kept = [layer.state_dict() for index, layer in enumerate(layers) if index not in taken]
-    kept = [{name: value.clone() for name, value in state.items()} for state in kept]
-    for index, layer in enumerate(layers):
-        if index < len(kept):
-            layer.load_state_dict(kept[index])
-        else:
-            layer.load_state_dict(fresh[index].state_dict())
+    for layer, place in zip(model.model.language_model.layers, order, strict=True):
+        if place is None:
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()
+        else:
+            layer.load_state_dict(source.model.language_model.layers[place].state_dict())
+    return model

@@ -23,7 +23,7 @@ from transformers import LlavaForConditionalGeneration
 from prunekit.data.scene import Scene
 from prunekit.embedded.align import train_align
 from prunekit.embedded.asking import Forms
-from prunekit.embedded.config import Size, build_model, grow, set_back, start_words
+from prunekit.embedded.config import Size, arrange, build_model, start_words
 from prunekit.embedded.decoder import Plan, Trainer
 from prunekit.embedded.export import MODEL_FOLDER, export
 from prunekit.embedded.joint import JointTrainer
@@ -34,7 +34,9 @@ from prunekit.embedded.tower import Heads, train_tower
 
 SHALLOW = 6  # decoder layers of the drawn stage: look-ups are learned sooner in a shallow decoder
 FRONT = 4  # layers that the grown decoder has before those
-TAKEN = (1, 2)  # layers of the finished decoder that go, for as many behind: looking moves forward by them
+BEHIND = Size.layers - FRONT - SHALLOW
+GROWN = (*[None] * FRONT, *range(SHALLOW), *[None] * BEHIND)  # the shallow decoder's layers, and new ones
+SHIFTED = (0, *range(3, Size.layers), None, None)  # the finished one's without two: looking moves forward
 STAGES = ("tower", "drawn", "align", "joint", "finish", "shift", "settle", "export")
 DRAWN = Plan(steps=5000, patience=80)
 JOINT = Plan(
@@ -46,7 +48,7 @@ JOINT = Plan(
     pairs=0.1,
     ripen_layer=FRONT,
     patience=0,
-    fresh=(*range(FRONT), *range(FRONT + SHALLOW, Size.layers)),
+    fresh=tuple(index for index, place in enumerate(GROWN) if place is None),
 )
 FINISH = Plan(
     steps=280,
@@ -60,7 +62,7 @@ FINISH = Plan(
 SHIFT = Plan(
     steps=2600,
     rate=1.5e-3,
-    blind={0: 0.3, FRONT - len(TAKEN): 0.7},
+    blind={0: 0.3, FRONT - 2: 0.7},
     sighted=0.4,
     crowded=0.5,
     coarse=0.1,
@@ -68,7 +70,7 @@ SHIFT = Plan(
     pairs=0.15,
     ripen_layer=3,
     patience=0,
-    fresh=tuple(range(Size.layers - len(TAKEN), Size.layers)),
+    fresh=tuple(index for index, place in enumerate(SHIFTED) if place is None),
 )
 SETTLE = replace(SHIFT, steps=3000, crowded=0.6, pairs=0.12, later=4.0, tower=1.0, further=28, fresh=())
 
@@ -137,7 +139,7 @@ class Run:
         small.model.vision_tower.load_state_dict(tower["tower"])
         heads = Heads(self.size.tower_width)
         heads.load_state_dict(tower["heads"])
-        return grow(small, self.size, FRONT), heads
+        return arrange(small, GROWN, self.size), heads
 
     def align(self) -> tuple[LlavaForConditionalGeneration, Heads]:
         model, heads = self.grown()
@@ -155,17 +157,18 @@ class Run:
         self._go_on("joint", "finish", replace(FINISH, steps=self.arguments.finish_steps))
 
     def shift(self) -> None:
-        self._go_on("finish", "shift", replace(SHIFT, steps=self.arguments.shift_steps), TAKEN)
+        self._go_on("finish", "shift", replace(SHIFT, steps=self.arguments.shift_steps), SHIFTED)
 
     def settle(self) -> None:
         self._go_on("shift", "settle", replace(SETTLE, steps=self.arguments.settle_steps))
 
-    def _go_on(self, before: str, stage: str, plan: Plan, taken: tuple[int, ...] = ()) -> None:
-        """A stage that trains on what the one before has trained, without the layers ``taken``."""
+    def _go_on(self, before: str, stage: str, plan: Plan, order: tuple[int | None, ...] | None = None) -> None:
+        """A stage that trains on what the one before has trained, its layers in another ``order`` if one is given."""
         last, model, heads = need(self.folder, before), build_model(self.size), Heads(self.size.tower_width)
         model.load_state_dict(last["model"])
+        if order is not None:
+            model = arrange(model, order, self.size, seed=1)
         heads.load_state_dict(last["heads"])
-        set_back(model, taken, self.size)
         trainer = JointTrainer(model, self.tokenizer, self.folder, plan, self.pool, heads, stage)
         trainer.ripeness.load_state_dict(last["ripeness"])
         trainer.recent = last["recent"]

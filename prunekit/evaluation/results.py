@@ -34,6 +34,7 @@ class Settings:
         compact: one matrix of rows × sections instead of a table for each section.
         claims: what is said about the rows, each to be judged (``judge``).
         file: a Markdown file whose text between the markers is replaced, None for none.
+        rows: the only ones that run, None for all; claims about others are not measured.
     """
 
     name: str | None = None
@@ -44,6 +45,7 @@ class Settings:
     compact: bool = False
     claims: Sequence[dict[str, Any]] = ()
     file: str | None = None
+    rows: Sequence[str] | str | None = None
 
     @classmethod
     def of(cls, table: dict[str, Any]) -> Settings:
@@ -138,7 +140,7 @@ def summarise(sweep: Path, settings: Settings) -> dict[str, Any]:
     tasks = sorted({e.task for e in examples})
     known = {entry.row: entry.values(examples) for entry in done if not entry.section} | {"dense": dense}
     costs = {cell["row"]: cell for cell in cells if not cell["section"] and cell["error"] is None}
-    names = {entry.row for entry in found} | {"dense"}
+    names = {entry.row for entry in found} | {"dense"} if settings.rows is None else None
     return {
         "schema": 1,
         "name": settings.name,
@@ -196,15 +198,15 @@ def judge(
     known: dict[str, np.ndarray],
     cells: dict[str, dict[str, Any]],
     examples: Sequence[Any],
-    names: set[str],
+    names: set[str] | None,
 ) -> dict[str, Any]:
     """Whether a claim holds here. It says that the accuracy of the row ``better`` is more than ``margin`` (0 if not
     given) above that of ``worse``, "dense" being a row: it holds if the paired interval lies wholly above the margin,
     does not if it lies wholly below, and is open in between. Or it gives the ``cost`` of a ``row`` as ``value``, to two
-    decimals."""
+    decimals. ``names`` are the rows that it may name, None where some were left out."""
     rows = [claim[key] for key in ("better", "worse", "row") if key in claim]
     for row in rows:
-        if row not in names:
+        if names is not None and row not in names:
             raise UnknownNameError("row in table.claims:", row, names)
     judged = {"text": claim["text"], "published": str(claim.get("published", "–")), "verdict": "not measured"}
     if "row" in claim:

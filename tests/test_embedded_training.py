@@ -15,7 +15,7 @@ from prunekit.data.questions import questions
 from prunekit.data.render import render
 from prunekit.data.scene import draw_scene
 from prunekit.data.words import TASKS
-from prunekit.embedded import joint
+from prunekit.embedded import decoder, joint
 from prunekit.embedded.align import see
 from prunekit.embedded.asking import ASKED, Asker, Forms, answer_right
 from prunekit.embedded.config import Size, arrange, build_model, start_words
@@ -190,6 +190,27 @@ def test_the_joint_stage_trains_on_pairs_and_shrunk_images(pool, tokenizer, tmp_
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     parts = ("language_model.layers.1.self_attn", "vision_tower", "multi_modal_projector", "embed_tokens", "lm_head")
     assert all(any(part in name for name in moved) for part in parts)
+
+
+def test_text_sees_the_image_only_in_the_layers_of_the_step(tmp_path, tokenizer, monkeypatch):
+    """Blind in the front at first, at the end in no layer; glances only in the front, and their answers apart."""
+    monkeypatch.setattr(decoder, "answer_right", lambda logits, packed: [("count", True)])
+    seen: list[bool] = []
+
+    def layer(layer, x, cos, sin, masks, look):
+        seen.append(masks.shown == masks.image.shape[-1])
+        return decoder_layer(layer, x, cos, sin, masks, look)
+
+    plans = {"blind": Plan(blind={1: 1.0}, sighted=0.5), "glance": Plan(glance=1.0, glance_below=1, sighted=1.0)}
+    wanted = {"blind": [False, True] * 2 + [True, True] * 2, "glance": [True, False] * 4}
+    for name, plan in plans.items():
+        plan = replace(plan, steps=4, batch=2, ripen_layer=1, patience=0)
+        trainer = Trainer(build_model(TINY), tokenizer, tmp_path / name, plan, name)
+        trainer.layer = layer
+        trainer.run()
+        assert seen == wanted[name], name
+        assert (trainer.recent["count"] > 0, trainer.glanced["count"] > 0) == (name == "blind", name == "glance")
+        seen.clear()
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, tokenizer):

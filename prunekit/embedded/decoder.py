@@ -31,7 +31,8 @@ class Plan:
 
     Blindness: in layers below a bound drawn for each step, text does not see the image. It makes the circuits that
     look grow in the middle of the decoder, not in its first layer; ``sighted`` is the share of the steps, at the end,
-    in which the bound is zero, as it always is in use. Where the text looks is never supervised.
+    in which the bound is zero, as it always is in use. Glances are the opposite: text sees the image only below layer
+    ``glance_below``, so that what can be told early is looked up early too. Where the text looks is never supervised.
     """
 
     steps: int = 3000
@@ -39,6 +40,8 @@ class Plan:
     batch: int = 4
     blind: dict[int, float] = field(default_factory=lambda: {0: 1.0})
     sighted: float = 0.0
+    glance: float = 0.0  # share of the steps, but for the last tenths, that are glances
+    glance_below: int = 3
     doubt: float = 0.35  # of drawn tokens; it grows to this over the first third
     ripen_layer: int = 2  # patches are classified from the input of this layer ...
     ripen_weight: float = 0.3  # ... with this weight
@@ -64,6 +67,7 @@ ORDER = (
 
 FIRST, LEARNED = 2, 0.5
 RANKS = ("twin", "fellow", "order")  # of a patch among like objects, and among its sign's letters
+GLANCING = 0.93  # of a stage's steps; after it none is a glance
 RANK_WEIGHT = 4.0  # of telling them, which takes longest
 FRESH_RATE = 0.5  # of the rate
 SHAPES = 32  # for which a layer is compiled: sizes and numbers of images, with sight and without
@@ -112,7 +116,9 @@ class Trainer:
         self.modules: dict[str, nn.Module] = {"model": model, "ripeness": self.ripeness}
         self.optimizers = optimisers(self.trained(), plan.rate, rest_share=0.1)
         self.step, self.joined, self.entered = 0, FIRST, 0
+        self.depth = len(model.model.language_model.layers)
         self.recent: dict[str, float] = dict.fromkeys(ASKED, 0.0)
+        self.glanced = dict(self.recent)  # the same in glances
         self.values: dict[str, Any] = {}
 
     def trained(self) -> dict[nn.Module, float]:
@@ -130,7 +136,7 @@ class Trainer:
                 module.load_state_dict(state[name])
             for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(kept)
-            self.step, self.recent = state["step"], state["recent"]
+            self.step, self.recent, self.glanced = state["step"], state["recent"], state["glanced"]
             self.joined, self.entered = state["joined"], state["entered"]
 
     def save(self) -> None:
@@ -138,14 +144,15 @@ class Trainer:
         states = {name: module.state_dict() for name, module in self.modules.items()}
         optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
         places = {"step": self.step, "joined": self.joined, "entered": self.entered}
-        save_checkpoint(self.path, **states, **places, recent=self.recent, optimizers=optimizers)
+        answered = {"recent": self.recent, "glanced": self.glanced}
+        save_checkpoint(self.path, **states, **places, **answered, optimizers=optimizers)
 
-    def task_weights(self, rng: random.Random) -> dict[str, float]:
-        """The tasks that have joined; those that lag are asked more often."""
+    def task_weights(self, rng: random.Random, recent: dict[str, float]) -> dict[str, float]:
+        """The tasks that have joined; those that lag, by their recent accuracy, are asked more often."""
         joined = ORDER[: self.joined] if self.plan.patience else ORDER
-        weights = {task: 1.3 - self.recent[task] for task in joined}
+        weights = {task: 1.3 - recent[task] for task in joined}
         if rng.random() < self.plan.turns:
-            lag = [(1 - self.recent[task]) ** 2 * (task not in LESSONS) for task in joined]
+            lag = [(1 - recent[task]) ** 2 * (task not in LESSONS) for task in joined]
             weights[rng.choices(joined, lag)[0]] = 2.0 * len(joined)
         return weights
 
@@ -161,9 +168,16 @@ class Trainer:
         """Whether this is one of the last steps, in which text sees the image in every layer."""
         return self.step >= self.plan.steps * (1 - self.plan.sighted)
 
-    def blind_below(self, rng: random.Random) -> int:
-        """The layer below which text is blind in this step."""
-        return 0 if self.sighted else rng.choices(list(self.plan.blind), list(self.plan.blind.values()))[0]
+    @property
+    def glances(self) -> bool:
+        """Whether this step is a glance."""
+        drawn = random.Random(f"glance/{self.plan.seed}/{self.step}").random()
+        return self.step < GLANCING * self.plan.steps and drawn < self.plan.glance
+
+    def sight(self, rng: random.Random) -> range:
+        """The layers in which text sees the image in this step."""
+        first = 0 if self.sighted else rng.choices(list(self.plan.blind), list(self.plan.blind.values()))[0]
+        return range(self.plan.glance_below) if self.glances else range(first, self.depth)
 
     def scenes(self, rng: random.Random) -> list[Scene]:
         """The scenes of this step."""
@@ -194,7 +208,8 @@ class Trainer:
         rng = random.Random(f"decoder/{self.plan.seed}/{self.step}")
         scenes, images = self.scenes(rng), 1 + (self.sighted and rng.random() < self.plan.pairs)
         shown = [scenes[start : start + images] for start in range(0, len(scenes), images)]
-        packed, blind = self.askers[self.sighted].rows(shown, rng, self.task_weights(rng)), self.blind_below(rng)
+        recent = self.glanced if self.glances else self.recent
+        packed, sight = self.askers[self.sighted].rows(shown, rng, self.task_weights(rng, recent)), self.sight(rng)
         labels = scene_labels(scenes, self.patch_side(rng))
         start, head = len(self.prefix), len(self.prefix) + images * labels["thing"].shape[1]
         masks, ripe = self.masks(packed, head), []
@@ -204,7 +219,7 @@ class Trainer:
                 self.model.model.language_model,
                 embed(self.model, self.prefix, visual.reshape(len(shown), head - start, -1), packed.ids),
                 positions(packed, head),
-                lambda layer: masks[layer >= blind],
+                lambda layer: masks[layer in sight],
                 entering=lambda layer, h: ripe.append(h) if layer == self.plan.ripen_layer else None,
                 layer_function=self.layer,
             )[:, head:].unflatten(1, packed.ids.shape[1:])
@@ -218,7 +233,7 @@ class Trainer:
         ripe_loss, ripeness = self.ripeness(seen, labels)
         total = loss + self.plan.early_weight * early_loss + self.plan.ripen_weight * ripe_loss + seeing
         for task, right in accuracy_by_task(answer_right(logits.detach(), packed)).items():
-            self.recent[task] += 0.05 * (right - self.recent[task])
+            recent[task] += 0.05 * (right - recent[task])
         self.values = {"loss": loss.item(), "early": early_loss.item(), "ripe": ripeness, **logged}
         return total
 

@@ -3,15 +3,15 @@
     python -m prunekit.embedded.train --out DIR [--resume]
     python -m prunekit task=train train=embedded           # the same in a run folder; the model goes there too
 
-Stages: tower, drawn, align, joint, finish, shift, settle, export. Each goes on from its checkpoint in DIR when --resume
-is given; without it DIR must be new. The rendered scenes (2.6 GB) lie in DIR too. The stages tower and drawn do not
-need each other: with two cores, run each with --threads 1 at the same time, then the rest.
+Stages: tower, drawn, align, joint, finish, shift, settle, deepen, glance, close, export. Each goes on from its
+checkpoint in DIR when --resume is given; without it DIR must be new. The rendered scenes (2.6 GB) lie in DIR too. The
+stages tower and drawn do not need each other: on two cores, run each with --threads 1 at the same time, then the rest.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,8 @@ FRONT = 4  # layers that the grown decoder has before those
 BEHIND = Size.layers - FRONT - SHALLOW
 GROWN = (*[None] * FRONT, *range(SHALLOW), *[None] * BEHIND)  # the shallow decoder's layers, and new ones
 SHIFTED = (0, *range(3, Size.layers), None, None)  # the finished one's without two: looking moves forward
-STAGES = ("tower", "drawn", "align", "joint", "finish", "shift", "settle", "export")
+DEEPENED = (0, None, *range(1, Size.layers - 1))  # a new layer behind the first, and the last one left out
+CLOSED = (0, *range(2, Size.layers), None)  # without it again
 DRAWN = Plan(steps=5000, patience=80)
 JOINT = Plan(
     steps=2250,
@@ -73,6 +74,40 @@ SHIFT = Plan(
     fresh=tuple(index for index, place in enumerate(SHIFTED) if place is None),
 )
 SETTLE = replace(SHIFT, steps=3000, crowded=0.6, pairs=0.12, later=4.0, tower=1.0, further=28, fresh=())
+DEEPEN = replace(
+    SETTLE, steps=1300, rate=8e-4, blind={0: 0.3, 3: 0.7}, sighted=0.5, tower=0.4, ripen_layer=4, fresh=(1,)
+)
+GLANCE = replace(
+    DEEPEN,
+    steps=700,
+    sighted=1.0,
+    glance=0.35,
+    coarse=0.08,
+    pairs=0.08,
+    forms=Forms(long=0.15, dialogue=0.1),
+    seed=5,
+)
+CLOSE = replace(GLANCE, steps=900, rate=1.2e-3, glance=0.5, ripen_layer=3, fresh=(Size.layers - 1,), seed=6)
+
+
+@dataclass(frozen=True)
+class Later:
+    """A stage that trains on what the stage before it has trained, its layers in another order if one is given."""
+
+    before: str
+    plan: Plan
+    order: tuple[int | None, ...] | None = None
+
+
+LATER = {
+    "finish": Later("joint", FINISH),
+    "shift": Later("finish", SHIFT, SHIFTED),
+    "settle": Later("shift", SETTLE),
+    "deepen": Later("settle", DEEPEN, DEEPENED),
+    "glance": Later("deepen", GLANCE),
+    "close": Later("glance", CLOSE, CLOSED),
+}
+STAGES = ("tower", "drawn", "align", "joint", *LATER, "export")
 
 
 def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
@@ -85,9 +120,7 @@ def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--align-steps", type=int, default=600)
     parser.add_argument("--drawn-steps", type=int, default=DRAWN.steps)
     parser.add_argument("--joint-steps", type=int, default=JOINT.steps)
-    parser.add_argument("--finish-steps", type=int, default=FINISH.steps)
-    parser.add_argument("--shift-steps", type=int, default=SHIFT.steps)
-    parser.add_argument("--settle-steps", type=int, default=SETTLE.steps)
+    parser.add_argument("--most", type=int, help="no stage has more steps than this: a trial")
     parser.add_argument("--model", type=Path, default=MODEL_FOLDER, help="folder that export writes")
     parser.add_argument("--notes", nargs="*", default=[], help="what the record of the training says besides")
     parser.add_argument("--threads", type=int, default=2)
@@ -121,12 +154,12 @@ class Run:
     def tower(self) -> None:
         scenes, images = self.pool
         tower = build_model(self.size).model.vision_tower
-        train_tower(tower, images, scenes, self.folder, self.arguments.tower_steps)
+        train_tower(tower, images, scenes, self.folder, self.steps(self.arguments.tower_steps))
 
     def drawn(self) -> None:
         small = build_model(replace(self.size, layers=SHALLOW))
         start_words(small)
-        plan = replace(DRAWN, steps=self.arguments.drawn_steps)
+        plan = replace(DRAWN, steps=self.steps(self.arguments.drawn_steps))
         trainer = Trainer(small, self.tokenizer, self.folder, plan, "drawn")
         trainer.restore()
         trainer.run()
@@ -143,41 +176,38 @@ class Run:
 
     def align(self) -> tuple[LlavaForConditionalGeneration, Heads]:
         model, heads = self.grown()
-        train_align(model, heads, self.tokenizer, self.pool, self.folder, self.arguments.align_steps)
+        train_align(model, heads, self.tokenizer, self.pool, self.folder, self.steps(self.arguments.align_steps))
         return model, heads
 
     def joint(self) -> None:
         model, heads = self.align()
-        plan = replace(JOINT, steps=self.arguments.joint_steps)
+        plan = replace(JOINT, steps=self.steps(self.arguments.joint_steps))
         trainer = JointTrainer(model, self.tokenizer, self.folder, plan, self.pool, heads)
         trainer.restore()
         trainer.run()
 
-    def finish(self) -> None:
-        self._go_on("joint", "finish", replace(FINISH, steps=self.arguments.finish_steps))
-
-    def shift(self) -> None:
-        self._go_on("finish", "shift", replace(SHIFT, steps=self.arguments.shift_steps), SHIFTED)
-
-    def settle(self) -> None:
-        self._go_on("shift", "settle", replace(SETTLE, steps=self.arguments.settle_steps))
-
-    def _go_on(self, before: str, stage: str, plan: Plan, order: tuple[int | None, ...] | None = None) -> None:
-        """A stage that trains on what the one before has trained, its layers in another ``order`` if one is given."""
-        last, model, heads = need(self.folder, before), build_model(self.size), Heads(self.size.tower_width)
+    def later(self, stage: str) -> None:
+        """One of the stages of LATER."""
+        told, model, heads = LATER[stage], build_model(self.size), Heads(self.size.tower_width)
+        last = need(self.folder, told.before)
         model.load_state_dict(last["model"])
-        if order is not None:
-            model = arrange(model, order, self.size, seed=1)
+        if told.order is not None:
+            model = arrange(model, told.order, self.size, seed=1)
         heads.load_state_dict(last["heads"])
+        plan = replace(told.plan, steps=self.steps(told.plan.steps))
         trainer = JointTrainer(model, self.tokenizer, self.folder, plan, self.pool, heads, stage)
         trainer.ripeness.load_state_dict(last["ripeness"])
         trainer.recent = last["recent"]
         trainer.restore()
         trainer.run()
 
+    def steps(self, planned: int) -> int:
+        """A stage's steps."""
+        return planned if self.arguments.most is None else min(planned, self.arguments.most)
+
     def export(self) -> None:
         model, steps = load_trained(self.folder, self.size)
-        plans = {"drawn": DRAWN, "joint": JOINT, "finish": FINISH, "shift": SHIFT, "settle": SETTLE}
+        plans = {"drawn": DRAWN, "joint": JOINT, **{stage: told.plan for stage, told in LATER.items()}}
         told = {stage: asdict(plan) for stage, plan in plans.items()}
         record = {"steps": steps, "plans": told, "size": asdict(self.size), "notes": self.arguments.notes}
         export(model, self.size, self.arguments.model, record)
@@ -197,7 +227,7 @@ def main(argv: list[str] | None = None) -> None:
     run = Run(arguments)
     for stage in STAGES:
         if stage in arguments.stages:
-            getattr(run, stage)()
+            run.later(stage) if stage in LATER else getattr(run, stage)()
 
 
 if __name__ == "__main__":

@@ -29,13 +29,10 @@ def run_embedded(options: dict[str, Any], folder: Path, resume: bool) -> None:
         raise PrunekitError(f"'{out}' holds stages of an earlier run: resume=true goes on, or name a new folder")
     arguments = ["--out", str(out), "--model", str(folder / MODEL), "--threads", str(_count(options, "threads"))]
     arguments += ["--stages", *options["stages"], "--notes", *options["notes"], *(["--resume"] if resume else [])]
-    most = None if options["max_steps"] is None else _count(options, "max_steps")
     for name in ("tower", "align", "drawn", "joint"):
-        steps = _count(options, f"{name}_steps")
-        arguments += [f"--{name}-steps", str(steps if most is None else min(steps, most))]
-    if most is not None:
-        for name, plan in (("finish", train.FINISH), ("shift", train.SHIFT), ("settle", train.SETTLE)):
-            arguments += [f"--{name}-steps", str(min(plan.steps, most))]
+        arguments += [f"--{name}-steps", str(_count(options, f"{name}_steps"))]
+    if options["max_steps"] is not None:
+        arguments += ["--most", str(_count(options, "max_steps"))]
     train.main(arguments)
 
 

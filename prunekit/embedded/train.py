@@ -234,7 +234,10 @@ def main(argv: list[str] | None = None) -> None:
     run = Run(arguments)
     for stage in STAGES:
         if stage in arguments.stages:
-            run.later(stage) if stage in LATER else getattr(run, stage)()
+            if stage in LATER:
+                run.later(stage)
+            else:
+                getattr(run, stage)()
 
 
 if __name__ == "__main__":

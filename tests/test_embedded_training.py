@@ -15,7 +15,7 @@ from prunekit.data.questions import questions
 from prunekit.data.render import render
 from prunekit.data.scene import draw_scene
 from prunekit.data.words import TASKS
-from prunekit.embedded import decoder, joint
+from prunekit.embedded import decoder, joint, train
 from prunekit.embedded.align import see
 from prunekit.embedded.asking import ASKED, Asker, Forms, answer_right
 from prunekit.embedded.config import Size, arrange, build_model, start_words
@@ -211,6 +211,20 @@ def test_text_sees_the_image_only_in_the_layers_of_the_step(tmp_path, tokenizer,
         assert seen == wanted[name], name
         assert (trainer.recent["count"] > 0, trainer.glanced["count"] > 0) == (name == "blind", name == "glance")
         seen.clear()
+
+
+def test_what_ships_is_the_last_stages_start_and_end_averaged(tmp_path, monkeypatch):
+    states = {stage: build_model(Size(), seed).state_dict() for seed, stage in enumerate(("glance", "close"))}
+    monkeypatch.setattr(train, "need", lambda folder, stage: {"step": 7, "model": states.get(stage)})
+    model, steps = train.load_trained(tmp_path, Size())
+    assert steps == dict.fromkeys(train.STAGES[:-1], 7)
+    name, found = "model.language_model.layers.{}.self_attn.o_proj.weight", model.state_dict()
+    for index, place in enumerate((0, *range(2, 12), None)):
+        before = 0.0 if place is None else states["glance"][name.format(place)]
+        wanted = 0.7 * before + 0.3 * states["close"][name.format(index)]
+        torch.testing.assert_close(found[name.format(index)], wanted)
+    wanted = 0.7 * states["glance"]["lm_head.weight"] + 0.3 * states["close"]["lm_head.weight"]
+    torch.testing.assert_close(found["lm_head.weight"], wanted)
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, tokenizer):

@@ -42,7 +42,7 @@ class VisPruner(prunekit.Selector):
         features = view.vision.features if view.site != "vision" else view.visual(view.hidden_states)
         units = torch.nn.functional.normalize(features.float(), dim=-1).to(scores.device)
         patches = alive & (scores > torch.finfo(scores.dtype).min)  # newlines between tiles have no features
-        best = top(scores, (keep * self.important + 1e-6).long(), patches)
+        best = top(scores, (keep.double() * self.important).long(), patches)
         rest = patches & ~best
         order = scores.masked_fill(~rest, -torch.inf).argsort(dim=1, descending=True, stable=True)
         different = self._thin_out(units @ units.transpose(1, 2), order, rest.sum(1), keep - best.sum(1))

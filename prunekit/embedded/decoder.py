@@ -40,7 +40,7 @@ class Plan:
     batch: int = 4
     blind: dict[int, float] = field(default_factory=lambda: {0: 1.0})
     sighted: float = 0.0
-    glance: float = 0.0  # share of the steps, but for the last tenths, that are glances
+    glance: float = 0.0  # share of the steps, up to GLANCING of them, that are glances
     glance_below: int = 3
     doubt: float = 0.35  # of drawn tokens; it grows to this over the first third
     ripen_layer: int = 2  # patches are classified from the input of this layer ...

@@ -16,7 +16,7 @@ from prunekit.model_errors import loading_failed, missing_parts, not_found
 from prunekit.network import offline
 from prunekit.prompts import PLACEHOLDERS, SUGGESTION
 
-EMBEDDED = {"mini": Path(__file__).parent / "assets" / "mini"}
+EMBEDDED = {name: Path(__file__).parent / "assets" / name for name in ("mini", "mini-576")}
 """Models that ship with the package, by name."""
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")

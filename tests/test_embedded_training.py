@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from prunekit.data import load
 from prunekit.data.questions import questions
 from prunekit.data.render import render
 from prunekit.data.scene import draw_scene
@@ -18,14 +19,15 @@ from prunekit.data.words import TASKS
 from prunekit.embedded import decoder, joint, train
 from prunekit.embedded.align import see
 from prunekit.embedded.asking import ASKED, Asker, Forms, answer_right
-from prunekit.embedded.config import Size, arrange, build_model, start_words
+from prunekit.embedded.config import Size, arrange, build_model, resized, start_words
 from prunekit.embedded.decoder import Plan, Trainer
 from prunekit.embedded.drawn import WEIGHTS, drawn_tokens, label_tokens, patch_words
 from prunekit.embedded.forward import decoder_layer
 from prunekit.embedded.lessons import LESSONS, lessons
 from prunekit.embedded.packing import IGNORE
 from prunekit.embedded.pool import LABELS, scene_labels, shown
-from prunekit.embedded.processor import CELL_NAMES, build_tokenizer, piece
+from prunekit.embedded.probe import prepare
+from prunekit.embedded.processor import CELL_NAMES, build_processor, build_tokenizer, piece
 from prunekit.embedded.progress import optimisers
 from prunekit.embedded.tower import Heads, augment, pixels
 
@@ -169,7 +171,8 @@ def test_shrunk_images_give_the_tokens_of_the_tower_at_that_size(pool):
     scenes, images, index = pool[0][:2], pool[1][:2], np.array([0, 1])
     with torch.no_grad():
         visual, loss, _ = see(model, heads, images, index, scenes, scene_labels(scenes, 24))
-        small = F.interpolate(augment(pixels(images), index), (128, 128), mode="bicubic", antialias=True)
+        small = F.interpolate(pixels(images), (128, 128), mode="bicubic", antialias=True).clamp(-1, 1)
+        small = augment(small, index)
         wanted = model.get_image_features(small, interpolate_pos_encoding=True).pooler_output
     torch.testing.assert_close(visual, torch.stack(list(wanted)), atol=0.02, rtol=0.02)  # one of them in bf16
     assert visual.shape == (2, 64, TINY.width) and loss.isfinite()
@@ -213,18 +216,53 @@ def test_text_sees_the_image_only_in_the_layers_of_the_step(tmp_path, tokenizer,
         seen.clear()
 
 
-def test_what_ships_is_the_last_stages_start_and_end_averaged(tmp_path, monkeypatch):
+def test_what_close_hands_on_is_its_start_and_end_averaged(tmp_path, monkeypatch):
     states = {stage: build_model(Size(), seed).state_dict() for seed, stage in enumerate(("glance", "close"))}
     monkeypatch.setattr(train, "need", lambda folder, stage: {"step": 7, "model": states.get(stage)})
-    model, steps = train.load_trained(tmp_path, Size())
-    assert steps == dict.fromkeys(train.STAGES[:-1], 7)
-    name, found = "model.language_model.layers.{}.self_attn.o_proj.weight", model.state_dict()
+    name, found = "model.language_model.layers.{}.self_attn.o_proj.weight", train.end_of(tmp_path, "close").state_dict()
     for index, place in enumerate((0, *range(2, 12), None)):
         before = 0.0 if place is None else states["glance"][name.format(place)]
         wanted = 0.7 * before + 0.3 * states["close"][name.format(index)]
         torch.testing.assert_close(found[name.format(index)], wanted)
     wanted = 0.7 * states["glance"]["lm_head.weight"] + 0.3 * states["close"]["lm_head.weight"]
     torch.testing.assert_close(found["lm_head.weight"], wanted)
+
+
+def test_the_widest_model_goes_on_from_the_stage_before_it(tmp_path, monkeypatch):
+    told = build_model(Size(), 3).state_dict()
+    monkeypatch.setattr(train, "need", lambda folder, stage: {"front": {"model": told}}[stage])
+    wide, name = train.start_of(tmp_path, "widen"), "embeddings.position_embedding.weight"
+    assert wide.config.image_seq_length == 576
+    assert {key for key, value in wide.state_dict().items() if not torch.equal(value, told[key])} == {
+        f"model.vision_tower.{name}"
+    }
+
+
+def test_a_wider_model_sees_every_place_as_it_was(tmp_path):
+    """Interpolated positions are those of the nearest old place where they change evenly; pictures resized."""
+    model = build_model(TINY)
+    embedding = model.model.vision_tower.embeddings.position_embedding
+    rows, columns = torch.meshgrid(torch.arange(12.0), torch.arange(12.0), indexing="ij")
+    with torch.no_grad():
+        embedding.weight[1:, 0], embedding.weight[1:, 1] = rows.flatten(), columns.flatten()
+    wide = resized(model, replace(TINY, image=384))
+    found = wide.model.vision_tower.embeddings.position_embedding.weight.detach()
+    assert torch.equal(found[0], embedding.weight[0])
+    places = found[1:, :2].reshape(24, 24, 2)[3:-3, 3:-3]  # away from the edge, beyond which nothing goes on
+    exact = (torch.arange(24.0)[3:-3] + 0.5) / 2 - 0.5  # centres of the small patches among the large ones
+    torch.testing.assert_close(places[..., 0], exact[:, None].expand(18, 18), atol=0.05, rtol=0)
+    torch.testing.assert_close(places[..., 1], exact[None].expand(18, 18), atol=0.05, rtol=0)
+    example = load("validation", 1)[0]
+    bench, processor = prepare(wide, build_tokenizer(), [example]), build_processor(384, 16)
+    shown = processor.image_processor(example.image(), return_tensors="pt")["pixel_values"]
+    apart = (pixels(np.asarray(example.image())[None], 384) - shown).abs()  # the processor resizes whole numbers
+    assert apart.max() < 0.2 and (apart > 0.02).float().mean() < 0.001
+    with torch.no_grad():
+        hidden = wide.model.vision_tower(shown, output_hidden_states=True).hidden_states[-2][:, 1:]
+    assert bench.features.shape == hidden.shape == (1, 576, 192)
+    torch.testing.assert_close(bench.features, hidden, atol=0.1, rtol=0)
+    covered = sum((right - left) * (bottom - top) for left, top, right, bottom in example.regions)
+    assert bench.regions.sum().item() * 64 == pytest.approx(covered)  # patches of eight pixels of the scene
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, tokenizer):

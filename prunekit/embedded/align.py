@@ -104,13 +104,11 @@ def see(
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
     """Visual tokens [B, N, D] of images, the loss of the tower's own task and its accuracy on patches.
 
-    Where the labels are of fewer patches than the images have, the images are shrunk to those first, as the control
-    ``downsample`` does it.
+    The images are resized to as many patches as there are labels, fewer as the control ``downsample`` does it.
     """
     present = torch.from_numpy(np.stack([presence(scene) for scene in scenes]))
-    shown, side = augment(pixels(images), index), round(labels["thing"].shape[1] ** 0.5)
-    if (size := side * model.config.vision_config.patch_size) < shown.shape[-1]:
-        shown = F.interpolate(shown, (size, size), mode="bicubic", antialias=True)
+    side = round(labels["thing"].shape[1] ** 0.5) * model.config.vision_config.patch_size
+    shown = augment(pixels(images, side), index)
     with torch.autocast("cpu", torch.bfloat16):
         out = model.model.vision_tower(shown, output_hidden_states=True, interpolate_pos_encoding=True)
         top, features = out.last_hidden_state[:, 1:], out.hidden_states[model.config.vision_feature_layer][:, 1:]

@@ -20,7 +20,7 @@ MARK = 0.5  # length of a row's and of a column's mark in the tower's position e
 class Size:
     """The sizes that shape the model; all in one place."""
 
-    image: int = 192  # pixels
+    image: int = 192  # pixels; pictures of other sizes are resized to it
     patch: int = 16  # pixels
     tower_layers: int = 4
     tower_width: int = 192
@@ -156,3 +156,22 @@ def arrange(
         else:
             layer.load_state_dict(source.model.language_model.layers[place].state_dict())
     return model
+
+
+@torch.no_grad()
+def resized(source: LlavaForConditionalGeneration, size: Size) -> LlavaForConditionalGeneration:
+    """A model for images of another size with the weights of ``source``; the tower's positions are interpolated."""
+    model, state = build_model(size), source.state_dict()
+    for name, value in model.state_dict().items():
+        if value.shape != state[name].shape:
+            state[name] = _interpolated(state[name], size.grid)
+    model.load_state_dict(state)
+    return model
+
+
+def _interpolated(positions: torch.Tensor, grid: int) -> torch.Tensor:
+    """Position embeddings [1 + P, D], the CLS token's first, for a square of ``grid`` patches a side."""
+    own, patches = positions[:1], positions[1:].T
+    side = round(patches.shape[1] ** 0.5)
+    square = F.interpolate(patches.reshape(1, -1, side, side), (grid, grid), mode="bicubic", align_corners=False)
+    return torch.cat([own, square[0].flatten(1).T])

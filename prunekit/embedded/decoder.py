@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from prunekit.data.scene import Scene, draw_scene
+from prunekit.data.scene import SIZE, Scene, draw_scene
 from prunekit.data.words import NUMBERS
 from prunekit.embedded.asking import ASKED, Asker, Forms, accuracy_by_task, answer_right, early_labels
 from prunekit.embedded.drawn import drawn_tokens, label_tokens
@@ -52,7 +52,8 @@ class Plan:
     crowded: float = 0.0  # share of the steps whose scenes all hold two signs: only there a sign's colour matters
     forms: Forms = field(default_factory=Forms)  # of the questions of the sighted steps
     pairs: float = 0.0  # share of the sighted steps whose rows show two images
-    coarse: float = 0.0  # share of the steps whose images are shrunk to fewer patches
+    coarse: float = 0.0  # share of the steps whose images are shrunk to fewer patches ...
+    coarse_sides: tuple[int, ...] = (24, 32)  # ... of so many pixels of the scene
     later: float = 1.0  # weight of an answer's tokens after its first
     tower: float = 0.15  # the tower's rate as a share of the decoder's, on images
     further: int = 0  # images a step on which the tower alone learns
@@ -109,7 +110,8 @@ class Trainer:
         torch.manual_seed(plan.seed + 2)
         self.ripeness = Ripeness(model.config.text_config.hidden_size)
         self.askers, self.tokens = (Asker(tokenizer), Asker(tokenizer, plan.forms)), label_tokens(tokenizer)
-        self.patch = model.config.vision_config.patch_size
+        vision = model.config.vision_config
+        self.patch = SIZE * vision.patch_size // vision.image_size  # pixels of the scene on its side
         self.prefix = torch.tensor(tokenizer(PREFIX, add_special_tokens=False).input_ids)
         torch._dynamo.config.recompile_limit = SHAPES
         self.layer = torch.compile(decoder_layer, dynamic=False)

@@ -1,4 +1,6 @@
-"""The embedded model's gates: ``python -m prunekit.embedded.gates`` prints them and writes docs/embedded-model.md.
+"""The embedded models' gates: ``python -m prunekit.embedded.gates`` prints them and writes docs/embedded-model.md.
+
+    python -m prunekit.embedded.gates --model prunekit/assets/mini-576     # those of the model with 576 visual tokens
 
 Everything is reported on the test split; the one choice (the cut's layer for `instruction`) is made on validation.
 """
@@ -25,8 +27,8 @@ from prunekit.embedded.export import MODEL_FOLDER
 from prunekit.embedded.probe import Bench, Found, ask, mean_accuracy, prepare
 
 DOC = Path(__file__).resolve().parents[2] / "docs" / "embedded-model.md"
-PICTURE = "curves.png"  # beside it
-START, END = "<!-- gates: written by python -m prunekit.embedded.gates -->", "<!-- end of gates -->"
+PICTURE = "curves-{name}.png"  # beside it
+START, END = "<!-- gates of {name}: written by python -m prunekit.embedded.gates -->", "<!-- end of gates of {name} -->"
 RATIO = 0.25
 DEPTHS = (0.25, 0.375, 0.5)
 RATIOS = (0.05, 0.1, 0.25, 0.5, 0.75)
@@ -206,13 +208,14 @@ def foreign_kept(bench: Bench, kept: torch.Tensor) -> torch.Tensor:
     return kept[[order[row] for row in range(len(bench.examples))]]
 
 
-def write(results: Results, doc: Path, questions: int) -> None:
-    """Puts the tables between the markers of the document."""
+def write(results: Results, doc: Path, questions: int, name: str) -> None:
+    """Puts the tables between the model's markers in the document."""
+    start, end = START.format(name=name), END.format(name=name)
     gates = ["| gate | measured | |", "| --- | --- | --- |", *(f"| {' | '.join(line)} |" for line in results.lines)]
     text = doc.read_text()
-    before, after = text.split(START)[0], text.split(END)[1]
+    before, after = text.split(start)[0], text.split(end)[1]
     body = "\n\n".join([f"{questions} questions of each split.", "\n".join(gates), *results.tables])
-    doc.write_text(f"{before}{START}\n{body}\n{END}{after}")
+    doc.write_text(f"{before}{start}\n{body}\n{end}{after}")
 
 
 def main() -> None:
@@ -227,8 +230,9 @@ def main() -> None:
     gates.accuracy()
     gates.cuts()
     gates.attention()
-    write(gates.results, arguments.doc, len(gates.test.examples))
-    draw(gates.results.panels, point(gates.test, gates.dense), arguments.doc.with_name(PICTURE))
+    name = arguments.model.resolve().name
+    write(gates.results, arguments.doc, len(gates.test.examples), name)
+    draw(gates.results.panels, point(gates.test, gates.dense), arguments.doc.with_name(PICTURE.format(name=name)))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from prunekit.embedded.drawn import patch_words
 from prunekit.embedded.pool import HELD, scene_labels
 from prunekit.embedded.tower import Heads
 
-COARSE = (24, 32)  # pixels of the scene on the side of a patch of a shrunk image
 FURTHER = 0.5  # weight of the same on further images
 SEEING = 0.3  # weight of the tower's own task, and of naming what patches show
 
@@ -54,7 +53,9 @@ class JointTrainer(Trainer):
         return [self.pool[index] for index in self.index]
 
     def patch_side(self, rng: random.Random) -> int:
-        return rng.choice(COARSE) if self.plan.coarse and rng.random() < self.plan.coarse else self.patch
+        return (
+            rng.choice(self.plan.coarse_sides) if self.plan.coarse and rng.random() < self.plan.coarse else self.patch
+        )
 
     def visual(
         self, scenes: list[Scene], labels: dict[str, torch.Tensor]

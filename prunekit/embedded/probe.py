@@ -16,6 +16,7 @@ import torch
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from prunekit.data.example import Example
+from prunekit.data.scene import SIZE
 from prunekit.embedded.asking import accuracy_by_task, answer_right
 from prunekit.embedded.forward import Masks, embed, make_masks, run_decoder
 from prunekit.embedded.packing import IGNORE, PREFIX, Packed, encode, pack, positions
@@ -37,7 +38,7 @@ class Bench:
 
 
 def region_cover(example: Example, grid: int, patch: int) -> np.ndarray:
-    """Share of each patch covered by the answer's boxes: float [grid * grid]."""
+    """Share of each patch (of ``patch`` pixels of the scene) covered by the answer's boxes: float [grid * grid]."""
     cover = np.zeros((grid * patch, grid * patch), dtype=np.float32)
     for left, top, right, bottom in example.regions:
         cover[top:bottom, left:right] = 1
@@ -57,13 +58,14 @@ def prepare(
     cache: dict[str, torch.Tensor] = {}
     for example in examples:
         if example.image_id not in cache:
-            picture = pixels(draw(example)[None])
+            picture = pixels(draw(example)[None], vision.image_size)
             hidden = model.model.vision_tower(pixel_values=picture, output_hidden_states=True).hidden_states
             cache[example.image_id] = hidden[model.config.vision_feature_layer][0, 1:]
     asked = encode(tokenizer, [(e.task, e.question, e.answers[0]) for e in examples])
     length = max(len(a.prompt) + len(a.answer) for a in asked)
     packed = pack([[a] for a in asked], 1, length, tokenizer.pad_token_id)
-    cover = [region_cover(e, vision.image_size // vision.patch_size, vision.patch_size) for e in examples]
+    grid = vision.image_size // vision.patch_size
+    cover = [region_cover(e, grid, SIZE // grid) for e in examples]
     prefix = torch.tensor(tokenizer(PREFIX, add_special_tokens=False).input_ids)
     features = torch.stack([cache[e.image_id] for e in examples])
     return Bench(examples, features, torch.from_numpy(np.stack(cover)), packed, prefix)
@@ -199,17 +201,17 @@ def main() -> None:
     from pathlib import Path
 
     from prunekit.data import load
-    from prunekit.embedded.config import Size
     from prunekit.embedded.processor import build_tokenizer
-    from prunekit.embedded.train import load_trained
+    from prunekit.embedded.train import STAGES, end_of
 
     parser = argparse.ArgumentParser(description="Probes a training run's newest checkpoint on validation questions.")
     parser.add_argument("--out", type=Path, required=True, help="the run's folder")
+    parser.add_argument("--stage", choices=STAGES[3:-1], default=STAGES[-2])
     parser.add_argument("--limit", type=int, default=140)
     arguments = parser.parse_args()
-    model, step = load_trained(arguments.out, Size())
+    model = end_of(arguments.out, arguments.stage).eval()
     bench = prepare(model, build_tokenizer(), load("validation", arguments.limit))
-    row = {"step": step, **report(model, bench)}
+    row = {"stage": arguments.stage, **report(model, bench)}
     with (arguments.out / "probe.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
     for key, value in row.items():

@@ -47,9 +47,12 @@ class Heads(nn.Module):
         return loss, patch_accuracy(what, things), found
 
 
-def pixels(images: np.ndarray) -> torch.Tensor:
-    """uint8 [B, H, W, 3] -> float [B, 3, H, W] in [-1, 1], as the image processor gives it."""
-    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+def pixels(images: np.ndarray, side: int | None = None) -> torch.Tensor:
+    """uint8 [B, H, W, 3] -> float [B, 3, side, side] in [-1, 1], resized as the image processor does it."""
+    shown = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    if side is None or shown.shape[-1] == side:
+        return shown
+    return F.interpolate(shown, (side, side), mode="bicubic", antialias=True).clamp(-1, 1)
 
 
 def patch_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

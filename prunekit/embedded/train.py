@@ -3,9 +3,10 @@
     python -m prunekit.embedded.train --out DIR [--resume]
     python -m prunekit task=train train=embedded           # the same in a run folder; the model goes there too
 
-Stages: tower, drawn, align, joint, finish, shift, settle, deepen, glance, close, export. Each goes on from its
-checkpoint in DIR when --resume is given; without it DIR must be new. The rendered scenes (2.6 GB) lie in DIR too. The
-stages tower and drawn do not need each other: on two cores, run each with --threads 1 at the same time, then the rest.
+Stages: tower, drawn, align, joint, finish, shift, settle, deepen, glance, close, front, widen, export. Each goes on
+from its checkpoint in DIR when --resume is given; without it DIR must be new. The rendered scenes (2.6 GB) lie in DIR
+too. The stages tower and drawn do not need each other: on two cores, run each with --threads 1 at the same time, then
+the rest. Two models ship: that of the stage front, and in a folder with "-576" behind its name that of widen.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from transformers import LlavaForConditionalGeneration
 from prunekit.data.scene import Scene
 from prunekit.embedded.align import train_align
 from prunekit.embedded.asking import Forms
-from prunekit.embedded.config import Size, arrange, build_model, start_words
+from prunekit.embedded.config import Size, arrange, build_model, resized, start_words
 from prunekit.embedded.decoder import Plan, Trainer
 from prunekit.embedded.export import MODEL_FOLDER, export
 from prunekit.embedded.joint import JointTrainer
@@ -39,6 +40,7 @@ GROWN = (*[None] * FRONT, *range(SHALLOW), *[None] * BEHIND)  # the shallow deco
 SHIFTED = (0, *range(3, Size.layers), None, None)  # the finished one's without two: looking moves forward
 DEEPENED = (0, None, *range(1, Size.layers - 1))  # a new layer behind the first, and the last one left out
 CLOSED = (0, *range(2, Size.layers), None)  # without it again
+FRONTED = (None, *range(Size.layers - 1))  # a new layer before all others: every look comes one layer later
 DRAWN = Plan(steps=5000, patience=80)
 JOINT = Plan(
     steps=2250,
@@ -88,16 +90,25 @@ GLANCE = replace(
     seed=5,
 )
 CLOSE = replace(GLANCE, steps=420, blind={0: 0.7, 4: 0.3}, sighted=0.4, ripen_layer=3, fresh=(Size.layers - 1,), seed=8)
-CLOSE_SHARE = 0.3  # of its weights in the model; the rest are those it began with (chosen on validation)
+FRONTING = replace(
+    CLOSE, steps=380, glance=0.2, glance_below=4, blind={0: 0.3, 1: 0.5, 5: 0.2}, ripen_layer=4, fresh=(0,), seed=9
+)
+WIDEN = replace(FRONTING, steps=400, coarse=0.3, coarse_sides=(16, 16, 24), further=8, fresh=(), seed=10)
+WIDE = 2 * Size.image  # pixels: 576 visual tokens
 
 
 @dataclass(frozen=True)
 class Later:
-    """A stage that trains on what the stage before it has trained, its layers in another order if one is given."""
+    """A stage that trains on what the stage before it has trained, its layers in another order if one is given.
+
+    What goes on from it are ``share`` of the weights that it ended with and, for the rest, those that it began with.
+    """
 
     before: str
     plan: Plan
     order: tuple[int | None, ...] | None = None
+    share: float = 1.0
+    image: int = Size.image
 
 
 LATER = {
@@ -106,9 +117,12 @@ LATER = {
     "settle": Later("shift", SETTLE),
     "deepen": Later("settle", DEEPEN, DEEPENED),
     "glance": Later("deepen", GLANCE),
-    "close": Later("glance", CLOSE, CLOSED),
+    "close": Later("glance", CLOSE, CLOSED, share=0.3),  # chosen on validation
+    "front": Later("close", FRONTING, FRONTED),
+    "widen": Later("front", WIDEN, image=WIDE),
 }
 STAGES = ("tower", "drawn", "align", "joint", *LATER, "export")
+EXPORTED = {"front": "", "widen": "-576"}  # stages whose models ship, and what is put behind the folder's name
 
 
 def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
@@ -190,7 +204,7 @@ class Run:
     def later(self, stage: str) -> None:
         """One of the stages of LATER."""
         told, heads = LATER[stage], Heads(self.size.tower_width)
-        last, model = need(self.folder, told.before), start_of(self.folder, stage, self.size)
+        last, model = need(self.folder, told.before), start_of(self.folder, stage)
         heads.load_state_dict(last["heads"])
         plan = replace(told.plan, steps=self.steps(told.plan.steps))
         trainer = JointTrainer(model, self.tokenizer, self.folder, plan, self.pool, heads, stage)
@@ -204,28 +218,36 @@ class Run:
         return planned if self.arguments.most is None else min(planned, self.arguments.most)
 
     def export(self) -> None:
-        model, steps = load_trained(self.folder, self.size)
         plans = {"drawn": DRAWN, "joint": JOINT, **{stage: told.plan for stage, told in LATER.items()}}
-        told = {stage: asdict(plan) for stage, plan in plans.items()}
-        record = {"steps": steps, "plans": told, "size": asdict(self.size), "notes": self.arguments.notes}
-        export(model, self.size, self.arguments.model, record)
+        for last, suffix in EXPORTED.items():
+            stages = STAGES[: STAGES.index(last) + 1]
+            steps = {stage: need(self.folder, stage)["step"] for stage in stages}
+            told = {stage: asdict(plan) for stage, plan in plans.items() if stage in stages}
+            size = replace(self.size, image=LATER[last].image)
+            record = {"steps": steps, "plans": told, "size": asdict(size), "notes": self.arguments.notes}
+            folder = self.arguments.model.with_name(self.arguments.model.name + suffix)
+            export(end_of(self.folder, last).eval(), size, folder, record)
 
 
-def start_of(folder: Path, stage: str, size: Size) -> LlavaForConditionalGeneration:
+def start_of(folder: Path, stage: str) -> LlavaForConditionalGeneration:
     """The model that a stage of LATER begins with."""
-    model = build_model(size)
-    model.load_state_dict(need(folder, LATER[stage].before)["model"])
-    order = LATER[stage].order
-    return model if order is None else arrange(model, order, size, seed=1)
+    told = LATER[stage]
+    model, size = end_of(folder, told.before), Size(image=told.image)
+    if told.order is not None:
+        return arrange(model, told.order, size, seed=1)
+    return model if told.image == model.config.vision_config.image_size else resized(model, size)
 
 
-def load_trained(folder: Path, size: Size) -> tuple[LlavaForConditionalGeneration, dict[str, int]]:
-    """The model of the last stage's start and end averaged, and the steps of all stages."""
-    *_, last, _ = STAGES
-    steps = {stage: need(folder, stage)["step"] for stage in STAGES[:-1]}
-    model, end = start_of(folder, last, size), need(folder, last)["model"]
-    model.load_state_dict({name: torch.lerp(old, end[name], CLOSE_SHARE) for name, old in model.state_dict().items()})
-    return model.eval(), steps
+def end_of(folder: Path, stage: str) -> LlavaForConditionalGeneration:
+    """The model that a stage hands on: its last, averaged with its first if its share says so."""
+    told, end = LATER.get(stage), need(folder, stage)["model"]
+    if told is None or told.share == 1.0:
+        model = build_model(Size(image=told.image if told else Size.image))
+        model.load_state_dict(end)
+        return model
+    model = start_of(folder, stage)
+    model.load_state_dict({name: torch.lerp(old, end[name], told.share) for name, old in model.state_dict().items()})
+    return model
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -144,6 +144,9 @@ class Gates:
             loss = self.mean - curves["random"][layer].mean
             figure = f"{loss:.3f} ({curves['random'][layer]})"
             self.results.gate(f"random, keep 0.25, cut at {name} of the depth: loses ≥ {least}", figure, loss >= least)
+        first, third = (self.mean - curves["random"][layer].mean for layer in (1, 3))
+        gradual = "no step at layers 1 and 2: random loses before layer 3 ≥ half of what it loses before layer 1"
+        self.results.gate(gradual, f"{third:.3f} of {first:.3f}", third >= first / 2)
         by_ratio = {
             f"{name}, before layer {layer}": {r: self.cut(choose(self.test, r), layer) for r in RATIOS}
             for layer in (quarter, half)

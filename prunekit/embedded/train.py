@@ -225,7 +225,7 @@ class Run:
         plan = replace(told.plan, steps=self.steps(told.plan.steps))
         trainer = JointTrainer(model, self.tokenizer, self.folder, plan, self.pool, heads, stage)
         trainer.ripeness.load_state_dict(last["ripeness"])
-        trainer.recent = last["recent"]
+        trainer.recent, trainer.glanced = last["recent"], last["glanced"]
         trainer.restore()
         trainer.run()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,21 +15,31 @@ from prunekit.data import Example, load
 from prunekit.data.mini import SPLITS
 from prunekit.embedded.asking import accuracy_by_task
 from prunekit.embedded.config import Size, build_model
-from prunekit.embedded.export import CHECKSUMS, MODEL_FOLDER, data_hash, sha256
+from prunekit.embedded.export import CHECKSUMS, data_hash, sha256
 from prunekit.embedded.forward import embed, make_masks, run_decoder
 from prunekit.embedded.packing import IGNORE, encode, pack, positions
 from prunekit.embedded.probe import ask, mean_accuracy, oracle_kept, prepare, random_kept
 from prunekit.embedded.processor import build_processor, build_tokenizer
+from prunekit.models import EMBEDDED
+
+VISUAL = {"mini": 144, "mini-576": 576}
+both = pytest.mark.parametrize("name", VISUAL)
+
+
+@cache
+def loaded(name: str) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    model = AutoModelForImageTextToText.from_pretrained(EMBEDDED[name], dtype=torch.float32).eval()
+    return model, AutoProcessor.from_pretrained(EMBEDDED[name])
 
 
 @pytest.fixture(scope="module")
 def model() -> LlavaForConditionalGeneration:
-    return AutoModelForImageTextToText.from_pretrained(MODEL_FOLDER, dtype=torch.float32).eval()
+    return loaded("mini")[0]
 
 
 @pytest.fixture(scope="module")
 def processor() -> LlavaProcessor:
-    return AutoProcessor.from_pretrained(MODEL_FOLDER)
+    return loaded("mini")[1]
 
 
 def prompts(processor: LlavaProcessor, examples: list[Example]) -> list[str]:
@@ -45,23 +57,28 @@ def answers(model: LlavaForConditionalGeneration, processor: LlavaProcessor, exa
     return processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def test_folder_is_small_and_is_what_its_checksums_say() -> None:
-    sums = json.loads((MODEL_FOLDER / CHECKSUMS).read_text())
-    files = {path.name for path in MODEL_FOLDER.iterdir()} - {CHECKSUMS}
+@both
+def test_folder_is_small_and_is_what_its_checksums_say(name: str) -> None:
+    folder = EMBEDDED[name]
+    sums = json.loads((folder / CHECKSUMS).read_text())
+    files = {path.name for path in folder.iterdir()} - {CHECKSUMS}
     assert set(sums) == files
-    for name, value in sums.items():
-        assert sha256(MODEL_FOLDER / name) == value, name
-    assert sum(path.stat().st_size for path in MODEL_FOLDER.iterdir()) <= 20e6
-    assert not [name for name in files if Path(name).suffix in {".bin", ".pt", ".pkl"}]
+    for file, value in sums.items():
+        assert sha256(folder / file) == value, file
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 20e6
+    assert not [file for file in files if Path(file).suffix in {".bin", ".pt", ".pkl"}]
 
 
-def test_training_record_names_the_data() -> None:
-    record = json.loads((MODEL_FOLDER / "training.json").read_text())
+@both
+def test_training_record_names_the_data(name: str) -> None:
+    record = json.loads((EMBEDDED[name] / "training.json").read_text())
     assert record["data_sha256"] == data_hash(), "the splits differ from those the model was exported with"
     assert record["plans"]["joint"]["seed"] == 0 and record["versions"]["torch"]
 
 
-def test_shapes_of_the_contract(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
+@both
+def test_shapes_of_the_contract(name: str) -> None:
+    model, processor = loaded(name)
     assert isinstance(model, LlavaForConditionalGeneration) and isinstance(processor, LlavaProcessor)
     assert model.config.text_config.num_hidden_layers >= 8
     assert processor.tokenizer.padding_side == "left" and processor.tokenizer.pad_token_id is not None
@@ -70,8 +87,9 @@ def test_shapes_of_the_contract(model: LlavaForConditionalGeneration, processor:
     images = [e.image() for e in examples]
     inputs = processor(images=images, text=prompts(processor, examples), padding=True, return_tensors="pt")
     placeholders = inputs["input_ids"] == model.config.image_token_id
-    assert placeholders.sum(1).tolist() == [144] * 3 and placeholders[0].nonzero()[0] > 0
-    assert inputs["pixel_values"].shape == (3, 3, 192, 192)
+    assert placeholders.sum(1).tolist() == [VISUAL[name]] * 3 and placeholders[0].nonzero()[0] > 0
+    side = 16 * math.isqrt(VISUAL[name])
+    assert inputs["pixel_values"].shape == (3, 3, side, side)
 
 
 def test_tokenizer_round_trip() -> None:
@@ -112,9 +130,10 @@ def test_packed_layout_equals_the_processors() -> None:
         torch.testing.assert_close(model.lm_head(last), expected, atol=1e-4, rtol=0)
 
 
-def test_gate_of_answers(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
+@both
+def test_gate_of_answers(name: str) -> None:
     examples = load("validation", 60)
-    given = answers(model, processor, examples)
+    given = answers(*loaded(name), examples)
     right = [answer.strip().lower() in e.answers for answer, e in zip(given, examples, strict=True)]
     assert sum(right) / len(right) >= 0.9
 
@@ -129,11 +148,10 @@ def test_generated_answers_are_the_probes(model: LlavaForConditionalGeneration, 
     assert sum(a != b for a, b in zip(probed, right, strict=True)) <= 1
 
 
-def test_equal_answers_after_a_reload_and_alone(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor
-) -> None:
-    examples = load("validation", 8)
-    again = AutoModelForImageTextToText.from_pretrained(MODEL_FOLDER, dtype=torch.float32).eval()
+@both
+def test_equal_answers_after_a_reload_and_alone(name: str) -> None:
+    examples, (model, processor) = load("validation", 8), loaded(name)
+    again = AutoModelForImageTextToText.from_pretrained(EMBEDDED[name], dtype=torch.float32).eval()
     batched = answers(model, processor, examples)
     assert batched == answers(again, processor, examples)
     assert batched == [answers(model, processor, [example])[0] for example in examples]

@@ -231,7 +231,7 @@ def test_what_close_hands_on_is_its_start_and_end_averaged(tmp_path, monkeypatch
 def test_the_widest_model_goes_on_from_the_stage_before_it(tmp_path, monkeypatch):
     told = build_model(Size(), 3).state_dict()
     monkeypatch.setattr(train, "need", lambda folder, stage: {"front": {"model": told}}[stage])
-    wide, name = train.start_of(tmp_path, "widen"), "embeddings.position_embedding.weight"
+    wide, name = train.start_of(tmp_path, "enlarge"), "embeddings.position_embedding.weight"
     assert wide.config.image_seq_length == 576
     assert {key for key, value in wide.state_dict().items() if not torch.equal(value, told[key])} == {
         f"model.vision_tower.{name}"

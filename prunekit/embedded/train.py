@@ -3,10 +3,10 @@
     python -m prunekit.embedded.train --out DIR [--resume]
     python -m prunekit task=train train=embedded           # the same in a run folder; the model goes there too
 
-Stages: tower, drawn, align, joint, finish, shift, settle, deepen, glance, close, front, widen, export. Each goes on
-from its checkpoint in DIR when --resume is given; without it DIR must be new. The rendered scenes (2.6 GB) lie in DIR
-too. The stages tower and drawn do not need each other: on two cores, run each with --threads 1 at the same time, then
-the rest. Two models ship: that of the stage front, and in a folder with "-576" behind its name that of widen.
+Stages: tower, drawn, align, joint, finish, shift, settle, deepen, glance, close, front, enlarge, widen, export. Each
+goes on from its checkpoint in DIR when --resume is given; without it DIR must be new. The rendered scenes (2.6 GB) lie
+in DIR too. The stages tower and drawn do not need each other: on two cores, run each with --threads 1 at the same time,
+then the rest. Two models ship: that of the stage front, and in a folder with "-576" behind its name that of widen.
 """
 
 from __future__ import annotations
@@ -93,7 +93,22 @@ CLOSE = replace(GLANCE, steps=420, blind={0: 0.7, 4: 0.3}, sighted=0.4, ripen_la
 FRONTING = replace(
     CLOSE, steps=380, glance=0.2, glance_below=4, blind={0: 0.3, 1: 0.5, 5: 0.2}, ripen_layer=4, fresh=(0,), seed=9
 )
-WIDEN = replace(FRONTING, steps=400, coarse=0.3, coarse_sides=(16, 16, 24), further=8, fresh=(), seed=10)
+ENLARGE = replace(
+    FRONTING,
+    steps=220,
+    rate=1.5e-4,
+    blind={0: 1.0},
+    sighted=0.0,
+    glance=0.0,
+    pairs=0.0,
+    coarse=0.3,
+    coarse_sides=(16, 16, 24),
+    tower=8.0,
+    further=16,
+    fresh=(),
+    seed=10,
+)
+WIDEN = replace(ENLARGE, steps=330, rate=5e-4, sighted=1.0, glance=0.15, pairs=0.08, tower=1.6, further=8, seed=11)
 WIDE = 2 * Size.image  # pixels: 576 visual tokens
 
 
@@ -119,7 +134,8 @@ LATER = {
     "glance": Later("deepen", GLANCE),
     "close": Later("glance", CLOSE, CLOSED, share=0.3),  # chosen on validation
     "front": Later("close", FRONTING, FRONTED),
-    "widen": Later("front", WIDEN, image=WIDE),
+    "enlarge": Later("front", ENLARGE, image=WIDE),
+    "widen": Later("enlarge", WIDEN, image=WIDE),
 }
 STAGES = ("tower", "drawn", "align", "joint", *LATER, "export")
 EXPORTED = {"front": "", "widen": "-576"}  # stages whose models ship, and what is put behind the folder's name
@@ -209,7 +225,7 @@ class Run:
         plan = replace(told.plan, steps=self.steps(told.plan.steps))
         trainer = JointTrainer(model, self.tokenizer, self.folder, plan, self.pool, heads, stage)
         trainer.ripeness.load_state_dict(last["ripeness"])
-        trainer.recent = last["recent"]
+        trainer.recent, trainer.glanced = last["recent"], last["glanced"]
         trainer.restore()
         trainer.run()
 

@@ -45,7 +45,7 @@ def tower_of(config: Any, text_width: int) -> Tower | None:
     try:
         if kind in ("qwen2_vl", "qwen2_5_vl"):
             return _grid_tower(vision)
-        if kind in ("llava", "llava_next"):
+        if kind in ("llava", "llava_next") and vision.model_type in ("clip_vision_model", "siglip_vision_model"):
             return _tile_tower(vision, config, text_width)
     except (AttributeError, TypeError):
         pass

@@ -111,10 +111,8 @@ class StageLoop(Loop):
         super().__init__(nn.ModuleDict(stage.modules), args, train_dataset=Numbers(count), callbacks=[Pace(stage)])
 
     def last_good(self) -> str:
-        batch = " (the step's number draws its batch again)"
-        return (
-            f"{batch}; the last good checkpoint is {self.file}" if self.file.exists() else f"{batch}; no checkpoint yet"
-        )
+        stored = f"the last good checkpoint is {self.file}" if self.file.exists() else "no checkpoint yet"
+        return f" (the step's number draws its batch again); {stored}"
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:

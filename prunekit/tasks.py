@@ -105,6 +105,8 @@ def shared_batcher(config: dict[str, Any]) -> Any:
 
 def _model_options(config: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
     model = {key: value for key, value in config["model"].items() if key != "fusion_weights"}
+    if model["name"] == "???":
+        raise PrunekitError("model.name is missing: model=hf model.name=HUB_ID_OR_FOLDER")
     if not isinstance(model["name"], str) or not model["name"]:
         raise PrunekitError(f"model.name must be a hub id or a local folder, not {model['name']!r}")
     if not isinstance(model["device_map"], str | None):

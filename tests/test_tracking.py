@@ -85,6 +85,17 @@ def test_the_table_is_capped_and_the_record_is_resumed(tmp_path):
     assert run_id(tmp_path / "run", {"keep_ratio": 0.25}) != found.run.run_id != run_id(tmp_path, {"keep_ratio": 0.5})
 
 
+def test_a_failure_while_logging_costs_no_run(monkeypatch, tmp_path):
+    import wandb
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(wandb.Table, "add_data", full)
+    line = log(tmp_path / "run", examples=rows(2), tags=["x" * 70])
+    assert line.startswith("W&B: logging stopped, the local files are whole (OSError") and "\n" not in line
+
+
 def test_a_trainings_history_is_logged_by_step(tmp_path):
     log(tmp_path / "run", history=[{"step": 5, "loss": 2.0}, {"step": 10, "loss": 1.5}], job_type="train")
     found = OfflineRun(tmp_path / "run")

@@ -42,7 +42,8 @@ def rows(count):
 def log(folder, mode="offline", **more):
     metrics = {"accuracy": {"mean": 0.5}, "accuracy_ci": {"mean": [0.4, 0.6]}, "flops_ratio": 0.7, "schema": 1}
     folder.mkdir(exist_ok=True)
-    return log_run(folder, mode, config={"keep_ratio": 0.5}, metrics=metrics, group="sweep/1", tags=["a", "b"], **more)
+    more = {"tags": ["a", "b"], **more}
+    return log_run(folder, mode, config={"keep_ratio": 0.5}, metrics=metrics, group="sweep/1", **more)
 
 
 def test_a_command_line_run_reads_back(monkeypatch, tmp_path, model_folder):  # noqa: F811

@@ -51,7 +51,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         check_choice("budget", self.kind, KINDS)
-        if not self.target > 0 or (self.kind == "flops" and self.target > 1):
+        if not 0 < self.target < float("inf") or (self.kind == "flops" and self.target > 1):
             span = "(0, 1]" if self.kind == "flops" else "(0, ...)"
             raise PrunekitError(f"budget {self.kind}: the target must lie in {span}, not {self.target:g}")
         if self.kind == "final" and self.target != int(self.target):

@@ -14,7 +14,7 @@ from typing import Any
 
 from prunekit.errors import PrunekitError
 from prunekit.files import write_json
-from prunekit.models import source_digest
+from prunekit.models import file_digest, source_digest
 from prunekit.registry import METHOD_MODULES
 
 RECORD = "job.json"
@@ -42,7 +42,8 @@ class Job:
 
     def finished(self) -> dict[str, Any] | None:
         """The metrics of a finished run of the same configuration, None if there is no run or it is not finished. A run
-        of another ``data.limit`` is not finished: its predictions stand, and others join them.
+        of another ``data.limit`` is not finished: its predictions stand, and others join them. Nor is one with rows in
+        error.
 
         Raises:
             PrunekitError: if the folder holds a run of another configuration.
@@ -55,7 +56,11 @@ class Job:
             raise PrunekitError(f"resume: '{self.folder}' holds a run of another configuration ({change})")
         whole = record.get("finished") and record["identity"] == self.identity
         metrics = _read(self.folder / "metrics.json") if whole else None
-        return metrics if metrics and _lines(self.folder / "predictions.jsonl") >= metrics["examples"] else None
+        if not isinstance(metrics, dict) or not isinstance(examples := metrics.get("examples"), int):
+            return None
+        if metrics.get("errors"):  # its rows are tried again
+            return None
+        return metrics if _lines(self.folder / "predictions.jsonl") >= examples else None
 
     def write(self, finished: bool) -> None:
         """Say what the run is of, before it begins and when it is finished."""
@@ -78,6 +83,9 @@ def identity(config: dict[str, Any], components: Iterable[object] = ()) -> dict[
         from prunekit.train.artifacts import digest
 
         matters["model"]["adapter_content"] = digest(adapter)
+    path = Path(str(matters.get("data", {}).get("path") or "."))
+    if path.is_file():
+        matters["data"] = {**matters["data"], "content": file_digest(path)}
     parts = list(components)
     modules = {type(part).__module__ for part in parts}
     files = [Path(str(sys.modules[name].__file__)) for name in modules if name.startswith(METHOD_MODULES)]

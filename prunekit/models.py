@@ -146,11 +146,18 @@ def source_digest(name: str) -> str:
         digest.update(name.encode())
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.suffix in (".json", ".safetensors", ".bin", ".jinja", ".txt", ".model"):
-            stat = path.stat()
-            small = stat.st_size <= WHOLE_FILE
-            content = path.read_bytes() if small else f"{stat.st_size} {stat.st_mtime_ns}".encode()
-            digest.update(path.name.encode() + content)
+            digest.update(path.name.encode() + _content(path))
     return digest.hexdigest()[:32]
+
+
+def _content(path: Path) -> bytes:
+    stat = path.stat()
+    return path.read_bytes() if stat.st_size <= WHOLE_FILE else f"{stat.st_size} {stat.st_mtime_ns}".encode()
+
+
+def file_digest(path: Path) -> str:
+    """Digest of a file's content; of a large one's size and time of change."""
+    return hashlib.sha256(_content(path)).hexdigest()[:16]
 
 
 def _fingerprint(source: str, model: Any, attn: str) -> str:

@@ -105,6 +105,8 @@ def shared_batcher(config: dict[str, Any]) -> Any:
 
 def _model_options(config: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
     model = {key: value for key, value in config["model"].items() if key != "fusion_weights"}
+    if model["name"] == "???":
+        raise PrunekitError("model.name is missing: model=hf model.name=HUB_ID_OR_FOLDER")
     if not isinstance(model["name"], str) or not model["name"]:
         raise PrunekitError(f"model.name must be a hub id or a local folder, not {model['name']!r}")
     if not isinstance(model["device_map"], str | None):
@@ -261,6 +263,9 @@ def run_bench(config: dict[str, Any], context: Context) -> None:
     for place, count in enumerate(counts or ()):
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise PrunekitError(f"bench.visual_tokens[{place}] must be a whole number from 1 on, not {count!r}")
+    for name in ("eager", "profile"):
+        if not isinstance(options[name], bool):
+            raise PrunekitError(f"bench.{name} must be true or false, not {options[name]!r}")
     bench(
         config["shape"],
         build_pruner(config),
@@ -270,8 +275,8 @@ def run_bench(config: dict[str, Any], context: Context) -> None:
             batch=whole(config, "bench.batch_size", 1),
             rounds=whole(config, "bench.rounds", 1),
             new_tokens=whole(config, "bench.new_tokens", 0),
-            eager=bool(options["eager"]),
-            profile=bool(options["profile"]),
+            eager=options["eager"],
+            profile=options["profile"],
         ),
         context.folder,
         load=lambda: load(config),

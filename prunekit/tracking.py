@@ -26,6 +26,9 @@ FINISH_TIMEOUT = 60
 SERVICE_WAIT = 300
 """Seconds that W&B's own process may take to start: on a machine under load its usual 30 are too few."""
 
+TAG = 64
+"""Characters that W&B allows in a tag."""
+
 PICTURES = 32
 """Examples in the table of a run, each with its picture."""
 
@@ -70,7 +73,7 @@ def log_run(
         if (kept := folder / "kept.png").exists():
             run.log({"kept": wandb.Image(str(kept))})
 
-    return _log(folder, mode, job_type, write, config=config, group=group, tags=tags)
+    return _log(folder, mode, job_type, write, config=config, group=group, tags=[tag[:TAG] for tag in tags])
 
 
 def log_report(folder: Path, mode: str, *, config: dict[str, Any]) -> str:
@@ -125,12 +128,14 @@ def _log_quietly(folder: Path, mode: str, job: str, write: Callable[[Any, Any], 
     except Exception as error:  # the run's own files stand: they are what counts
         return f"W&B: nothing logged, it does not start ({type(error).__name__}: {str(error).splitlines()[0][:200]})"
     try:
-        write(wandb, run)
         # In an offline run's folder: its files, from which it can be synced.
-        where = Path(run.dir).parent if run.offline else None
-        address = run.url
-    finally:
-        run.finish()
+        where, address = (Path(run.dir).parent if run.offline else None), run.url
+        try:
+            write(wandb, run)
+        finally:
+            run.finish()
+    except Exception as error:
+        return f"W&B: logging stopped, the local files are whole ({type(error).__name__}: {str(error)[:200]})"
     if where is None:
         return f"W&B: {address}"
     return f"W&B: offline{failed or note}; to upload: wandb sync {where}"

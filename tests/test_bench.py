@@ -69,6 +69,14 @@ class TestContenders:
         assert [layer.keys.shape[-2] for layer in cache.layers] == [n + 1 for n in lengths]
         assert step.logits.isfinite().all()
 
+    def test_a_prompt_cut_before_the_first_layer_is_short_in_all(self, family):
+        model, batch = tiny_model(family), make_batch(family)
+        size = batch.ids.shape[1]
+        segments = ceiling_segments((size - 4,) * 3 + (size - 6,) * 3, size)
+        with torch.no_grad(), segmented(make_family(model), segments):
+            cache = cache_in(model(**batch.inputs, use_cache=True, logits_to_keep=1))
+        assert [layer.keys.shape[-2] for layer in cache.layers] == [size - 4] * 3 + [size - 6] * 3
+
     @pytest.mark.parametrize("layer", [1, 3])
     def test_eager_fastv_is_fastv(self, family, layer):
         """The same tokens by full eager weights as by prunekit's rows: the same logits."""

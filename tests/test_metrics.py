@@ -12,6 +12,7 @@ import pytest
 from prunekit.data.example import Example
 from prunekit.metrics import METRICS, corpus_metrics, metric
 from prunekit.metrics.choice import chosen, says
+from prunekit.metrics.corpus import circular
 from prunekit.metrics.text import edit_distance, number, plain
 from prunekit.metrics.vqa import CONTRACTIONS, normalise, soft_accuracy
 
@@ -310,3 +311,12 @@ def test_every_metric_gives_a_share_for_any_text(name):
 def test_an_unknown_metric_is_named():
     with pytest.raises(ValueError, match=r"Unknown metric 'vqaa'\. Did you mean 'vqa'"):
         metric("vqaa")
+
+
+def test_neither_yes_nor_no_is_wrong_whatever_the_answer():
+    assert score("yes_no", "banana", "red") == score("yes_no", "yes", "red") == 0.0
+
+
+def test_rotations_of_rows_that_have_none():
+    rows = [{"id": name, "group": "g", "correct": 1.0} for name in ("first", "second")]
+    assert circular(rows) == {"circular": 1.0, "vanilla": 1.0}

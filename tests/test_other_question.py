@@ -9,6 +9,7 @@ from test_cli import arguments, model_folder, run_main  # noqa: F401  (a fixture
 
 import prunekit
 from prunekit.data import load
+from prunekit.data.source import open_source
 from prunekit.evaluation.batches import Batcher
 from prunekit.evaluation.other import OtherQuestion, partners_of, with_evidence
 from prunekit.evaluation.run import evaluate
@@ -85,3 +86,17 @@ def test_the_preset(monkeypatch, tmp_path, model_folder):  # noqa: F811
     expected = sum(sum(v) / len(v) for v in by_task.values()) / len(by_task)
     assert cells["other"]["overlap"]["mean"] == pytest.approx(expected)
     assert cells["own"]["overlap"]["mean"] == 1.0 and cells["random"]["overlap"]["mean"] < 0.5
+
+
+def test_a_file_with_a_limit_is_at_hand(tmp_path, capsys):
+    """As a preset runs on one's own data; without a limit it is a stream."""
+    load("test", 1)[0].image().save(tmp_path / "i.png")
+    asked = (("i.png", "what"), ("i.png", "where"), (None, "who"))
+    rows = [{"image": name, "question": question, "answers": "a"} for name, question in asked]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"name": "jsonl", "path": str(tmp_path / "q.jsonl")}
+    pruner = prunekit.Pruner(keep_ratio=0.5)
+    _, some = with_evidence("other", pruner, open_source({**data, "limit": 3}))
+    assert [e.question for e in some] == ["what", "where"] and "1 unusable rows left out" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"set data\.limit"):
+        with_evidence("other", pruner, open_source(data))

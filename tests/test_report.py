@@ -253,6 +253,23 @@ def lacks_a_key(runs):
     path.write_text(path.read_text().replace('"kv_ratio"', '"kv"'))
 
 
+def spoilt(file, **values):
+    """A run of which the first line of a file says something odd."""
+
+    def make(runs):
+        make_run(runs / "0", "fastv", 0.7)
+        path = runs / "0" / file
+        first, *rest = [path.read_text()] if file == "metrics.json" else path.read_text().splitlines()
+        path.write_text("\n".join([json.dumps({**json.loads(first), **values}), *rest]))
+
+    return make
+
+
+def odd_plan(runs):
+    make_run(runs / "0", "fastv", 0.7)
+    (runs / "sweep.json").write_text('{"jobs": 3}')
+
+
 def mixed_data(runs):
     make_run(runs / "0", "fastv", 0.7)
     make_run(runs / "1", "fastv", 0.7, data="gqa/testdev")
@@ -289,6 +306,14 @@ def broken_record(runs):
         (broken_metrics, ["metrics.json' cannot be read"]),
         (other_schema, ["schema 2", "reads 1"]),
         (lacks_a_key, ["no 'kv_ratio'"]),
+        (spoilt("metrics.json", method={}), ["metrics.json'", "no 'scorer'"]),
+        (spoilt("metrics.json", tokens_per_layer=None), ["metrics.json'", "must be a list"]),
+        (spoilt("metrics.json", prefill_ratio=float("nan")), ["'prefill_ratio' must be a number, not nan"]),
+        (spoilt("predictions.jsonl", kept=None), ["predictions.jsonl'", "'kept' must be a list", "line 1"]),
+        (spoilt("predictions.jsonl", kept=[[1]]), ["'kept' must list numbers"]),
+        (spoilt("predictions.jsonl", answers=3), ["'answers' must be a list, not 3"]),
+        (spoilt("predictions.jsonl", id=[1]), ["line 1 is no prediction"]),
+        (odd_plan, ["sweep.json'", "list of mappings"]),
         (mixed_data, ["'mini/test'", "'gqa/testdev'"]),
         (mixed_models, ["one model", "'other'"]),
         (mixed_limits, ["48 in", "20 in"]),

@@ -139,6 +139,9 @@ BAD_ROWS = [
     ({**GOOD, "history": [["only"]]}, "history must be a list of [question, answer]"),
     ({**GOOD, "history": "before"}, "history must be a list of [question, answer]"),
     ({**GOOD, "task": 1}, "task must be a text"),
+    ({**GOOD, "choices": [str(n) for n in range(30)], "answers": 28}, "30 choices, more than there are letters"),
+    ({**GOOD, "question": "\ud83d"}, "question holds half a character"),
+    ("[" * 100_000, "not JSON"),
     ({**GOOD, "id": 1.5}, "id must be a text or a whole number"),
     ({**GOOD, "id": "first"}, "id 'first' is taken by an earlier row"),
     ('{"image": "a.png",', "not JSON"),
@@ -171,8 +174,11 @@ BAD_IMAGES = {
 def test_an_image_that_cannot_be_used_is_named_when_it_is_asked_for(folder, kind):
     content, message = BAD_IMAGES[kind]
     (folder / "bad.png").write_bytes(content)
-    path = jsonl(folder, GOOD, {**GOOD, "image": "bad.png"}, {**GOOD, "image": "missing.png"})
-    good, bad, missing = opened(path)
+    rows = [{**GOOD, "image": name} for name in ("bad.png", "missing.png", "a\0.png")]
+    path = jsonl(folder, GOOD, *rows)
+    good, bad, missing, odd = opened(path)
+    with pytest.raises(RowError, match="row 4: image"):
+        odd.fingerprint()
     assert good.image().size == (8, 6) and not bad.error
     with pytest.raises(RowError, match=r"q\.jsonl row 2: ") as found:
         bad.images()

@@ -253,6 +253,22 @@ class TestJobs:
         )
         assert "data.limit" in difference(identity(CONFIG), identity({**CONFIG, "data": {"limit": 3}}))
 
+    def test_a_data_file_counts_by_its_content(self, tmp_path):
+        file = tmp_path / "q.jsonl"
+        file.write_text("{}")
+        named = {**CONFIG, "data": {"path": str(file), "limit": None}}
+        before = identity(named)
+        file.write_text("[]")
+        assert "data.content" in difference(before, identity(named))
+
+    def test_a_run_with_rows_in_error_is_not_finished(self, tmp_path):
+        job = Job(tmp_path, identity(CONFIG))
+        job.write(finished=True)
+        (tmp_path / "predictions.jsonl").write_text("{}\n")
+        for metrics, done in (({"examples": 1, "errors": 0}, True), ({"examples": 0, "errors": 1}, False), ({}, False)):
+            (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+            assert (job.finished() is not None) == done
+
     def test_the_model_counts_by_its_content(self, tmp_path):
         folder = tmp_path / "model"
         folder.mkdir()

@@ -42,7 +42,8 @@ def rows(count):
 def log(folder, mode="offline", **more):
     metrics = {"accuracy": {"mean": 0.5}, "accuracy_ci": {"mean": [0.4, 0.6]}, "flops_ratio": 0.7, "schema": 1}
     folder.mkdir(exist_ok=True)
-    return log_run(folder, mode, config={"keep_ratio": 0.5}, metrics=metrics, group="sweep/1", tags=["a", "b"], **more)
+    more = {"tags": ["a", "b"], **more}
+    return log_run(folder, mode, config={"keep_ratio": 0.5}, metrics=metrics, group="sweep/1", **more)
 
 
 def test_a_command_line_run_reads_back(monkeypatch, tmp_path, model_folder):  # noqa: F811
@@ -83,6 +84,17 @@ def test_the_table_is_capped_and_the_record_is_resumed(tmp_path):
     assert found.run.run_id == run_id(tmp_path / "run", {"keep_ratio": 0.5})
     assert run_id(tmp_path / "run", {"keep_ratio": 0.5, "resume": True}) == found.run.run_id
     assert run_id(tmp_path / "run", {"keep_ratio": 0.25}) != found.run.run_id != run_id(tmp_path, {"keep_ratio": 0.5})
+
+
+def test_a_failure_while_logging_costs_no_run(monkeypatch, tmp_path):
+    import wandb
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(wandb.Table, "add_data", full)
+    line = log(tmp_path / "run", examples=rows(2), tags=["x" * 70])
+    assert line.startswith("W&B: logging stopped, the local files are whole (OSError") and "\n" not in line
 
 
 def test_a_trainings_history_is_logged_by_step(tmp_path):

@@ -101,7 +101,14 @@ def test_the_loss_is_that_of_the_pruned_model(kind):
     assert int(parts["tokens"]) == int((labels != IGNORE).sum())
 
 
-@pytest.mark.parametrize("kind", ["fusion", "lora"])
+WRITTEN = {
+    "fusion": "fusion.safetensors",
+    "lora": "adapter/adapter_model.safetensors",
+    "projector": "trained.safetensors",
+}
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
 def test_accumulation_and_checkpointing_give_the_update_of_one_big_batch(tmp_path, kind):
     found = []
     for name, options in {
@@ -111,7 +118,7 @@ def test_accumulation_and_checkpointing_give_the_update_of_one_big_batch(tmp_pat
     }.items():
         made = tiny()
         run(tmp_path / name, kind, made, max_steps=2, sparsity=0.3, penalty="hoyer", warmup=0.0, **options)
-        place = tmp_path / name / ("fusion.safetensors" if kind == "fusion" else "adapter/adapter_model.safetensors")
+        place = tmp_path / name / WRITTEN[kind]
         found.append((load_file(place), journal(tmp_path / name)))
     (one, log), *others = found
     start = 1 / SIZE.layers
@@ -252,6 +259,10 @@ def test_the_temperature_is_annealed():
         (dict(kind="tower"), "Unknown train.kind 'tower'"),
         (dict(temperature=0.0), "train.temperature must be a number above 0, not 0.0"),
         (dict(keep_random=0.5), "train.keep_random must be a list, not 0.5"),
+        (dict(limit=0), "train.limit must be a whole number from 1 on or null, not 0"),
+        (dict(evaluate="maybe"), "train.evaluate must be true or false, not 'maybe'"),
+        (dict(lora_alpha="x"), "train.lora_alpha must be a number from 0 on, not 'x'"),
+        (dict(keep_warmup=None), "train.keep_warmup must be a number from 0 on, not None"),
         (dict(keep_warmup=2.0), r"train.keep_warmup must lie in \[0, 1\], not 2.0"),
     ],
 )

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from offline_wandb import OfflineRun
 from safetensors.torch import load_file
 from test_cli import run_main
 
 import prunekit
+from prunekit.data import load
 from prunekit.embedded.config import Size, build_model
 from prunekit.embedded.export import export
 
@@ -51,7 +53,7 @@ def test_a_run_writes_its_artifacts_and_evaluates_them(monkeypatch, tmp_path, fo
     assert all(row["loss"] == pytest.approx(row["lm_loss"] + 0.5 * row["sparsity"], rel=1e-4) for row in rows)
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["method"]["fusion"] == "learned" and metrics["data"] == "mini/validation"
-    assert list((run / "wandb").glob("offline-run-*"))
+    assert {"loss", "lm_loss", "sparsity"} <= OfflineRun(run).history["train"].keys()
     weights = f"fusion.weights={run / 'fusion.safetensors'}"
     again = [f"hydra.run.dir={tmp_path / 'again'}", "task=eval", "fusion=learned", weights]
     code, out, err = run_main(monkeypatch, *options(folder_of_a_model, run, *given, *again))
@@ -117,6 +119,10 @@ def test_two_processes_are_one_with_twice_the_batch(monkeypatch, tmp_path, folde
         (["train.split=trian"], "Did you mean 'train'"),
         (["train.keep_random=[0.5,2]"], "train.keep_random must list ratios in (0, 1], not 2"),
         (["train.penalty=l2"], "Unknown train.penalty 'l2'"),
+        (["train.split=test"], "'mini/test' would be learned from and evaluated on"),
+        (["logger.mode=onlin"], "Did you mean 'online'"),
+        (["batch_size=0"], "batch_size must be a whole number from 1 on, not 0"),
+        (["data.split=tset"], "Did you mean 'test'"),
         (["model.adapter=nowhere"], "neither an adapter nor trained weights in 'nowhere'"),
         (["fusion=learned", "fusion.weights=mini"], "is for 12 layers, the decoder has 4"),
     ],
@@ -125,6 +131,26 @@ def test_bad_input_is_one_line(monkeypatch, tmp_path, folder_of_a_model, given, 
     code, _, err = run_main(monkeypatch, *options(folder_of_a_model, tmp_path / "run", *given))
     lines = [line for line in err.splitlines() if "error:" in line]
     assert code == 1 and len(lines) == 1 and word in lines[0], err
+
+
+def test_a_file_is_not_learned_from_and_evaluated_on(monkeypatch, tmp_path, folder_of_a_model):
+    """Another file is; a run that goes on must have the same one; rows without answers are told of."""
+    files = [tmp_path / f"{name}.jsonl" for name in "abc"]
+    example = load("train", 1)[0]
+    example.image().save(tmp_path / "i.png")
+    row = {"image": "i.png", "question": example.question, "answers": list(example.answers)}
+    for file in files:
+        rows = [{"id": str(number), **row} for number in range(6)] + [{"id": "none", **row, "answers": []}]
+        file.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    given = ["data=jsonl", f"data.path={files[0]}", "train.max_steps=1", "data.limit=null"]
+    start = options(folder_of_a_model, tmp_path / "run")
+    code, _, err = run_main(monkeypatch, *start, *given)
+    assert code == 1 and "would be learned from and evaluated on" in err
+    code, out, err = run_main(monkeypatch, *start, *given, f"train.path={files[1]}")
+    assert code == 0, err
+    assert "1 of 7 rows left out" in out
+    code, _, err = run_main(monkeypatch, *start, *given, f"train.path={files[2]}", "resume=true")
+    assert code == 1 and "another configuration" in err and "c.jsonl" in err
 
 
 def test_every_option_of_the_group_is_a_setting_and_has_its_default():

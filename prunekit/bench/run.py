@@ -115,17 +115,19 @@ def _contenders(
     """What runs, by name, and in words what does not."""
     found: dict[str, Setting] = {"dense": nullcontext, "pruned": lambda: pruner(model)}
     notes: list[str] = []
-    segments = ceiling_segments(plan.tokens)
+    segments = ceiling_segments(plan.tokens, work.visual + work.text)
     try:
         with segmented(work.family, segments):
             pass
     except PrunekitError as error:
         return found, [f"no ceiling and no eager_fastv: {error}"]
     found["ceiling"] = lambda: segmented(work.family, segments)
-    if not options.eager or len(segments) == 1:
+    if not options.eager:
         return found, notes
-    if plan.cut_layers[0] == 0:
+    if plan.tokens[0] < work.visual + work.text:
         return found, ["no eager_fastv: no layer lies before the first cut"]
+    if len(segments) == 1:
+        return found, notes
     need, free = _eager_bytes(work), _free_bytes(model.device)
     if need > EAGER_SHARE * free:
         return found, [f"no eager_fastv: its attention weights take {need / 2**30:.1f} GiB of {free / 2**30:.1f} free"]

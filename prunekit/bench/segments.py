@@ -34,14 +34,16 @@ class Segment:
     shorten: Shorten | None = None
 
 
-def ceiling_segments(lengths: tuple[int, ...]) -> list[Segment]:
-    """Segments of equal length of a decoder whose layers process ``lengths`` tokens: the last so many."""
+def ceiling_segments(lengths: tuple[int, ...], size: int | None = None) -> list[Segment]:
+    """Segments of equal length of a decoder whose layers process ``lengths`` tokens: the last so many of a prompt of
+    ``size``. One without layers comes first if the prompt is shortened before the first."""
     starts = [0, *(i for i in range(1, len(lengths)) if lengths[i] != lengths[i - 1]), len(lengths)]
 
     def keep_last(count: int) -> Shorten:
         return lambda _, __: slice(-count, None)
 
-    return [
+    before = [] if size in (None, lengths[0]) else [Segment(0, 0, shorten=keep_last(lengths[0]))]
+    return before + [
         Segment(start, stop, shorten=keep_last(lengths[stop]) if stop < len(lengths) else None)
         for start, stop in itertools.pairwise(starts)
     ]
@@ -119,14 +121,16 @@ def _prefill(family: Family, forward: Any, segments: list[Segment], kwargs: dict
     output = None
     try:
         for segment in segments:
-            decoder.layers = layers[segment.start : segment.stop]
-            decoder.norm = norm if segment.stop == len(layers) else nn.Identity()
-            held = DynamicCache(config=config)
-            with _weights_of(family, segment) as seen:
-                output = forward(decoder, inputs_embeds=hidden, position_ids=positions, **{cache_name(): held}, **named)
-            for index in range(segment.start, segment.stop):
-                whole.layers[index] = held.layers[index]
-            hidden = output.last_hidden_state
+            seen: list[torch.Tensor] = []
+            if segment.stop > segment.start:
+                decoder.layers = layers[segment.start : segment.stop]
+                decoder.norm = norm if segment.stop == len(layers) else nn.Identity()
+                held = {cache_name(): DynamicCache(config=config)}
+                with _weights_of(family, segment) as seen:
+                    output = forward(decoder, inputs_embeds=hidden, position_ids=positions, **held, **named)
+                for index in range(segment.start, segment.stop):
+                    whole.layers[index] = held[cache_name()].layers[index]
+                hidden = output.last_hidden_state
             if segment.shorten is not None:
                 rows = segment.shorten(seen[-1] if seen else None, hidden.shape[1])
                 hidden, positions = _rows(hidden, positions, rows)

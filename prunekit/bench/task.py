@@ -60,7 +60,8 @@ def bench(
         config_of(shape)  # an unknown name is said before anything is built
         model, name = build(shape, place, resolve_dtype(dtype, place), attn), shape
     if pruner.needs_pixels:
-        what = pruner.name or pruner.scorer.registered_name
+        looks = [part for part in (pruner.scorer, pruner.selector, pruner.reducer) if part.uses_vision]
+        what = pruner.name or (looks[0] if looks else pruner.schedule).registered_name
         raise PrunekitError(f"bench: '{what}' works in the vision encoder, and the prefills timed here start behind it")
     pruner.apply(model).remove()  # what the model cannot do is said before any work is done
     counts: list[int | None] = [None] if shape is None else [VISUAL.get(shape, NOMINAL)]

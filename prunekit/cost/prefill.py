@@ -9,7 +9,8 @@ import torch
 
 from prunekit.cost.estimate import tower_macs
 from prunekit.cost.formulas import layer_macs
-from prunekit.cost.reading import mlp_width, tower_of
+from prunekit.cost.reading import mlp_width
+from prunekit.cost.towers import tower_of
 from prunekit.families import Family
 
 

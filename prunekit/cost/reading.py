@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit.cost.shapes import ModelShape, Stack, Tower
+from prunekit.cost.shapes import ModelShape, Stack
+from prunekit.cost.towers import tower_of
 from prunekit.errors import PrunekitError
 from prunekit.families import Family, make_family
 
@@ -36,63 +37,6 @@ def shape_of(source: Any) -> ModelShape:
         vision=tower_of(family.config, config.hidden_size),
         name=family.model_type,
     )
-
-
-def tower_of(config: Any, text_width: int) -> Tower | None:
-    """The vision tower of a model's config: a ViT over images or tiles of one size with a two-layer projector (LLaVA),
-    or Qwen2-VL's and Qwen2.5-VL's over grids of patches. None for other layouts."""
-    vision, kind = getattr(config, "vision_config", None), getattr(config, "model_type", "")
-    try:
-        if kind in ("qwen2_vl", "qwen2_5_vl"):
-            return _grid_tower(vision)
-        if kind in ("llava", "llava_next"):
-            return _tile_tower(vision, config, text_width)
-    except (AttributeError, TypeError):
-        pass
-    return None
-
-
-def _tile_tower(vision: Any, config: Any, text_width: int) -> Tower:
-    width, side = vision.hidden_size, vision.image_size // vision.patch_size
-    stack = Stack(
-        hidden=width,
-        layers=vision.num_hidden_layers,
-        heads=vision.num_attention_heads,
-        mlp=vision.intermediate_size,
-        gated=False,
-    )
-    taken = getattr(config, "vision_feature_layer", -2)
-    inputs = width * (len(taken) if isinstance(taken, list | tuple) else 1)
-    return Tower(
-        stack,
-        patch_weights=3 * vision.patch_size**2 * width,
-        projector=inputs * text_width + text_width**2,
-        patches=side**2,
-        extra=int("clip" in vision.model_type),
-    )
-
-
-def _grid_tower(vision: Any) -> Tower:
-    newer = vision.model_type.startswith("qwen2_5")
-    width = vision.hidden_size if newer else vision.embed_dim
-    out = vision.out_hidden_size if newer else vision.hidden_size
-    mlp = vision.intermediate_size if newer else int(width * vision.mlp_ratio)
-    merge, patch = vision.spatial_merge_size**2, vision.patch_size**2
-    merged = width * merge
-    return Tower(
-        Stack(hidden=width, layers=vision.depth, heads=vision.num_heads, mlp=mlp, gated=newer),
-        patch_weights=vision.in_channels * vision.temporal_patch_size * patch * width,
-        projector=merged**2 + merged * out,
-        merge=merge,
-        window=_window(vision) if newer else None,
-        whole=tuple(vision.fullatt_block_indexes) if newer else (),
-    )
-
-
-def _window(vision: Any) -> int:
-    """Patches of one window: as many merged ones as the window's side holds, rounded down."""
-    side = vision.window_size // vision.spatial_merge_size // vision.patch_size
-    return (side * vision.spatial_merge_size) ** 2
 
 
 def _without_memory(config: Any) -> nn.Module:

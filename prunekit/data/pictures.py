@@ -55,9 +55,9 @@ class Picture:
                         f"data.max_pixels={self.max_pixels}"
                     )
                 return picture.convert("RGB")
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                if isinstance(error, RowError):
-                    raise
+            except (RowError, MemoryError):
+                raise
+            except Exception as error:  # decoders raise whatever they like
                 raise RowError(f"{self.where}: the image cannot be read: {_reason(error)}") from None
 
     def _bytes(self) -> bytes:
@@ -65,8 +65,10 @@ class Picture:
             return self.source
         try:
             return self.source.read_bytes()
-        except OSError as error:
-            raise RowError(f"{self.where}: image '{self.source}': {error.strerror or error}") from None
+        except (OSError, ValueError) as error:  # a NUL in a path is a ValueError
+            raise RowError(
+                f"{self.where}: image '{self.source}': {getattr(error, 'strerror', None) or error}"
+            ) from None
 
 
 def _reason(error: Exception) -> str:

@@ -66,6 +66,8 @@ class RowReader:
     def _example(self, where: str, number: int, row: Mapping[str, Any]) -> Example:
         pictures = self._pictures(where, row.get("image"))
         choices = () if row.get("choices") is None else texts("choices", row["choices"])
+        if len(choices) > len(LETTERS):
+            raise RowError(f"{len(choices)} choices, more than there are letters")
         answers = _answers(row.get("answers"), choices)
         first, *others = (picture.name for picture in pictures)
         return Example(
@@ -110,6 +112,15 @@ def text(name: str, value: Any, empty: bool = False) -> str:
         raise RowError(f"{name} must be a text, not {shorten(value)}")
     if not value.strip() and not empty:
         raise RowError(f"{name} is empty")
+    return encodable(name, value)
+
+
+def encodable(name: str, value: str) -> str:
+    """The text, if tokenizers can read it: JSON allows halves of characters."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise RowError(f"{name} holds half a character: {shorten(ascii(value))}") from None
     return value
 
 
@@ -119,7 +130,7 @@ def texts(name: str, value: Any) -> tuple[str, ...]:
         raise RowError(f"{name} must be a list of texts, not {shorten(value)}")
     if not value:
         raise RowError(f"{name} is an empty list")
-    return tuple(value)
+    return tuple(encodable(name, entry) for entry in value)
 
 
 def shorten(value: Any) -> str:
@@ -156,7 +167,7 @@ def _history(value: Any) -> tuple[tuple[str, str], ...]:
         pair = [turn.get("question"), turn.get("answer")] if isinstance(turn, Mapping) else turn
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
             raise RowError(f"history must be a list of [question, answer], not {shorten(value)}")
-        turns.append((pair[0], pair[1]))
+        turns.append((encodable("history", pair[0]), encodable("history", pair[1])))
     return tuple(turns)
 
 

@@ -160,6 +160,18 @@ def source_name(data: Mapping[str, Any]) -> str:
     return "/".join(str(data[key]) for key in ("name", "path", "config", "split") if data.get(key))
 
 
+def same_rows(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two data name the same table: a file has no splits, whatever ``split`` says."""
+
+    def table(data: Mapping[str, Any]) -> tuple[Any, ...]:
+        path = str(data.get("path") or "")
+        if path.endswith((".jsonl", ".parquet")) or data["name"] in ("jsonl", "parquet"):
+            return ("file", str(Path(path).resolve()))
+        return tuple(data.get(key) for key in ("name", "path", "config", "split"))
+
+    return table(one) == table(other)
+
+
 def _table(data: Mapping[str, Any], columns: tuple[str, ...] | None) -> Table:
     """The rows: of a file by its ending, else of a data set."""
     path = data["path"]

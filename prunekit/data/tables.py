@@ -67,7 +67,7 @@ def open_jsonl(path: str) -> Table:
 def _parse(line: bytes) -> Row | str:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return f"not JSON: {error}"
     return row if isinstance(row, dict) else "not a JSON object"
 

@@ -107,8 +107,12 @@ class StageLoop(Loop):
         args = loop_arguments(
             str(folder), count, 0, torch.device("cpu"), per_device_train_batch_size=1, max_grad_norm=1.0, **rest
         )
-        self.stage = stage
+        self.stage, self.file = stage, folder / f"{stage.name}.pt"
         super().__init__(nn.ModuleDict(stage.modules), args, train_dataset=Numbers(count), callbacks=[Pace(stage)])
+
+    def last_good(self) -> str:
+        stored = f"the last good checkpoint is {self.file}" if self.file.exists() else "no checkpoint yet"
+        return f" (the step's number draws its batch again); {stored}"
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:

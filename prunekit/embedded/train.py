@@ -108,7 +108,7 @@ ENLARGE = replace(
     fresh=(),
     seed=10,
 )
-WIDEN = replace(ENLARGE, steps=330, rate=5e-4, sighted=1.0, glance=0.15, pairs=0.08, tower=1.6, further=8, seed=11)
+WIDEN = replace(ENLARGE, steps=560, rate=5e-4, sighted=1.0, glance=0.15, pairs=0.08, tower=1.6, further=8, seed=11)
 WIDE = 2 * Size.image  # pixels: 576 visual tokens
 
 

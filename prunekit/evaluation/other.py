@@ -11,7 +11,7 @@ import torch
 
 from prunekit.components.base import Scorer
 from prunekit.data.example import Example
-from prunekit.data.source import Examples
+from prunekit.data.source import Examples, gather
 from prunekit.engine.view import LayerView
 from prunekit.errors import PrunekitError, check_choice
 from prunekit.pruner import Pruner
@@ -33,7 +33,11 @@ def with_evidence(evidence: str, pruner: Pruner, examples: Any) -> tuple[Pruner,
     if evidence == "own":
         return pruner, examples
     if not isinstance(examples, Sequence):
-        raise PrunekitError("evidence=other needs all examples at hand, not a stream: set data.limit")
+        if getattr(examples, "limit", None) is None:
+            raise PrunekitError("evidence=other needs all examples at hand, not a stream: set data.limit")
+        given, examples = examples, gather(examples)
+        if unusable := sum(1 for example in given if example.error):
+            print(f"evidence=other: {unusable} unusable rows left out")
     partners = partners_of(examples)
     kept = Chosen(example for example in examples if example.id in partners)
     kept.metric = getattr(examples, "metric", "exact")

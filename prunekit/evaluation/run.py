@@ -151,7 +151,10 @@ def _prepare(folder: Path, signature: dict[str, Any], resume: bool) -> set[int]:
 def _signed(folder: Path) -> dict[str, Any] | None:
     """The signature in a folder, None without one."""
     path = folder / SIGNATURE
-    return json.loads(path.read_text()) if path.exists() else None
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except ValueError as error:
+        raise PrunekitError(f"resume: '{path}' cannot be read: {error}") from None
 
 
 def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:

@@ -57,7 +57,8 @@ def _words(text: str) -> str:
 
 def yes_no(prediction: str, example: Example) -> float:
     """1 if the prediction says what the answer ("yes" or "no") does; one that says neither is wrong."""
-    return float(says(prediction) == says(example.answers[0]))
+    said = says(prediction)
+    return float(said != "" and said == says(example.answers[0]))
 
 
 def says(text: str) -> str:

@@ -73,7 +73,8 @@ def circular(rows: Rows) -> dict[str, float]:
 
 
 def _rotation(row: Mapping[str, Any]) -> int:
-    return int(row["id"].partition("#")[2])
+    number = row["id"].partition("#")[2]
+    return int(number) if number.isdecimal() else 0
 
 
 def group_accuracy(rows: Rows) -> dict[str, float]:

@@ -20,6 +20,14 @@ NEEDED = {
         "id", "task", "question", "prediction", "dense_prediction", "correct", "dense_correct", "kept",
     ),
 }  # fmt: skip
+FORMS: dict[str, tuple[type, str]] = {
+    **dict.fromkeys(("id", "task", "question", "prediction", "dense_prediction", "image_id"), (str, "a text")),
+    **dict.fromkeys(("kept", "answers", "tokens_per_layer"), (list, "a list")),
+    **dict.fromkeys(("examples", "errors", "prompt_tokens"), (int, "a whole number")),
+    "method": (dict, "a mapping"),
+}
+NUMBERS = ("correct", "dense_correct", "flops_ratio", "flops_ratio_with_vision", "kv_ratio", "prefill_ratio")
+MAYBE = ("flops_ratio_with_vision", "prefill_ratio")  # null where nothing is known
 PLAN = "sweep.json"
 """In a sweep's folder: its jobs, each with its folder and the row of the table that it is for."""
 
@@ -112,6 +120,8 @@ def _row_name(folder: Path) -> str | None:
         if (above / PLAN).exists():
             place = folder.resolve().relative_to(above).as_posix()
             jobs = _json(above / PLAN).get("jobs", [])
+            if not isinstance(jobs, list) or not all(isinstance(job, dict) for job in jobs):
+                raise PrunekitError(f"'{above / PLAN}': 'jobs' must be a list of mappings")
             return next((str(job["row"]) for job in jobs if job.get("folder") == place and job.get("row")), None)
     return None
 
@@ -139,7 +149,7 @@ def _rows(path: Path) -> dict[str, dict[str, Any]]:
             row = json.loads(line)
         except ValueError:
             raise PrunekitError(f"'{path}' is half-written: line {number} is no JSON") from None
-        if not isinstance(row, dict) or "id" not in row:
+        if not isinstance(row, dict) or not isinstance(row.get("id"), str):
             raise PrunekitError(f"'{path}': line {number} is no prediction")
         if not row.get("error"):  # an example that could not be used has no answer
             _need(row, path, f" in line {number}")
@@ -151,10 +161,19 @@ def _need(found: dict[str, Any], path: Path, where: str = "") -> None:
     for key in NEEDED[path.name]:
         if key not in found:
             raise PrunekitError(f"'{path}' has no '{key}'{where}")
-    for key in ("correct", "dense_correct", "flops_ratio", "kv_ratio"):
+    for key, (form, words) in FORMS.items():
+        if key in found and not isinstance(found[key], form):
+            raise PrunekitError(f"'{path}': '{key}' must be {words}, not {found[key]!r}{where}")
+    for key in NUMBERS:
         value = found.get(key, 0)
-        if not isinstance(value, int | float) or not math.isfinite(value):
+        known = value is not None or key not in MAYBE
+        if known and (not isinstance(value, int | float) or not math.isfinite(value)):
             raise PrunekitError(f"'{path}': '{key}' must be a number, not {value!r}{where}")
+    for key in ("kept", "tokens_per_layer"):
+        if not all(isinstance(entry, int | float) for entry in found.get(key, ())):
+            raise PrunekitError(f"'{path}': '{key}' must list numbers{where}")
+    if "scorer" not in found.get("method", {"scorer": ""}) or found.get("tokens_per_layer") == []:
+        raise PrunekitError(f"'{path}': 'method' has no 'scorer', or 'tokens_per_layer' is empty")
 
 
 def common_questions(runs: Sequence[Run]) -> tuple[list[Question], list[str]]:

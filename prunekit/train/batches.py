@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from prunekit import ranks
 from prunekit.data.example import Example
 from prunekit.errors import PrunekitError
 from prunekit.evaluation.batches import Batcher
@@ -29,8 +30,12 @@ class Examples(Dataset[Example]):
         for example in usable:
             if not any(answer.strip() for answer in example.answers[:1]):
                 raise PrunekitError(f"data '{data}': example '{example.id}' has no answer to learn from")
+        left_out = [e.error for e in examples if getattr(e, "error", "")]
         if not usable:
-            raise PrunekitError(f"data '{data}': no examples to learn from")
+            why = f"; {left_out[0]}" if left_out else ""
+            raise PrunekitError(f"data '{data}': no examples to learn from{why}")
+        if left_out and ranks.is_first():
+            print(f"data '{data}': {len(left_out)} of {len(left_out) + len(usable)} rows left out: {left_out[0]}")
         self.examples = usable
 
     def __len__(self) -> int:

@@ -17,8 +17,8 @@ from prunekit.train.artifacts import attach, digest, save_artifacts
 from prunekit.train.batches import Collator, Examples
 from prunekit.train.kinds import with_learned_fusion
 from prunekit.train.model import TrainedModel
-from prunekit.train.settings import Settings
-from prunekit.train.trainer import JOURNAL, Journal, PruneTrainer, arguments_for, last_checkpoint
+from prunekit.train.settings import JOURNAL, Settings
+from prunekit.train.trainer import Journal, PruneTrainer, arguments_for, last_checkpoint
 
 CHECKPOINTS, SIGNATURE = "checkpoints", "train.json"
 DONE = "pruner.yaml"

@@ -12,6 +12,7 @@ from prunekit.train.penalties import PENALTIES
 
 KINDS = ("fusion", "lora", "projector", "full", "compressor")
 NO_GATE = "none"
+JOURNAL = "training.jsonl"  # in the run folder: losses by step
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Settings:
     checkpointing: bool = False
     split: str = "train"
     limit: int | None = None
+    path: str | None = None
     evaluate: bool = True
     save_steps: int = 100
     log_steps: int = 10
@@ -53,7 +55,13 @@ class Settings:
         for name in ("max_steps", "batch_size", "accumulate", "save_steps", "log_steps", "lora_rank"):
             if isinstance(value := getattr(self, name), bool) or not isinstance(value, int) or value < 1:
                 raise PrunekitError(f"train.{name} must be a whole number from 1 on, not {value!r}")
-        for name in ("sparsity", "weight_decay", "clip", "lora_dropout", "learning_rate", "fusion_rate", "warmup"):
+        if isinstance(self.limit, bool) or not (self.limit is None or (isinstance(self.limit, int) and self.limit > 0)):
+            raise PrunekitError(f"train.limit must be a whole number from 1 on or null, not {self.limit!r}")
+        for name in ("evaluate", "checkpointing"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise PrunekitError(f"train.{name} must be true or false, not {value!r}")
+        numbers = ("sparsity", "weight_decay", "clip", "lora_dropout", "lora_alpha", "learning_rate", "fusion_rate")
+        for name in (*numbers, "warmup", "keep_warmup"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
                 raise PrunekitError(f"train.{name} must be a number from 0 on, not {value!r}")
@@ -64,7 +72,7 @@ class Settings:
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
                 raise PrunekitError(f"train.{name} must be a number above 0, not {value!r}")
         for name in ("warmup", "keep_warmup"):
-            if isinstance(value := getattr(self, name), str) or not 0 <= value <= 1:
+            if not (value := getattr(self, name)) <= 1:
                 raise PrunekitError(f"train.{name} must lie in [0, 1], not {value!r}")
         for name in ("keep_random", "lora_targets"):
             if not isinstance(value := getattr(self, name), list | None):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from prunekit.data.example import Example
-from prunekit.data.source import gather
+from prunekit.data.source import gather, source_name
 from prunekit.errors import PrunekitError, UnknownNameError
 from prunekit.evaluation.batches import Batcher
 from prunekit.evaluation.run import Evaluation, evaluate
@@ -26,6 +26,7 @@ from prunekit.train.measure import score_spread
 from prunekit.train.run import train
 from prunekit.train.settings import Settings
 from prunekit.train.study_table import render
+from prunekit.train.task import training_data
 from prunekit.train.weights import show_weights
 
 
@@ -119,11 +120,12 @@ def trained(variant: Variant, config: dict[str, Any], folder: Path) -> tuple[Loa
     settings = replace(Settings.parse(options), evaluate=False)
     fusion = str(folder / "fusion.safetensors") if settings.kind == "fusion" else None
     loaded = load(config, fresh=True)
-    data = {**config["data"], "split": settings.split, "limit": settings.limit}
+    data = training_data(config, settings)
     pruner = build_pruner({**config, "keep_ratio": float(config["study"]["keep"][0])})
-    name = f"{config['data']['name']}/{settings.split}"
     given = load_examples({**config, "data": data})
-    made = train(loaded, given, pruner, settings, folder, data=name, seed=config["seed"], resume=config["resume"])
+    made = train(
+        loaded, given, pruner, settings, folder, data=source_name(data), seed=config["seed"], resume=config["resume"]
+    )
     return made, fusion, _seconds(folder)
 
 

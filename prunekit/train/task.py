@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from prunekit import ranks
-from prunekit.data.example import Example
-from prunekit.errors import PrunekitError
+from prunekit.data.source import same_rows, source_name
+from prunekit.errors import PrunekitError, check_choice
 from prunekit.models import LoadedModel
 from prunekit.pruner import Pruner
 from prunekit.tasks import Context, build_pruner, data_name, fit_budget, load, load_examples, whole
+from prunekit.tracking import MODES, log_run
 from prunekit.train.embedded import run_embedded
-from prunekit.train.settings import Settings
+from prunekit.train.settings import JOURNAL, Settings
 
 
 def run(config: dict[str, Any], context: Context) -> None:
@@ -25,16 +26,22 @@ def run(config: dict[str, Any], context: Context) -> None:
     settings = Settings.parse(config["train"])
     seed, resume = whole(config, "seed", 0), bool(config["resume"])
     folder = context.folder
+    data = training_data(config, settings)
+    check_evaluation(config, settings, data)
     pruner = training_pruner(config, settings)
-    examples = training_examples(config, settings)
+    examples = load_examples({**config, "data": data})
     loaded = load(config, fresh=True)
     if config["model"]["device_map"] is not None:
         raise PrunekitError("model.device_map spreads a model for inference; train it with accelerate launch")
     pruner = fit_budget(pruner, loaded, examples)
-    name = f"{config['data']['name']}/{settings.split}"
     from prunekit.train.run import train
 
-    trained = train(loaded, examples, pruner, settings, folder, data=name, seed=seed, resume=resume)
+    try:
+        trained = train(loaded, examples, pruner, settings, folder, data=source_name(data), seed=seed, resume=resume)
+    except Exception:
+        if ranks.is_first() and (folder / JOURNAL).exists():  # what a training that stopped went through
+            print(log(config, context, {}))
+        raise
     report(config, context, trained, folder)
 
 
@@ -44,9 +51,29 @@ def training_pruner(config: dict[str, Any], settings: Settings) -> Pruner:
     return build_pruner({**config, "model": model if settings.kind == "fusion" else config["model"]})
 
 
-def training_examples(config: dict[str, Any], settings: Settings) -> list[Example]:
-    """The examples to learn from: ``data`` with the split and limit of ``train``."""
-    return load_examples({**config, "data": {**config["data"], "split": settings.split, "limit": settings.limit}})
+def training_data(config: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """The data to learn from: ``data`` with the split, limit and path of ``train``."""
+    path = {} if settings.path is None else {"path": settings.path}
+    return {**config["data"], "split": settings.split, "limit": settings.limit, **path}
+
+
+def check_evaluation(config: dict[str, Any], settings: Settings, data: dict[str, Any]) -> None:
+    """What the evaluation needs is wrong before the training, not after it.
+
+    Raises:
+        PrunekitError: for options that do not fit, and an evaluation on the rows that were learned from.
+    """
+    check_choice("logger.mode", config["logger"]["mode"], MODES)
+    if not settings.evaluate:
+        return
+    whole(config, "batch_size", 1)
+    whole(config, "data.max_new_tokens", 1)
+    if same_rows(data, config["data"]):
+        raise PrunekitError(
+            f"train: '{source_name(data)}' would be learned from and evaluated on: train.path and train.split say what "
+            "to learn from, train.evaluate=false leaves the evaluation out"
+        )
+    load_examples(config)
 
 
 def report(config: dict[str, Any], context: Context, trained: LoadedModel, folder: Path) -> None:
@@ -55,8 +82,6 @@ def report(config: dict[str, Any], context: Context, trained: LoadedModel, folde
     from prunekit.evaluation.run import evaluate
     from prunekit.evaluation.table import print_tables
     from prunekit.families import make_family
-    from prunekit.tracking import log_run
-    from prunekit.train.trainer import JOURNAL
     from prunekit.train.weights import show_weights
 
     pruner = Pruner.load(folder)
@@ -80,17 +105,21 @@ def report(config: dict[str, Any], context: Context, trained: LoadedModel, folde
     if metrics:
         draw_kept(found.examples, found.rows, make_family(trained.model).grid, folder / "kept.png")
         print_tables(metrics)
-    history = [json.loads(line) for line in (folder / JOURNAL).read_text().splitlines()]
-    tags = [f"{kind}={choice}" for kind, choice in context.choices.items()]
-    line = log_run(
-        folder,
+    line = log(config, context, metrics)
+    print(f"files: {folder} ({', '.join(sorted(p.name for p in folder.iterdir() if not p.name.startswith('.')))})")
+    print(line)
+
+
+def log(config: dict[str, Any], context: Context, metrics: dict[str, Any]) -> str:
+    """Tell W&B of the losses by step and of the evaluation; the line to show."""
+    history = [json.loads(line) for line in (context.folder / JOURNAL).read_text().splitlines()]
+    return log_run(
+        context.folder,
         config["logger"]["mode"],
         config=config,
         metrics=metrics,
         group=context.sweep,
-        tags=tags,
+        tags=[f"{kind}={choice}" for kind, choice in context.choices.items()],
         history=history,
         job_type="train",
     )
-    print(f"files: {folder} ({', '.join(sorted(p.name for p in folder.iterdir() if not p.name.startswith('.')))})")
-    print(line)

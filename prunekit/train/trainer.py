@@ -15,10 +15,9 @@ from transformers import TrainerCallback, TrainingArguments
 from prunekit.errors import PrunekitError
 from prunekit.train.loop import Loop, loop_arguments
 from prunekit.train.model import TrainedModel
-from prunekit.train.settings import Settings
+from prunekit.train.settings import JOURNAL, Settings
 
 WEIGHTS = "trained.safetensors"
-JOURNAL = "training.jsonl"
 
 
 class PruneTrainer(Loop):

@@ -83,7 +83,7 @@ def load_model(
     prompt: str | None = None,
     adapter: str | None = None,
 ) -> LoadedModel:
-    """An embedded model by name ("mini"), a local folder, or a hub id; with the LoRA ``adapter`` or the trained weights
+    """An embedded model by name ("mini", "mini-576"), a local folder, or a hub id; with the LoRA ``adapter`` or the trained weights
     of the folder of a training run in it.
 
     Args:

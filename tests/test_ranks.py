@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from processes import together
-from test_cli import arguments, model_folder, run_main  # noqa: F401  (a fixture)
+from test_cli import ROOT, arguments, model_folder, run_main  # noqa: F401  (a fixture)
 from test_resume import lines, loaded, measured, run  # noqa: F401  (a fixture)
 
 from prunekit import models, ranks, tasks
@@ -153,3 +155,17 @@ def test_shares_are_whole_images_and_cover_the_data_once(monkeypatch):
     assert sorted(e.id for share in found for e in share) == sorted(e.id for e in examples)
     images = [{e.image_id for e in share} for share in found]
     assert not images[0] & images[1] and not images[1] & images[2] and not images[0] & images[2]
+
+
+def test_under_torchrun(monkeypatch, tmp_path, model_folder):  # noqa: F811
+    """The command line in two processes of torch's own launcher."""
+    given = [*arguments(model_folder, tmp_path / "two"), "batch_size=3"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [*launch, "-m", "prunekit", *given]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    code, _, err = run_main(monkeypatch, *arguments(model_folder, tmp_path / "one"), "batch_size=3")
+    assert code == 0, err
+    assert lines(tmp_path / "two") == lines(tmp_path / "one") and len(lines(tmp_path / "one")) == 14
+    assert measured(tmp_path / "two") == measured(tmp_path / "one")

@@ -160,7 +160,7 @@ def test_shares_are_whole_images_and_cover_the_data_once(monkeypatch):
 def test_under_torchrun(monkeypatch, tmp_path, model_folder):  # noqa: F811
     """The command line in two processes of torch's own launcher."""
     given = [*arguments(model_folder, tmp_path / "two"), "batch_size=3"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [*launch, "-m", "prunekit", *given]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)

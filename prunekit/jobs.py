@@ -83,9 +83,9 @@ def identity(config: dict[str, Any], components: Iterable[object] = ()) -> dict[
         from prunekit.train.artifacts import digest
 
         matters["model"]["adapter_content"] = digest(adapter)
-    path = Path(str(matters.get("data", {}).get("path") or "."))
-    if path.is_file():
-        matters["data"] = {**matters["data"], "content": file_digest(path)}
+    rows = Path(str(matters.get("data", {}).get("path") or "."))
+    if rows.is_file():
+        matters["data"] = {**matters["data"], "content": file_digest(rows)}
     parts = list(components)
     modules = {type(part).__module__ for part in parts}
     files = [Path(str(sys.modules[name].__file__)) for name in modules if name.startswith(METHOD_MODULES)]

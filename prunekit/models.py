@@ -83,8 +83,8 @@ def load_model(
     prompt: str | None = None,
     adapter: str | None = None,
 ) -> LoadedModel:
-    """An embedded model by name ("mini", "mini-576"), a local folder, or a hub id; with the LoRA ``adapter`` or the trained weights
-    of the folder of a training run in it.
+    """An embedded model by name ("mini", "mini-576"), a local folder, or a hub id; with the LoRA ``adapter`` or the
+    trained weights of the folder of a training run in it.
 
     Args:
         trust_remote_code: run code of the model's repository; never without being told so.

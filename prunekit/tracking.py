@@ -135,7 +135,8 @@ def _log_quietly(folder: Path, mode: str, job: str, write: Callable[[Any, Any], 
         finally:
             run.finish()
     except Exception as error:
-        return f"W&B: logging stopped, the local files are whole ({type(error).__name__}: {str(error)[:200]})"
+        why = " ".join(str(error).split())[:200]
+        return f"W&B: logging stopped, the local files are whole ({type(error).__name__}: {why})"
     if where is None:
         return f"W&B: {address}"
     return f"W&B: offline{failed or note}; to upload: wandb sync {where}"

@@ -108,3 +108,15 @@ def picture(name: str) -> bytes:
 def change(path: Path, **values) -> None:
     """Replace values of a JSON file."""
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def spoilt(file, **values):
+    """A run of which the first line of a file says something odd."""
+
+    def make(runs):
+        make_run(runs / "0", "fastv", 0.7)
+        path = runs / "0" / file
+        first, *rest = [path.read_text()] if file == "metrics.json" else path.read_text().splitlines()
+        path.write_text("\n".join([json.dumps({**json.loads(first), **values}), *rest]))
+
+    return make

@@ -109,6 +109,14 @@ class TestContenders:
         assert decoder.config._attn_implementation == "sdpa"
 
 
+def test_the_ceiling_of_a_cut_before_layer_0_keeps_as_little(tiny_shape):
+    model = shapes.build(tiny_shape, torch.device("cpu"), torch.float32)
+    pruner = prunekit.Pruner("random", "single", "input", keep_ratio=0.25)
+    point = bench_point(model, synthetic(model, 32, 8, 1), pruner, Options(rounds=1, new_tokens=0))
+    dense, pruned, ceiling = (point["contenders"][name]["kv_bytes"] for name in ("dense", "pruned", "ceiling"))
+    assert ceiling == pruned < dense and point["notes"] == ["no eager_fastv: no layer lies before the first cut"]
+
+
 def test_a_decoder_that_cannot_be_taken_apart_is_benched_without_a_ceiling(tiny_shape):
     model = shapes.build(tiny_shape, torch.device("cpu"), torch.float32)
     work = synthetic(model, 32, 8, 1)

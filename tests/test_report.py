@@ -12,7 +12,7 @@ from statistics import mean
 
 import numpy as np
 import pytest
-from fabricated import TASKS, change, make_run, questions
+from fabricated import TASKS, change, make_run, questions, spoilt
 from PIL import Image
 from test_cli import arguments, model_folder, run_main  # noqa: F401  (a fixture)
 
@@ -251,18 +251,6 @@ def lacks_a_key(runs):
     make_run(runs / "0", "fastv", 0.7)
     path = runs / "0" / "metrics.json"
     path.write_text(path.read_text().replace('"kv_ratio"', '"kv"'))
-
-
-def spoilt(file, **values):
-    """A run of which the first line of a file says something odd."""
-
-    def make(runs):
-        make_run(runs / "0", "fastv", 0.7)
-        path = runs / "0" / file
-        first, *rest = [path.read_text()] if file == "metrics.json" else path.read_text().splitlines()
-        path.write_text("\n".join([json.dumps({**json.loads(first), **values}), *rest]))
-
-    return make
 
 
 def odd_plan(runs):

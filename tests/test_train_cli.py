@@ -149,8 +149,9 @@ def test_a_file_is_not_learned_from_and_evaluated_on(monkeypatch, tmp_path, fold
     code, out, err = run_main(monkeypatch, *start, *given, f"train.path={files[1]}")
     assert code == 0, err
     assert "1 of 7 rows left out" in out
-    code, _, err = run_main(monkeypatch, *start, *given, f"train.path={files[2]}", "resume=true")
+    code, out, err = run_main(monkeypatch, *start, *given, f"train.path={files[2]}", "resume=true")
     assert code == 1 and "another configuration" in err and "c.jsonl" in err
+    assert "W&B" not in out  # the training that stands there is not this one's to tell of
 
 
 def test_every_option_of_the_group_is_a_setting_and_has_its_default():

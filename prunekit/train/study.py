@@ -26,7 +26,7 @@ from prunekit.train.measure import score_spread
 from prunekit.train.run import train
 from prunekit.train.settings import Settings
 from prunekit.train.study_table import render
-from prunekit.train.task import training_data
+from prunekit.train.task import check_apart, training_data
 from prunekit.train.weights import show_weights
 
 
@@ -121,6 +121,7 @@ def trained(variant: Variant, config: dict[str, Any], folder: Path) -> tuple[Loa
     fusion = str(folder / "fusion.safetensors") if settings.kind == "fusion" else None
     loaded = load(config, fresh=True)
     data = training_data(config, settings)
+    check_apart(data, config["data"])
     pruner = build_pruner({**config, "keep_ratio": float(config["study"]["keep"][0])})
     given = load_examples({**config, "data": data})
     made = train(

@@ -36,13 +36,18 @@ def run(config: dict[str, Any], context: Context) -> None:
     pruner = fit_budget(pruner, loaded, examples)
     from prunekit.train.run import train
 
+    before = _changed_at(folder / JOURNAL)
     try:
         trained = train(loaded, examples, pruner, settings, folder, data=source_name(data), seed=seed, resume=resume)
     except Exception:
-        if ranks.is_first() and (folder / JOURNAL).exists():  # what a training that stopped went through
+        if ranks.is_first() and _changed_at(folder / JOURNAL) != before:  # what a training that stopped went through
             print(log(config, context, {}))
         raise
     report(config, context, trained, folder)
+
+
+def _changed_at(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def training_pruner(config: dict[str, Any], settings: Settings) -> Pruner:
@@ -68,12 +73,17 @@ def check_evaluation(config: dict[str, Any], settings: Settings, data: dict[str,
         return
     whole(config, "batch_size", 1)
     whole(config, "data.max_new_tokens", 1)
-    if same_rows(data, config["data"]):
-        raise PrunekitError(
-            f"train: '{source_name(data)}' would be learned from and evaluated on: train.path and train.split say what "
-            "to learn from, train.evaluate=false leaves the evaluation out"
-        )
+    check_apart(data, config["data"])
     load_examples(config)
+
+
+def check_apart(learned: dict[str, Any], evaluated: dict[str, Any]) -> None:
+    """Raise if what is learned from is what is evaluated on."""
+    if same_rows(learned, evaluated):
+        raise PrunekitError(
+            f"train: '{source_name(learned)}' would be learned from and evaluated on: train.path and train.split say "
+            "what to learn from, train.evaluate=false leaves the evaluation out"
+        )
 
 
 def report(config: dict[str, Any], context: Context, trained: LoadedModel, folder: Path) -> None:

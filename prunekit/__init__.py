@@ -4,7 +4,7 @@ from prunekit.components.base import Cut, Fusion, Reducer, RowScorer, Schedule, 
 from prunekit.engine.state import CutRecord, Trace
 from prunekit.errors import PrunekitError
 from prunekit.presets import method, methods
-from prunekit.pruner import Handle, Pruner
+from prunekit.pruner import Handle, Pruner, remove
 from prunekit.registry import available, compose, create, register
 
 __version__ = "0.1.0"
@@ -28,4 +28,5 @@ __all__ = [
     "method",
     "methods",
     "register",
+    "remove",
 ]

@@ -6,11 +6,13 @@ import copy
 import dataclasses
 import itertools
 import numbers
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import nn
 
 from prunekit import components as _components  # noqa: F401  (registers the built-in names)
@@ -18,12 +20,13 @@ from prunekit.budget import Allotment, Budget, allot, for_prompt, place
 from prunekit.components.base import Component, Cut, Fusion, Reducer, RowScorer, Schedule, Scorer, Selector
 from prunekit.cost.shapes import Stack
 from prunekit.engine.alone import EncoderSession
+from prunekit.engine.caller import PromptMarks
 from prunekit.engine.encoder_run import EncoderPlan
-from prunekit.engine.hooks import Session
+from prunekit.engine.hooks import Session, holder
 from prunekit.engine.state import Trace
 from prunekit.engine.view import Regions
 from prunekit.errors import PrunekitError, check_choice
-from prunekit.families import Family
+from prunekit.families import Family, make_family, unwrap
 from prunekit.families.vision import VisionTower, is_timm
 from prunekit.planning import plan_vision
 from prunekit.registry import KINDS, registry
@@ -225,20 +228,43 @@ class Pruner:
             raise PrunekitError(f"fusion '{self.fusion.registered_name}' reads {where}, which have no attention")
         return [layer for layer in layers if layer not in blind]
 
-    def apply(self, model: nn.Module, regions: Regions | None = None) -> Handle:
+    def apply(
+        self,
+        model: nn.Module,
+        regions: Regions | None = None,
+        *,
+        prompt: PromptMarks | None = None,
+        visual: torch.Tensor | None = None,
+    ) -> Handle:
         """Prune every prefill of ``model`` until the handle is removed. Applying twice is an error.
 
         Args:
             regions: where the answer of each sample of the batches to come is, for a scorer that asks (``oracle``):
                 boxes (x0, y0, x1, y1) as fractions of the image.
+            prompt: what of the batches to come is prompt, bool [B, S], where other tokens follow it that must not
+                choose what stays, such as a candidate answer; "all" if nothing does. ``generate`` and labels say it by
+                themselves.
+            visual: where the visual tokens stand, bool [B, S], for a model that is given ``inputs_embeds``.
         """
-        session = EncoderSession(self, model) if is_timm(model) else Session(self, model, regions)
+        if is_timm(model):
+            if prompt is not None or visual is not None:
+                raise PrunekitError("prompt and visual mark tokens of a language model; an encoder alone has none")
+            session: Session | EncoderSession = EncoderSession(self, model)
+        else:
+            session = Session(self, model, regions, prompt, visual)
         session.install()
         return Handle(session)
 
-    def __call__(self, model: nn.Module, regions: Regions | None = None) -> PrunedBlock:
-        """``with pruner(model) as trace:`` prunes inside the block and leaves the model as it was."""
-        return PrunedBlock(self, model, regions)
+    def __call__(
+        self,
+        model: nn.Module,
+        regions: Regions | None = None,
+        *,
+        prompt: PromptMarks | None = None,
+        visual: torch.Tensor | None = None,
+    ) -> PrunedBlock:
+        """``with pruner(model) as trace:`` prunes inside the block and leaves the model as it was; see ``apply``."""
+        return PrunedBlock(lambda: self.apply(model, regions, prompt=prompt, visual=visual))
 
     def describe(self) -> dict[str, Any]:
         """Names and options, as plain data; what ``save`` writes and ``load`` reads."""
@@ -285,6 +311,30 @@ class Handle:
         return self._session.trace
 
     @property
+    def prompt(self) -> PromptMarks | None:
+        """What of the next batch is prompt; see ``Pruner.apply``."""
+        return self._decoder_session.prompt
+
+    @prompt.setter
+    def prompt(self, marks: PromptMarks | None) -> None:
+        self._decoder_session.prompt = marks
+
+    @property
+    def visual(self) -> torch.Tensor | None:
+        """Where the visual tokens of the next batch stand; see ``Pruner.apply``."""
+        return self._decoder_session.visual
+
+    @visual.setter
+    def visual(self, marks: torch.Tensor | None) -> None:
+        self._decoder_session.visual = marks
+
+    @property
+    def _decoder_session(self) -> Session:
+        if not isinstance(self._session, Session):
+            raise PrunekitError("prompt and visual mark tokens of a language model; an encoder alone has none")
+        return self._session
+
+    @property
     def plan(self) -> Any:
         """The schedule as resolved on this model: a ``Plan``, or an ``EncoderPlan`` for an encoder alone."""
         return self._session.plan
@@ -300,12 +350,12 @@ class Handle:
 class PrunedBlock:
     """The context that ``pruner(model)`` returns."""
 
-    def __init__(self, pruner: Pruner, model: nn.Module, regions: Regions | None = None) -> None:
-        self._pruner, self._model, self._regions = pruner, model, regions
+    def __init__(self, apply: Callable[[], Handle]) -> None:
+        self._apply = apply
         self._handles: list[Handle] = []
 
     def __enter__(self) -> Trace:
-        self._handles.append(self._pruner.apply(self._model, self._regions))
+        self._handles.append(self._apply())
         return self._handles[-1].trace
 
     def __exit__(
@@ -316,6 +366,13 @@ class PrunedBlock:
             handle.remove()
         else:
             handle._session.remove()
+
+
+def remove(model: nn.Module) -> None:
+    """Take the pruner off a model, where its handle is lost. A model without one is left as it is."""
+    core = unwrap(model) if is_timm(model) else make_family(model).core
+    if (session := holder(core)) is not None:
+        session.remove()
 
 
 def check_cuts(schedule: Schedule, depth: int, ratio: float) -> tuple[Cut, ...]:

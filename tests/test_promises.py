@@ -111,7 +111,7 @@ def test_a_pruned_cache_is_refused_without_its_pruner_and_continues_with_it():
     model, batch = tiny_model("llava"), make_batch("llava", "left")
     more = torch.randint(2, 80, (3, 4))
     mask = torch.cat([batch.inputs["attention_mask"], torch.ones(3, 4, dtype=torch.long)], 1)
-    handle = prunekit.Pruner(**PRUNER).apply(model)
+    handle = prunekit.Pruner(**PRUNER).apply(model, prompt="all")
     with torch.no_grad():
         cache = model(**batch.inputs).past_key_values
         follow = model(input_ids=more, attention_mask=mask, past_key_values=cache).logits
@@ -134,7 +134,7 @@ def test_a_second_turn_equals_masking():
     model, batch = tiny_model("llava"), make_batch("llava", "left")
     more = torch.randint(2, 80, (3, 4), generator=torch.Generator().manual_seed(1))
     mask = torch.cat([batch.inputs["attention_mask"], torch.ones(3, 4, dtype=torch.long)], 1)
-    with torch.no_grad(), prunekit.Pruner(**PRUNER)(model) as trace:
+    with torch.no_grad(), prunekit.Pruner(**PRUNER)(model, prompt="all") as trace:
         cache = model(**batch.inputs).past_key_values
         follow = model(input_ids=more, attention_mask=mask, past_key_values=cache).logits
     long = Batch({**batch.inputs, "input_ids": torch.cat([batch.ids, more], 1), "attention_mask": mask})
@@ -195,8 +195,9 @@ class TestRefusals:
     def test_inputs(self):
         model, batch = tiny_model("llava"), make_batch("llava")
         with prunekit.Pruner()(model), torch.no_grad():
-            self.refused("no visual tokens", lambda: model(input_ids=torch.tensor([[3, 4, 5]])))
-            self.refused("input_ids", lambda: model(inputs_embeds=torch.randn(1, 4, 32)))
+            text = torch.tensor([[3, 4, 5]])
+            self.refused("no placeholder", lambda: model(input_ids=text, pixel_values=batch.inputs["pixel_values"]))
+            self.refused("visual=mask", lambda: model(inputs_embeds=torch.randn(1, 4, 32)))
             static = StaticCache(model.config.get_text_config(), max_cache_len=64)
             self.refused("StaticCache", lambda: model(**batch.inputs, past_key_values=static))
             cache = model(**batch.inputs).past_key_values

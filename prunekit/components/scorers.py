@@ -117,9 +117,9 @@ class ToMeScorer(Scorer):
 @register("scorer", "random")
 @dataclass
 class RandomScorer(Scorer):
-    """Uniform noise, the control. Seeded by the sample's own unpadded token ids, so a sample draws the same numbers in
-    whatever batch it stands. Two images under the same words draw the same numbers too: average over seeds where that
-    matters.
+    """Uniform noise, the control. Seeded by the prompt's own tokens (their embeddings, where the model was given no
+    ids), so a sample draws the same numbers in whatever batch it stands. Two images under the same words draw the same
+    numbers too: average over seeds where that matters.
 
     Args:
         seed: another draw for the same sample; 0 if not given (the command line's ``seed``).
@@ -132,10 +132,11 @@ class RandomScorer(Scorer):
     def score(self, view: LayerView) -> torch.Tensor:
         layout = view.layout
         scores = torch.zeros(layout.exists.shape)
-        for row, (ids, real, count) in enumerate(
-            zip(layout.input_ids.cpu(), layout.real.cpu(), layout.counts, strict=True)
+        tokens = layout.input_ids if layout.input_ids is not None else view.inputs_embeds.detach().float()
+        for row, (sample, prompt, count) in enumerate(
+            zip(tokens.cpu(), layout.prompt.cpu(), layout.counts, strict=True)
         ):
-            content = f"{self.seed or 0}:{ids[real].tolist()}".encode()
+            content = f"{self.seed or 0}:{sample[prompt].tolist()}".encode()
             digest = int.from_bytes(hashlib.sha256(content).digest()[:7], "big")
             scores[row, :count] = torch.rand(count, generator=torch.Generator().manual_seed(digest))
         return scores.to(view.hidden_states.device)

@@ -10,7 +10,7 @@ from torch import nn
 from prunekit.engine.encoder import EncoderHooks
 from prunekit.engine.encoder_run import EncoderPlan
 from prunekit.engine.hooks import hold, release
-from prunekit.engine.state import Trace
+from prunekit.engine.state import Trace, TraceRecord
 from prunekit.engine.vision import VisionRecord
 from prunekit.families.vision import timm_tower
 
@@ -45,5 +45,5 @@ class EncoderSession:
         release(self.model, self)
 
     def _publish(self, record: VisionRecord) -> None:
-        self.trace.cuts, self.trace.index = record.cuts, record.index
-        self.trace.tokens_per_layer = self.trace.vision_tokens = torch.tensor(record.tokens)
+        tokens = torch.tensor(record.tokens)
+        self.trace.publish(TraceRecord(record.cuts, tokens, tokens, record.index))

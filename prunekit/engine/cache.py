@@ -37,6 +37,7 @@ class PrunedLayerMixin:
         stage: number of the stage whose layers share these positions.
         lent_count: how many keys the latest update returned, those that a sliding layer then forgot included.
         gone: for each layer that borrows these keys after a later cut, the positions it must not see, bool [B, S].
+        prompt_known: whether the prefill's caller said where the prompt ends; else what follows may be the rest of it.
     """
 
     prompt_index: torch.Tensor | None
@@ -47,8 +48,11 @@ class PrunedLayerMixin:
     stage: int
     lent_count: int
     gone: dict[int, torch.Tensor]
+    prompt_known: bool
     owner: weakref.ref[Session]
     keys: torch.Tensor
+    values: torch.Tensor
+    cumulative_length: int
 
     def get_seq_length(self, *args: Any) -> int:
         return self.dense_length
@@ -60,15 +64,16 @@ class PrunedLayerMixin:
         if session is None or not session.inside():
             raise PrunekitError("this KV cache was pruned by prunekit: continue it inside the pruner that made it")
         count = key_states.shape[-2]
-        self.lent_count = self.stored_count + count
+        self.lent_count = self.stored_count + count  # a layer that records its past stores more than it returns
         found = super().update(key_states, *args, **kwargs)  # type: ignore[misc]
         self.dense_length += count
         return found
 
     @property
     def stored_count(self) -> int:
-        """How many keys are stored."""
-        return self.keys.shape[-2]
+        """How many stored keys the next update returns: of a sliding layer's record of its past, the window's."""
+        stored, window = self.keys.shape[-2], getattr(self, "sliding_window", None)
+        return stored if window is None else min(stored, window - 1)
 
     @property
     def key_index(self) -> torch.Tensor:
@@ -110,14 +115,33 @@ class PrunedLayerMixin:
         return index.masked_fill(hidden, -1)
 
     def crop(self, tokens_to_remove: int) -> None:
-        count = abs(tokens_to_remove)
-        if count and hasattr(self, "sliding_window"):
-            raise PrunekitError("a pruned sliding-window KV cache cannot be cropped")
-        if self.dense_length - count < self.prompt_length:
-            raise PrunekitError("a pruned KV cache cannot be cropped into its pruned prompt")
-        super().crop(tokens_to_remove)  # type: ignore[misc]
-        if count and self.prompt_index is not None:
-            self.dense_length -= count
+        """Forget the last tokens. The prompt's tail behind the last token that went is whole, and may go as well."""
+        if self.prompt_index is None:
+            return super().crop(tokens_to_remove)  # type: ignore[misc]
+        count, window = abs(tokens_to_remove), getattr(self, "sliding_window", None)
+        stored = self.keys.shape[-2]
+        into_prompt = max(0, count - (self.dense_length - self.prompt_length))
+        if window is not None:
+            remaining = self.prompt_index.shape[1] + self.dense_length - self.prompt_length - count
+            if stored - count < min(window - 1, remaining):
+                raise PrunekitError("a pruned sliding-window KV cache that has forgotten keys cannot be cropped")
+        if into_prompt:
+            self._crop_prompt(into_prompt)
+        self.dense_length -= count
+        if window is None:
+            super().crop(tokens_to_remove)  # type: ignore[misc]
+        else:  # by itself it would take the dense length for that of its keys
+            kept = slice(max(0, stored - count - window + 1), stored - count)
+            self.keys, self.values = self.keys[..., kept, :], self.values[..., kept, :]
+            self.cumulative_length = self.dense_length
+
+    def _crop_prompt(self, count: int) -> None:
+        """Forget the last ``count`` tokens of the prompt, if all of them are stored in every sample."""
+        assert self.prompt_index is not None
+        tail = torch.arange(self.prompt_length - count, self.prompt_length, device=self.prompt_index.device)
+        if count > self.prompt_index.shape[1] or not bool((self.prompt_index[:, -count:] == tail).all()):
+            raise PrunekitError("a pruned KV cache cannot be cropped to before the last token that was removed")
+        self.prompt_index, self.prompt_length = self.prompt_index[:, :-count], self.prompt_length - count
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         super().reorder_cache(beam_idx)  # type: ignore[misc]
@@ -199,8 +223,8 @@ def is_fresh(cache: Any) -> bool:
     return cache is None or cache.get_seq_length() == 0
 
 
-def check_cache(cache: Any) -> None:
-    """Raise for a cache whose layers cannot hold a shortened sequence."""
+def check_cache(cache: Any, first_layer: int) -> None:
+    """Raise for a cache whose layers cannot hold a sequence that is shortened from ``first_layer`` on."""
     from transformers import cache_utils
 
     kinds = {type(layer) for layer in getattr(cache, "layers", ())} or {
@@ -216,7 +240,8 @@ def check_cache(cache: Any) -> None:
     if bad or getattr(cache, "offloading", False):
         what = ", ".join(sorted(bad)) or "offloading"
         raise PrunekitError(f"{type(cache).__name__} with {what} cannot hold pruned keys: use a DynamicCache")
-    if wound := {type(layer).__name__ for layer in cache.layers if getattr(layer, "record_past", False)}:
+    states = [layer for layer in cache.layers[first_layer:] if getattr(layer, "record_past", False)]
+    if wound := {type(layer).__name__ for layer in states if not hasattr(layer, "sliding_window")}:
         what = ", ".join(sorted(wound))
         raise PrunekitError(
             f"a pruned {what} cannot be wound back: no assisted or prompt-lookup decoding of this model"
@@ -242,25 +267,24 @@ def seal_layers(cache: Any, state: Prefill, owner: Session) -> None:
         if stage.index is None or source >= len(cache.layers) or not holds_keys(cache.layers[source]):
             continue
         if source == index:
-            seal(cache, index, stage, size, state.removed(stage), owner)
+            seal(cache, index, stage, state, owner)
         elif stage.number != state.stages[source].number:
             if not isinstance(cache.layers[source], PrunedLayerMixin):
                 whole = torch.arange(size, device=stage.index.device).expand(len(state.layout.counts), -1)
                 dense = Stage(0, whole, None, state.layout.lengths)
-                seal(cache, source, dense, size, state.removed(dense), owner)
+                seal(cache, source, dense, state, owner)
             cache.layers[source].gone[index] = ~stage.present(size)
 
 
-def seal(cache: Any, layer: int, stage: Stage, dense_length: int, removed: torch.Tensor, owner: Session) -> None:
-    """Put a pruned layer in place of ``cache.layers[layer]``, which a pruned prefill filled; checks its keys' shape.
-
-    ``removed`` [B] counts the real tokens of each sample that are missing."""
+def seal(cache: Any, layer: int, stage: Stage, state: Prefill, owner: Session) -> None:
+    """Put a pruned layer in place of ``cache.layers[layer]``, which a pruned prefill filled; checks its keys' shape."""
     held = cache.layers[layer]
     assert stage.index is not None
     window, prompt = getattr(held, "sliding_window", None), getattr(held, "prefill_keys", None)
     stored = (held.keys if prompt is None else prompt).shape[-2]
     sliding = window is not None and prompt is None
-    expected = min(stage.index.shape[1], window - 1) if sliding else stage.index.shape[1]  # type: ignore[operator]
+    forgets = sliding and not getattr(held, "record_past", False)
+    expected = min(stage.index.shape[1], window - 1) if forgets else stage.index.shape[1]  # type: ignore[operator]
     if stored != expected:
         raise PrunekitError(f"layer {layer} stored {stored} keys, {expected} were to stay")
     kind = _pruned_class(type(held))
@@ -269,13 +293,15 @@ def seal(cache: Any, layer: int, stage: Stage, dense_length: int, removed: torch
     cache.layers[layer] = held = pruned
     index = stage.index if stage.valid is None else stage.index.masked_fill(~stage.valid, -1)
     held.prompt_index = index[:, index.shape[1] - expected :]
+    dense_length = state.layout.real.shape[1]
     held.dense_length = held.prompt_length = dense_length
+    held.prompt_known = state.prompt_known
     if sliding:
         held.cumulative_length = dense_length  # what masks are sized by
     elif prompt is not None:
         held.prefill_length = held.prefill_cumulative_length = dense_length
         held.stored_prompt = expected
-    held.removed = removed
+    held.removed = state.removed(stage)
     held.padded = stage.valid is not None
     held.stage, held.lent_count, held.gone = stage.number, expected, {}
     held.owner = weakref.ref(owner)

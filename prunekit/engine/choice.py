@@ -42,7 +42,7 @@ def choose(session: Session, index: int, state: Prefill, scores: torch.Tensor, v
     standing = [now - t for now, t in zip(state.stage.lengths, text, strict=True)]
     counts = [
         min(session.plan.keep(index, n, full), now)
-        for n, full, now in zip(layout.counts, layout.lengths, standing, strict=True)
+        for n, full, now in zip(layout.counts, layout.prompt_lengths, standing, strict=True)
     ]
     if counts == standing:
         return Choice(state.kept, (), state.stage.lengths)

@@ -44,3 +44,21 @@ def checkpoints(family: Family) -> bool:
     """Whether the decoder's layers are run again in the backward pass."""
     layer: Any = family.layers[0]
     return bool(getattr(layer, "gradient_checkpointing", False) and layer.training)
+
+
+PACKED = ("cu_seq_lens_q", "cu_seqlens", "cumulative_seqlens_q", "seq_idx")
+"""Keywords by which a caller says where the samples of a packed row begin."""
+
+
+def check_packing(inputs: dict[str, Any]) -> None:
+    """Raise for several samples packed into one row: instruction and budget are those of a sample, so each needs a row.
+
+    transformers takes positions that begin anew, with no mask, for the start of another sample.
+    """
+    packed = any(inputs.get(name) is not None for name in PACKED)
+    positions = inputs.get("position_ids")
+    if not packed and inputs.get("attention_mask") is None and isinstance(positions, torch.Tensor):
+        text = positions[0] if positions.ndim == 3 and positions.shape[0] == 4 else positions  # M-RoPE's first of four
+        packed = text.ndim == 2 and bool((text[:, 1:] <= text[:, :-1]).any())
+    if packed:
+        raise PrunekitError("several samples packed into one row cannot be pruned: give each a row, and a padding mask")

@@ -21,13 +21,14 @@ from torch import nn
 from prunekit.engine.ahead import Peeked, view_ahead
 from prunekit.engine.arguments import compact, foreign_keys
 from prunekit.engine.cache import PrunedLayerMixin, cache_in, check_cache, is_fresh, is_plain, seal_layers
+from prunekit.engine.caller import Caller, PromptMarks, check_whole, fit_marks, prompt_end
 from prunekit.engine.checks import nan_scores, raise_nan
 from prunekit.engine.choice import Choice, carry_sources, choose, reduce
 from prunekit.engine.decode import corrects_steps, decode_layer
 from prunekit.engine.encoder import EncoderHooks, make_encoder_hooks
-from prunekit.engine.guards import check_budget, check_checkpointing, checkpoints
+from prunekit.engine.guards import check_budget, check_checkpointing, check_packing, checkpoints
 from prunekit.engine.layout import Layout, take
-from prunekit.engine.state import CutRecord, Prefill, Trace
+from prunekit.engine.state import CutRecord, Prefill, Trace, TraceRecord
 from prunekit.engine.tap import Taps, attention_inputs
 from prunekit.engine.view import LayerView, Regions
 from prunekit.engine.vision import arrive
@@ -43,8 +44,16 @@ _pruned: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Any]] = weakref.WeakKe
 def hold(module: nn.Module, session: Any) -> None:
     """Note that a session prunes a model; raises if another does."""
     if (held := _pruned.get(module)) is not None and held() is not None:
-        raise PrunekitError(f"{type(module).__name__} is pruned already: remove that pruner first")
+        raise PrunekitError(
+            f"{type(module).__name__} is pruned already: remove that pruner first, by its handle.remove() or "
+            "prunekit.remove(model)"
+        )
     _pruned[module] = weakref.ref(session)
+
+
+def holder(module: nn.Module) -> Any:
+    """The session that prunes a model's core, None if there is none."""
+    return None if (held := _pruned.get(module)) is None else held()
 
 
 def release(module: nn.Module, session: Any) -> None:
@@ -56,15 +65,22 @@ def release(module: nn.Module, session: Any) -> None:
 class Session:
     """One pruner applied to one model, from ``install`` to ``remove``. All per-forward state is thread-local."""
 
-    def __init__(self, pruner: Pruner, model: nn.Module, regions: Regions | None = None) -> None:
-        self.pruner, self.regions = pruner, regions
+    def __init__(
+        self,
+        pruner: Pruner,
+        model: nn.Module,
+        regions: Regions | None = None,
+        prompt: PromptMarks | None = None,
+        visual: torch.Tensor | None = None,
+    ) -> None:
+        self.pruner, self.regions, self.prompt, self.visual = pruner, regions, prompt, visual
         self.family: Family = family_of(model)
         self.plan: Plan = pruner.plan(self.family)
         self.encoder: EncoderHooks | None = make_encoder_hooks(pruner, self.plan)
         if reason := self.family.refuses_cuts(self.plan.cut_layers):
             raise PrunekitError(f"model type '{self.family.model_type}' cannot be pruned here: {reason}")
+        self.caller = Caller(model, self.family.model)
         self.trace = Trace()
-        self.prompt: torch.Tensor | None = None  # bool [B, S]: see Layout.build
         self._local = threading.local()
         self._handles: list[Any] = []
         self._taps = Taps()
@@ -121,6 +137,7 @@ class Session:
             evidence = self.plan.evidence_layers if self.pruner.scorer.uses_attention else ()
             for index in sorted({*adjusted, *evidence}):
                 self._tap(index)
+            self.caller.install()
         except BaseException:
             self.remove()
             raise
@@ -130,6 +147,7 @@ class Session:
         for handle in self._handles:
             handle.remove()
         self._taps.remove()
+        self.caller.remove()
         if self.encoder is not None:
             self.encoder.remove()
         self._handles = []
@@ -217,36 +235,88 @@ class Session:
         local.depth = getattr(local, "depth", 0) + 1
         self.check_scores()
         local.prefill, local.decode_memo, local.held, local.positions, local.plain = None, {}, None, None, False
+        local.text_only = None
         input_ids = kwargs.get("input_ids")
         if input_ids is None and args:
             input_ids = args[0]
+        embeds = kwargs.get("inputs_embeds")
         if input_ids is None and (noted := getattr(local, "ids", None)) is not None:
-            given = kwargs.get("inputs_embeds")
-            input_ids = noted if given is not None and noted.shape == given.shape[:2] else None
+            input_ids = noted if embeds is not None and noted.shape == embeds.shape[:2] else None
         cache = cache_in(kwargs)
-        fresh = is_fresh(cache)
-        if input_ids is None:
-            if fresh:
-                raise PrunekitError("prunekit finds visual tokens by input_ids; inputs_embeds alone do not show them")
+        if not is_fresh(cache):
+            self._check_step(cache, input_ids, embeds, kwargs)
             local.plain = not self._corrects_steps and is_plain(cache)
             return
-        if not fresh:
-            pixels = any("pixel" in name or name == "mm_encoder_outputs" for name, v in kwargs.items() if v is not None)
-            if pixels and bool(self.family.find_visual(input_ids, kwargs).any()):
-                raise PrunekitError("new images on top of a KV cache cannot be pruned: prefill them in one go")
-            local.plain = not self._corrects_steps and is_plain(cache)
-            return
-        visual = self.family.find_visual(input_ids, kwargs)
-        if cache is not None:
-            check_cache(cache)
-        layout = Layout.build(input_ids, kwargs.get("attention_mask"), visual, self.prompt)
+        check_packing(kwargs)
+        visual, mask = self._visual(input_ids, embeds, kwargs), kwargs.get("attention_mask")
+        end = prompt_end(self.caller, self.prompt, visual, mask)
+        layout = Layout.build(input_ids, mask, visual, end.mask)
         if not any(layout.counts):
-            raise PrunekitError(f"no visual tokens in the batch: no placeholder {self.family.token_ids} in input_ids")
-        check_budget(self, input_ids.shape[1])
+            if any("pixel" in name for name, value in kwargs.items() if value is not None):
+                raise PrunekitError(f"images, but no placeholder {self.family.token_ids} in input_ids")
+            local.text_only, local.plain = layout, True
+            return
+        check_whole(self.caller, visual.shape[1])
+        if cache is not None:
+            check_cache(cache, self.plan.first_layer)
+        if not end.known:
+            self._check_growth(input_ids if embeds is None else embeds)
+        check_budget(self, visual.shape[1])
         check_checkpointing(self)
         local.prefill = Prefill.begin(layout, self.regions)
+        local.prefill.prompt_known = end.known
         if self.encoder is not None and any("pixel" in name for name, value in kwargs.items() if value is not None):
             self.encoder.take()  # what an earlier run left: this forward pass encodes its own
+
+    def _visual(
+        self, input_ids: torch.Tensor | None, embeds: torch.Tensor | None, kwargs: dict[str, Any]
+    ) -> torch.Tensor:
+        """Where the visual tokens of a prefill stand, bool [B, S]: as the caller marks them, else by their ids."""
+        tokens = input_ids if input_ids is not None else embeds
+        if tokens is None:
+            raise PrunekitError(f"{type(self.family.core).__name__} was given neither input_ids nor inputs_embeds")
+        if self.visual is not None:
+            marks = fit_marks("visual", self.visual, tokens, longer=self.caller.call.generating)
+            if not bool(marks.any()):
+                raise PrunekitError("visual marks no token: there is nothing to prune")
+            return marks
+        if input_ids is None:
+            raise PrunekitError(
+                "inputs_embeds alone do not show which tokens are visual: say where they stand, by a bool mask [B, S]: "
+                "pruner(model, visual=mask)"
+            )
+        return self.family.find_visual(input_ids, kwargs)
+
+    def _check_step(
+        self, cache: Any, input_ids: torch.Tensor | None, embeds: torch.Tensor | None, kwargs: dict[str, Any]
+    ) -> None:
+        """Raise for what a cache cannot be continued with: images, and the rest of a prompt whose first part was pruned
+        without hearing it."""
+        tokens = input_ids if input_ids is not None else embeds
+        if tokens is None or tokens.shape[1] == 1:
+            return
+        images = any(
+            "pixel" in name or name == "mm_encoder_outputs" for name, value in kwargs.items() if value is not None
+        )
+        if images and input_ids is not None and bool(self.family.find_visual(input_ids, kwargs).any()):
+            raise PrunekitError("new images on top of a KV cache cannot be pruned: prefill them in one go")
+        if any(isinstance(layer, PrunedLayerMixin) and not layer.prompt_known for layer in cache.layers):
+            raise PrunekitError(
+                f"{tokens.shape[1]} tokens on a pruned KV cache: prefill a prompt in one go; if they are new words, say "
+                "that the prompt was whole: pruner(model, prompt='all')"
+            )
+
+    def _check_growth(self, tokens: Any) -> None:
+        """Raise for a prefill that repeats the one before and goes on: a generation that keeps no cache."""
+        before, self._local.tokens = getattr(self._local, "tokens", None), tokens
+        if before is None or before.ndim != tokens.ndim or before.shape[0] != tokens.shape[0]:
+            return
+        if before.shape[1] < tokens.shape[1] and torch.equal(before, tokens[:, : before.shape[1]].to(before)):
+            more = tokens.shape[1] - before.shape[1]
+            raise PrunekitError(
+                f"the {before.shape[1]} tokens of the prefill before and {more} more, without its KV cache: what was "
+                "written would choose what stays; keep the cache, or mark the prompt: pruner(model, prompt=mask)"
+            )
 
     def _note_positions(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.inside() and self.positions is None:  # later calls are prunekit's own
@@ -256,7 +326,16 @@ class Session:
         self._local.ids = args[0] if args else kwargs["input"]
 
     def _enter_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Layers that share keys may be given the last rows alone; a prefill that is cut needs them all."""
+        """Layers that share keys may be given the last rows alone; a prefill that is cut needs them all. A decoder that
+        is called by itself shows no visual tokens: with nothing but words it may."""
+        if not self.inside() and is_fresh(cache_in(kwargs)):
+            ids = kwargs.get("input_ids", args[0] if args else None)
+            if ids is None or bool(self.family.visual_mask(ids).any()):
+                whole = type(self.family.core).__name__
+                raise PrunekitError(
+                    f"{type(module).__name__} was called by itself and would not be pruned: call {whole} with "
+                    "inputs_embeds, and say where its visual tokens stand: pruner(model, visual=mask)"
+                )
         if self._prefill() is None or not kwargs.get("logits_to_keep"):
             return None
         return args, {**kwargs, "logits_to_keep": 0}
@@ -372,6 +451,9 @@ class Session:
         """End of a forward pass, also of one that failed (``output`` is None then)."""
         state, local = self._prefill(), self._local
         local.depth, local.prefill, local.decode_memo = local.depth - 1, None, {}
+        if output is not None and local.text_only is not None:
+            lengths = torch.tensor([local.text_only.lengths] * self.family.depth)
+            self.trace.publish(TraceRecord(tokens_per_layer=lengths))
         if state is None or output is None or len(state.stages) < self.family.depth:
             return
         local.unchecked = nan_scores(state)
@@ -382,10 +464,10 @@ class Session:
             cache = cache_in(output) if hasattr(output, "get") else None
         if cache is not None:
             seal_layers(cache, state, self)
-        self.trace.cuts = state.cuts
-        self.trace.tokens_per_layer = torch.tensor([stage.lengths for stage in state.stages])
+        record = TraceRecord(state.cuts, torch.tensor([stage.lengths for stage in state.stages]))
         if state.vision is not None:
-            self.trace.vision_tokens = torch.tensor(state.vision.record.tokens)
+            record.vision_tokens = torch.tensor(state.vision.record.tokens)
+        self.trace.publish(record)
 
     def check_scores(self) -> None:
         """Raise if a scorer made NaN. On a CPU at the end of the prefill; elsewhere, so that no prefill has to wait for

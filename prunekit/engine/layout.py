@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -44,53 +45,89 @@ def take(x: torch.Tensor, index: torch.Tensor, axis: int = 1) -> torch.Tensor:
     return x.movedim((axis - 1, axis), (0, 1))[rows, index].movedim((0, 1), (axis - 1, axis))
 
 
+def real_tokens(attention_mask: torch.Tensor | dict[str, Any] | None, visual: torch.Tensor) -> torch.Tensor:
+    """Which tokens are no padding, bool [B, S], by the shape of ``visual`` [B, S].
+
+    A 2-D mask says it itself. In a 4-D one [B or 1, 1|H, S, S], bool or additive, padding is what does not see itself;
+    of several, by the kind of layer, full attention's counts.
+    """
+    if isinstance(attention_mask, dict):
+        attention_mask = attention_mask.get("full_attention", next(iter(attention_mask.values()), None))
+    if attention_mask is None:
+        return torch.ones_like(visual)
+    mask = attention_mask
+    if mask.ndim == 4 and mask.shape[2] == mask.shape[3]:
+        diagonal = mask[:, 0].diagonal(dim1=1, dim2=2)
+        opened = diagonal if mask.dtype == torch.bool else diagonal > torch.finfo(torch.float16).min / 2
+        mask = opened.expand(visual.shape[0], -1)
+    if mask.shape != visual.shape:
+        raise PrunekitError(f"attention_mask has shape {tuple(attention_mask.shape)}, the prompt {tuple(visual.shape)}")
+    return mask.bool().to(visual.device)
+
+
+def check_prompts(counts: Sequence[int], prompt_lengths: Sequence[int], behind: Sequence[int]) -> None:
+    """Raise for samples with visual tokens (``counts``) of which nothing is prompt, or some of which stand ``behind``
+    the prompt's end."""
+    how = "mark its tokens: pruner(model, prompt=mask), or labels of -100"
+    if empty := [b for b, (n, length) in enumerate(zip(counts, prompt_lengths, strict=True)) if n and not length]:
+        raise PrunekitError(f"samples {empty} have no prompt that could say which visual tokens matter; {how}")
+    if late := [b for b, n in enumerate(behind) if n]:
+        raise PrunekitError(f"samples {late} have visual tokens behind the end of their prompt; {how}")
+
+
 @dataclass(frozen=True)
 class Layout:
     """The dense sequence of a prefill. Shapes: [B, S] per token, [B, N] per visual token in sequence order.
 
-    ``text`` marks the instruction: the real, non-visual tokens after the sample's first visual token (a sample without
-    any falls back to its last real token, with a warning). ``counts`` holds N of each sample, ``lengths`` its real
-    tokens. ``present`` marks what a shortened sequence carries on: the real tokens, and the last position even where it
-    is padding, because generation reads its logits; ``extra`` is 1 for samples where that adds a slot. ``prompt`` marks
-    what scorers may look at, None for all.
+    ``prompt`` marks the real tokens that may decide what stays: all of them, or those before an answer or a draft that
+    stands in the same sequence. ``text`` marks the instruction: the prompt's non-visual tokens after the sample's first
+    visual token (a sample without any falls back to the last token of its prompt, with a warning). ``counts`` holds N
+    of each sample, ``lengths`` its real tokens, ``prompt_lengths`` those of its prompt. ``present`` marks what a
+    shortened sequence carries on: the real tokens, and the last position even where it is padding, because generation
+    reads its logits; ``extra`` is 1 for samples where that adds a slot. ``input_ids`` is None for a prompt given as
+    embeddings.
     """
 
-    input_ids: torch.Tensor
+    input_ids: torch.Tensor | None
     real: torch.Tensor
     visual: torch.Tensor
     text: torch.Tensor
     visual_index: torch.Tensor
     exists: torch.Tensor
     present: torch.Tensor
+    prompt: torch.Tensor
     counts: tuple[int, ...]
     lengths: tuple[int, ...]
+    prompt_lengths: tuple[int, ...]
     text_counts: tuple[int, ...]
     extra: tuple[int, ...]
-    prompt: torch.Tensor | None = None
 
     @classmethod
     def build(
         cls,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | dict[str, Any] | None,
         visual: torch.Tensor,
         prompt: torch.Tensor | None = None,
     ) -> Layout:
-        """From token ids [B, S], the 2-D padding mask (None: all real) and the visual placeholders [B, S].
+        """From token ids [B, S], the attention mask (``real_tokens``), the visual placeholders [B, S] and what of the
+        sequence is prompt [B, S] (None: everything).
 
-        ``prompt`` [B, S] marks what a scorer may look at where answers follow it in the sequence, as in training: their
-        tokens are no instruction. None: everything.
+        Raises:
+            PrunekitError: for a batch whose mask hides all visual tokens, and for a sample whose visual tokens have no
+                prompt, or stand behind its end.
         """
-        is_padding_mask = attention_mask is not None and attention_mask.ndim == 2
-        real = attention_mask.bool() if is_padding_mask else torch.ones_like(visual)  # type: ignore[union-attr]
-        if real.shape != visual.shape:
-            raise PrunekitError(f"attention_mask has shape {tuple(real.shape)}, input_ids {tuple(visual.shape)}")
-        visual = visual & real
+        real = real_tokens(attention_mask, visual)
+        marked, visual = visual, visual & real
         asked = real if prompt is None else real & prompt
         text = asked & ~visual & (visual.cumsum(1) > 0)
+        late = visual & (asked.flip(1).cumsum(1).flip(1) == 0)
         # The one look at the data on the host: how long each sample is, and how much of it is visual.
-        table = torch.stack([visual.sum(1), real.sum(1), text.sum(1), (~real[:, -1]).long()]).tolist()
-        counts, lengths, text_counts, extra = (tuple(row) for row in table)
+        sums = [mask.sum(1) for mask in (marked, visual, real, text, asked, late, ~real[:, -1:])]
+        placed, counts, lengths, text_counts, prompt_lengths, behind, extra = map(tuple, torch.stack(sums).tolist())
+        if any(placed) and not any(counts):
+            raise PrunekitError("attention_mask hides every placeholder: there is no visual token to prune")
+        check_prompts(counts, prompt_lengths, behind)
         present = real.clone()
         present[:, -1] = True
         lonely = [b for b, (n, t) in enumerate(zip(counts, text_counts, strict=True)) if n and not t]
@@ -101,8 +138,10 @@ class Layout:
             text[lonely, last[lonely]] = True
             text_counts = tuple(max(t, int(b in lonely)) for b, t in enumerate(text_counts))
         visual_index, exists = ragged_index(visual, max(counts))
-        rest = counts, lengths, text_counts, extra, prompt
-        return cls(input_ids, real, visual, text, visual_index, exists, present, *rest)
+        return cls(
+            input_ids, real, visual, text, visual_index, exists, present, asked,
+            counts, lengths, prompt_lengths, text_counts, extra,
+        )  # fmt: skip
 
     @property
     def image(self) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +41,17 @@ class CutRecord:
 
 
 @dataclass
+class TraceRecord:
+    """What a pruner did in one prefill. Its fields are those of ``Trace``."""
+
+    cuts: list[CutRecord] = field(default_factory=list)
+    tokens_per_layer: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))
+    vision_tokens: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))
+    index: torch.Tensor | None = None
+
+
 class Trace:
-    """What a pruner did in the latest prefill.
+    """What a pruner did in the latest prefill of the calling thread; a thread that ran none sees the latest of all.
 
     Attributes:
         cuts: the cuts in order.
@@ -52,10 +62,32 @@ class Trace:
         index: of an encoder alone, where the token that stands for each patch is in its output, long [images, P].
     """
 
-    cuts: list[CutRecord] = field(default_factory=list)
-    tokens_per_layer: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))
-    vision_tokens: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))
-    index: torch.Tensor | None = None
+    def __init__(self) -> None:
+        self._latest, self._own = TraceRecord(), threading.local()
+
+    def publish(self, record: TraceRecord) -> None:
+        """Note what the calling thread's prefill did."""
+        self._latest = self._own.record = record
+
+    @property
+    def _record(self) -> TraceRecord:
+        return getattr(self._own, "record", self._latest)
+
+    @property
+    def cuts(self) -> list[CutRecord]:
+        return self._record.cuts
+
+    @property
+    def tokens_per_layer(self) -> torch.Tensor:
+        return self._record.tokens_per_layer
+
+    @property
+    def vision_tokens(self) -> torch.Tensor:
+        return self._record.vision_tokens
+
+    @property
+    def index(self) -> torch.Tensor | None:
+        return self._record.index
 
     def unmerge(self, tokens: torch.Tensor) -> torch.Tensor:
         """An encoder's output [T, M, C] with a token for every patch again, [T, P, C]: merged ones share theirs, what
@@ -85,6 +117,7 @@ class Prefill:
     regions: Regions | None = None
     once: dict[str, Any] = field(default_factory=dict)
     vision: VisionView | None = None
+    prompt_known: bool = False
 
     @classmethod
     def begin(cls, layout: Layout, regions: Regions | None = None) -> Prefill:

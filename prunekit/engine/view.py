@@ -172,8 +172,8 @@ class LayerView(View):
 
     @property
     def asked(self) -> torch.Tensor:
-        """Slots in use that a scorer may look at, bool [B, S]: all but those of answers that are trained on."""
-        return self.real if self.layout.prompt is None else self.real & self.in_stage(self.layout.prompt)
+        """Slots in use that a scorer may look at, bool [B, S]: the prompt, and not an answer behind it."""
+        return self.real & self.in_stage(self.layout.prompt)
 
     @property
     def visual_mask(self) -> torch.Tensor:
@@ -187,7 +187,9 @@ class LayerView(View):
 
     @property
     def input_ids(self) -> torch.Tensor:
-        """Token ids [B, S]."""
+        """Token ids [B, S]. Raises for a prompt that was given as embeddings."""
+        if self.layout.input_ids is None:
+            raise PrunekitError("input_ids: the prompt was given as inputs_embeds, its token ids are not known")
         return self.in_stage(self.layout.input_ids)
 
     def query_index(self, queries: QuerySet) -> tuple[torch.Tensor, torch.Tensor]:

@@ -408,7 +408,7 @@ def test_a_lost_handle_says_how_to_remove_the_pruner():
 def test_drafts_on_every_family(family):
     """Drafts give the greedy tokens and kept sets, or one line says why not; where dense drafts do not, nothing is
     asked of pruned ones."""
-    model, batch = zoo.build(family), zoo.batch(family)
+    model, batch = zoo.build(family, zoo.SUPPORTS.get(family, ("sdpa",))[0]), zoo.batch(family)
     one = {name: value[: len(value) // len(batch.visual)] for name, value in batch.inputs.items()}
     one["input_ids"] = one["input_ids"].clone()
     one["input_ids"][:, -1] = one["input_ids"][:, 0]

@@ -169,8 +169,8 @@ def check_whole(caller: Caller, size: int) -> None:
     whole = caller.call.prompt_length
     if caller.call.generating and whole is not None and size < whole:
         raise PrunekitError(
-            f"a prompt in pieces ({size} of {whole} tokens) cannot be pruned, its later words would not be heard: leave "
-            "out prefill_chunk_size"
+            f"a prompt in pieces ({size} of {whole} tokens) cannot be pruned, its later words would not be heard: "
+            "leave out prefill_chunk_size"
         )
 
 

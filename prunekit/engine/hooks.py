@@ -302,8 +302,8 @@ class Session:
             raise PrunekitError("new images on top of a KV cache cannot be pruned: prefill them in one go")
         if any(isinstance(layer, PrunedLayerMixin) and not layer.prompt_known for layer in cache.layers):
             raise PrunekitError(
-                f"{tokens.shape[1]} tokens on a pruned KV cache: prefill a prompt in one go; if they are new words, say "
-                "that the prompt was whole: pruner(model, prompt='all')"
+                f"{tokens.shape[1]} tokens on a pruned KV cache: prefill a prompt in one go; if they are new words, "
+                "say that the prompt was whole: pruner(model, prompt='all')"
             )
 
     def _check_growth(self, tokens: Any) -> None:

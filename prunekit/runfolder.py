@@ -1,6 +1,6 @@
 """The run folder: one writer at a time, and no finished run replaced unless that was asked for.
 
-The lock is the operating system's, so that it goes with the process that holds it; ``.writer.json`` beside it says who
+The lock is the operating system's, so that it goes with the process that holds it; ``.prunekit.writer.json`` beside it says who
 that is. What keeps rows of several runs apart in spite of everything is in ``evaluation.rows``.
 """
 
@@ -26,7 +26,7 @@ from prunekit.errors import FolderError, PrunekitError
 from prunekit.files import write_whole
 from prunekit.jobs import RECORD, difference
 
-LOCK, WRITER = ".lock", ".writer.json"
+LOCK, WRITER = ".prunekit.lock", ".prunekit.writer.json"
 CONFIG = Path(".hydra") / "config.yaml"
 RESULTS = (
     *("metrics.json", "layer_selection.json", "bench.json", "study.json", "pruner.yaml", "table.csv", "results.json"),
@@ -57,7 +57,7 @@ def claimed(folder: Path) -> Iterator[None]:
         yield
         return
     locks: list[FileLock] = []
-    ranks.by_first(lambda: locks.extend(_lock(folder)))
+    ranks.by_first(lambda: locks.extend(_lock(folder, Path(name))))
     _claimed[name] = owner
     try:
         yield
@@ -65,25 +65,25 @@ def claimed(folder: Path) -> Iterator[None]:
         del _claimed[name]
         for lock in locks:
             with suppress(OSError):
-                (folder / WRITER).unlink()
+                (Path(name) / WRITER).unlink()
             lock.release()
 
 
-def _lock(folder: Path) -> list[FileLock]:
-    """The folder's lock, held; none, with a warning, where the disk knows no locks."""
+def _lock(folder: Path, place: Path) -> list[FileLock]:
+    """The lock of a folder, by its absolute ``place``, held; none, with a warning, where the disk knows no locks."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK, timeout=0, mode=0o664, thread_local=False)
+    lock = FileLock(place / LOCK, timeout=0, mode=0o664, thread_local=False)
     try:
         lock.acquire()
     except Timeout:
-        raise FolderError(f"'{folder}' is being written by {_writer(folder)}; wait, or choose another folder") from None
+        raise FolderError(f"'{folder}' is being written by {_writer(place)}; wait, or choose another folder") from None
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
             raise
         warnings.warn(f"'{folder}' cannot be locked ({error}): see that no other run writes it", stacklevel=4)
         return []
     now = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-    write_whole(folder / WRITER, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now}) + "\n")
+    write_whole(place / WRITER, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now}) + "\n")
     return [lock]
 
 
@@ -124,9 +124,11 @@ def check_replaceable(folder: Path, config: dict[str, Any]) -> None:
         there = yaml.safe_load((folder / CONFIG).read_text())
     except (OSError, yaml.YAMLError):
         raise would_replace(folder, "no record of its configuration") from None
-    if isinstance(there, dict) and there.get("task") == config["task"] == "report":
+    there = there if isinstance(there, dict) else {}
+    if there.get("task") == config["task"] == "report":
         return  # made of finished runs alone, and replaced when it is whole
-    if change := difference(_matters(there, config["task"]), _matters(config, config["task"])):
+    change = difference(there.get("task"), config["task"], "task")
+    if change := change or difference(_matters(there, config["task"]), _matters(config, config["task"])):
         raise would_replace(folder, change)
 
 
@@ -138,11 +140,10 @@ def would_replace(folder: Path, change: str) -> FolderError:
     )
 
 
-def _matters(config: Any, task: str) -> dict[str, Any]:
+def _matters(config: dict[str, Any], task: str) -> dict[str, Any]:
     """The parts of a configuration that change the results of a task."""
-    found = config if isinstance(config, dict) else {}
     rest = (*_ANY_TASK, *_NOT_FOR.get(task, ()))
-    return {key: value for key, value in found.items() if key not in rest}
+    return {key: value for key, value in config.items() if key not in rest}
 
 
 def clear_results(folder: Path) -> None:

@@ -201,6 +201,7 @@ def planned(config: DictConfig) -> list[tuple[str, dict[str, Any]]] | None:
         composed = loader.load_sweep_config(config, list(job))
         with open_dict(composed):
             composed.hydra.job.num = composed.hydra.job.id = number
+        HydraConfig.instance().set_config(composed)
         found.append((os.path.normpath(str(composed.hydra.sweep.subdir)), plain(composed)))
     return found
 

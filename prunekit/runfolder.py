@@ -1,7 +1,7 @@
 """The run folder: one writer at a time, and no finished run replaced unless that was asked for.
 
-The lock is the operating system's, so that it goes with the process that holds it; ``.prunekit.writer.json`` beside it says who
-that is. What keeps rows of several runs apart in spite of everything is in ``evaluation.rows``.
+The lock is the operating system's, so that it goes with the process that holds it; ``.prunekit.writer.json`` beside it
+says who that is. What keeps rows of several runs apart in spite of everything is in ``evaluation.rows``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs that meet in one folder: unique default folders, one writer at a time, rows with a name, and nothing replaced."""
+"""Runs that meet in one folder: unique default folders, one writer at a time, rows with a name, nothing replaced."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ class TestOneWriter:
         assert together([work, work]) == [0, 0] and len(lines(tmp_path / "run")) == 4
 
     def test_a_job_of_a_sweep_that_somebody_writes(self, monkeypatch, tmp_path, model_folder):  # noqa: F811
-        """As where a sweep's own process was killed and its workers go on: the sweep is refused before its first job."""
+        """As where a sweep's own process was killed and its workers go on: the sweep is refused beforehand."""
         given = [
             "-m",
             *arguments(model_folder, ""),
@@ -399,7 +399,7 @@ class TestNothingIsReplaced:
         examples, other = load("test", 4), prunekit.Pruner(keep_ratio=0.25)
         run(loaded, tmp_path, examples)
         before = contents(tmp_path)
-        with pytest.raises(FolderError, match="keep_ratio=0.5 there, 0.25 here"):
+        with pytest.raises(FolderError, match=r"keep_ratio=0\.5 there, 0\.25 here"):
             run(loaded, tmp_path, examples, other)
         assert contents(tmp_path) == before
         run(loaded, tmp_path, examples)

@@ -27,6 +27,7 @@ from hydra.core.override_parser.types import ChoiceSweep
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -35,7 +36,16 @@ from prunekit.errors import FolderError, PrunekitError, UnknownNameError
 from prunekit.files import written
 from prunekit.jobs import ERROR, failure, outcomes, reporting, unwritable
 from prunekit.registry import registry
-from prunekit.runfolder import LOCK, check_flags, check_free, check_replaceable, claimed, clear_results, holds_results
+from prunekit.runfolder import (
+    LOCK,
+    check_flags,
+    check_free,
+    check_replaceable,
+    check_resumable,
+    claimed,
+    clear_results,
+    holds_results,
+)
 from prunekit.store import register_options
 from prunekit.words import CONF, prepared, quoted
 
@@ -82,6 +92,7 @@ class SweepSummary(Callback):
 
                 check_folder(folder)
             _claims.enter_context(claimed(folder))
+            ranks.by_first(lambda: check_resumable(folder, plain(config)))
             ranks.by_first(lambda: check_replaceable(folder, plain(config)))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -185,12 +196,11 @@ def check_jobs(config: DictConfig, sweep: Path) -> None:
 def planned(config: DictConfig) -> list[tuple[str, dict[str, Any]]] | None:
     """The folder of each job of a sweep, below the sweep's, and its configuration; None for a sweeper that decides as
     it goes on."""
-    from hydra_plugins.prunekit_rows import plan
-
     sweeper, loader = config.hydra.sweeper, GlobalHydra.instance().config_loader()
     words, params = list(config.hydra.overrides.task), [f"{k}={v}" for k, v in (sweeper.get("params") or {}).items()]
     if sweeper._target_.endswith(".RowSweeper"):
-        jobs = [[*job.words, f"hydra.sweep.subdir={job.folder}"] for job in plan(config, params, words, loader)]
+        rows: Any = get_class(sweeper._target_)
+        jobs = rows.words(config, params, words, loader)
     elif sweeper._target_.endswith(".BasicSweeper"):
         parsed = OverridesParser.create(config_loader=loader).parse_overrides([*params, *words])
         (jobs,) = BasicSweeper.split_arguments(parsed, None)

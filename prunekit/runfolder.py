@@ -116,6 +116,17 @@ def holds_results(folder: Path) -> bool:
     return any(name in RESULTS for _, _, files in os.walk(folder) for name in files)
 
 
+def check_resumable(folder: Path, config: dict[str, Any]) -> None:
+    """Raise if an evaluation that is to be resumed is of another configuration, but for how many examples it asks."""
+    if not config["resume"] or config["task"] != "eval" or not (folder / "predictions.jsonl").exists():
+        return
+    with suppress(OSError, yaml.YAMLError, TypeError):
+        there = yaml.safe_load((folder / CONFIG).read_text())
+        there["data"] = {**there["data"], "limit": config["data"]["limit"]}
+        if change := difference(_matters(there, "eval"), _matters(config, "eval")):
+            raise PrunekitError(f"resume: '{folder}' holds a run of another configuration ({change})")
+
+
 def check_replaceable(folder: Path, config: dict[str, Any]) -> None:
     """Raise FolderError if starting a run of ``config`` in the folder would replace a finished run of another one."""
     if config["resume"] or config["overwrite"] or not any((folder / name).exists() for name in RESULTS):

@@ -24,6 +24,10 @@ WITH_VALUE = (
     *("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp"),
     *("--cfg", "-c", "--package", "-p", "--info", "-i"),
 )
+FUNCTIONS = (
+    *("choice", "range", "interval", "glob", "sort", "shuffle", "tag", "extend_list"),
+    *("json_str", "int", "float", "str", "bool"),
+)
 MAY_GO = ("hydra", "rows", "table", "study", "defaults")
 """Parts of the configuration of which a ``~`` may delete something; a run needs the others whole, but for a component's
 options, which have defaults."""
@@ -84,7 +88,7 @@ def unreadable(word: str, split: Sequence[str], error: Exception) -> str:
             key, _, value = " ".join(split).partition("=")
             hint = f"; a value with a space is quoted: {quoted(key, value)}"
         return f"'{word}' is no option of the form key=value{hint}"
-    if value and value[0] not in "[{\"'=" and not re.match(r"\w+\(", value):
+    if value and value[0] not in "[{\"'=" and not re.match(rf"({'|'.join(FUNCTIONS)})\(", value):
         whole = str(Path(value).expanduser()) if value.startswith("~") else value
         return (
             f"{word}: the value has a character that Hydra reads in quotes only (~, =, a bracket, a letter outside "

@@ -373,6 +373,16 @@ class TestNothingIsReplaced:
         if task != "train":  # whose checkpoints ask for resume=true in any case
             assert run_main(monkeypatch, *given, "keep_ratio=0.25")[0] == 0
 
+    def test_a_refused_resume_changes_nothing(self, monkeypatch, tmp_path, model_folder):  # noqa: F811
+        """Hydra's record of the run included; another limit may be resumed."""
+        given = arguments(model_folder, tmp_path)
+        assert run_main(monkeypatch, *given)[0] == 0
+        before = contents(tmp_path)
+        code, _, err = run_main(monkeypatch, *given, "resume=true", "keep_ratio=0.25", "data.limit=7")
+        assert code == 1 and "another configuration (keep_ratio: None there, 0.25 here)" in err
+        assert contents(tmp_path) == before
+        assert run_main(monkeypatch, *given, "resume=true", "data.limit=21")[0] == 0 and len(lines(tmp_path)) == 21
+
     def test_nor_by_another_task(self, monkeypatch, tmp_path, model_folder):  # noqa: F811
         given = arguments(model_folder, tmp_path)
         assert run_main(monkeypatch, *given)[0] == 0

@@ -379,7 +379,8 @@ def main() -> None:
     except KeyboardInterrupt:
         if ranks.is_first():
             folder = " ".join(quoted(*option) for option in _place.items())
-            where = f"; what is done stands, to go on repeat it with: resume=true {folder}"
+            fresh = "overwrite=false " if "overwrite=true" in map(str.lower, sys.argv) else ""
+            where = f"; what is done stands, to go on repeat it with: resume=true {fresh}{folder}"
             print(f"prunekit: interrupted{where if folder else ''}", file=sys.stderr)
         sys.exit(130)
     except Exception as error:  # the last line of defence: one line, the traceback on request

@@ -208,6 +208,19 @@ class TestOneWriter:
         assert sorted(p.name for p in said.iterdir()) == ["0", "1"]
         assert together([work, work]) == [0, 0] and len(lines(tmp_path / "run")) == 4
 
+    def test_processes_of_a_launcher_are_refused_together(self, monkeypatch, tmp_path, model_folder):  # noqa: F811
+        given = arguments(model_folder, tmp_path / "run")
+
+        def work():
+            code, _, err = run_main(monkeypatch, *given)
+            (tmp_path / f"said{ranks.rank()}").write_text(err)
+            raise SystemExit(code)
+
+        with another_writer(tmp_path / "run"):
+            assert together([work, work]) == [2, 2]
+        for number in (0, 1):
+            one_refusal(2, (tmp_path / f"said{number}").read_text(), "is being written by")
+
     def test_a_job_of_a_sweep_that_somebody_writes(self, monkeypatch, tmp_path, model_folder):  # noqa: F811
         """As where a sweep's own process was killed and its workers go on: the sweep is refused beforehand."""
         given = [

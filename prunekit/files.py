@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,14 @@ def put_between(path: Path, text: str, name: str) -> None:
     Several sweeps may write their tables into one file: each waits for the one before it."""
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    with suppress(OSError, NotImplementedError):  # where nothing can be locked, nobody waits
+        lock.acquire()
+    try:
         old = path.read_text() if path.exists() else ""
         before, found, rest = old.partition(begin)
         after = rest.partition(end)[2].lstrip() if found else ""
         head = f"{before.rstrip()}\n\n" if before.strip() else ""
         write_whole(path, f"{head}{begin}\n{text.strip()}\n{end}\n" + (f"\n{after}" if after else ""))
+    finally:
+        lock.release()

@@ -140,7 +140,9 @@ def matching(override: Override, pattern: Glob, known: Sequence[str]) -> list[st
 
 def check_deletion(override: Override) -> None:
     """Raise for ``~reducer`` and the like: what a run needs can be set, not left out."""
+    if not override.is_delete():
+        return
     key, (part, _, rest) = override.key_or_group, override.key_or_group.partition(".")
     needed = {*KINDS, "model", "data", "train", *yaml.safe_load((CONF / "config.yaml").read_text())} - {*MAY_GO}
-    if override.is_delete() and part in needed and (part not in KINDS or rest in ("", "name")):
+    if part in needed and (part not in KINDS or rest in ("", "name")):
         raise PrunekitError(f"~{key}: a run needs '{key}'; set it by {key}=VALUE instead of deleting it")

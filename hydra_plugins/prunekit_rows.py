@@ -42,6 +42,11 @@ class RowSweeper(BasicSweeper):
     """Hydra's own sweeper, with rows. What the command line says comes after what a row says, and so has the last word;
     a row comes after the sweeper's ``params``."""
 
+    @staticmethod
+    def words(config: DictConfig, params: list[str], arguments: list[str], loader: ConfigLoader) -> list[list[str]]:
+        """The overrides of each job, its folder's among them."""
+        return [_words(job) for job in plan(config, params, arguments, loader)]
+
     def sweep(self, arguments: list[str]) -> Any:
         """Plan the jobs, write the plan down, and hand them to the launcher in batches of ``max_batch_size``."""
         assert self.config is not None and self.launcher is not None and self.hydra_context is not None
@@ -50,7 +55,7 @@ class RowSweeper(BasicSweeper):
         folder.mkdir(parents=True, exist_ok=True)
         write_plan(folder, jobs)
         OmegaConf.save(self.config, folder / "multirun.yaml")
-        words = [[*job.words, f"hydra.sweep.subdir={job.folder}"] for job in jobs]
+        words = [_words(job) for job in jobs]
         returns: list[Any] = []
         for batch in self.split_overrides_to_chunks(words, self.max_batch_size):
             self.validate_batch_is_legal(batch)  # composes all once: a wrong word is found before anything runs
@@ -59,6 +64,10 @@ class RowSweeper(BasicSweeper):
                 job.return_value  # noqa: B018 (raises what the job raised)
             returns.append(done)
         return returns
+
+
+def _words(job: Planned) -> list[str]:
+    return [*job.words, f"hydra.sweep.subdir={job.folder}"]
 
 
 def plan(config: DictConfig, params: list[str], arguments: list[str], loader: ConfigLoader) -> list[Planned]:

@@ -5,55 +5,105 @@ from __future__ import annotations
 import atexit
 import os
 import re
+import secrets
 import shutil
 import sys
 import tempfile
 import time
+import traceback
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
-from hydra._internal.utils import get_args_parser
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Sweep
+from hydra.core.override_parser.types import ChoiceSweep
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from prunekit import ranks
-from prunekit.errors import PrunekitError, UnknownNameError
+from prunekit import __version__, ranks
+from prunekit.errors import FolderError, PrunekitError, UnknownNameError
+from prunekit.files import written
 from prunekit.jobs import ERROR, failure, outcomes, reporting, unwritable
-from prunekit.presets import methods
-from prunekit.registry import KINDS, registry, source_folder
+from prunekit.registry import registry
+from prunekit.runfolder import (
+    LOCK,
+    check_flags,
+    check_free,
+    check_replaceable,
+    check_resumable,
+    claimed,
+    clear_results,
+    holds_results,
+)
 from prunekit.store import register_options
+from prunekit.words import CONF, prepared, quoted
 
 if TYPE_CHECKING:
     from prunekit.evaluation.results import Settings
 
-CONF = source_folder("conf")
 _failed_jobs: list[str] = []
 _errors: list[Exception] = []
-_folders: list[str] = []
-"""What ``resume=true`` needs to find the latest job again."""
+_place: dict[str, str] = {}
+"""What ``resume=true`` needs to find the latest run, or sweep, again: the option, and the folder."""
+_claims = ExitStack()
+"""The folders that the latest run, or sweep, writes."""
 _unfinished_sweeps: list[tuple[SweepSummary, DictConfig]] = []
 
 
+def option_groups() -> str:
+    """The groups of the configuration and their options, for ``--help``; those that begin with "_" are internal."""
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    lines = hydra.format_config_groups(lambda name: not name.startswith("hydra")).splitlines()
+    split = [line.partition(": ") for line in lines]
+    shown = {group: [o for o in options.split(", ") if not o.startswith("_")] for group, _, options in split}
+    return "\n".join(f"{group}: {', '.join(options)}" for group, options in shown.items())
+
+
+# Part of the default folders' names: runs that start at the same time have folders of their own.
+OmegaConf.register_new_resolver("prunekit_unique", lambda: secrets.token_hex(4), use_cache=True, replace=True)
+OmegaConf.register_new_resolver("prunekit_groups", option_groups, replace=True)
+
+
 class SweepSummary(Callback):
-    """After a sweep: which jobs failed, and the table of a sweep over rows. Jobs leave files, so that this holds for
-    launchers with processes as well."""
+    """Before a run or a sweep: whether its folders may be written. After a sweep: which jobs failed, and the table of a
+    sweep over rows. Jobs leave files, so that this holds for launchers with processes as well."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Before Hydra writes anything to the run folder: it must be free, and nothing finished be lost in it."""
+        with ending():
+            HydraConfig.instance().set_config(config)
+            folder = Path(ranks.share(os.path.abspath(config.hydra.run.dir)))
+            _place["hydra.run.dir"] = str(folder)
+            check_flags(config)
+            if config.task == "report":
+                from prunekit.report.task import check_folder
+
+                check_folder(folder)
+            _claims.enter_context(claimed(folder))
+            ranks.by_first(lambda: check_resumable(folder, plain(config)))
+            ranks.by_first(lambda: check_replaceable(folder, plain(config)))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         self.start = time.time()
-        try:
+        with ending():
             check_sweep(config)
-        except PrunekitError as error:  # of an exception Hydra would make a warning, and go on
-            sys.exit(f"prunekit: error: {error}")
+            folder = Path(config.hydra.sweep.dir)
+            check_flags(config)
+            _place["hydra.sweep.dir"] = str(folder)
+            _claims.enter_context(claimed(folder))
+            check_jobs(config, folder)
         _unfinished_sweeps.append((self, config))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -77,6 +127,23 @@ class SweepSummary(Callback):
         return {str(p.parent.parent.relative_to(folder)): failure(p.parent.parent) for p in written}
 
 
+@contextmanager
+def ending() -> Iterator[None]:
+    """An error ends the program: Hydra would make a warning of what its callbacks raise, and go on."""
+    try:
+        yield
+    except Exception as error:
+        if os.environ.get("PRUNEKIT_DEBUG"):
+            traceback.print_exc()
+        leave(error)
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """A configuration without Hydra's own part, as it is written to ``.hydra/config.yaml``."""
+    found: Any = OmegaConf.to_container(config, resolve=False)
+    return {key: value for key, value in found.items() if key != "hydra"}
+
+
 def check_sweep(config: DictConfig) -> None:
     """What can be said of a sweep before its first job."""
     if ranks.world() > 1:
@@ -93,6 +160,60 @@ def check_sweep(config: DictConfig) -> None:
             path = CONF / "experiment" / f"{choice}.yaml"
             if path.exists() and "rows" in OmegaConf.load(path):
                 raise PrunekitError(f"experiment={choice} is a sweep of its own: run it by itself")
+
+
+def check_jobs(config: DictConfig, sweep: Path) -> None:
+    """What can be said of a sweep's folders before its first job.
+
+    Raises:
+        FolderError: if jobs share a folder, another process writes in one, or one holds a finished run that would be
+            replaced.
+    """
+    for lock in sweep.rglob(LOCK):
+        check_free(lock.parent)
+    kept = config.resume or config.overwrite or not holds_results(sweep)
+    parts: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    template = str(parts["subdir"])
+    if kept and re.search(r"hydra[.:]job\.(num|id)", template):
+        return
+    if (jobs := planned(config)) is None:
+        if not kept:
+            raise FolderError(f"'{sweep}' holds finished runs: resume=true goes on, overwrite=true begins anew")
+        raise FolderError(
+            f"hydra.sweep.subdir={template}: this sweeper's jobs may share it; put ${{hydra.job.num}} in it"
+        )
+    shared = [folder for folder, count in Counter(folder for folder, _ in jobs).items() if count > 1]
+    if shared:
+        number = sum(folder == shared[0] for folder, _ in jobs)
+        raise FolderError(
+            f"hydra.sweep.subdir={template} does not tell the jobs apart: {number} of {len(jobs)} would write "
+            f"'{sweep / shared[0]}'; put ${{hydra.job.num}} or what is swept in it"
+        )
+    for folder, job in jobs:
+        check_replaceable(sweep / folder, job)
+
+
+def planned(config: DictConfig) -> list[tuple[str, dict[str, Any]]] | None:
+    """The folder of each job of a sweep, below the sweep's, and its configuration; None for a sweeper that decides as
+    it goes on."""
+    sweeper, loader = config.hydra.sweeper, GlobalHydra.instance().config_loader()
+    words, params = list(config.hydra.overrides.task), [f"{k}={v}" for k, v in (sweeper.get("params") or {}).items()]
+    if sweeper._target_.endswith(".RowSweeper"):
+        rows: Any = get_class(sweeper._target_)
+        jobs = rows.words(config, params, words, loader)
+    elif sweeper._target_.endswith(".BasicSweeper"):
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides([*params, *words])
+        (jobs,) = BasicSweeper.split_arguments(parsed, None)
+    else:
+        return None
+    found = []
+    for number, job in enumerate(jobs):
+        composed = loader.load_sweep_config(config, list(job))
+        with open_dict(composed):
+            composed.hydra.job.num = composed.hydra.job.id = number
+        HydraConfig.instance().set_config(composed)
+        found.append((os.path.normpath(str(composed.hydra.sweep.subdir)), plain(composed)))
+    return found
 
 
 def _write_table(config: DictConfig, folder: Path) -> None:
@@ -120,9 +241,12 @@ def run(config: DictConfig) -> float | None:
     folder = Path(ranks.share(HydraConfig.get().runtime.output_dir))
     sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
     words = " ".join(HydraConfig.get().overrides.task)
-    _folders[:] = [f"hydra.sweep.dir={HydraConfig.get().sweep.dir}" if sweeping else f"hydra.run.dir={folder}"]
+    ours = False
     try:
-        with reporting(folder, words) if sweeping else nullcontext():
+        with claimed(folder), reporting(folder, words) if sweeping else nullcontext():
+            ours = True
+            if config.overwrite and config.task != "report" and ranks.is_first():
+                clear_results(folder)
             return _dispatch(config, folder)
     except Exception as error:  # Hydra would print lines of its own around it
         if os.environ.get("PRUNEKIT_DEBUG"):
@@ -131,7 +255,8 @@ def run(config: DictConfig) -> float | None:
             _errors.append(error)
             return None
         line = f"{words}: {one_line(error)}{kind_of(error)}"
-        (folder / ERROR).write_text(line + "\n")
+        if ours:
+            (folder / ERROR).write_text(line + "\n")
         print(f"failed: {line}", file=sys.stderr)
         return None
 
@@ -179,8 +304,11 @@ def one_line(error: BaseException) -> str:
     missing = re.search(r"'(hydra/(?:launcher|sweeper)/([a-z]+)\w*)'", message)
     if isinstance(error, HydraException) and missing and (package := PLUGINS.get(missing[2])):
         return f"{missing[1]} needs a package that is not installed: pip install {package}"
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"'{error.filename}': {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        file = error.filename or written(error) or next(iter(_place.values()), "?")
+        return f"'{file}': {error.strerror}"
+    if re.search("No space left on device|os error 28|PytorchStreamWriter failed", message):  # of torch, safetensors
+        message = f"'{next(iter(_place.values()), '?')}' cannot be written: {message}"
     if isinstance(error, HydraException | OmegaConfBaseException):
         cause = f"\n{error.__cause__}" if error.__cause__ else ""
         noise = ("To append", "See https", "Set the env", "full_key", "object_type", "reference_type")
@@ -189,40 +317,21 @@ def one_line(error: BaseException) -> str:
     return " ".join(message.split()) or type(error).__name__
 
 
+def leave(error: Exception) -> NoReturn:
+    """End the program with one line."""
+    which = "" if ranks.is_first() else f"process {ranks.rank()}: "
+    line = f"prunekit: error: {which}{one_line(error)}{kind_of(error)}"
+    if isinstance(error, FolderError):
+        print(line, file=sys.stderr)
+        sys.exit(2)
+    sys.exit(line)
+
+
 def kind_of(error: BaseException) -> str:
     """For an error that nobody raised on purpose: what it is, and how to see where it came from."""
     if isinstance(error, ValueError | OSError | HydraException | OmegaConfBaseException):
         return ""
     return f" ({type(error).__name__}; PRUNEKIT_DEBUG=1 shows the traceback)"
-
-
-def tidy(arguments: list[str]) -> list[str]:
-    """The arguments with ``-m`` first, where argparse wants it; a flag that Hydra does not have is an error."""
-    known = {option for action in get_args_parser()._actions for option in action.option_strings}
-    for argument in arguments:
-        if argument.startswith("-") and "=" not in argument and argument not in known:
-            raise UnknownNameError("option", argument, known)
-    sweeps = [a for a in arguments if a in ("-m", "--multirun")]
-    return [*sweeps[:1], *(a for a in arguments if a not in sweeps)]
-
-
-def check_choices(arguments: list[str]) -> None:
-    """Before Hydra composes: a group option that does not exist is named with the nearest one that does."""
-    known: dict[str, list[str]] = {kind: registry.available(kind) for kind in KINDS} | {"method": list(methods())}
-    if any(a.startswith(("--config-dir", "-cd")) for a in arguments):
-        known = {}  # the user's own folder may add options; Hydra knows which
-    else:
-        known |= {g: [p.stem for p in (CONF / g).glob("*.yaml")] for g in ("model", "data", "experiment", "train")}
-    words = [a for a in arguments if not a.startswith("-") and "=" in a]
-    for override in OverridesParser.create().parse_overrides(words):
-        if override.key_or_group not in known or override.is_delete() or override.is_add():
-            continue
-        value = override.value()
-        if isinstance(value, Sweep) and not isinstance(value, ChoiceSweep):
-            continue  # glob(...) and the like: Hydra knows what they match
-        for choice in value.list if isinstance(value, ChoiceSweep) else [value]:
-            if choice is not None and not (str(choice).startswith("_") or str(choice) in known[override.key_or_group]):
-                raise UnknownNameError(override.key_or_group, choice, known[override.key_or_group])
 
 
 def aside(arguments: list[str]) -> list[str]:
@@ -249,39 +358,36 @@ def run_all() -> None:
         raise _errors.pop()
 
 
-def check_report(arguments: list[str]) -> None:
-    """A report's folder is no run's: Hydra would write into it before the task could refuse."""
-    given = dict(a.split("=", 1) for a in arguments if "=" in a)
-    if given.get("task") == "report" and "hydra.run.dir" in given:
-        from prunekit.report.task import check_folder
-
-        check_folder(Path(given["hydra.run.dir"]))
-
-
 def main() -> None:
-    """Entry point of ``python -m prunekit``. Exit code 0; 1 after one line on standard error; 130 if interrupted."""
+    """Entry point of ``python -m prunekit``. Exit code 0; 1 after one line on standard error, 2 where the folder is not
+    to be written; 130 if interrupted."""
     # Hydra then hands exceptions over instead of printing several lines, or a traceback, of its own.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     warnings.showwarning = lambda message, *_, **__: print(f"prunekit: warning: {message}", file=sys.stderr)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    if "--version" in sys.argv[1:]:
+        print(f"prunekit {__version__}")
+        return
+    _place.clear()
     try:
-        sys.argv[1:] = aside(tidy(sys.argv[1:]))
-        check_choices(sys.argv[1:])
-        check_report(sys.argv[1:])
+        sys.argv[1:] = aside(prepared(sys.argv[1:]))
         register_options()
         for path in registry.user_files():
             print(f"loaded {path}")
         run_all()
     except KeyboardInterrupt:
         if ranks.is_first():
-            where = f"; what is done stands, to go on repeat it with: resume=true {' '.join(_folders)}"
-            print(f"prunekit: interrupted{where if _folders else ''}", file=sys.stderr)
+            folder = " ".join(quoted(*option) for option in _place.items())
+            fresh = "overwrite=false " if "overwrite=true" in map(str.lower, sys.argv) else ""
+            where = f"; what is done stands, to go on repeat it with: resume=true {fresh}{folder}"
+            print(f"prunekit: interrupted{where if folder else ''}", file=sys.stderr)
         sys.exit(130)
     except Exception as error:  # the last line of defence: one line, the traceback on request
         if os.environ.get("PRUNEKIT_DEBUG"):
             raise
-        which = "" if ranks.is_first() else f"process {ranks.rank()}: "
-        sys.exit(f"prunekit: error: {which}{one_line(error)}{kind_of(error)}")
+        leave(error)
+    finally:
+        _claims.close()
     if _failed_jobs:
         sys.exit(1)

@@ -14,6 +14,10 @@ class RowError(PrunekitError):
     """One example cannot be used, the others can; the message names the file and the row."""
 
 
+class FolderError(PrunekitError):
+    """A folder that must not be written now: another run writes it, or finished results would be lost."""
+
+
 class UnknownNameError(PrunekitError):
     """A word that nothing is registered under; the message offers the nearest one."""
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from prunekit import ranks
 
@@ -23,12 +28,31 @@ def write_json(path: Path, data: Any) -> None:
         write_whole(path, json.dumps(data, indent=1) + "\n")
 
 
+def written(error: BaseException) -> str | None:
+    """The file that was being written when an error came up, None if there was none: a full disk's own error does not
+    say it."""
+    found, trace = None, error.__traceback__
+    while trace is not None:
+        for value in trace.tb_frame.f_locals.values():
+            if isinstance(value, io.IOBase) and re.search("[wax+]", str(getattr(value, "mode", ""))):
+                found = str(getattr(value, "name", None) or found)
+        trace = trace.tb_next
+    return found
+
+
 def put_between(path: Path, text: str, name: str) -> None:
-    """Replace what stands between the markers ``name`` of a file by ``text``; without markers it goes to the end."""
+    """Replace what stands between the markers ``name`` of a file by ``text``; without markers it goes to the end.
+    Several sweeps may write their tables into one file: each waits for the one before it."""
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    old = path.read_text() if path.exists() else ""
-    before, found, rest = old.partition(begin)
-    after = rest.partition(end)[2].lstrip() if found else ""
     path.parent.mkdir(parents=True, exist_ok=True)
-    head = f"{before.rstrip()}\n\n" if before.strip() else ""
-    write_whole(path, f"{head}{begin}\n{text.strip()}\n{end}\n" + (f"\n{after}" if after else ""))
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    with suppress(OSError, NotImplementedError):  # where nothing can be locked, nobody waits
+        lock.acquire()
+    try:
+        old = path.read_text() if path.exists() else ""
+        before, found, rest = old.partition(begin)
+        after = rest.partition(end)[2].lstrip() if found else ""
+        head = f"{before.rstrip()}\n\n" if before.strip() else ""
+        write_whole(path, f"{head}{begin}\n{text.strip()}\n{end}\n" + (f"\n{after}" if after else ""))
+    finally:
+        lock.release()

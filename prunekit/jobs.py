@@ -27,7 +27,20 @@ ERROR = "error.txt"
 """In the folder of a sweep's job that has no result: its overrides and why, one line."""
 
 NO_MATTER = (
-    *("resume", "logger", "table", "rows", "runs", "report", "bench", "shape", "batch_size", "device", "objective"),
+    *(
+        "resume",
+        "overwrite",
+        "logger",
+        "table",
+        "rows",
+        "runs",
+        "report",
+        "bench",
+        "shape",
+        "batch_size",
+        "device",
+        "objective",
+    ),
     *("train", "study"),
 )
 """Parts of a configuration that a run may be resumed without: they do not change what is answered."""
@@ -60,7 +73,7 @@ class Job:
             return None
         if metrics.get("errors"):  # its rows are tried again
             return None
-        return metrics if _lines(self.folder / "predictions.jsonl") >= examples else None
+        return metrics if _rows(self.folder) >= examples else None
 
     def write(self, finished: bool) -> None:
         """Say what the run is of, before it begins and when it is finished."""
@@ -153,11 +166,12 @@ def unwritable(path: Path) -> str | None:
     return None if os.access(there, os.W_OK) else f"no permission to write '{there}'"
 
 
-def _lines(path: Path) -> int:
-    """Whole lines of a file."""
-    with suppress(OSError):
-        return path.read_bytes().count(b"\n")
-    return 0
+def _rows(folder: Path) -> int:
+    """Whole rows of the run that a folder is signed as."""
+    from prunekit.evaluation.rows import read, run_digest
+
+    name = run_digest(_read(folder / "run.json") or {})
+    return sum(row.get("run") == name for row in read(folder))
 
 
 def _read(path: Path) -> Any:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import atexit
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
+
+from prunekit.errors import PrunekitError
 
 T = TypeVar("T")
 
@@ -67,6 +70,18 @@ def share(value: T) -> T:
     held = [value]
     dist.broadcast_object_list(held, src=0)
     return held[0]
+
+
+def by_first(work: Callable[[], None]) -> None:
+    """Let the first process do something for all: what the user or the disk did wrong is raised in each of them."""
+    problem: PrunekitError | OSError | None = None
+    if is_first():
+        try:
+            work()
+        except (PrunekitError, OSError) as error:
+            problem = error
+    if problem := share(problem):
+        raise problem
 
 
 def wait() -> None:

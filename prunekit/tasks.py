@@ -178,6 +178,7 @@ def _evaluate(
         data=data_name(config),
         max_new_tokens=whole(config, "data.max_new_tokens", 1),
         resume=bool(config["resume"]),
+        overwrite=bool(config["overwrite"]),
         batcher=shared_batcher(config),
         **sizes,
     )
@@ -309,6 +310,7 @@ def run_layers(config: dict[str, Any], context: Context) -> None:
         max_new_tokens=whole(config, "data.max_new_tokens", 1),
         seed=whole(config, "seed", 0),
         resume=bool(config["resume"]),
+        overwrite=bool(config["overwrite"]),
     )
 
 

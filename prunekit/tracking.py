@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -139,7 +140,7 @@ def _log_quietly(folder: Path, mode: str, job: str, write: Callable[[Any, Any], 
         return f"W&B: logging stopped, the local files are whole ({type(error).__name__}: {why})"
     if where is None:
         return f"W&B: {address}"
-    return f"W&B: offline{failed or note}; to upload: wandb sync {where}"
+    return f"W&B: offline{failed or note}; to upload: wandb sync {shlex.quote(str(where))}"
 
 
 def _resolve(wandb: Any, mode: str) -> tuple[str, str]:
@@ -190,7 +191,8 @@ def _start(wandb: Any, folder: Path, mode: str, job: str, options: dict[str, Any
 
 def run_id(folder: Path, config: dict[str, Any]) -> str:
     """The same for the same configuration in the same folder, so that a resumed run goes on with its own record."""
-    text = json.dumps({**config, "resume": None, "folder": str(folder.resolve())}, sort_keys=True, default=str)
+    same = {**config, "resume": None, "overwrite": None, "folder": str(folder.resolve())}
+    text = json.dumps(same, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -52,7 +52,7 @@ def test_the_new_method_of_the_docs_runs_from_an_empty_folder(tmp_path):
     options = ["data.limit=14", "logger.mode=disabled", f"hydra.run.dir={tmp_path / 'run'}"]
     done = run(sys.executable, "-m", "prunekit", "method=mine", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "mine = mine · single · one_shot, keep 0.25, cut before layers 2" in " ".join(done.stdout.split())
+    assert "mine = mine · single · one_shot, keep 0.25, cut before layer 2" in " ".join(done.stdout.split())
 
 
 def test_methods_are_listed():

@@ -186,8 +186,8 @@ def test_another_methods_predictions_cannot_be_resumed(monkeypatch, tmp_path, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(Loop, "run", interrupted)
-        code, _, err = run_main(monkeypatch, *arguments(model_folder, run_dir, "scorer=visual"))
-        assert code == 130 and "resume=true" in err
+        code, _, err = run_main(monkeypatch, *arguments(model_folder, run_dir, "scorer=visual", "overwrite=true"))
+        assert code == 130 and "resume=true overwrite=false" in err
     assert not (run_dir / "predictions.jsonl").exists() and not (run_dir / "metrics.json").exists()
 
 

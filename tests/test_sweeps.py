@@ -21,6 +21,7 @@ from hydra_plugins.prunekit_rows import expand
 from prunekit import tasks
 from prunekit.evaluation import loop as evaluation
 from prunekit.evaluation.answers import DenseCache
+from prunekit.evaluation.rows import run_digest
 from prunekit.jobs import Job, difference, identity, unwritable
 from prunekit.registry import source_folder
 
@@ -264,7 +265,8 @@ class TestJobs:
     def test_a_run_with_rows_in_error_is_not_finished(self, tmp_path):
         job = Job(tmp_path, identity(CONFIG))
         job.write(finished=True)
-        (tmp_path / "predictions.jsonl").write_text("{}\n")
+        (tmp_path / "run.json").write_text("{}")
+        (tmp_path / "predictions.jsonl").write_text(json.dumps({"id": "1", "run": run_digest({})}) + "\n")
         for metrics, done in (({"examples": 1, "errors": 0}, True), ({"examples": 0, "errors": 1}, False), ({}, False)):
             (tmp_path / "metrics.json").write_text(json.dumps(metrics))
             assert (job.finished() is not None) == done
@@ -297,9 +299,12 @@ class TestJobs:
         assert job.finished() is None
         job.write(finished=True)
         (tmp_path / "metrics.json").write_text('{"examples": 2}')
-        (tmp_path / "predictions.jsonl").write_text('{"id": 1}\n{"id"')
-        assert job.finished() is None
-        (tmp_path / "predictions.jsonl").write_text('{"id": 1}\n{"id": 2}\n')
+        (tmp_path / "run.json").write_text("{}")
+        one, two = (json.dumps({"id": name, "run": run_digest({})}) + "\n" for name in "12")
+        for lines in (one, one + '{"id"', one + two.replace(run_digest({}), "of another run"), '{"id": "1"}\n' * 2):
+            (tmp_path / "predictions.jsonl").write_text(lines)
+            assert job.finished() is None
+        (tmp_path / "predictions.jsonl").write_text(one + two)
         assert job.finished() == {"examples": 2}
         (tmp_path / "metrics.json").write_text('{"examples": ')
         assert job.finished() is None

@@ -14,6 +14,7 @@ from prunekit.bench.shapes import VISUAL, build, config_of
 from prunekit.bench.workload import Workload, from_example, synthetic
 from prunekit.budget import NOMINAL
 from prunekit.errors import PrunekitError
+from prunekit.evaluation.table import cut_before
 from prunekit.models import resolve_device, resolve_dtype
 from prunekit.pruner import Pruner
 
@@ -101,4 +102,4 @@ def _title(found: dict[str, Any], point: dict[str, Any] | None) -> str:
     if point is None:
         return where
     prompt = f"{point['visual_tokens']} visual + {point['text_tokens']} text tokens, batch {point['batch_size']}"
-    return f"{where}: {prompt}, cut before layers {', '.join(map(str, point['cut_layers']))}"
+    return f"{where}: {prompt}, {cut_before(point['cut_layers'])}"

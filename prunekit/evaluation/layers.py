@@ -31,6 +31,7 @@ def select_layer(
     max_new_tokens: int,
     seed: int = 0,
     resume: bool = False,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Evaluate ``make_pruner(layer)`` for every layer from 1 on; print a table, write ``layer_selection.json``.
 
@@ -52,6 +53,7 @@ def select_layer(
             max_new_tokens=max_new_tokens,
             seed=seed,
             resume=resume,
+            overwrite=overwrite,
         ).metrics
         keys = ("accuracy", "accuracy_ci", "change", "change_ci")
         rows.append(

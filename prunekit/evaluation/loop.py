@@ -64,6 +64,7 @@ class Loop:
     """One pass of this process over its share of the data.
 
     Attributes:
+        run_name: what the rows bear as the name of their run.
         done: ids whose rows stand, by ``digest``.
         limits: how many examples go through the dense and the pruned model at a time.
         head: usable examples of the first window that has any, for what is measured once.
@@ -75,6 +76,7 @@ class Loop:
     score: Score
     max_new_tokens: int
     limits: dict[str, BatchLimit]
+    run_name: str
     done: set[int] = field(default_factory=set)
     head: list[Example] = field(default_factory=list)
 
@@ -116,7 +118,7 @@ class Loop:
                 rows.append(self._file, self._row(example, found, dense[example.id]))
         for example in examples:
             if example.id in faults:
-                rows.append(self._file, {**_asked(example), "error": str(faults[example.id])})
+                rows.append(self._file, {**_asked(example), "run": self.run_name, "error": str(faults[example.id])})
         self._bars.advance("pruned", len(examples) - len(dense))
         return faults
 
@@ -161,6 +163,7 @@ class Loop:
             "prompt_tokens": answer.prompt_tokens,
             "tokens_per_layer": answer.tokens,
             **({} if answer.vision is None else {"vision_tokens": answer.vision}),
+            "run": self.run_name,
         }
 
 

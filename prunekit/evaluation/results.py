@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from prunekit.errors import PrunekitError, UnknownNameError, check_choice
+from prunekit.evaluation.rows import check_rows
 from prunekit.evaluation.statistics import accuracies, intervals, iou
 from prunekit.files import put_between, write_json, write_whole
 from prunekit.jobs import Outcome, outcomes
@@ -111,6 +112,7 @@ def _run(outcome: Outcome) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         rows = [json.loads(line) for line in lines]
     except (OSError, ValueError) as error:
         raise PrunekitError(f"table: the run in '{outcome.folder}' cannot be read: {error}") from None
+    check_rows(rows, metrics, outcome.folder)
     return metrics, {row["id"]: row for row in rows if not row.get("error")}
 
 

@@ -1,10 +1,14 @@
 """``predictions.jsonl``: appended to as answers come, mended after a kill, put into the data's order at the end.
 
 Under several processes each appends to a part of its own, ``predictions.rank0003.jsonl``, and the first joins them.
+
+Every row names its run, by ``run``, a digest of what the run is of: rows of another one are never counted, however they
+came into the folder.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from prunekit import ranks
+from prunekit.errors import PrunekitError
 from prunekit.evaluation.windows import digest
 
 FILE = "predictions.jsonl"
@@ -22,6 +27,11 @@ NEEDED = ("id", "correct", "dense_correct", "kept", "prompt_tokens", "tokens_per
 """What a finished row holds; one without is done again, and so is one with an error: it may be mended by now."""
 
 Row = dict[str, Any]
+
+
+def run_digest(signature: Mapping[str, Any]) -> str:
+    """The name that a run's rows bear, from its signature."""
+    return hashlib.sha256(json.dumps(signature, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def own_file(folder: Path) -> Path:
@@ -41,19 +51,33 @@ def append(file: BinaryIO, row: Row) -> None:
     file.flush()
 
 
-def mend(folder: Path) -> None:
-    """Join what an interrupted run left, in one file of whole, finished rows, each once. By the first process alone."""
-    broken = 0
+def mend(folder: Path, run: str) -> None:
+    """Join what an interrupted run left, in one file of whole, finished rows of ``run``, each once. By the first
+    process alone.
+
+    Raises:
+        PrunekitError: for rows that name no run, as prunekit 0.1 wrote them: whose they are nobody can tell.
+    """
+    if any("run" not in row for row in read(folder) if is_finished(row)):
+        raise PrunekitError(
+            f"resume: the rows in '{folder / FILE}' do not say which run they are of (prunekit 0.1 wrote them): begin "
+            "anew with overwrite=true instead of resume=true, or in another folder"
+        )
+    broken = others = 0
     seen: set[int] = set()
     with _replacing(folder) as out:
         for line, row in _lines(folder):
             if row is None:
                 broken += 1
+            elif row.get("run", run) != run:
+                others += 1
             elif digest(row["id"]) not in seen and is_finished(row):
                 seen.add(digest(row["id"]))
                 out.write(line + b"\n")
     if broken:
         warnings.warn(f"resume: dropped {broken} broken line{'s' * (broken > 1)} of {folder / FILE}", stacklevel=3)
+    if others:
+        warnings.warn(f"resume: dropped {others} row{'s' * (others > 1)} of another run in {folder}", stacklevel=3)
 
 
 def is_finished(row: Row) -> bool:
@@ -66,24 +90,24 @@ def finished_ids(folder: Path) -> set[int]:
     return {digest(row["id"]) for _, row in _lines(folder) if row is not None}
 
 
-def gather(folder: Path, places: Mapping[int, int]) -> None:
-    """When all processes are done: the first joins their rows in the order of the data, each once; those of other data
-    (of a run with more examples, say) stand behind them.
+def gather(folder: Path, places: Mapping[int, int], run: str) -> None:
+    """When all processes are done: the first joins the rows of ``run`` in the order of the data, each once; those of
+    other data (of a larger ``data.limit``, say) stand behind them.
 
     Args:
         places: the place of each example by ``digest`` of its id.
     """
     ranks.wait()
     if ranks.is_first():
-        _join(folder, places)
+        _join(folder, places, run)
     ranks.wait()
 
 
-def _join(folder: Path, places: Mapping[int, int]) -> None:
+def _join(folder: Path, places: Mapping[int, int], run: str) -> None:
     files = _files(folder)
     with ExitStack() as stack:
         handles = [stack.enter_context(path.open("rb")) for path in files]
-        spots = _spots(handles, places)
+        spots = _spots(handles, places, run)
         out = stack.enter_context(_replacing(folder))
         for place in sorted(spots):
             number, start, length = spots[place]
@@ -91,14 +115,14 @@ def _join(folder: Path, places: Mapping[int, int]) -> None:
             out.write(handles[number].read(length).rstrip(b"\n") + b"\n")
 
 
-def _spots(handles: Sequence[BinaryIO], places: Mapping[int, int]) -> dict[int, tuple[int, int, int]]:
-    """Where the row of each place stands: number of the file, first byte, length."""
+def _spots(handles: Sequence[BinaryIO], places: Mapping[int, int], run: str) -> dict[int, tuple[int, int, int]]:
+    """Where the row of each place, and of this run, stands: number of the file, first byte, length."""
     spots: dict[int, tuple[int, int, int]] = {}
     behind = len(places)
     for number, handle in enumerate(handles):
         start = 0
         for line in handle:
-            if (row := _parse(line)) is not None:
+            if (row := _parse(line)) is not None and row.get("run") == run:
                 place = places.get(digest(row["id"]))
                 behind += place is None
                 spots.setdefault(behind if place is None else place, (number, start, len(line)))
@@ -130,6 +154,15 @@ def _parse(line: bytes) -> Row | None:
     except ValueError:
         return None
     return row if isinstance(row, dict) and isinstance(row.get("id"), str) else None
+
+
+def check_rows(found: Sequence[Row], metrics: Mapping[str, Any], folder: Path) -> None:
+    """Raise unless the rows of a finished run are all its own, and as many as its ``metrics`` count at least."""
+    runs, count = {row.get("run") for row in found}, metrics.get("examples", 0) + metrics.get("errors", 0)
+    if len(runs) > 1:
+        raise PrunekitError(f"'{folder}' holds rows of {len(runs)} runs: resume=true there keeps its own")
+    if len(found) < count:
+        raise PrunekitError(f"'{folder}' is half-written: {len(found)} of {count} predictions")
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from prunekit.families import Family, make_family
 from prunekit.files import write_json
 from prunekit.models import LoadedModel
 from prunekit.pruner import Pruner, component_name
+from prunekit.runfolder import check_flags, claimed, would_replace
 
 SCHEMA = 1
 OUTPUTS = ("metrics.json", "kept.png", KEPT)
@@ -58,6 +59,7 @@ def evaluate(
     batch_size: int = 32,
     max_new_tokens: int = 8,
     resume: bool = False,
+    overwrite: bool = False,
     batcher: Batcher | None = None,
     metric: str | None = None,
     window: int | None = None,
@@ -65,40 +67,55 @@ def evaluate(
     """Evaluate ``pruner`` against the dense model and write ``metrics.json`` and ``predictions.jsonl`` to ``folder``.
 
     Dense answers are kept by content and not computed twice. With ``resume`` the predictions already in the folder
-    stand, if they are of the same method. Runs that share a ``batcher`` encode each image once. Under ``accelerate
-    launch`` or ``torchrun`` the processes share the examples, the first one writes, and all return the same.
+    stand, if they are of the same method; without it a finished run of another configuration is replaced only under
+    ``overwrite``. Runs that share a ``batcher`` encode each image once. Under ``accelerate launch`` or ``torchrun`` the
+    processes share the examples, the first one writes, and all return the same.
 
     Args:
         examples: a list, or a stream, of which a ``window`` is held at a time.
         metric: what a prediction is worth (``prunekit.metrics``); that of the data by default, else "exact".
 
     Raises:
-        PrunekitError: for data without a usable example, a model that cannot be pruned so, and a folder to resume that
-            is of another configuration.
+        PrunekitError: for data without a usable example, a model that cannot be pruned so, a folder to resume that is
+            of another configuration, and a run that in the end has not a row for every example.
+        FolderError: while another process writes the folder, and for one that holds another finished run.
     """
     ranks.join()
     handle = pruner.apply(loaded.model)  # what the model cannot do is said before any work is done
     handle.remove()
     total, metric, asked = length_hint(examples, -1), metric or metric_of(examples), getattr(examples, "digest", "")
     examples, batcher = _some(examples, data), batcher or Batcher(loaded)
-    done = _prepare(folder, sign(loaded, pruner, data, max_new_tokens, metric, asked), resume)
-    limits = {side: BatchLimit(batch_size) for side in ("dense", "pruned")}
-    walk = Walk(examples, batch_size, window)
-    loop = Loop(batcher, pruner, folder, metrics.metric(metric).score, max_new_tokens, limits, done)
-    loop.run(walk, None if total < 0 else total, data)
-    rows.gather(folder, walk.places)
-    totals = Totals(make_family(loaded.model))
-    shown = {example.id: example for example in (examples if walk.whole else loop.head)}
-    held = list(_count(folder, totals, walk, shown))
-    found: dict[str, Any] = {}
-    if ranks.is_first():
-        record_kept(batcher, [shown[row["id"]] for row in held], pruner, folder / KEPT)
-        head = {"schema": SCHEMA, "method": _method(pruner, handle.plan.cut_layers), "model": loaded.name, "data": data}
-        corpus = metrics.corpus_metrics(metric, _answers(folder, walk))
-        found = {**head, "seed": seed, "metric": metric, **_measured(loop, totals), **corpus}
-    found = ranks.share(found)
-    write_json(folder / "metrics.json", found)
+    signature = sign(loaded, pruner, data, max_new_tokens, metric, asked)
+    with claimed(folder):
+        done, name = _prepare(folder, signature, resume, overwrite), rows.run_digest(signature)
+        limits = {side: BatchLimit(batch_size) for side in ("dense", "pruned")}
+        walk = Walk(examples, batch_size, window)
+        loop = Loop(batcher, pruner, folder, metrics.metric(metric).score, max_new_tokens, limits, name, done)
+        loop.run(walk, None if total < 0 else total, data)
+        rows.gather(folder, walk.places, name)
+        totals = Totals(make_family(loaded.model))
+        shown = {example.id: example for example in (examples if walk.whole else loop.head)}
+        held = list(_count(folder, totals, walk, shown, name))
+        _check_count(folder, totals, walk)
+        found: dict[str, Any] = {}
+        if ranks.is_first():
+            record_kept(batcher, [shown[row["id"]] for row in held], pruner, folder / KEPT)
+            head = {"schema": SCHEMA, "method": _method(pruner, handle.plan.cut_layers), "model": loaded.name}
+            corpus = metrics.corpus_metrics(metric, _answers(folder, walk, name))
+            found = {**head, "data": data, "seed": seed, "metric": metric, **_measured(loop, totals), **corpus}
+        found = ranks.share(found)
+        write_json(folder / "metrics.json", found)
     return Evaluation(found, held, [shown[row["id"]] for row in held])
+
+
+def _check_count(folder: Path, totals: Totals, walk: Walk) -> None:
+    """Raise unless every example that was asked has its row: other numbers are no result."""
+    counted, asked = len(totals.asked) + totals.errors, len(walk.places)
+    if counted != asked:
+        raise PrunekitError(
+            f"'{folder}': {counted} of {asked} examples have a row: something else changed {rows.FILE} during the run; "
+            "resume=true asks what is missing"
+        )
 
 
 def metric_of(examples: Iterable[Example]) -> str:
@@ -127,25 +144,30 @@ def _some(examples: Iterable[Example], data: str) -> Iterable[Example]:
     return same
 
 
-def _prepare(folder: Path, signature: dict[str, Any], resume: bool) -> set[int]:
+def _prepare(folder: Path, signature: dict[str, Any], resume: bool, overwrite: bool) -> set[int]:
     """Make the folder ready: ids that are done in it. By the first process; all learn what comes of it."""
-    problem, resume = None, ranks.share(resume)
-    if ranks.is_first():
-        folder.mkdir(parents=True, exist_ok=True)
-        signed = _signed(folder) if resume else None
-        if signed is None:
-            rows.clear(folder)
-        elif (changed := _differences(signed, json.loads(json.dumps(signature)))) and any(rows.read(folder)):
-            problem = f"resume: '{folder}' holds a run of another configuration: {changed}"
-        else:
-            rows.mend(folder)
-    if problem := ranks.share(problem):
-        raise PrunekitError(problem)
+    resume = ranks.share(resume)
+    ranks.by_first(lambda: _make_ready(folder, json.loads(json.dumps(signature)), resume, overwrite))
     if ranks.is_first():
         for name in OUTPUTS:  # of an earlier run: they must not pass for this one's
             (folder / name).unlink(missing_ok=True)
         write_json(folder / SIGNATURE, signature)
     return rows.finished_ids(folder) if resume else set()
+
+
+def _make_ready(folder: Path, signature: dict[str, Any], resume: bool, overwrite: bool) -> None:
+    """Mend the rows that a run to be resumed left, or remove an older run's."""
+    check_flags({"resume": resume, "overwrite": overwrite})
+    signed = _signed(folder) if resume or not overwrite else None
+    changed = "no record of what it is of" if signed is None else _differences(signed, signature)
+    if resume and signed is not None:
+        if changed and any(rows.read(folder)):
+            raise PrunekitError(f"resume: '{folder}' holds a run of another configuration: {changed}")
+        rows.mend(folder, rows.run_digest(signature))
+    elif changed and not overwrite and (folder / "metrics.json").exists():
+        raise would_replace(folder, changed)
+    else:
+        rows.clear(folder)
 
 
 def _signed(folder: Path) -> dict[str, Any] | None:
@@ -154,7 +176,7 @@ def _signed(folder: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text()) if path.exists() else None
     except ValueError as error:
-        raise PrunekitError(f"resume: '{path}' cannot be read: {error}") from None
+        raise PrunekitError(f"'{path}' cannot be read: {error}; overwrite=true begins anew") from None
 
 
 def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:
@@ -165,20 +187,20 @@ def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:
     return ", ".join(f"{key}={there.get(key)} there, {here.get(key)} here" for key in keys if key != "model")
 
 
-def _of(walk: Walk, folder: Path) -> Iterator[dict[str, Any]]:
-    """The rows of this data; a folder may hold others, of a run with more examples."""
-    return (row for row in rows.read(folder) if digest(row["id"]) in walk.places)
+def _of(walk: Walk, folder: Path, name: str) -> Iterator[dict[str, Any]]:
+    """The rows of this run and data; a folder may hold others, of a run with more examples."""
+    return (row for row in rows.read(folder) if row.get("run") == name and digest(row["id"]) in walk.places)
 
 
-def _answers(folder: Path, walk: Walk) -> Iterator[dict[str, Any]]:
+def _answers(folder: Path, walk: Walk, name: str) -> Iterator[dict[str, Any]]:
     """What corpus metrics read of the rows, without the long lists in them."""
-    for row in _of(walk, folder):
+    for row in _of(walk, folder, name):
         yield {key: value for key, value in row.items() if key not in ("kept", "tokens_per_layer", "vision_tokens")}
 
 
-def _count(folder: Path, totals: Totals, walk: Walk, shown: dict[str, Example]) -> Iterator[dict[str, Any]]:
+def _count(folder: Path, totals: Totals, walk: Walk, shown: dict[str, Example], name: str) -> Iterator[dict[str, Any]]:
     """Count the rows of this data; those of the examples ``shown``, without errors."""
-    for row in _of(walk, folder):
+    for row in _of(walk, folder, name):
         totals.add(row)
         if row["id"] in shown and not row.get("error"):
             yield row

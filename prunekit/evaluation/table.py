@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -72,6 +73,13 @@ def benchmark_table(metrics: dict[str, Any]) -> Table | None:
     return table
 
 
+def cut_before(layers: Sequence[int]) -> str:
+    """Where a method cuts, in words."""
+    if not layers:
+        return "no cut in the decoder"
+    return f"cut before layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
+
+
 def method_name(method: dict[str, Any]) -> str:
     """One line that says what was run."""
     parts = f"{method['scorer']} · {method['fusion']} · {method['schedule']}"
@@ -81,7 +89,7 @@ def method_name(method: dict[str, Any]) -> str:
     if "budget" in method:
         budget = method["budget"]
     name = f"{method['name']} = " if method["name"] else ""
-    return f"{name}{parts}, {budget}, cut before layers {', '.join(map(str, method['layers']))}"
+    return f"{name}{parts}, {budget}, {cut_before(method['layers'])}"
 
 
 def print_tables(metrics: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import PrunekitError
+from prunekit.evaluation.rows import check_rows
 from prunekit.evaluation.run import SCHEMA, SIGNATURE
 
 NEEDED = {
@@ -107,8 +108,7 @@ def read_run(folder: Path) -> Run:
         raise PrunekitError(f"'{folder / 'metrics.json'}' has schema {schema!r}; this prunekit reads {SCHEMA}")
     _need(metrics, folder / "metrics.json")
     rows, count = _rows(folder / "predictions.jsonl"), metrics["examples"] + metrics.get("errors", 0)
-    if len(rows) < count:
-        raise PrunekitError(f"'{folder}' is half-written: {len(rows)} of {count} predictions")
+    check_rows([*rows.values()], metrics, folder)
     signature = _json(folder / SIGNATURE) if (folder / SIGNATURE).exists() else metrics["method"]
     # Rows of a larger run that the folder held before stand behind those of this one.
     return Run(folder, metrics, dict(list(rows.items())[:count]), signature, _row_name(folder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from prunekit.files import write_json
 from prunekit.jobs import difference
 from prunekit.models import LoadedModel
 from prunekit.pruner import Pruner
+from prunekit.runfolder import check_flags, claimed, would_replace
 from prunekit.train.artifacts import attach, digest, save_artifacts
 from prunekit.train.batches import Collator, Examples
 from prunekit.train.kinds import with_learned_fusion
@@ -37,16 +39,19 @@ def train(
     data: str = "mini/train",
     seed: int = 0,
     resume: bool = False,
+    overwrite: bool = False,
 ) -> LoadedModel:
     """Train on ``examples`` in place and write the artifacts to ``folder``; the model as it is to be evaluated. With
-    ``resume`` a training goes on from its last checkpoint, and one that is finished is read again.
+    ``resume`` a training goes on from its last checkpoint, and one that is finished is read again; ``overwrite``
+    replaces whatever training the folder holds.
 
     ``pruner`` gets the trained components' files as its own, unless they are read again; on disk it stands as
     ``Pruner.load(folder)``.
 
     Raises:
         PrunekitError: for what cannot be trained, a loss that is not finite (naming step and batch), and a folder of
-            another configuration under ``resume``.
+            another configuration.
+        FolderError: while another process writes the folder, and for one that holds another finished training.
     """
     if str(loaded.model.dtype) == "torch.float16":
         raise PrunekitError("dtype=float16: its range is too small to train in; use float32 or bfloat16")
@@ -55,21 +60,23 @@ def train(
     need = settings.batch_size * settings.accumulate * args.world_size
     if len(usable) < need:
         raise PrunekitError(f"data '{data}': {len(usable)} examples do not fill one step's batch of {need}")
-    checkpoint = prepare_folder(folder, sign(loaded, pruner, settings, data, seed, args.world_size), resume)
-    if (folder / DONE).exists():
-        return restored(loaded, settings, folder)
-    model = TrainedModel(loaded.model, pruner, settings, seed)
-    try:
-        trainer = PruneTrainer(
-            model, settings, args, train_dataset=usable, data_collator=Collator(loaded), callbacks=[Journal(folder)]
-        )
-        trainer.train(None if checkpoint is None else str(checkpoint))
-        if args.should_save:
-            save_artifacts(model, folder)
-        trainer.accelerator.wait_for_everyone()
-    finally:
-        model.close()
-    return evaluated(loaded, model, settings, folder)
+    signature = sign(loaded, pruner, settings, data, seed, args.world_size)
+    with claimed(folder):
+        checkpoint = prepare_folder(folder, json.loads(json.dumps(signature)), resume, overwrite)
+        if (folder / DONE).exists():
+            return restored(loaded, settings, folder)
+        model = TrainedModel(loaded.model, pruner, settings, seed)
+        try:
+            trainer = PruneTrainer(
+                model, settings, args, train_dataset=usable, data_collator=Collator(loaded), callbacks=[Journal(folder)]
+            )
+            trainer.train(None if checkpoint is None else str(checkpoint))
+            if args.should_save:
+                save_artifacts(model, folder)
+            trainer.accelerator.wait_for_everyone()
+        finally:
+            model.close()
+        return evaluated(loaded, model, settings, folder)
 
 
 def evaluated(loaded: LoadedModel, model: TrainedModel, settings: Settings, folder: Path) -> LoadedModel:
@@ -110,17 +117,28 @@ def sign(
     }
 
 
-def prepare_folder(folder: Path, signature: dict[str, Any], resume: bool) -> Path | None:
-    """Sign the folder; the checkpoint to go on from, None to start. Without ``resume`` an older run is no start."""
+def prepare_folder(folder: Path, signature: dict[str, Any], resume: bool, overwrite: bool = False) -> Path | None:
+    """Sign the folder; the checkpoint to go on from, None to start. Without ``resume`` an older run is no start, and
+    it is replaced only under ``overwrite`` if it was another one."""
+    check_flags({"resume": resume, "overwrite": overwrite})
     file, found = folder / SIGNATURE, None
+    change = difference(json.loads(file.read_text()), signature) if file.exists() and not overwrite else None
     if resume and file.exists():
-        if change := difference(json.loads(file.read_text()), json.loads(json.dumps(signature))):
+        if change:
             raise PrunekitError(f"resume: '{folder}' holds a training of another configuration ({change})")
         found = last_checkpoint(folder / CHECKPOINTS)
-    elif last_checkpoint(folder / CHECKPOINTS) is not None:
-        raise PrunekitError(f"'{folder}' holds checkpoints of a training: resume=true goes on, or name a new folder")
-    elif ranks.is_first():
+    elif not overwrite and last_checkpoint(folder / CHECKPOINTS) is not None:
+        raise PrunekitError(
+            f"'{folder}' holds checkpoints of a training: resume=true goes on, overwrite=true begins anew, or name "
+            "a new folder"
+        )
+    elif change and (folder / DONE).exists():
+        raise would_replace(folder, change)
+    ranks.wait()  # all have seen what the folder held
+    if ranks.is_first() and found is None and not (resume and file.exists()):
         (folder / DONE).unlink(missing_ok=True)  # of an earlier training: it must not pass for this one's
+        if overwrite:
+            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     ranks.wait()  # nobody looks for DONE before
     if ranks.is_first() and not (folder / DONE).exists():
         folder.mkdir(parents=True, exist_ok=True)

@@ -124,9 +124,8 @@ def trained(variant: Variant, config: dict[str, Any], folder: Path) -> tuple[Loa
     check_apart(data, config["data"])
     pruner = build_pruner({**config, "keep_ratio": float(config["study"]["keep"][0])})
     given = load_examples({**config, "data": data})
-    made = train(
-        loaded, given, pruner, settings, folder, data=source_name(data), seed=config["seed"], resume=config["resume"]
-    )
+    how = {name: config[name] for name in ("seed", "resume", "overwrite")}
+    made = train(loaded, given, pruner, settings, folder, data=source_name(data), **how)
     return made, fusion, _seconds(folder)
 
 
@@ -156,6 +155,7 @@ def evaluation(
         max_new_tokens=whole(config, "data.max_new_tokens", 1),
         batcher=batcher,
         resume=bool(config["resume"]),
+        overwrite=bool(config["overwrite"]),
     )
 
 

@@ -38,7 +38,8 @@ def run(config: dict[str, Any], context: Context) -> None:
 
     before = _changed_at(folder / JOURNAL)
     try:
-        trained = train(loaded, examples, pruner, settings, folder, data=source_name(data), seed=seed, resume=resume)
+        how: dict[str, Any] = {"seed": seed, "resume": resume, "overwrite": bool(config["overwrite"])}
+        trained = train(loaded, examples, pruner, settings, folder, data=source_name(data), **how)
     except Exception:
         if ranks.is_first() and _changed_at(folder / JOURNAL) != before:  # what a training that stopped went through
             print(log(config, context, {}))
@@ -107,6 +108,7 @@ def report(config: dict[str, Any], context: Context, trained: LoadedModel, folde
             seed=config["seed"],
             batch_size=whole(config, "batch_size", 1),
             max_new_tokens=whole(config, "data.max_new_tokens", 1),
+            overwrite=True,  # what an earlier training in this folder came to
         )
         metrics = found.metrics
     if not ranks.is_first():

@@ -62,6 +62,7 @@ SIZES: tuple[tuple[str, int], ...] = (
     (r"(linear_num_heads|mem_len)", 4),
     (r"(linear_head_dim|dim_head)", 16),
     (r"rotary_dim", 8),
+    (r"floor_scale", 8),
 )
 """Generic small sizes: the first pattern that a whole option's name matches, where its default is larger."""
 

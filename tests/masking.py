@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from prunekit.engine.cache import cache_in
+from prunekit.engine.cache import cache_in, is_cache
 from prunekit.families import Family, make_family
 from zoo import Batch
 from zoo.base import VOCAB, WORDS
@@ -41,7 +41,8 @@ def real_tokens(batch: Batch) -> torch.Tensor:
 
 def mixes_neighbours(family: Family, layer: int) -> bool:
     """Whether a layer mixes tokens by a state or a convolution, beside its attention or instead of it."""
-    return family.takes_padding_mask(layer) or "conv_mask" in family.layer_arguments
+    convolves = any(isinstance(module, torch.nn.Conv1d) for module in family.layers[layer].modules())
+    return family.takes_padding_mask(layer) or convolves or "conv_mask" in family.layer_arguments
 
 
 def has_recurrent_layers(family: Family) -> bool:
@@ -85,7 +86,7 @@ def masked(model: Any, batch: Batch, hidden: Hidden):
 def _close_columns(names: tuple[str, ...], gone: torch.Tensor, total: dict[str, int]) -> Callable[..., Any]:
     def hook(module: Any, args: Any, kwargs: Any) -> Any:
         named = {**dict(zip(names, args, strict=False)), **kwargs}
-        mask, hidden = named.get("attention_mask"), named["hidden_states"]
+        mask, hidden = named.get("attention_mask"), named[names[0]]
         if mask is None:  # all of it causal: say so
             queries, keys = hidden.shape[-2], total["tokens"]
             seen = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
@@ -96,7 +97,7 @@ def _close_columns(names: tuple[str, ...], gone: torch.Tensor, total: dict[str, 
         closed = closed[:, start : start + mask.shape[-1]]
         fill = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
         named["attention_mask"] = mask.expand(len(gone), -1, -1, -1).masked_fill(closed[:, None, None, :], fill)
-        return (named.pop("hidden_states"),), named
+        return (named.pop(names[0]),), named
 
     return hook
 
@@ -107,8 +108,8 @@ def _sample_by_sample(layer: Any, names: tuple[str, ...], stays: torch.Tensor) -
 
     def run(*args: Any, **kwargs: Any) -> Any:
         named = {**dict(zip(names, args, strict=False)), **kwargs}
-        named |= {name: None for name in ("cache", "past_key_values") if name in named}
-        hidden = named.pop("hidden_states")
+        named = {name: None if is_cache(value) else value for name, value in named.items()}
+        hidden = named.pop(names[0])
         size, dense = hidden.shape[1], torch.zeros_like(hidden)
         for b in range(hidden.shape[0]):
             more = torch.ones(size - stays.shape[1], dtype=torch.bool)
@@ -136,11 +137,13 @@ def _true_distances(layer: Any, places: torch.Tensor):
 
 
 def _rows(name: str, value: Any, b: int, places: torch.Tensor, size: int) -> Any:
+    if isinstance(value, dict):
+        return {key: _rows(name, v, b, places, size) for key, v in value.items()}
     if isinstance(value, tuple):
         return tuple(_rows(name, v, b, places, size) for v in value)
     if not isinstance(value, torch.Tensor) or size not in value.shape:
         return value
-    if name == "attention_mask" and value.ndim == 4:
+    if value.ndim == 4 and value.shape[2:] == (size, size):
         return value.expand(max(b + 1, len(value)), -1, -1, -1)[b : b + 1, :, places][..., places]
     if name == "relative_distance":  # [S, S], the same for all samples (Inkling 2 of transformers 5.24)
         return value[places][:, places]

@@ -8,6 +8,7 @@ by a forward pass that its pruner does not see.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,10 +19,6 @@ from prunekit.errors import PrunekitError
 if TYPE_CHECKING:
     from prunekit.engine.hooks import Session
     from prunekit.engine.state import Prefill
-
-CACHE_NAMES = ("cache", "past_key_values")
-"""What transformers calls the cache: from 5.24 on, and before."""
-
 
 class PrunedLayerMixin:
     """Put in front of a cache layer's class once a prefill has filled it with fewer keys than the sequence is long.
@@ -185,9 +182,27 @@ def _pruned_class(kind: Any) -> Any:
     return _pruned_classes[kind]
 
 
-def cache_in(arguments: Any) -> Any:
-    """The KV cache among the arguments, or in the output, of a model or a layer; None if there is none."""
-    return next((found for name in CACHE_NAMES if (found := arguments.get(name)) is not None), None)
+def is_cache(value: Any) -> bool:
+    """Whether a value is a KV cache, by its type: argument names differ between models and releases ("cache",
+    "past_key_values", "layer_past"). The paged cache of continuous batching, no subclass of the others, counts too."""
+    from transformers import Cache
+
+    if value is None or isinstance(value, torch.Tensor | bool | int | float | str | tuple | list | dict):
+        return False
+    return isinstance(value, Cache) or hasattr(value, "get_seq_length") or "Cache" in type(value).__name__
+
+
+def cache_in(*arguments: Any) -> Any:
+    """The KV cache among positional or named arguments, or in the output, of a model or a layer; None if there is
+    none."""
+    for values in arguments:
+        if isinstance(values, Mapping):
+            values = values.values()
+        if isinstance(values, Iterable) and not isinstance(values, torch.Tensor):
+            for value in values:
+                if is_cache(value):
+                    return value
+    return None
 
 
 def is_fresh(cache: Any) -> bool:
@@ -239,10 +254,12 @@ def seal_layers(cache: Any, state: Prefill, owner: Session) -> None:
     size = state.layout.real.shape[1]
     for index, stage in enumerate(state.stages):
         source = owner.family.key_layers[index]
-        if stage.index is None or source >= len(cache.layers) or not holds_keys(cache.layers[source]):
+        slots = owner.family.cache_slots[source]
+        if stage.index is None or slots[-1] >= len(cache.layers) or not holds_keys(cache.layers[slots[0]]):
             continue
         if source == index:
-            seal(cache, index, stage, size, state.removed(stage), owner)
+            for slot in slots:
+                seal(cache, slot, stage, size, state.removed(stage), owner)
         elif stage.number != state.stages[source].number:
             if not isinstance(cache.layers[source], PrunedLayerMixin):
                 whole = torch.arange(size, device=stage.index.device).expand(len(state.layout.counts), -1)

@@ -20,6 +20,11 @@ RECURRENT = ("linear_attention", "conv", "mamba", "recurrent")
 TOKEN_ID_KEYS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 
 
+def is_mask_name(name: str) -> bool:
+    """Whether an argument's name says that it is a mask. Only None, which has no shape, has to go by its name."""
+    return "mask" in name.split("_")
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     """The transformers model inside a PEFT wrapper, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
@@ -49,8 +54,10 @@ class Family:
         config = next((module.config for module in self.attentions if module is not None), self.text_config)
         self.implementation: str = getattr(config, "_attn_implementation", None) or "eager"
         self.key_layers = self._key_layers()
+        self.cache_slots = [self._slots(index) for index in range(len(self.layers))]
         names = inspect.signature(type(self.layers[0]).forward).parameters
         self.layer_arguments: tuple[str, ...] = tuple(names)[1:]
+        self._mixing: dict[int, bool] = {}
         self.touches_hidden_between_layers: bool = self._touches_hidden_between_layers()
 
     @property
@@ -139,7 +146,19 @@ class Family:
 
     def find_visual(self, input_ids: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
         """Bool [B, S]: the visual tokens of a forward pass of the core with keyword arguments ``inputs``."""
+        self.check_own_pruning(inputs)
         return self.visual_mask(input_ids)
+
+    def check_own_pruning(self, inputs: dict[str, Any]) -> None:
+        """Raise where the model would drop video tokens in its own forward (Efficient Video Sampling)."""
+        rate = getattr(self.model, "video_pruning_rate", 0) or 0  # read from the config when the model was built
+        encoded = inputs.get("mm_encoder_outputs") or {}
+        names = {name for name, value in [*inputs.items(), *encoded.items()] if value is not None}
+        if rate > 0 and any("video" in name for name in names):
+            raise PrunekitError(
+                f"'{self.model_type}' drops {rate:.0%} of its video tokens by itself: load it with "
+                "config.video_pruning_rate=0 to prune videos (images can be pruned as it is)"
+            )
 
     def adjust_query(self, layer: int, query: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Correct a query [B, H, M, d] that the model scaled by its slot instead of its true position [B, M]."""
@@ -214,6 +233,22 @@ class Family:
     def attends(self, layer: int) -> bool:
         """Whether a layer has attention rows to read (a recurrent or convolution layer has none)."""
         return self.attentions[layer] is not None
+
+    def mixes_and_attends(self, layer: int) -> bool:
+        """Whether a layer joins attention with a state or a convolution, so that it wants two kinds of masks: one over
+        keys and one of padding, under whatever names."""
+        if layer not in self._mixing:
+            masks = [name for name in self.layer_arguments if is_mask_name(name)]
+            convolves = any(isinstance(module, nn.Conv1d) for module in self.layers[layer].modules())
+            flash = self.implementation.startswith("flash")
+            self._mixing[layer] = self.attends(layer) and not flash and (len(masks) > 1 or convolves)
+        return self._mixing[layer]
+
+    def _slots(self, layer: int) -> tuple[int, ...]:
+        """Which layers of the KV cache a decoder layer fills: its own, or one for each of its attention modules."""
+        modules = [m for m in self.layers[layer].modules() if _uses_interface(type(m))]
+        slots = {m.layer_idx for m in modules if isinstance(getattr(m, "layer_idx", None), int)}
+        return tuple(sorted(slots)) if len(slots) > 1 else (layer,)  # type: ignore[type-var]
 
     def takes_padding_mask(self, layer: int) -> bool:
         """Whether a layer's mask is 2-D padding, as recurrent and convolution layers and flash attention want it."""

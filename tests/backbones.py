@@ -23,10 +23,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from masking import generate, has_recurrent_layers, hidden_positions, prompt_logits, real_tokens, step_logits
-from zoo.base import BOS, CLIP, IMAGE, PAD, VOCAB, WORDS, Batch, draw_weights, pad_rows
 
 import prunekit
 from prunekit.families import make_family
+from zoo.base import BOS, CLIP, IMAGE, PAD, VOCAB, WORDS, Batch, draw_weights, pad_rows
 
 NAMES: tuple[str, ...] = tuple(sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
 TOKENS = 16  # of a picture of 16 x 16 in patches of 4
@@ -58,7 +58,8 @@ SIZES: tuple[tuple[str, int], ...] = (
     (r"(max_position_embeddings|n_positions|n_ctx|max_seq_len|max_sequence_length)", 512),
     (r"(lru_width)", 64),
     (r"hidden_size_per_layer_input", 8),
-    (r"(sliding_window|sliding_window_size|attention_window_size|attention_chunk_size)", 12),
+    (r"(sliding_window|sliding_window_size|attention_window_size)", 12),
+    (r"attention_chunk_size", 20),  # the last chunk begins among the tokens of every row: else padding sees nothing
     (r"(linear_num_heads|mem_len)", 4),
     (r"(linear_head_dim|dim_head)", 16),
     (r"rotary_dim", 8),
@@ -74,22 +75,27 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [2]},
     "cohere_compass_text": {"rope_parameters": {"sliding_attention": _ROPE, "full_attention": _ROPE}},
     "dbrx": {
-        "attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2},
+        "attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0},
         "ffn_config": {"hidden_size": 64, "ffn_hidden_size": 96, "moe_num_experts": 4, "moe_top_k": 2},
     },
+    "deepseek_v2": {"num_experts_per_tok": 2},
     "dory": {"sliding_window": 512, "n_recurrent_layers": 2, "n_input_layers": 1, "n_output_layers": 1},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "first_k_dense_replace": 1},
     "gemma3n_text": {"num_kv_shared_layers": 2, "num_hidden_layers": 8, "layer_types": _SLIDING * 2},
     "gemma4_text": {"hidden_size_per_layer_input": 0},  # else its forward wants input_ids, which LLaVA does not pass on
+    "gpt_neo": {"num_layers": 4, "attention_types": [[["global", "local"], 2]]},
     "granitemoehybrid": {"layer_types": ["mamba", "mamba", "attention", "mamba"]},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
-    "qwen4_exp_text": {
-        "hc_count": 2, "hc_lowrank": 8, "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16,
-        "indexer_budget": 512, "indexer_compress_ratio": 4, "ple_layer_ids": [1, 3], "ple_embed_dim": 16,
-        "ngram_vocab_size_base": 64, "heads_per_ngram": 2, "make_ngram_vocab_size_divisible_by": 8,
-        "split_ngram_parts": 1, "eos_token_id": 3, "num_key_value_heads": 2,
+    "mamba2": {"num_heads": 8, "head_dim": 16},
+    "phi4_multimodal": {  # towers of its own, which LLaVA does not use
+        "vision_config": {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
+        "audio_config": {
+            "hidden_size": 32, "intermediate_size": 32, "num_blocks": 1, "num_attention_heads": 2,
+            "ext_pw_out_channel": 32, "nemo_conv_channels": 32, "depthwise_separable_out_channel": 32,
+        },
     },
+    "reformer": {"axial_pos_embds_dim": [16, 48], "axial_pos_shape": [8, 8]},
     "zamba": {"layers_block_type": ["linear_attention", "hybrid"] * 2},
     "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2},
 }  # fmt: skip
@@ -144,6 +150,9 @@ def build(name: str, attn: str = "sdpa") -> LlavaForConditionalGeneration:
         torch.manual_seed(0)
         model = LlavaForConditionalGeneration._from_config(config, attn_implementation=attn)
     draw_weights(model, 0)
+    for module in model.modules():  # Nemotron-H clamps its time steps in a prefill, and not at decode
+        if hasattr(module, "time_step_limit"):
+            module.time_step_limit = (0.0, float("inf"))
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id, model.generation_config.bos_token_id = PAD, BOS
     return model.float().eval()

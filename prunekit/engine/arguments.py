@@ -46,7 +46,7 @@ def foreign_keys(session: Session, index: int, state: Prefill) -> torch.Tensor |
 def _make(session: Session, index: int, name: str, value: Any, state: Prefill, hidden: torch.Tensor) -> Any:
     stage, family, size = state.stage, session.family, state.layout.real.shape[1]
     assert stage.index is not None
-    if is_mask_name(name) or _is_mask(value, *stage.index.shape[:1], size):
+    if is_mask_name(name) or _is_mask(value, len(stage.index), size):
         return _mask(session, index, name, value, state, hidden)
     if name in KEY_PLACES:
         return _carry_places(value, state)
@@ -58,7 +58,7 @@ def _make(session: Session, index: int, name: str, value: Any, state: Prefill, h
         return take(value, state.cut_slots)
     fixed = family.fix_argument(name, gather_argument(name, value, stage.index, size), stage)
     if fixed is value and isinstance(value, torch.Tensor) and size in value.shape and value.ndim > 1:
-        raise PrunekitError(f"{_where(session, index, name, value)}: prunekit does not know which of its axes are tokens")
+        raise PrunekitError(f"{_where(session, index, name, value)}: prunekit cannot tell its axis of tokens")
     return fixed
 
 
@@ -74,7 +74,9 @@ def _where(session: Session, index: int, name: str, value: torch.Tensor) -> str:
 
 def _is_mask(value: Any, batch: int, size: int) -> bool:
     """Whether a tensor is a mask by its type and shape: bool, [B or 1, S] or [B or 1, ..., S or 1, S]."""
-    if not isinstance(value, torch.Tensor) or value.dtype != torch.bool or value.ndim < 2 or len(value) not in (1, batch):
+    if not isinstance(value, torch.Tensor) or value.dtype != torch.bool or value.ndim < 2:
+        return False
+    if len(value) not in (1, batch):
         return False
     return value.shape[-1] == size and (value.ndim == 2 or value.shape[-2] in (1, size))
 
@@ -98,8 +100,8 @@ def _mask(session: Session, index: int, name: str, value: Any, state: Prefill, h
             if stage.valid is None or not family.attends(index):
                 return stage.valid
             raise PrunekitError(
-                f"{type(family.layers[index]).__name__} {index} of '{family.model_type}' is given no '{name}': prunekit "
-                "does not know which mask it wants of rows of unequal length"
+                f"{type(family.layers[index]).__name__} {index} of '{family.model_type}' is given no '{name}': "
+                "prunekit does not know which mask it wants of rows of unequal length"
             )
     elif value.ndim == 2 and value.shape[1] == size and len(value) in (1, batch):
         return padding_mask(value.expand(batch, -1), stage, state.layout.real)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from prunekit.engine.hooks import Session
     from prunekit.engine.state import Prefill
 
+
 class PrunedLayerMixin:
     """Put in front of a cache layer's class once a prefill has filled it with fewer keys than the sequence is long.
 
@@ -97,6 +98,14 @@ class PrunedLayerMixin:
         new = torch.arange(length, length + queries, device=key_index.device).expand(key_index.shape[0], -1)
         return torch.cat([key_index, new], dim=1) - (length + queries - mask_length)
 
+    def window_start(self, new: int = 0) -> int:
+        """The first position that a dense sliding layer would still have, before the ``new`` tokens it stored last.
+
+        It is not always the model's mask that closes earlier ones: without a mask all that is stored is seen.
+        """
+        window = getattr(self, "sliding_window", None)
+        return 0 if window is None else max(0, self.dense_length - new - window + 1)
+
     def lent_index(self, borrower: int, queries: int) -> torch.Tensor:
         """The keys handed to a layer that borrows them, without the ``queries`` new ones; -1 where it must not look."""
         index = self.lent[:, : self.lent.shape[1] - queries]
@@ -143,6 +152,9 @@ class PromptKeepingMixin(PrunedLayerMixin):
     """The same for a layer whose window holds new tokens only, and which never forgets its prompt (Unlimited-OCR)."""
 
     stored_prompt: int
+
+    def window_start(self, new: int = 0) -> int:
+        return 0
 
     @property
     def stored_count(self) -> int:
@@ -246,7 +258,7 @@ def holds_keys(layer: Any) -> bool:
 def is_plain(cache: Any) -> bool:
     """Whether no layer of a cache needs a mask of its own: none holds padding, none lends keys across a cut."""
     held = (layer for layer in getattr(cache, "layers", ()) if isinstance(layer, PrunedLayerMixin))
-    return not any(layer.padded or layer.gone for layer in held)
+    return not any(layer.padded or layer.gone or layer.window_start() > 0 for layer in held)
 
 
 def seal_layers(cache: Any, state: Prefill, owner: Session) -> None:

@@ -51,14 +51,18 @@ def decode_layer(
     if type(session.family).decode_arguments is not Family.decode_arguments:
         own = session.family.decode_arguments(held.index_with(queries), queries)
     own |= _places(session, index, cache, held, kwargs, queries)
-    if not own and not renumber and not has_masks(kwargs) and not held.padded and not borrows:
+    closes = held.padded or borrows or held.window_start() > 0
+    if not own and not renumber and not closes and not has_masks(kwargs):
         return None
     masks = {name: value for name, value in kwargs.items() if is_mask_name(name)}
     masks.setdefault("attention_mask", None)
-    key = (tuple(map(id, masks.values())), held.stage, held.stored_count, index if borrows else -1)
+    key = (*map(id, masks.values()), held.stage, held.stored_count, held.window_start(), index if borrows else -1)
     if key not in memo:
-        made = {name: _mask(session, held, index, source, name, v, queries, hidden.dtype) for name, v in masks.items()}
-        changed: dict[str, Any] = {name: mask for name, mask in made.items() if name in kwargs or mask is not None} | own
+        changed: dict[str, Any] = {}
+        for name, value in masks.items():
+            mask = _mask(session, held, index, source, name, value, queries, hidden.dtype)
+            changed |= {name: mask} if name in kwargs or mask is not None else {}
+        changed |= own
         if renumber:
             changed |= _positions(session, hidden, held, kwargs)
         memo[key] = (masks, changed)
@@ -104,8 +108,7 @@ def _mask(
     """A mask of a layer over the keys that it stored. Masks of the new tokens alone stay, and so does None where
     nothing is to be closed or the tap closes it."""
     if isinstance(mask, dict):
-        made = {k: _mask(session, held, index, source, f"{name}[{k}]", v, queries, dtype) for k, v in mask.items()}
-        return made
+        return {k: _mask(session, held, index, source, f"{name}[{k}]", v, queries, dtype) for k, v in mask.items()}
     if session.family.takes_local_mask(index):
         return mask
     if mask is None and (name != "attention_mask" or session.family.mixes_and_attends(index)):
@@ -116,7 +119,9 @@ def _mask(
     length = held.dense_length - (0 if source == index else queries)
     key_index = held.key_index if source == index else held.lent_index(index, queries)
     columns = None if mask is None else held.columns(key_index, length, mask.shape[-1], queries)
-    padded = held.padded or index in held.gone
+    padded, start = held.padded or index in held.gone, held.window_start() if source == index else 0
+    if mask is None and start:
+        key_index, padded = key_index.masked_fill(key_index < start, -1), True
     return decode_mask(mask, key_index, columns, padded, queries, session.family.implementation, dtype)
 
 
@@ -134,11 +139,14 @@ def mask_over_keys(session: Session, mask: Any, state: Prefill | None, query: to
         if key not in state.memo:
             state.memo[key] = (None, prefill_mask(None, state.stage, implementation, query.dtype))
         return state.memo[key][1]
-    held = session.held
-    if mask is not None or held is None or not held.padded:
+    cache_layer, queries = session.cache_layer, query.shape[-2]
+    if mask is not None or cache_layer is None:
         return mask
-    queries = query.shape[-2]
-    return decode_mask(None, held.lent[:, :-queries], None, True, queries, implementation, query.dtype)
+    start = cache_layer.window_start(queries)
+    if not cache_layer.padded and not start:
+        return mask
+    places = cache_layer.lent[:, :-queries]
+    return decode_mask(None, places.masked_fill(places < start, -1), None, True, queries, implementation, query.dtype)
 
 
 def _positions(

@@ -52,12 +52,17 @@ def check_sequence(session: Session, index: int, state: Prefill, hidden: torch.T
     if index != ran:
         again = "a second time" if index < ran else f"before layer {ran}"
         raise PrunekitError(f"{name} cannot be pruned: its layer {index} runs {again} in one forward pass")
+    if stage.valid is not None and (module := family.leaks_padding(index)) is not None:
+        raise PrunekitError(
+            f"{name} cannot be pruned to rows of unequal length: {module} of layer {index} mixes neighbours and looks "
+            "at no padding mask; give it samples with equal numbers of tokens"
+        )
     tokens = hidden.shape[family.token_axis]
     expected = state.layout.real.shape[1] if stage.index is None else stage.index.shape[1]
     if tokens != expected:
         raise PrunekitError(
-            f"{name} cannot be pruned: {tokens} tokens reach its decoder layer {index}, not {expected} as input_ids says; "
-            "it drops, merges or adds tokens in its own forward: switch that off"
+            f"{name} cannot be pruned: {tokens} tokens reach its decoder layer {index}, not {expected} as input_ids "
+            "says; it drops, merges or adds tokens in its own forward: switch that off"
         )
 
 

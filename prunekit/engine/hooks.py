@@ -90,7 +90,7 @@ class Session:
         return getattr(self._local, "positions", None)
 
     @property
-    def held(self) -> PrunedLayerMixin | None:
+    def cache_layer(self) -> PrunedLayerMixin | None:
         """The pruned cache layer of the decoder layer that runs, in a decode step."""
         return getattr(self._local, "held", None)
 
@@ -171,11 +171,11 @@ class Session:
         """A layer's bias by distance, from true positions instead of places in the shortened sequence."""
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
-            state, held = self._prefill(), self.held
+            state, cache_layer = self._prefill(), self.cache_layer
             if state is not None and state.stage.index is not None:
                 return self.family.bias_at(module, args[0], state.stage.index, state.stage.index)
-            if state is None and held is not None:
-                keys, queries = held.lent, args[0].shape[1]
+            if state is None and cache_layer is not None:
+                keys, queries = cache_layer.lent, args[0].shape[1]
                 return self.family.bias_at(module, args[0], keys[:, keys.shape[1] - queries :], keys)
             return None
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import inspect
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -102,6 +104,8 @@ class Family:
 
     def refusal(self) -> str | None:
         """Why this loaded model cannot be pruned exactly, None if it can."""
+        if repeats_layers(type(self.decoder)):
+            return "some of its layers run several times in a forward pass, each time over the whole sequence"
         if self.implementation == "flex_attention":
             return "flex_attention's block masks cannot be shortened; load it with attn_implementation='sdpa'"
         if self.implementation.startswith("flash"):
@@ -244,11 +248,17 @@ class Family:
             self._mixing[layer] = self.attends(layer) and not flash and (len(masks) > 1 or convolves)
         return self._mixing[layer]
 
+    def leaks_padding(self, layer: int) -> str | None:
+        """The module of a layer that mixes neighbours by a convolution and looks at no mask (Griffin's recurrent
+        block), None without: what stands in its padding slots reaches the tokens behind them."""
+        kinds = (type(m) for m in self.layers[layer].modules() if any(isinstance(c, nn.Conv1d) for c in m.children()))
+        return next((kind.__name__ for kind in kinds if not reads_mask(kind)), None)  # type: ignore[arg-type]
+
     def _slots(self, layer: int) -> tuple[int, ...]:
         """Which layers of the KV cache a decoder layer fills: its own, or one for each of its attention modules."""
         modules = [m for m in self.layers[layer].modules() if _uses_interface(type(m))]
-        slots = {m.layer_idx for m in modules if isinstance(getattr(m, "layer_idx", None), int)}
-        return tuple(sorted(slots)) if len(slots) > 1 else (layer,)  # type: ignore[type-var]
+        slots = {slot for m in modules if isinstance(slot := getattr(m, "layer_idx", None), int)}
+        return tuple(sorted(slots)) if len(slots) > 1 else (layer,)
 
     def takes_padding_mask(self, layer: int) -> bool:
         """Whether a layer's mask is 2-D padding, as recurrent and convolution layers and flash attention want it."""
@@ -296,6 +306,23 @@ def _read_source(kind: Any) -> str:
         return inspect.getsource(kind.forward)
     except (OSError, TypeError):
         return ""
+
+
+@functools.cache
+def reads_mask(kind: type[nn.Module]) -> bool:
+    """Whether a module's forward uses an argument that is named as a mask; True where there is no source to read."""
+    source = textwrap.dedent(_source(kind))
+    names = (n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load))
+    return not source or any(is_mask_name(name.id) for name in names)
+
+
+@functools.cache
+def repeats_layers(kind: type[nn.Module]) -> bool:
+    """Whether a decoder's forward has a loop over its layers inside another loop."""
+    source = textwrap.dedent(_source(kind))
+    loops = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.For | ast.While)]
+    inner = [node for loop in loops for node in ast.walk(loop) if isinstance(node, ast.For) and node is not loop]
+    return any(isinstance(n, ast.Attribute) and n.attr == "layers" for node in inner for n in ast.walk(node.iter))
 
 
 def _uses_interface(kind: type[nn.Module]) -> bool:

@@ -223,7 +223,12 @@ def is_fresh(cache: Any) -> bool:
     if cache is not None and not hasattr(cache, "get_seq_length"):
         name = type(cache).__name__
         raise PrunekitError(f"{name} of continuous batching cannot hold pruned keys: use generate() with a batch")
-    return cache is None or cache.get_seq_length() == 0
+    if cache is None:
+        return True
+    try:
+        return cache.get_seq_length() == 0
+    except ValueError:  # of a cache of recurrent states alone, which has no length
+        return not cache.has_previous_state()
 
 
 def check_cache(cache: Any) -> None:

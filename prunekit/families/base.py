@@ -252,7 +252,7 @@ class Family:
         """The module of a layer that mixes neighbours by a convolution and looks at no mask (Griffin's recurrent
         block), None without: what stands in its padding slots reaches the tokens behind them."""
         kinds = (type(m) for m in self.layers[layer].modules() if any(isinstance(c, nn.Conv1d) for c in m.children()))
-        return next((kind.__name__ for kind in kinds if not reads_mask(kind)), None)  # type: ignore[arg-type]
+        return next((kind.__name__ for kind in kinds if not reads_mask(kind)), None)
 
     def _slots(self, layer: int) -> tuple[int, ...]:
         """Which layers of the KV cache a decoder layer fills: its own, or one for each of its attention modules."""
@@ -309,7 +309,7 @@ def _read_source(kind: Any) -> str:
 
 
 @functools.cache
-def reads_mask(kind: type[nn.Module]) -> bool:
+def reads_mask(kind: Any) -> bool:
     """Whether a module's forward uses an argument that is named as a mask; True where there is no source to read."""
     source = textwrap.dedent(_source(kind))
     names = (n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load))
@@ -317,7 +317,7 @@ def reads_mask(kind: type[nn.Module]) -> bool:
 
 
 @functools.cache
-def repeats_layers(kind: type[nn.Module]) -> bool:
+def repeats_layers(kind: Any) -> bool:
     """Whether a decoder's forward has a loop over its layers inside another loop."""
     source = textwrap.dedent(_source(kind))
     loops = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.For | ast.While)]

@@ -96,13 +96,13 @@ class TestMasks:
     @pytest.mark.parametrize("shape", [(3, 7), (3, "S", 5), (3, 1, "S", 5), (2, 1, "S", "S")])
     def test_a_mask_of_no_known_shape_is_refused_by_module_and_name(self, shape):
         mask = torch.ones([self.size() if n == "S" else n for n in shape])
-        with pytest.raises(prunekit.PrunekitError, match="LlamaDecoderLayer 1 .*'segment_mask' of shape") as caught:
+        with pytest.raises(prunekit.PrunekitError, match=r"LlamaDecoderLayer 1 .*'segment_mask' of shape") as caught:
             self.forward(segment_mask=mask)
         assert "\n" not in str(caught.value)
 
     def test_a_per_token_tensor_whose_axis_is_unknown_is_refused(self):
         """ALiBi as Bloom has it, [B·H, 1, S]."""
-        with pytest.raises(prunekit.PrunekitError, match="LlamaDecoderLayer 1 .*'alibi' of shape"):
+        with pytest.raises(prunekit.PrunekitError, match=r"LlamaDecoderLayer 1 .*'alibi' of shape"):
             self.forward(alibi=torch.zeros(12, 1, self.size()))
 
 
@@ -130,11 +130,10 @@ class TestModelsThatPruneByThemselves:
             }
             return forward(**{**kwargs, **short})
 
-        with decoder_forward(model, drop), PRUNER(model), torch.no_grad():
-            with pytest.raises(
-                prunekit.PrunekitError, match=f"{size - 3} tokens reach its decoder layer 0, not {size}"
-            ):
-                model(**batch.inputs)
+        message = f"{size - 3} tokens reach its decoder layer 0, not {size}"
+        refused = pytest.raises(prunekit.PrunekitError, match=message)
+        with decoder_forward(model, drop), PRUNER(model), torch.no_grad(), refused:
+            model(**batch.inputs)
 
     def test_layers_that_run_twice_are_refused(self):
         model, batch = zoo.build("llava"), zoo.batch("llava")
@@ -143,9 +142,9 @@ class TestModelsThatPruneByThemselves:
             forward(**{**kwargs, "use_cache": False})
             return forward(**kwargs)
 
-        with decoder_forward(model, twice), PRUNER(model), torch.no_grad():
-            with pytest.raises(prunekit.PrunekitError, match="layer 0 runs a second time"):
-                model(**batch.inputs)
+        refused = pytest.raises(prunekit.PrunekitError, match="layer 0 runs a second time")
+        with decoder_forward(model, twice), PRUNER(model), torch.no_grad(), refused:
+            model(**batch.inputs)
 
     def omni(self, rate: float) -> Any:
         """Nemotron-H Omni, which drops ``rate`` of its video tokens in its own forward."""
@@ -173,11 +172,11 @@ class TestModelsThatPruneByThemselves:
         batch = self.clip(model)
         with torch.no_grad():
             assert model(**copy.copy(batch.inputs)).logits.shape[1] < batch.inputs["input_ids"].shape[1]
-        with pytest.raises(prunekit.PrunekitError, match="config.video_pruning_rate=0") as caught:
-            with PRUNER(model), torch.no_grad():
-                model(**batch.inputs)
+        refused = pytest.raises(prunekit.PrunekitError, match=r"config\.video_pruning_rate=0")
+        with refused as caught, PRUNER(model), torch.no_grad():
+            model(**batch.inputs)
         assert "\n" not in str(caught.value)
-        with pytest.raises(prunekit.PrunekitError, match="config.video_pruning_rate=0"), PRUNER(model):
+        with pytest.raises(prunekit.PrunekitError, match=r"config\.video_pruning_rate=0"), PRUNER(model):
             generate(model, batch.inputs, 2)
 
     @pytest.mark.parametrize("media", ["images", "videos without it"])

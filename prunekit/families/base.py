@@ -104,7 +104,8 @@ class Family:
 
     def refusal(self) -> str | None:
         """Why this loaded model cannot be pruned exactly, None if it can."""
-        if repeats_layers(type(self.decoder)):
+        decoder: Any = type(self.decoder)
+        if repeats_layers(decoder):
             return "some of its layers run several times in a forward pass, each time over the whole sequence"
         if self.implementation == "flex_attention":
             return "flex_attention's block masks cannot be shortened; load it with attn_implementation='sdpa'"
@@ -251,7 +252,11 @@ class Family:
     def leaks_padding(self, layer: int) -> str | None:
         """The module of a layer that mixes neighbours by a convolution and looks at no mask (Griffin's recurrent
         block), None without: what stands in its padding slots reaches the tokens behind them."""
-        kinds = (type(m) for m in self.layers[layer].modules() if any(isinstance(c, nn.Conv1d) for c in m.children()))
+        kinds: list[Any] = [
+            type(module)
+            for module in self.layers[layer].modules()
+            if any(isinstance(child, nn.Conv1d) for child in module.children())
+        ]
         return next((kind.__name__ for kind in kinds if not reads_mask(kind)), None)
 
     def _slots(self, layer: int) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ KINDS = (  # each breaks an engine that knows its models by names
     "llama4_text",  # queries scaled by their place
     "longcat_flash",  # two cache layers a decoder layer
     "moshi",  # a sliding cache without a sliding mask
+    "xglm",  # a mask of an encoder that is not there
     "zamba2",  # the mask over keys by another name, and that of padding by its usual one
     "zaya",  # masks in a dict, and what a layer hands on to the next
 )

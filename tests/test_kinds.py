@@ -100,6 +100,14 @@ class TestMasks:
             self.forward(segment_mask=mask)
         assert "\n" not in str(caught.value)
 
+    @pytest.mark.parametrize("value", [True, 3])
+    def test_a_switch_that_is_called_a_mask_is_left_alone(self, value):
+        assert torch.equal(self.forward(use_mask=value), self.forward())
+
+    def test_a_mask_that_is_no_tensor_is_refused(self):
+        with pytest.raises(prunekit.PrunekitError, match=r"'block_mask' of type object is no mask"):
+            self.forward(block_mask=object())
+
     def test_a_per_token_tensor_whose_axis_is_unknown_is_refused(self):
         """ALiBi as Bloom has it, [B·H, 1, S]."""
         with pytest.raises(prunekit.PrunekitError, match=r"LlamaDecoderLayer 1 .*'alibi' of shape"):

@@ -112,7 +112,7 @@ def _prefill(family: Family, forward: Any, segments: list[Segment], kwargs: dict
 
     decoder: Any = family.decoder
     layers, norm, config = decoder.layers, decoder.norm, decoder.config
-    named = {k: v for k, v in kwargs.items() if k != "attention_mask" and not is_cache(v)}
+    named = {k: v for k, v in kwargs.items() if k not in ("attention_mask", cache_name()) and not is_cache(v)}
     hidden, positions = named.pop("inputs_embeds"), named.pop("position_ids", None)
     if positions is None:
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]

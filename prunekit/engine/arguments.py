@@ -67,9 +67,10 @@ def has_masks(arguments: dict[str, Any]) -> bool:
     return any(value is not None and is_mask_name(name) for name, value in arguments.items())
 
 
-def _where(session: Session, index: int, name: str, value: torch.Tensor) -> str:
+def _where(session: Session, index: int, name: str, value: Any) -> str:
     kind = type(session.family.layers[index]).__name__
-    return f"{kind} {index} of '{session.family.model_type}': argument '{name}' of shape {tuple(value.shape)}"
+    what = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"type {type(value).__name__}"
+    return f"{kind} {index} of '{session.family.model_type}': argument '{name}' of {what}"
 
 
 def _is_mask(value: Any, batch: int, size: int) -> bool:
@@ -89,6 +90,8 @@ def _mask(session: Session, index: int, name: str, value: Any, state: Prefill, h
     """
     if isinstance(value, dict):
         return {key: _mask(session, index, f"{name}[{key}]", v, state, hidden) for key, v in value.items()}
+    if isinstance(value, bool | int | str):  # a switch
+        return value
     stage, family, size = state.stage, session.family, state.layout.real.shape[1]
     keys, options = key_stage(session, index, state), (family.implementation, hidden.dtype)
     assert stage.index is not None
@@ -97,12 +100,14 @@ def _mask(session: Session, index: int, name: str, value: Any, state: Prefill, h
         if family.takes_padding_mask(index) or (family.mixes_and_attends(index) and keys is None):
             return stage.valid
         if name != "attention_mask":
-            if stage.valid is None or not family.attends(index):
+            if stage.valid is None or (family.convolves(index) and not family.attends(index)):
                 return stage.valid
             raise PrunekitError(
                 f"{type(family.layers[index]).__name__} {index} of '{family.model_type}' is given no '{name}': "
                 "prunekit does not know which mask it wants of rows of unequal length"
             )
+    elif not isinstance(value, torch.Tensor):
+        raise PrunekitError(f"{_where(session, index, name, value)} is no mask that prunekit knows")
     elif value.ndim == 2 and value.shape[1] == size and len(value) in (1, batch):
         return padding_mask(value.expand(batch, -1), stage, state.layout.real)
     elif value.ndim == 3 and value.shape[1:] == (size, size) and len(value) in (1, batch):

@@ -56,7 +56,8 @@ def decode_layer(
         return None
     masks = {name: value for name, value in kwargs.items() if is_mask_name(name)}
     masks.setdefault("attention_mask", None)
-    key = (*map(id, masks.values()), held.stage, held.stored_count, held.window_start(), index if borrows else -1)
+    kind = session.family.mixes_and_attends(index), index if borrows else -1
+    key = (*map(id, masks.values()), held.stage, held.stored_count, held.window_start(), *kind)
     if key not in memo:
         changed: dict[str, Any] = {}
         for name, value in masks.items():

@@ -23,8 +23,12 @@ TOKEN_ID_KEYS = ("image_token_id", "image_token_index", "video_token_id", "video
 
 
 def is_mask_name(name: str) -> bool:
-    """Whether an argument's name says that it is a mask. Only None, which has no shape, has to go by its name."""
-    return "mask" in name.split("_")
+    """Whether an argument's name says that it is a mask over the decoder's own sequence.
+
+    Only None, which has no shape, has to go by its name.
+    """
+    words = name.split("_")
+    return "mask" in words and "encoder" not in words and "cross" not in words
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -244,10 +248,13 @@ class Family:
         keys and one of padding, under whatever names."""
         if layer not in self._mixing:
             masks = [name for name in self.layer_arguments if is_mask_name(name)]
-            convolves = any(isinstance(module, nn.Conv1d) for module in self.layers[layer].modules())
             flash = self.implementation.startswith("flash")
-            self._mixing[layer] = self.attends(layer) and not flash and (len(masks) > 1 or convolves)
+            self._mixing[layer] = self.attends(layer) and not flash and (len(masks) > 1 or self.convolves(layer))
         return self._mixing[layer]
+
+    def convolves(self, layer: int) -> bool:
+        """Whether a layer has a convolution over the tokens, by itself or in a recurrent mixer."""
+        return any(isinstance(module, nn.Conv1d) for module in self.layers[layer].modules())
 
     def leaks_padding(self, layer: int) -> str | None:
         """The module of a layer that mixes neighbours by a convolution and looks at no mask (Griffin's recurrent

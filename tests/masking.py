@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from prunekit.engine.cache import cache_in
+from prunekit.engine.cache import cache_in, is_cache
 from prunekit.families import Family, make_family
 from zoo import Batch
 from zoo.base import VOCAB, WORDS
@@ -41,7 +41,8 @@ def real_tokens(batch: Batch) -> torch.Tensor:
 
 def mixes_neighbours(family: Family, layer: int) -> bool:
     """Whether a layer mixes tokens by a state or a convolution, beside its attention or instead of it."""
-    return family.takes_padding_mask(layer) or "conv_mask" in family.layer_arguments
+    convolves = any(isinstance(module, torch.nn.Conv1d) for module in family.layers[layer].modules())
+    return family.takes_padding_mask(layer) or convolves or "conv_mask" in family.layer_arguments
 
 
 def has_recurrent_layers(family: Family) -> bool:
@@ -72,7 +73,8 @@ def masked(model: Any, batch: Batch, hidden: Hidden):
                 patched.append((layer, layer.forward))
                 layer.forward = _sample_by_sample(layer, family.layer_arguments, real_tokens(batch) & ~gone)
             else:
-                hook = _close_columns(family.layer_arguments, gone, total)
+                slot = family.cache_slots[family.key_layers[index]][0]
+                hook = _close_columns(family.layer_arguments, gone, total, slot)
                 handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
         yield
     finally:
@@ -82,12 +84,14 @@ def masked(model: Any, batch: Batch, hidden: Hidden):
             layer.forward = forward
 
 
-def _close_columns(names: tuple[str, ...], gone: torch.Tensor, total: dict[str, int]) -> Callable[..., Any]:
+def _close_columns(names: tuple[str, ...], gone: torch.Tensor, total: dict[str, int], slot: int) -> Callable[..., Any]:
     def hook(module: Any, args: Any, kwargs: Any) -> Any:
         named = {**dict(zip(names, args, strict=False)), **kwargs}
-        mask, hidden = named.get("attention_mask"), named["hidden_states"]
+        mask, hidden = named.get("attention_mask"), named[names[0]]
         if mask is None:  # all of it causal: say so
             queries, keys = hidden.shape[-2], total["tokens"]
+            if (cache := cache_in(named)) is not None and slot < len(cache.layers):
+                keys = min(keys, cache.get_mask_sizes(queries, slot)[0])  # fewer where a window slides under no mask
             seen = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
             mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(hidden.dtype).min)[None, None]
         closed = torch.zeros(gone.shape[0], max(total["tokens"], gone.shape[1]), dtype=torch.bool)
@@ -96,7 +100,7 @@ def _close_columns(names: tuple[str, ...], gone: torch.Tensor, total: dict[str, 
         closed = closed[:, start : start + mask.shape[-1]]
         fill = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
         named["attention_mask"] = mask.expand(len(gone), -1, -1, -1).masked_fill(closed[:, None, None, :], fill)
-        return (named.pop("hidden_states"),), named
+        return (named.pop(names[0]),), named
 
     return hook
 
@@ -107,19 +111,32 @@ def _sample_by_sample(layer: Any, names: tuple[str, ...], stays: torch.Tensor) -
 
     def run(*args: Any, **kwargs: Any) -> Any:
         named = {**dict(zip(names, args, strict=False)), **kwargs}
-        named |= {name: None for name in ("cache", "past_key_values") if name in named}
-        hidden = named.pop("hidden_states")
-        size, dense = hidden.shape[1], torch.zeros_like(hidden)
+        named = {name: None if is_cache(value) else value for name, value in named.items()}
+        hidden = named.pop(names[0])
+        size, outputs = hidden.shape[1], []
         for b in range(hidden.shape[0]):
             more = torch.ones(size - stays.shape[1], dtype=torch.bool)
             places = torch.cat([stays[b], more]).nonzero()[:, 0]
             own = {k: _rows(k, v, b, places, size) for k, v in named.items()}
             with _true_distances(layer, places):
-                found = forward(hidden[b : b + 1, places], **own)
-            dense[b, places] = (found[0] if isinstance(found, tuple) else found)[0]
-        return (dense, *[None] * (len(found) - 1)) if isinstance(found, tuple) else dense
+                output = forward(hidden[b : b + 1, places], **own)
+            outputs.append((places, output if isinstance(output, tuple) else (output,)))
+        dense = [_dense([(places, output[i]) for places, output in outputs], size) for i in range(len(outputs[0][1]))]
+        return tuple(dense) if isinstance(output, tuple) else dense[0]
 
     return run
+
+
+def _dense(rows: list[tuple[torch.Tensor, Any]], size: int) -> torch.Tensor | None:
+    """What a layer makes of each sample's remaining tokens [1, M, ...], at their places [B, S, ...]; None for what is
+    not per token."""
+    places, first = rows[0]
+    if not isinstance(first, torch.Tensor) or first.shape[:2] != (1, len(places)):
+        return None
+    dense = first.new_zeros(len(rows), size, *first.shape[2:])
+    for b, (places, value) in enumerate(rows):
+        dense[b, places] = value[0]
+    return dense
 
 
 @contextmanager
@@ -136,15 +153,18 @@ def _true_distances(layer: Any, places: torch.Tensor):
 
 
 def _rows(name: str, value: Any, b: int, places: torch.Tensor, size: int) -> Any:
+    if isinstance(value, dict):
+        return {key: _rows(name, v, b, places, size) for key, v in value.items()}
     if isinstance(value, tuple):
         return tuple(_rows(name, v, b, places, size) for v in value)
     if not isinstance(value, torch.Tensor) or size not in value.shape:
         return value
-    if name == "attention_mask" and value.ndim == 4:
+    if value.ndim == 4 and value.shape[2:] == (size, size):
         return value.expand(max(b + 1, len(value)), -1, -1, -1)[b : b + 1, :, places][..., places]
     if name == "relative_distance":  # [S, S], the same for all samples (Inkling 2 of transformers 5.24)
         return value[places][:, places]
-    axis = {"position_embeddings": value.ndim - 2, "block_states": 1}.get(name, value.ndim - 1)
+    axis = 1 if value.ndim == 3 and value.shape[1] == size else value.ndim - 1
+    axis = {"position_embeddings": value.ndim - 2, "position_ids": value.ndim - 1, "block_states": 1}.get(name, axis)
     value = value.index_select(axis, places)
     return value if value.shape[axis - 1] == 1 else value.narrow(axis - 1, b, 1)
 

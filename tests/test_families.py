@@ -261,7 +261,7 @@ def test_renumbered_positions_go_on_without_a_gap(name, padding):
     if "token_type_ids" in longer:
         pytest.skip("a bidirectional prompt sees its last token")
     pruner = prunekit.Pruner(Every(), "single", "progressive", keep_ratio=0.4, positions="renumber")
-    with torch.no_grad(), pruner(model):
+    with torch.no_grad(), pruner(model, prompt="all"):
         cache = model(**batch.inputs, use_cache=True).past_key_values
         mask = longer["attention_mask"]
         step = model(input_ids=word, attention_mask=mask, past_key_values=cache, use_cache=True).logits[:, -1]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit.engine.cache import cache_in
+from prunekit.engine.cache import cache_in, is_cache
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
 
@@ -112,7 +112,7 @@ def _prefill(family: Family, forward: Any, segments: list[Segment], kwargs: dict
 
     decoder: Any = family.decoder
     layers, norm, config = decoder.layers, decoder.norm, decoder.config
-    named = {k: v for k, v in kwargs.items() if k not in ("cache", "past_key_values", "attention_mask")}
+    named = {k: v for k, v in kwargs.items() if k not in ("attention_mask", cache_name()) and not is_cache(v)}
     hidden, positions = named.pop("inputs_embeds"), named.pop("position_ids", None)
     if positions is None:
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from prunekit.engine.arguments import compact
-from prunekit.engine.cache import CACHE_NAMES
+from prunekit.engine.cache import is_cache
 from prunekit.engine.rows import AttentionInputs
 from prunekit.engine.state import Prefill
 from prunekit.engine.view import LayerView
@@ -16,8 +16,6 @@ from prunekit.errors import PrunekitError
 
 if TYPE_CHECKING:
     from prunekit.engine.hooks import Session
-
-WITHOUT_CACHE = {**dict.fromkeys(CACHE_NAMES), "use_cache": False}
 
 
 class Peeked(Exception):
@@ -51,7 +49,9 @@ def view_ahead(
 
 def _peek(session: Session, layer: nn.Module, hidden: torch.Tensor, arguments: dict[str, Any]) -> AttentionInputs:
     """What a tapped layer would hand to its attention function for ``hidden``."""
-    blank = {name: value for name, value in WITHOUT_CACHE.items() if name in arguments}
+    blank: dict[str, Any] = {name: None for name, value in arguments.items() if is_cache(value)}
+    if "use_cache" in arguments:
+        blank["use_cache"] = False
     with session.looking_ahead():
         try:
             layer.forward(hidden, **arguments | blank)

@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from prunekit.engine.layout import Stage
-from prunekit.engine.masks import prefill_mask, shared_mask
+from prunekit.engine.layout import Stage, take
+from prunekit.engine.masks import padding_mask, prefill_mask, shared_mask, take_columns
 from prunekit.engine.state import Prefill, gather_argument
+from prunekit.errors import PrunekitError
+from prunekit.families.base import is_mask_name
 
 if TYPE_CHECKING:
     from prunekit.engine.hooks import Session
-
-PADDING_MASKS = ("conv_mask",)
-"""2-D padding masks of convolutions that go with a 4-D ``attention_mask``; None stands for no padding."""
 
 KEY_PLACES = ("prev_topk_indices",)
 """Places of keys that an earlier layer chose for each query, [B, S, K]."""
@@ -22,11 +21,10 @@ KEY_PLACES = ("prev_topk_indices",)
 
 def compact(session: Session, index: int, name: str, value: Any, state: Prefill, hidden: torch.Tensor) -> Any:
     """A layer's argument as the current stage needs it; made once a stage and shared by its layers."""
-    masks = name == "attention_mask" or name in PADDING_MASKS
-    if not masks and not isinstance(value, torch.Tensor | tuple | list | dict):
+    if not is_mask_name(name) and not isinstance(value, torch.Tensor | tuple | list | dict):
         return value
-    keys = key_stage(session, index, state)
-    flags = session.family.takes_padding_mask(index), -1 if keys is None else keys.number
+    keys, family = key_stage(session, index, state), session.family
+    flags = family.takes_padding_mask(index), family.mixes_and_attends(index), -1 if keys is None else keys.number
     key = (name, id(value), state.stage.number, flags)
     if key not in state.memo:
         state.memo[key] = (value, _make(session, index, name, value, state, hidden))
@@ -48,21 +46,90 @@ def foreign_keys(session: Session, index: int, state: Prefill) -> torch.Tensor |
 def _make(session: Session, index: int, name: str, value: Any, state: Prefill, hidden: torch.Tensor) -> Any:
     stage, family, size = state.stage, session.family, state.layout.real.shape[1]
     assert stage.index is not None
-    if name == "attention_mask":
-        if value is None and family.takes_padding_mask(index):
-            return stage.valid
-        keys = key_stage(session, index, state)
-        if keys is not None:
-            return shared_mask(value, stage, keys, size, family.implementation, hidden.dtype)
-        return prefill_mask(value, stage, family.implementation, hidden.dtype)
-    if name in PADDING_MASKS:
-        return stage.valid if value is None else prefill_mask(value, stage, family.implementation, hidden.dtype)
+    if is_mask_name(name) or _is_mask(value, len(stage.index), size):
+        return _mask(session, index, name, value, state, hidden)
     if name in KEY_PLACES:
         return _carry_places(value, state)
     if session.pruner.positions == "renumber" and name in ("position_embeddings", "position_ids"):
         numbers = renumbered(session.positions, state)
         return numbers if name == "position_ids" else family.rotary(hidden, numbers)  # type: ignore[misc]
-    return family.fix_argument(name, gather_argument(name, value, stage.index, size), stage)
+    if _is_handed_on(value, state):
+        assert state.cut_slots is not None
+        return take(value, state.cut_slots)
+    fixed = family.fix_argument(name, gather_argument(name, value, stage.index, size), stage)
+    if fixed is value and isinstance(value, torch.Tensor) and size in value.shape and value.ndim > 1:
+        raise PrunekitError(f"{_where(session, index, name, value)}: prunekit cannot tell its axis of tokens")
+    return fixed
+
+
+def has_masks(arguments: dict[str, Any]) -> bool:
+    """Whether a layer is given any mask, under whatever name."""
+    return any(value is not None and is_mask_name(name) for name, value in arguments.items())
+
+
+def _where(session: Session, index: int, name: str, value: Any) -> str:
+    kind = type(session.family.layers[index]).__name__
+    what = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"type {type(value).__name__}"
+    return f"{kind} {index} of '{session.family.model_type}': argument '{name}' of {what}"
+
+
+def _is_mask(value: Any, batch: int, size: int) -> bool:
+    """Whether a tensor is a mask by its type and shape: bool, [B or 1, S] or [B or 1, ..., S or 1, S]."""
+    if not isinstance(value, torch.Tensor) or value.dtype != torch.bool or value.ndim < 2:
+        return False
+    if len(value) not in (1, batch):
+        return False
+    return value.shape[-1] == size and (value.ndim == 2 or value.shape[-2] in (1, size))
+
+
+def _mask(session: Session, index: int, name: str, value: Any, state: Prefill, hidden: torch.Tensor) -> Any:
+    """A mask of a layer for the current stage: over queries and keys on both axes, of padding with the padding slots.
+
+    None stands for no padding, and all of it causal. Rows of unequal length need a mask then: of padding where the
+    layer mixes neighbours, also beside its attention (whose tap makes the mask over keys, see ``mask_over_keys``).
+    """
+    if isinstance(value, dict):
+        return {key: _mask(session, index, f"{name}[{key}]", v, state, hidden) for key, v in value.items()}
+    if isinstance(value, bool | int | str):  # a switch
+        return value
+    stage, family, size = state.stage, session.family, state.layout.real.shape[1]
+    keys, options = key_stage(session, index, state), (family.implementation, hidden.dtype)
+    assert stage.index is not None
+    batch = len(stage.index)
+    if value is None:
+        if family.takes_padding_mask(index) or (family.mixes_and_attends(index) and keys is None):
+            return stage.valid
+        if name != "attention_mask":
+            if stage.valid is None or (family.convolves(index) and not family.attends(index)):
+                return stage.valid
+            raise PrunekitError(
+                f"{type(family.layers[index]).__name__} {index} of '{family.model_type}' is given no '{name}': "
+                "prunekit does not know which mask it wants of rows of unequal length"
+            )
+    elif not isinstance(value, torch.Tensor):
+        raise PrunekitError(f"{_where(session, index, name, value)} is no mask that prunekit knows")
+    elif value.ndim == 2 and value.shape[1] == size and len(value) in (1, batch):
+        return padding_mask(value.expand(batch, -1), stage, state.layout.real)
+    elif value.ndim == 3 and value.shape[1:] == (size, size) and len(value) in (1, batch):
+        return prefill_mask(value[:, None], stage, *options)[:, 0]  # type: ignore[index]
+    elif value.ndim == 4 and value.shape[2:] == (1, size) and len(value) in (1, batch) and keys is None:
+        return take_columns(value, stage.index, stage.valid)
+    elif value.ndim != 4 or value.shape[2:] != (size, size) or len(value) not in (1, batch):
+        raise PrunekitError(f"{_where(session, index, name, value)} is no mask that prunekit knows")
+    if keys is not None:
+        return shared_mask(value, stage, keys, size, *options)
+    return prefill_mask(value, stage, *options)
+
+
+def _is_handed_on(value: Any, state: Prefill) -> bool:
+    """Whether a layer behind a cut is given what the layer before it made of each token, [B, M, ...] with the slots
+    that stood before the cut."""
+    if not isinstance(value, torch.Tensor) or value.ndim < 3 or len(state.stages) < 2 or state.cut_slots is None:
+        return False
+    before = state.stages[-2]
+    if before.index is None or before.number == state.stage.number:
+        return False
+    return value.shape[:2] == before.index.shape and value.shape[1] != state.layout.real.shape[1]
 
 
 def renumbered(positions: torch.Tensor | None, state: Prefill) -> torch.Tensor:

@@ -8,6 +8,7 @@ by a forward pass that its pruner does not see.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,9 +19,6 @@ from prunekit.errors import PrunekitError
 if TYPE_CHECKING:
     from prunekit.engine.hooks import Session
     from prunekit.engine.state import Prefill
-
-CACHE_NAMES = ("cache", "past_key_values")
-"""What transformers calls the cache: from 5.24 on, and before."""
 
 
 class PrunedLayerMixin:
@@ -105,6 +103,14 @@ class PrunedLayerMixin:
         new = torch.arange(length, length + queries, device=key_index.device).expand(key_index.shape[0], -1)
         return torch.cat([key_index, new], dim=1) - (length + queries - mask_length)
 
+    def window_start(self, new: int = 0) -> int:
+        """The first position that a dense sliding layer would still have, before the ``new`` tokens it stored last.
+
+        It is not always the model's mask that closes earlier ones: without a mask all that is stored is seen.
+        """
+        window = getattr(self, "sliding_window", None)
+        return 0 if window is None else max(0, self.dense_length - new - window + 1)
+
     def lent_index(self, borrower: int, queries: int) -> torch.Tensor:
         """The keys handed to a layer that borrows them, without the ``queries`` new ones; -1 where it must not look."""
         index = self.lent[:, : self.lent.shape[1] - queries]
@@ -171,6 +177,9 @@ class PromptKeepingMixin(PrunedLayerMixin):
 
     stored_prompt: int
 
+    def window_start(self, new: int = 0) -> int:
+        return 0
+
     @property
     def stored_count(self) -> int:
         new = self.dense_length - self.prompt_length
@@ -209,9 +218,27 @@ def _pruned_class(kind: Any) -> Any:
     return _pruned_classes[kind]
 
 
-def cache_in(arguments: Any) -> Any:
-    """The KV cache among the arguments, or in the output, of a model or a layer; None if there is none."""
-    return next((found for name in CACHE_NAMES if (found := arguments.get(name)) is not None), None)
+def is_cache(value: Any) -> bool:
+    """Whether a value is a KV cache, by its type: argument names differ between models and releases ("cache",
+    "past_key_values", "layer_past"). The paged cache of continuous batching, no subclass of the others, counts too."""
+    from transformers import Cache
+
+    if value is None or isinstance(value, torch.Tensor | bool | int | float | str | tuple | list | dict):
+        return False
+    return isinstance(value, Cache) or hasattr(value, "get_seq_length") or "Cache" in type(value).__name__
+
+
+def cache_in(*arguments: Any) -> Any:
+    """The KV cache among positional or named arguments, or in the output, of a model or a layer; None if there is
+    none."""
+    for values in arguments:
+        if isinstance(values, Mapping):
+            values = values.values()
+        if isinstance(values, Iterable) and not isinstance(values, torch.Tensor):
+            for value in values:
+                if is_cache(value):
+                    return value
+    return None
 
 
 def is_fresh(cache: Any) -> bool:
@@ -220,7 +247,12 @@ def is_fresh(cache: Any) -> bool:
     if cache is not None and not hasattr(cache, "get_seq_length"):
         name = type(cache).__name__
         raise PrunekitError(f"{name} of continuous batching cannot hold pruned keys: use generate() with a batch")
-    return cache is None or cache.get_seq_length() == 0
+    if cache is None:
+        return True
+    try:
+        return cache.get_seq_length() == 0
+    except ValueError:  # of a cache of recurrent states alone, which has no length
+        return not cache.has_previous_state()
 
 
 def check_cache(cache: Any, first_layer: int) -> None:
@@ -256,7 +288,7 @@ def holds_keys(layer: Any) -> bool:
 def is_plain(cache: Any) -> bool:
     """Whether no layer of a cache needs a mask of its own: none holds padding, none lends keys across a cut."""
     held = (layer for layer in getattr(cache, "layers", ()) if isinstance(layer, PrunedLayerMixin))
-    return not any(layer.padded or layer.gone for layer in held)
+    return not any(layer.padded or layer.gone or layer.window_start() > 0 for layer in held)
 
 
 def seal_layers(cache: Any, state: Prefill, owner: Session) -> None:
@@ -264,10 +296,12 @@ def seal_layers(cache: Any, state: Prefill, owner: Session) -> None:
     size = state.layout.real.shape[1]
     for index, stage in enumerate(state.stages):
         source = owner.family.key_layers[index]
-        if stage.index is None or source >= len(cache.layers) or not holds_keys(cache.layers[source]):
+        slots = owner.family.cache_slots[source]
+        if stage.index is None or slots[-1] >= len(cache.layers) or not holds_keys(cache.layers[slots[0]]):
             continue
         if source == index:
-            seal(cache, index, stage, state, owner)
+            for slot in slots:
+                seal(cache, slot, stage, state, owner)
         elif stage.number != state.stages[source].number:
             if not isinstance(cache.layers[source], PrunedLayerMixin):
                 whole = torch.arange(size, device=stage.index.device).expand(len(state.layout.counts), -1)

@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from prunekit.engine.arguments import KEY_PLACES
+from prunekit.engine.arguments import KEY_PLACES, has_masks
 from prunekit.engine.cache import PrunedLayerMixin, cache_in
-from prunekit.engine.masks import decode_mask
+from prunekit.engine.masks import decode_mask, prefill_mask
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
+from prunekit.families.base import is_mask_name
 
 if TYPE_CHECKING:
     from prunekit.engine.hooks import Session
+    from prunekit.engine.state import Prefill
 
 
 def corrects_steps(session: Session) -> bool:
@@ -36,11 +38,12 @@ def decode_layer(
     """The arguments of layer ``index`` in a decode step, None if they can stay; ``memo`` lasts for the step."""
     cache = cache_in(kwargs)
     source = session.family.key_layers[index]
-    held = cache.layers[source] if cache is not None and source < len(cache.layers) else None
+    slot = session.family.cache_slots[source][0]
+    held = cache.layers[slot] if cache is not None and slot < len(cache.layers) else None
     if not isinstance(held, PrunedLayerMixin) or held.prompt_index is None:
         return None
     borrows, renumber = index in held.gone, session.pruner.positions == "renumber"
-    mask, queries = kwargs.get("attention_mask"), hidden.shape[session.family.token_axis]
+    queries = hidden.shape[session.family.token_axis]
     if queries > 1 and session.family.single_steps:
         name = session.family.model_type
         raise PrunekitError(f"'{name}' can only continue a pruned cache one token at a time, not {queries}")
@@ -48,16 +51,22 @@ def decode_layer(
     if type(session.family).decode_arguments is not Family.decode_arguments:
         own = session.family.decode_arguments(held.index_with(queries), queries)
     own |= _places(session, index, cache, held, kwargs, queries)
-    if not own and not renumber and mask is None and not held.padded and not borrows:
+    closes = held.padded or borrows or held.window_start() > 0
+    if not own and not renumber and not closes and not has_masks(kwargs):
         return None
-    key = (id(mask), held.stage, held.stored_count, index if borrows else -1)
+    masks = {name: value for name, value in kwargs.items() if is_mask_name(name)}
+    masks.setdefault("attention_mask", None)
+    kind = session.family.mixes_and_attends(index), index if borrows else -1
+    key = (*map(id, masks.values()), held.stage, held.stored_count, held.window_start(), *kind)
     if key not in memo:
-        changed: dict[str, Any] = dict(own)
-        if "attention_mask" not in own:
-            changed["attention_mask"] = _mask(session, held, index, source, mask, queries, hidden.dtype)
+        changed: dict[str, Any] = {}
+        for name, value in masks.items():
+            mask = _mask(session, held, index, source, name, value, queries, hidden.dtype)
+            changed |= {name: mask} if name in kwargs or mask is not None else {}
+        changed |= own
         if renumber:
             changed |= _positions(session, hidden, held, kwargs)
-        memo[key] = (mask, changed)
+        memo[key] = (masks, changed)
     return (hidden,), {**kwargs, **memo[key][1]}
 
 
@@ -65,7 +74,8 @@ def _places(
     session: Session, index: int, cache: Any, held: PrunedLayerMixin, kwargs: dict[str, Any], queries: int
 ) -> dict[str, Any]:
     """Keys that the layer before chose [B, Q, K], as places among this layer's own if a cut lies between."""
-    before = cache.layers[session.family.key_layers[index - 1]] if index else held
+    family = session.family
+    before = cache.layers[family.cache_slots[family.key_layers[index - 1]][0]] if index else held
     theirs = before if isinstance(before, PrunedLayerMixin) else None
     found = {name: kwargs[name] for name in KEY_PLACES if kwargs.get(name) is not None}
     if not found or (theirs is not None and theirs.stage == held.stage):
@@ -91,18 +101,53 @@ def _mask(
     held: PrunedLayerMixin,
     index: int,
     source: int,
-    mask: torch.Tensor | None,
+    name: str,
+    mask: Any,
     queries: int,
     dtype: torch.dtype,
-) -> torch.Tensor | None:
+) -> Any:
+    """A mask of a layer over the keys that it stored. Masks of the new tokens alone stay, and so does None where
+    nothing is to be closed or the tap closes it."""
+    if isinstance(mask, dict):
+        return {k: _mask(session, held, index, source, f"{name}[{k}]", v, queries, dtype) for k, v in mask.items()}
     if session.family.takes_local_mask(index):
+        return mask
+    if mask is None and (name != "attention_mask" or session.family.mixes_and_attends(index)):
+        return None
+    if mask is not None and mask.ndim == 2 and mask.shape[1] == queries and name != "attention_mask":
         return mask
     # A layer that borrows comes after its lender, which has stored the new keys already.
     length = held.dense_length - (0 if source == index else queries)
     key_index = held.key_index if source == index else held.lent_index(index, queries)
     columns = None if mask is None else held.columns(key_index, length, mask.shape[-1], queries)
-    padded = held.padded or index in held.gone
+    padded, start = held.padded or index in held.gone, held.window_start() if source == index else 0
+    if mask is None and start:
+        key_index, padded = key_index.masked_fill(key_index < start, -1), True
     return decode_mask(mask, key_index, columns, padded, queries, session.family.implementation, dtype)
+
+
+def mask_over_keys(session: Session, mask: Any, state: Prefill | None, query: torch.Tensor) -> Any:
+    """The mask that the attention function of a layer gets which also mixes neighbours, for q [B, H, Q, d].
+
+    The layer was given a 2-D mask of padding wherever the model's own masks were None (in a prefill), or none at all
+    (in decoding), because only here it is known which of its masks is the one over keys.
+    """
+    implementation = session.family.implementation
+    if state is not None:
+        if mask is None or mask.ndim != 2:
+            return mask
+        key = ("mask over keys", state.stage.number, query.dtype, query.device)
+        if key not in state.memo:
+            state.memo[key] = (None, prefill_mask(None, state.stage, implementation, query.dtype))
+        return state.memo[key][1]
+    cache_layer, queries = session.cache_layer, query.shape[-2]
+    if mask is not None or cache_layer is None:
+        return mask
+    start = cache_layer.window_start(queries)
+    if not cache_layer.padded and not start:
+        return mask
+    places = cache_layer.lent[:, :-queries]
+    return decode_mask(None, places.masked_fill(places < start, -1), None, True, queries, implementation, query.dtype)
 
 
 def _positions(

@@ -12,6 +12,7 @@ from prunekit.families import Family
 
 if TYPE_CHECKING:
     from prunekit.engine.hooks import Session
+    from prunekit.engine.state import Prefill
 
 
 def check_budget(session: Session, length: int) -> None:
@@ -38,6 +39,31 @@ def check_checkpointing(session: Session) -> None:
         raise PrunekitError(f"gradient checkpointing: {kind.__name__} of '{name}' depends on true positions inside")
     if any("__call__" in vars(base) and "Checkpoint" in base.__name__ for base in kind.__mro__):
         raise PrunekitError(f"gradient checkpointing: {kind.__name__} of this transformers runs hooks twice; use 5.23")
+
+
+def check_sequence(session: Session, index: int, state: Prefill, hidden: torch.Tensor) -> None:
+    """The sequence that reaches a layer must be the one that prunekit has in mind: each layer runs once, in order, on
+    as many tokens as ``input_ids`` has, less those that prunekit took.
+
+    A model may drop, merge or add tokens in its own forward, or run a block of layers several times.
+    """
+    family, stage = session.family, state.stage
+    name, ran = f"'{family.model_type}'", len(state.stages)
+    if index != ran:
+        again = "a second time" if index < ran else f"before layer {ran}"
+        raise PrunekitError(f"{name} cannot be pruned: its layer {index} runs {again} in one forward pass")
+    if stage.valid is not None and (module := family.leaks_padding(index)) is not None:
+        raise PrunekitError(
+            f"{name} cannot be pruned to rows of unequal length: {module} of layer {index} mixes neighbours and looks "
+            "at no padding mask; give it samples with equal numbers of tokens"
+        )
+    tokens = hidden.shape[family.token_axis]
+    expected = state.layout.real.shape[1] if stage.index is None else stage.index.shape[1]
+    if tokens != expected:
+        raise PrunekitError(
+            f"{name} cannot be pruned: {tokens} tokens reach its decoder layer {index}, not {expected} as input_ids "
+            "says; it drops, merges or adds tokens in its own forward: switch that off"
+        )
 
 
 def checkpoints(family: Family) -> bool:

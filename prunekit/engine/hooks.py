@@ -19,14 +19,14 @@ import torch
 from torch import nn
 
 from prunekit.engine.ahead import Peeked, view_ahead
-from prunekit.engine.arguments import compact, foreign_keys
+from prunekit.engine.arguments import compact, foreign_keys, has_masks
 from prunekit.engine.cache import PrunedLayerMixin, cache_in, check_cache, is_fresh, is_plain, seal_layers
 from prunekit.engine.caller import Caller, PromptMarks, check_whole, fit_marks, prompt_end
 from prunekit.engine.checks import nan_scores, raise_nan
 from prunekit.engine.choice import Choice, carry_sources, choose, reduce
-from prunekit.engine.decode import corrects_steps, decode_layer
+from prunekit.engine.decode import corrects_steps, decode_layer, mask_over_keys
 from prunekit.engine.encoder import EncoderHooks, make_encoder_hooks
-from prunekit.engine.guards import check_budget, check_checkpointing, check_packing, checkpoints
+from prunekit.engine.guards import check_budget, check_checkpointing, check_packing, check_sequence, checkpoints
 from prunekit.engine.layout import Layout, take
 from prunekit.engine.state import CutRecord, Prefill, Trace, TraceRecord
 from prunekit.engine.tap import Taps, attention_inputs
@@ -106,6 +106,11 @@ class Session:
         return getattr(self._local, "positions", None)
 
     @property
+    def cache_layer(self) -> PrunedLayerMixin | None:
+        """The pruned cache layer of the decoder layer that runs, in a decode step."""
+        return getattr(self._local, "held", None)
+
+    @property
     def adjusts(self) -> bool:
         """Whether the family corrects queries, so that every layer from the cut on is tapped."""
         return type(self.family).adjust_query is not Family.adjust_query
@@ -135,7 +140,8 @@ class Session:
                     self._handles.append(bias.register_forward_hook(self._bias_hook(index)))
             adjusted = range(self.plan.first_layer, self.family.depth) if self.adjusts else ()
             evidence = self.plan.evidence_layers if self.pruner.scorer.uses_attention else ()
-            for index in sorted({*adjusted, *evidence}):
+            mixed = (i for i in range(self.plan.first_layer, self.family.depth) if self.family.mixes_and_attends(i))
+            for index in sorted({*adjusted, *evidence, *mixed}):
                 self._tap(index)
             self.caller.install()
         except BaseException:
@@ -163,6 +169,8 @@ class Session:
             module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any
         ) -> Any:
             state = self._prefill()
+            if self.family.mixes_and_attends(index):
+                mask = mask_over_keys(self, mask, state, query)
             if state is not None and state.stage.index is not None:
                 query = self.family.adjust_query(index, query, state.stage.index)
             if state is not None and index in self.plan.evidence_layers and self.pruner.scorer.uses_attention:
@@ -181,12 +189,11 @@ class Session:
         """A layer's bias by distance, from true positions instead of places in the shortened sequence."""
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
-            state = self._prefill()
-            held = getattr(self._local, "held", None)
+            state, cache_layer = self._prefill(), self.cache_layer
             if state is not None and state.stage.index is not None:
                 return self.family.bias_at(module, args[0], state.stage.index, state.stage.index)
-            if state is None and isinstance(held, PrunedLayerMixin):
-                keys, queries = held.lent, args[0].shape[1]
+            if state is None and cache_layer is not None:
+                keys, queries = cache_layer.lent, args[0].shape[1]
                 return self.family.bias_at(module, args[0], keys[:, keys.shape[1] - queries :], keys)
             return None
 
@@ -242,7 +249,7 @@ class Session:
         embeds = kwargs.get("inputs_embeds")
         if input_ids is None and (noted := getattr(local, "ids", None)) is not None:
             input_ids = noted if embeds is not None and noted.shape == embeds.shape[:2] else None
-        cache = cache_in(kwargs)
+        cache = cache_in(kwargs, args)
         if not is_fresh(cache):
             self._check_step(cache, input_ids, embeds, kwargs)
             local.plain = not self._corrects_steps and is_plain(cache)
@@ -258,7 +265,7 @@ class Session:
             return
         check_whole(self.caller, visual.shape[1])
         if cache is not None:
-            check_cache(cache, self.plan.first_layer)
+            check_cache(cache, self.family.cache_slots[self.plan.first_layer][0])
         if not end.known:
             self._check_growth(input_ids if embeds is None else embeds)
         check_budget(self, visual.shape[1])
@@ -328,7 +335,7 @@ class Session:
     def _enter_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Layers that share keys may be given the last rows alone; a prefill that is cut needs them all. A decoder that
         is called by itself shows no visual tokens: with nothing but words it may."""
-        if not self.inside() and is_fresh(cache_in(kwargs)):
+        if not self.inside() and is_fresh(cache_in(kwargs, args)):
             ids = kwargs.get("input_ids", args[0] if args else None)
             if ids is None or bool(self.family.visual_mask(ids).any()):
                 whole = type(self.family.core).__name__
@@ -349,7 +356,7 @@ class Session:
                 return None
             # By name, whichever way the model passes them; hidden states stay positional for gradient checkpointing.
             named = {**dict(zip(self.family.layer_arguments, args, strict=False)), **kwargs}
-            hidden = named.pop("hidden_states")
+            hidden = named.pop(self.family.layer_arguments[0])
             if state is not None:
                 return self._prefill_layer(index, state, hidden, named)
             return self._decode_layer(index, hidden, named)
@@ -358,11 +365,12 @@ class Session:
 
     def _idle(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether a layer's decode step can stay as it is: no mask, and nothing else in this step to correct."""
-        return self._local.plain and len(args) < 2 and kwargs.get("attention_mask") is None
+        return self._local.plain and len(args) < 2 and not has_masks(kwargs)
 
     def _prefill_layer(self, index: int, state: Prefill, hidden: torch.Tensor, kwargs: dict[str, Any]) -> Any:
         if self.family.touches_hidden_between_layers and state.stage.index is not None:
             hidden = take(hidden, state.stage.index, self.family.token_axis)
+        check_sequence(self, index, state, hidden)
         if index == 0:
             state.inputs_embeds = self.family.one_state(hidden)
             if self.encoder is not None:
@@ -459,10 +467,7 @@ class Session:
         local.unchecked = nan_scores(state)
         if state.kept.device.type == "cpu":
             self.check_scores()
-        cache = cache_in(kwargs)
-        if cache is None:
-            cache = cache_in(output) if hasattr(output, "get") else None
-        if cache is not None:
+        if (cache := cache_in(kwargs, args, output)) is not None:
             seal_layers(cache, state, self)
         record = TraceRecord(state.cuts, torch.tensor([stage.lengths for stage in state.stages]))
         if state.vision is not None:
@@ -477,6 +482,7 @@ class Session:
 
     def _decode_layer(self, index: int, hidden: torch.Tensor, kwargs: dict[str, Any]) -> Any:
         cache = cache_in(kwargs)
-        held = cache.layers[index] if cache is not None and index < len(cache.layers) else None
+        slot = self.family.cache_slots[index][0]
+        held = cache.layers[slot] if cache is not None and slot < len(cache.layers) else None
         self._local.held = held if isinstance(held, PrunedLayerMixin) and held.prompt_index is not None else None
         return decode_layer(self, index, hidden, kwargs, self._local.decode_memo)

@@ -56,11 +56,32 @@ def prefill_mask(
     return picked.masked_fill(itself & ~valid[:, None, :, None], opened)
 
 
-def take_columns(mask: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """The columns ``places`` [B, M] of a 4-D mask [B or 1, 1|H, Q, K] or of a 2-D one [B, K]."""
+def padding_mask(mask: torch.Tensor, stage: Stage, real: torch.Tensor) -> torch.Tensor:
+    """A padding mask [B, M] of a stage from the dense one [B, S], with its padding slots marked as padding.
+
+    How a mask marks padding is read off a token that is ``real`` [B, S] (without looking at the data on the host): most
+    have 1 for tokens and 0 for padding, some the reverse, additive ones 0 and the lowest number.
+    """
+    assert stage.index is not None
+    picked = mask.gather(1, stage.index)
+    if stage.valid is None:
+        return picked
+    token = mask.gather(1, real.to(torch.uint8).argmax(1, keepdim=True))
+    if mask.is_floating_point():
+        padding = torch.where(token == 0, torch.finfo(mask.dtype).min, 0.0).to(mask.dtype)
+    else:
+        padding = (token == 0).to(mask.dtype)
+    return torch.where(stage.valid, picked, padding)
+
+
+def take_columns(mask: torch.Tensor, places: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
+    """The columns ``places`` [B, M] of a 4-D mask [B or 1, 1|H, Q, K] or of a 2-D one [B, K]; those outside ``valid``
+    [B, M] closed."""
     if mask.ndim == 2:
         return mask.gather(1, places)
     mask = mask.expand(len(places), -1, -1, -1)
+    if valid is not None:
+        return hide(take_columns(mask, places), ~valid[:, None, None, :])
     return mask.gather(3, places[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1))
 
 

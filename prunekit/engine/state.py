@@ -187,7 +187,7 @@ def gather_argument(name: str, value: Any, index: torch.Tensor, size: int) -> An
     """A per-token keyword of a decoder layer, at the dense positions ``index`` [B, M]; others pass unchanged.
 
     ``position_embeddings`` hold tokens on their second last axis, ``position_ids`` on their last, anything else that
-    has [B or 1, S, ...] on its second. A batch axis of 1 is expanded.
+    has [B or 1, S, ...] on its second, or [B or 1, 1, S, ...] on its third. A batch axis of 1 is expanded.
     """
     if isinstance(value, tuple | list):
         return type(value)(gather_argument(name, v, index, size) for v in value)
@@ -196,6 +196,8 @@ def gather_argument(name: str, value: Any, index: torch.Tensor, size: int) -> An
     if not isinstance(value, torch.Tensor) or value.ndim < 2:
         return value
     axis = {"position_embeddings": value.ndim - 2, "position_ids": value.ndim - 1}.get(name, 1)
+    if axis == 1 and value.ndim == 4 and value.shape[1:3] == (1, size) and len(value) in (1, len(index)):
+        return gather_argument(name, value[:, 0], index, size)[:, None]  # an axis of heads in front of the tokens
     if value.shape[axis] != size or value.shape[axis - 1] not in (1, index.shape[0]):
         return value
     shape = list(value.shape)

@@ -15,7 +15,7 @@ from torch import nn
 from prunekit.errors import PrunekitError
 from prunekit.families.base import Family, unwrap
 from prunekit.families.known import EXACT, REFUSED
-from prunekit.families.odd import FAMILIES
+from prunekit.families.odd import FAMILIES, TEXT_FAMILIES
 
 __all__ = ["EXACT", "FAMILIES", "REFUSED", "Family", "family_of", "make_family", "unwrap"]
 
@@ -26,8 +26,10 @@ def model_type(model: nn.Module) -> str:
 
 
 def make_family(model: nn.Module) -> Family:
-    """A loaded model through its family's adapter, or the generic one."""
-    return FAMILIES.get(model_type(model), Family)(model)
+    """A loaded model through its family's adapter, that of its language model, or the generic one."""
+    text = getattr(getattr(unwrap(model), "config", None), "text_config", None)
+    kind = FAMILIES.get(model_type(model)) or TEXT_FAMILIES.get(getattr(text, "model_type", "")) or Family
+    return kind(model)
 
 
 def family_of(model: nn.Module) -> Family:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import inspect
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -18,6 +20,15 @@ RECURRENT = ("linear_attention", "conv", "mamba", "recurrent")
 """Layer types that mix tokens by a state or a convolution instead of attention."""
 
 TOKEN_ID_KEYS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+
+
+def is_mask_name(name: str) -> bool:
+    """Whether an argument's name says that it is a mask over the decoder's own sequence.
+
+    Only None, which has no shape, has to go by its name.
+    """
+    words = name.split("_")
+    return "mask" in words and "encoder" not in words and "cross" not in words
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -49,8 +60,10 @@ class Family:
         config = next((module.config for module in self.attentions if module is not None), self.text_config)
         self.implementation: str = getattr(config, "_attn_implementation", None) or "eager"
         self.key_layers = self._key_layers()
+        self.cache_slots = [self._slots(index) for index in range(len(self.layers))]
         names = inspect.signature(type(self.layers[0]).forward).parameters
         self.layer_arguments: tuple[str, ...] = tuple(names)[1:]
+        self._mixing: dict[int, bool] = {}
         self.touches_hidden_between_layers: bool = self._touches_hidden_between_layers()
 
     @property
@@ -95,6 +108,9 @@ class Family:
 
     def refusal(self) -> str | None:
         """Why this loaded model cannot be pruned exactly, None if it can."""
+        decoder: Any = type(self.decoder)
+        if repeats_layers(decoder):
+            return "some of its layers run several times in a forward pass, each time over the whole sequence"
         if self.implementation == "flex_attention":
             return "flex_attention's block masks cannot be shortened; load it with attn_implementation='sdpa'"
         if self.implementation.startswith("flash"):
@@ -139,7 +155,19 @@ class Family:
 
     def find_visual(self, input_ids: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
         """Bool [B, S]: the visual tokens of a forward pass of the core with keyword arguments ``inputs``."""
+        self.check_own_pruning(inputs)
         return self.visual_mask(input_ids)
+
+    def check_own_pruning(self, inputs: dict[str, Any]) -> None:
+        """Raise where the model would drop video tokens in its own forward (Efficient Video Sampling)."""
+        rate = getattr(self.model, "video_pruning_rate", 0) or 0  # read from the config when the model was built
+        encoded = inputs.get("mm_encoder_outputs") or {}
+        names = {name for name, value in [*inputs.items(), *encoded.items()] if value is not None}
+        if rate > 0 and any("video" in name for name in names):
+            raise PrunekitError(
+                f"'{self.model_type}' drops {rate:.0%} of its video tokens by itself: load it with "
+                "config.video_pruning_rate=0 to prune videos (images can be pruned as it is)"
+            )
 
     def adjust_query(self, layer: int, query: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Correct a query [B, H, M, d] that the model scaled by its slot instead of its true position [B, M]."""
@@ -215,6 +243,35 @@ class Family:
         """Whether a layer has attention rows to read (a recurrent or convolution layer has none)."""
         return self.attentions[layer] is not None
 
+    def mixes_and_attends(self, layer: int) -> bool:
+        """Whether a layer joins attention with a state or a convolution, so that it wants two kinds of masks: one over
+        keys and one of padding, under whatever names."""
+        if layer not in self._mixing:
+            masks = [name for name in self.layer_arguments if is_mask_name(name)]
+            flash = self.implementation.startswith("flash")
+            self._mixing[layer] = self.attends(layer) and not flash and (len(masks) > 1 or self.convolves(layer))
+        return self._mixing[layer]
+
+    def convolves(self, layer: int) -> bool:
+        """Whether a layer has a convolution over the tokens, by itself or in a recurrent mixer."""
+        return any(isinstance(module, nn.Conv1d) for module in self.layers[layer].modules())
+
+    def leaks_padding(self, layer: int) -> str | None:
+        """The module of a layer that mixes neighbours by a convolution and looks at no mask (Griffin's recurrent
+        block), None without: what stands in its padding slots reaches the tokens behind them."""
+        kinds: list[Any] = [
+            type(module)
+            for module in self.layers[layer].modules()
+            if any(isinstance(child, nn.Conv1d) for child in module.children())
+        ]
+        return next((kind.__name__ for kind in kinds if not reads_mask(kind)), None)
+
+    def _slots(self, layer: int) -> tuple[int, ...]:
+        """Which layers of the KV cache a decoder layer fills: its own, or one for each of its attention modules."""
+        modules = [m for m in self.layers[layer].modules() if _uses_interface(type(m))]
+        slots = {slot for m in modules if isinstance(slot := getattr(m, "layer_idx", None), int)}
+        return tuple(sorted(slots)) if len(slots) > 1 else (layer,)
+
     def takes_padding_mask(self, layer: int) -> bool:
         """Whether a layer's mask is 2-D padding, as recurrent and convolution layers and flash attention want it."""
         kinds = getattr(self.text_config, "layer_types", None)
@@ -261,6 +318,23 @@ def _read_source(kind: Any) -> str:
         return inspect.getsource(kind.forward)
     except (OSError, TypeError):
         return ""
+
+
+@functools.cache
+def reads_mask(kind: Any) -> bool:
+    """Whether a module's forward uses an argument that is named as a mask; True where there is no source to read."""
+    source = textwrap.dedent(_source(kind))
+    names = (n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load))
+    return not source or any(is_mask_name(name.id) for name in names)
+
+
+@functools.cache
+def repeats_layers(kind: Any) -> bool:
+    """Whether a decoder's forward has a loop over its layers inside another loop."""
+    source = textwrap.dedent(_source(kind))
+    loops = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.For | ast.While)]
+    inner = [node for loop in loops for node in ast.walk(loop) if isinstance(node, ast.For) and node is not loop]
+    return any(isinstance(n, ast.Attribute) and n.attr == "layers" for node in inner for n in ast.walk(node.iter))
 
 
 def _uses_interface(kind: type[nn.Module]) -> bool:

@@ -119,7 +119,7 @@ class Inkling(Family):
     """Inkling: no positions but a bias by distance, which the model counts in places."""
 
     def refusal(self) -> str | None:
-        if self.model_type == "inkling_mm_model" and getattr(self.text_config, "log_scaling_n_floor", None) is not None:
+        if type(self) is Inkling and getattr(self.text_config, "log_scaling_n_floor", None) is not None:
             return "log_scaling_n_floor scales its queries by their places"
         return super().refusal()
 
@@ -179,3 +179,15 @@ FAMILIES: dict[str, type[Family]] = {
     "qwen4_exp": Qwen4,
 }
 """Model types that need more than the generic path."""
+
+TEXT_FAMILIES: dict[str, type[Family]] = {
+    "gemma3n_text": Gemma3n,
+    "glm5_next_text": Glm5Next,
+    "inkling2_text": Inkling2,
+    "inkling_text": Inkling,
+    "llama4_text": Llama4,
+    "minimax_m3_vl_text": MiniMaxM3,
+    "mistral_large4_text": MistralLarge4,
+    "qwen4_exp_text": Qwen4,
+}
+"""Decoders that bring their oddness along into any model around them (LLaVA on Llama 4's text model)."""

@@ -118,7 +118,7 @@ class TestAnswers:
         cases = {
             "prompt must be a bool mask": torch.ones(size),
             "prompt has shape": torch.ones(3, 5, dtype=torch.bool),
-            "have no prompt": torch.zeros(size, dtype=torch.bool),
+            "hides whole samples": torch.zeros(size, dtype=torch.bool),
             "behind the end of their prompt": torch.arange(size[1]).expand(size) < 5,
             "'all'": "everything",
         }
@@ -135,6 +135,11 @@ class TestAnswers:
                 model(**batch.inputs, labels=batch.ids[:, :-1])
             with pytest.raises(prunekit.PrunekitError, match="have no prompt"):
                 model(**batch.inputs, labels=batch.ids)
+        with torch.no_grad(), pruner("visual")(model) as trace:  # looks at no words, so none are missed
+            model(**batch.inputs)
+            alone = kept_sets(trace)
+            model(**batch.inputs, labels=batch.ids)
+        assert same(alone, kept_sets(trace))
 
 
 class TestWithoutCache:

@@ -151,6 +151,8 @@ def prompt_end(caller: Caller, marks: PromptMarks | None, visual: torch.Tensor, 
     mask = None
     if isinstance(marks, torch.Tensor):
         mask = fit_marks("prompt", marks, visual, longer=call.generating)
+        if bool((visual.any(1) & ~mask.any(1)).any()):
+            raise PrunekitError("prompt hides whole samples: nothing of them could say which visual tokens matter")
     elif marks not in (None, "all"):
         raise PrunekitError(f"prompt must be a bool mask [B, S] or 'all', not {marks!r}")
     if labels is not None:

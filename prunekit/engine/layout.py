@@ -65,14 +65,7 @@ def real_tokens(attention_mask: torch.Tensor | dict[str, Any] | None, visual: to
     return mask.bool().to(visual.device)
 
 
-def check_prompts(counts: Sequence[int], prompt_lengths: Sequence[int], behind: Sequence[int]) -> None:
-    """Raise for samples with visual tokens (``counts``) of which nothing is prompt, or some of which stand ``behind``
-    the prompt's end."""
-    how = "mark its tokens: pruner(model, prompt=mask), or labels of -100"
-    if empty := [b for b, (n, length) in enumerate(zip(counts, prompt_lengths, strict=True)) if n and not length]:
-        raise PrunekitError(f"samples {empty} have no prompt that could say which visual tokens matter; {how}")
-    if late := [b for b, n in enumerate(behind) if n]:
-        raise PrunekitError(f"samples {late} have visual tokens behind the end of their prompt; {how}")
+MARK = "mark its tokens: pruner(model, prompt=mask), or labels of -100"
 
 
 @dataclass(frozen=True)
@@ -80,7 +73,7 @@ class Layout:
     """The dense sequence of a prefill. Shapes: [B, S] per token, [B, N] per visual token in sequence order.
 
     ``prompt`` marks the real tokens that may decide what stays: all of them, or those before an answer or a draft that
-    stands in the same sequence. ``text`` marks the instruction: the prompt's non-visual tokens after the sample's first
+    stands in the same sequence. ``words`` marks the instruction: the prompt's non-visual tokens after the sample's first
     visual token (a sample without any falls back to the last token of its prompt, with a warning). ``counts`` holds N
     of each sample, ``lengths`` its real tokens, ``prompt_lengths`` those of its prompt. ``present`` marks what a
     shortened sequence carries on: the real tokens, and the last position even where it is padding, because generation
@@ -91,7 +84,7 @@ class Layout:
     input_ids: torch.Tensor | None
     real: torch.Tensor
     visual: torch.Tensor
-    text: torch.Tensor
+    words: torch.Tensor
     visual_index: torch.Tensor
     exists: torch.Tensor
     present: torch.Tensor
@@ -114,8 +107,8 @@ class Layout:
         sequence is prompt [B, S] (None: everything).
 
         Raises:
-            PrunekitError: for a batch whose mask hides all visual tokens, and for a sample whose visual tokens have no
-                prompt, or stand behind its end.
+            PrunekitError: for a batch whose mask hides all visual tokens, and for a sample whose visual tokens stand
+                behind the end of its prompt.
         """
         real = real_tokens(attention_mask, visual)
         marked, visual = visual, visual & real
@@ -127,10 +120,12 @@ class Layout:
         placed, counts, lengths, text_counts, prompt_lengths, behind, extra = map(tuple, torch.stack(sums).tolist())
         if any(placed) and not any(counts):
             raise PrunekitError("attention_mask hides every placeholder: there is no visual token to prune")
-        check_prompts(counts, prompt_lengths, behind)
+        if behind_end := [b for b, n in enumerate(behind) if n and prompt_lengths[b]]:
+            raise PrunekitError(f"samples {behind_end} have visual tokens behind the end of their prompt; {MARK}")
         present = real.clone()
         present[:, -1] = True
-        lonely = [b for b, (n, t) in enumerate(zip(counts, text_counts, strict=True)) if n and not t]
+        silent = zip(counts, text_counts, prompt_lengths, strict=True)
+        lonely = [b for b, (n, words, length) in enumerate(silent) if n and length and not words]
         if lonely:
             warnings.warn(f"no text after the image in samples {lonely}: their last token stands in", stacklevel=2)
             text = text.clone()
@@ -142,6 +137,20 @@ class Layout:
             input_ids, real, visual, text, visual_index, exists, present, asked,
             counts, lengths, prompt_lengths, text_counts, extra,
         )  # fmt: skip
+
+    @property
+    def text(self) -> torch.Tensor:
+        """The instruction, bool [B, S]: ``words``, for those who look at them. Raises as ``check_prompt``."""
+        self.check_prompt()
+        return self.words
+
+    def check_prompt(self) -> None:
+        """Raise if nothing of a sample is prompt: only what looks at no words can choose among its visual tokens."""
+        empty = [
+            b for b, (n, length) in enumerate(zip(self.counts, self.prompt_lengths, strict=True)) if n and not length
+        ]
+        if empty:
+            raise PrunekitError(f"samples {empty} have no prompt that could say which visual tokens matter; {MARK}")
 
     @property
     def image(self) -> torch.Tensor:

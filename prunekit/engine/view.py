@@ -173,6 +173,7 @@ class LayerView(View):
     @property
     def asked(self) -> torch.Tensor:
         """Slots in use that a scorer may look at, bool [B, S]: the prompt, and not an answer behind it."""
+        self.layout.check_prompt()
         return self.real & self.in_stage(self.layout.prompt)
 
     @property

@@ -73,8 +73,8 @@ class Layout:
     """The dense sequence of a prefill. Shapes: [B, S] per token, [B, N] per visual token in sequence order.
 
     ``prompt`` marks the real tokens that may decide what stays: all of them, or those before an answer or a draft that
-    stands in the same sequence. ``words`` marks the instruction: the prompt's non-visual tokens after the sample's first
-    visual token (a sample without any falls back to the last token of its prompt, with a warning). ``counts`` holds N
+    stands in the same sequence. ``words`` marks the instruction: the prompt's non-visual tokens after the first
+    visual one (a sample without any falls back to the last token of its prompt, with a warning). ``counts`` holds N
     of each sample, ``lengths`` its real tokens, ``prompt_lengths`` those of its prompt. ``present`` marks what a
     shortened sequence carries on: the real tokens, and the last position even where it is padding, because generation
     reads its logits; ``extra`` is 1 for samples where that adds a slot. ``input_ids`` is None for a prompt given as

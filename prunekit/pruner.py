@@ -24,7 +24,8 @@ from prunekit.engine.state import Trace
 from prunekit.engine.view import Regions
 from prunekit.errors import PrunekitError, check_choice
 from prunekit.families import Family
-from prunekit.families.vision import VisionTower, is_timm
+from prunekit.families.vision import VisionTower
+from prunekit.families.wrappers import is_timm, unwrap
 from prunekit.planning import plan_vision
 from prunekit.registry import KINDS, registry
 
@@ -232,6 +233,7 @@ class Pruner:
             regions: where the answer of each sample of the batches to come is, for a scorer that asks (``oracle``):
                 boxes (x0, y0, x1, y1) as fractions of the image.
         """
+        model = unwrap(model)
         session = EncoderSession(self, model) if is_timm(model) else Session(self, model, regions)
         session.install()
         return Handle(session)

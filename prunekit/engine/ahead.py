@@ -9,6 +9,7 @@ from torch import nn
 
 from prunekit.engine.arguments import compact
 from prunekit.engine.cache import CACHE_NAMES
+from prunekit.engine.precision import model_precision
 from prunekit.engine.rows import AttentionInputs
 from prunekit.engine.state import Prefill
 from prunekit.engine.view import LayerView
@@ -52,7 +53,7 @@ def view_ahead(
 def _peek(session: Session, layer: nn.Module, hidden: torch.Tensor, arguments: dict[str, Any]) -> AttentionInputs:
     """What a tapped layer would hand to its attention function for ``hidden``."""
     blank = {name: value for name, value in WITHOUT_CACHE.items() if name in arguments}
-    with session.looking_ahead():
+    with session.looking_ahead(), model_precision():
         try:
             layer.forward(hidden, **arguments | blank)
         except Peeked as seen:

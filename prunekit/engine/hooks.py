@@ -9,6 +9,7 @@ A decode step only rewrites the mask of layers whose cache is sealed.
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -25,8 +26,16 @@ from prunekit.engine.checks import nan_scores, raise_nan
 from prunekit.engine.choice import Choice, carry_sources, choose, reduce
 from prunekit.engine.decode import corrects_steps, decode_layer
 from prunekit.engine.encoder import EncoderHooks, make_encoder_hooks
-from prunekit.engine.guards import check_budget, check_checkpointing, checkpoints
-from prunekit.engine.layout import Layout, take
+from prunekit.engine.guards import (
+    check_budget,
+    check_checkpointing,
+    check_core,
+    check_implementation,
+    checkpoints,
+    implementations,
+)
+from prunekit.engine.layout import Layout, repeated, take
+from prunekit.engine.mounted import NotCopied, mount
 from prunekit.engine.state import CutRecord, Prefill, Trace
 from prunekit.engine.tap import Taps, attention_inputs
 from prunekit.engine.view import LayerView, Regions
@@ -53,7 +62,7 @@ def release(module: nn.Module, session: Any) -> None:
         del _pruned[module]
 
 
-class Session:
+class Session(NotCopied):
     """One pruner applied to one model, from ``install`` to ``remove``. All per-forward state is thread-local."""
 
     def __init__(self, pruner: Pruner, model: nn.Module, regions: Regions | None = None) -> None:
@@ -69,6 +78,7 @@ class Session:
         self._handles: list[Any] = []
         self._taps = Taps()
         self.warned = False
+        self.implementations = implementations(self)
         self._corrects_steps = corrects_steps(self)
 
     def inside(self) -> bool:
@@ -121,6 +131,7 @@ class Session:
             evidence = self.plan.evidence_layers if self.pruner.scorer.uses_attention else ()
             for index in sorted({*adjusted, *evidence}):
                 self._tap(index)
+            self._handles += mount(self._handles, [self.family.model])
         except BaseException:
             self.remove()
             raise
@@ -139,11 +150,11 @@ class Session:
 
     def _tap(self, index: int) -> None:
         """Let ``_observe`` see what one layer hands to its attention function."""
-        original = self.family.attention_function(index)
+        self.family.attention_function(index)  # raises for a layer without one
 
-        def tap(
-            module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any
-        ) -> Any:
+        def observe(
+            module: nn.Module, query: torch.Tensor, key: torch.Tensor, mask: Any, kwargs: dict[str, Any]
+        ) -> tuple[torch.Tensor, Any]:
             state = self._prefill()
             if state is not None and state.stage.index is not None:
                 query = self.family.adjust_query(index, query, state.stage.index)
@@ -153,11 +164,11 @@ class Session:
                 # A layer that will be run again must not save more for the backward pass than it will then.
                 with torch.set_grad_enabled(torch.is_grad_enabled() and not checkpoints(self.family)):
                     self._observe(state, index, module, query, key, mask, kwargs)
-            return original(module, query, key, value, mask, **kwargs)
+            return query, mask
 
         module = self.family.attentions[index]
         assert module is not None  # attention_function raises
-        self._taps.add(module, tap, self.family.implementation)
+        self._taps.add(module, observe, functools.partial(self.family.attention_function, index))
 
     def _bias_hook(self, index: int) -> Callable[..., Any]:
         """A layer's bias by distance, from true positions instead of places in the shortened sequence."""
@@ -216,13 +227,15 @@ class Session:
         local = self._local
         local.depth = getattr(local, "depth", 0) + 1
         self.check_scores()
+        check_core(self, core)
+        check_implementation(self)
         local.prefill, local.decode_memo, local.held, local.positions, local.plain = None, {}, None, None, False
         input_ids = kwargs.get("input_ids")
         if input_ids is None and args:
             input_ids = args[0]
         if input_ids is None and (noted := getattr(local, "ids", None)) is not None:
-            given = kwargs.get("inputs_embeds")
-            input_ids = noted if given is not None and noted.shape == given.shape[:2] else None
+            input_ids = repeated(noted, kwargs.get("inputs_embeds"))
+            local.ids = None  # other embeddings of this shape are not known to be theirs
         cache = cache_in(kwargs)
         fresh = is_fresh(cache)
         if input_ids is None:
@@ -247,6 +260,9 @@ class Session:
         local.prefill = Prefill.begin(layout, self.regions)
         if self.encoder is not None and any("pixel" in name for name, value in kwargs.items() if value is not None):
             self.encoder.take()  # what an earlier run left: this forward pass encodes its own
+
+    def check_masks(self) -> None:
+        """Raise for an attention implementation whose masks cannot be what this session needs them to be."""
 
     def _note_positions(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.inside() and self.positions is None:  # later calls are prunekit's own

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from prunekit.components.base import RowScorer
 from prunekit.engine.encoder_run import EncoderPlan
+from prunekit.engine.guards import check_weights
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
 from prunekit.families.vision import VisionTower, vision_of
@@ -52,8 +53,7 @@ def plan_encoder(pruner: Pruner, tower: VisionTower, alone: bool = True) -> Enco
     if tower.grid is None or tower.patches is None or (reason := tower.refuses_cuts()):
         reason = tower.refuses_cuts() or "its images differ in size"
         raise PrunekitError(f"site=vision: no token can go inside the encoder of '{tower.name}': {reason}")
-    if pruner.reducer.weighs_attention and tower.implementation.startswith("flash"):
-        raise PrunekitError(f"{tower.implementation} cannot weigh attention by sizes: load the model with 'sdpa'")
+    check_weights(pruner, tower)
     if not pruner.selector.exact:
         selector = pruner.selector.registered_name
         raise PrunekitError(

@@ -26,8 +26,9 @@ from prunekit.engine.hooks import Session, holder
 from prunekit.engine.state import Trace
 from prunekit.engine.view import Regions
 from prunekit.errors import PrunekitError, check_choice
-from prunekit.families import Family, make_family, unwrap
-from prunekit.families.vision import VisionTower, is_timm
+from prunekit.families import Family, make_family
+from prunekit.families.vision import VisionTower
+from prunekit.families.wrappers import is_timm, unwrap
 from prunekit.planning import plan_vision
 from prunekit.registry import KINDS, registry
 
@@ -246,10 +247,10 @@ class Pruner:
                 themselves.
             visual: where the visual tokens stand, bool [B, S], for a model that is given ``inputs_embeds``.
         """
-        if is_timm(model):
+        if is_timm(inner := unwrap(model)):
             if prompt is not None or visual is not None:
                 raise PrunekitError("prompt and visual mark tokens of a language model; an encoder alone has none")
-            session: Session | EncoderSession = EncoderSession(self, model)
+            session: Session | EncoderSession = EncoderSession(self, inner)
         else:
             session = Session(self, model, regions, prompt, visual)
         session.install()
@@ -370,7 +371,8 @@ class PrunedBlock:
 
 def remove(model: nn.Module) -> None:
     """Take the pruner off a model, where its handle is lost. A model without one is left as it is."""
-    core = unwrap(model) if is_timm(model) else make_family(model).core
+    inner = unwrap(model)
+    core = inner if is_timm(inner) else make_family(inner).core
     if (session := holder(core)) is not None:
         session.remove()
 

@@ -38,7 +38,7 @@ def test_sampling_with_a_seed_equals_sampling_from_the_masked_model(family):
 
 
 @pytest.mark.parametrize("options", [dict(do_sample=True), dict(num_beams=3)], ids=["sampled", "beams"])
-@pytest.mark.parametrize("family", ["llava", "gemma3"])
+@pytest.mark.parametrize("family", ["llava", "gemma3", "blip-2", "instructblip", "instructblipvideo"])
 def test_several_sequences_a_sample(family, options):
     model, batch = zoo.build(family), zoo.batch(family, "left")
     options = dict(num_return_sequences=3, max_new_tokens=4) | options

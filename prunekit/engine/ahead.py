@@ -9,6 +9,7 @@ from torch import nn
 
 from prunekit.engine.arguments import compact
 from prunekit.engine.cache import is_cache
+from prunekit.engine.precision import model_precision
 from prunekit.engine.rows import AttentionInputs
 from prunekit.engine.state import Prefill
 from prunekit.engine.view import LayerView
@@ -52,7 +53,7 @@ def _peek(session: Session, layer: nn.Module, hidden: torch.Tensor, arguments: d
     blank: dict[str, Any] = {name: None for name, value in arguments.items() if is_cache(value)}
     if "use_cache" in arguments:
         blank["use_cache"] = False
-    with session.looking_ahead():
+    with session.looking_ahead(), model_precision():
         try:
             layer.forward(hidden, **arguments | blank)
         except Peeked as seen:

@@ -10,6 +10,7 @@ from torch import nn
 from prunekit.engine.encoder import EncoderHooks
 from prunekit.engine.encoder_run import EncoderPlan
 from prunekit.engine.hooks import hold, release
+from prunekit.engine.mounted import NotCopied
 from prunekit.engine.state import Trace, TraceRecord
 from prunekit.engine.vision import VisionRecord
 from prunekit.families.vision import timm_tower
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from prunekit.pruner import Pruner
 
 
-class EncoderSession:
+class EncoderSession(NotCopied):
     """One pruner applied to one encoder, from ``install`` to ``remove``."""
 
     def __init__(self, pruner: Pruner, model: nn.Module) -> None:

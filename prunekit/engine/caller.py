@@ -53,23 +53,22 @@ class Caller:
     def __init__(self, model: nn.Module, inner: nn.Module) -> None:
         self.inner, self.modules = inner, list(dict.fromkeys((model, inner)))
         self.call = Call()
-        self._handles: list[Any] = []
 
-    def install(self) -> None:
-        """Put the hooks on; later than those of the core model, so that they run first where both are one module."""
+    def install(self) -> list[Any]:
+        """Put the hooks on, and hand out their handles; later than those of the core model, so that they run first
+        where both are one module."""
+        handles: list[Any] = []
         for module in self.modules:
             names = tuple(inspect.signature(type(module).forward).parameters)[1:]
             enter = functools.partial(self._enter, names)
-            self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True))
-            self._handles.append(module.register_forward_hook(self._leave, always_call=True))
+            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True))
+            handles.append(module.register_forward_hook(self._leave, always_call=True))
         if callable(getattr(self.inner, "generate", None)):
             self.inner.generate = WatchedGenerate(self.inner.generate, self.call)  # type: ignore[assignment, arg-type]
+        return handles
 
     def remove(self) -> None:
-        """Take them off again. Idempotent."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        """Give the model its own ``generate`` back. Idempotent."""
         if isinstance(vars(self.inner).get("generate"), WatchedGenerate):
             del self.inner.generate
 
@@ -99,6 +98,9 @@ class Caller:
 
 class WatchedGenerate:
     """A model's ``generate`` that notes how long its prompt is."""
+
+    of_session = True
+    """No part of the model: a copy of it has its own ``generate``."""
 
     def __init__(self, generate: Callable[..., Any], call: Call) -> None:
         self.generate, self.call = generate, call

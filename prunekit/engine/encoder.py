@@ -8,6 +8,7 @@ together. Nothing of the old length is computed from there on.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from torch import nn
 
 from prunekit.engine.encoder_run import EncoderPlan, EncoderRun, attention_function, packed_grids, packed_rows
 from prunekit.engine.layout import take
+from prunekit.engine.mounted import NotCopied, mount, own
+from prunekit.engine.precision import in_float32, model_precision
 from prunekit.engine.rows import AttentionInputs
 from prunekit.engine.state import CutRecord
 from prunekit.engine.tap import Taps
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from prunekit.pruner import Plan, Pruner
 
 
-class EncoderHooks:
+class EncoderHooks(NotCopied):
     """One pruner's hooks on one encoder. State of a run is thread-local; the record of the latest waits to be taken."""
 
     def __init__(self, pruner: Pruner, tower: VisionTower, plan: EncoderPlan, kept_blocks: frozenset[int]) -> None:
@@ -65,6 +68,7 @@ class EncoderHooks:
             add(tower.projector.register_forward_hook(self._leave_projector))
         else:
             add(tower.blocks[-1].register_forward_hook(self._leave_alone))
+        self._handles += mount(self._handles, [tower.module, tower.projector, self._packing])
 
     def remove(self) -> None:
         """Take everything off again. Idempotent."""
@@ -83,9 +87,11 @@ class EncoderHooks:
         def packing(image_features: Any, *args: Any, image_newline: Any = None, **kwargs: Any) -> Any:
             record = getattr(self._local, "record", None)
             if record is not None:
-                record.rows = packed_rows(pack, image_features, args, kwargs, image_newline is not None)
+                record.rows = note(pack, image_features, args, kwargs, image_newline is not None)
             return pack(image_features, *args, image_newline=image_newline, **kwargs)
 
+        note = own(packed_rows)
+        packing.of_session = True  # type: ignore[attr-defined]  # no part of the model
         core.pack_image_features, self._packing = packing, core
 
     def _observed(self) -> frozenset[int]:
@@ -103,6 +109,7 @@ class EncoderHooks:
         self._local.record, self._local.runs = None, 0
         return record
 
+    @model_precision()
     def project(self, features: torch.Tensor) -> torch.Tensor:
         """The projector on features [..., group · C] of tokens: [..., D]; no run of the encoder."""
         assert self.tower.projector is not None
@@ -171,7 +178,7 @@ class EncoderHooks:
         """Let ``_observe`` see one block's queries and keys, and weigh its attention."""
         module: Any = self.tower.attentions[number]
         if self.tower.implementation:
-            self._taps.add(module, self._tap(number), self.tower.implementation)
+            self._taps.add(module, self._tap(number), functools.partial(attention_function, self.tower, number))
             return
         seen: dict[int, torch.Tensor] = {}
 
@@ -190,18 +197,17 @@ class EncoderHooks:
         self._handles.append(module.k_norm.register_forward_hook(note_key))
 
     def _tap(self, number: int) -> Callable[..., Any]:
-        original = attention_function(self.tower, number)
-
-        def tap(module: nn.Module, query: Any, key: Any, value: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
-            mask = attention_mask
+        def observe(
+            module: nn.Module, query: torch.Tensor, key: torch.Tensor, mask: Any, kwargs: dict[str, Any]
+        ) -> tuple[torch.Tensor, Any]:
             if self._run() is not None:
                 bias = self._bias()
                 if bias is not None:
                     mask = bias.to(query.dtype) if mask is None else mask + bias.to(query.dtype)
                 self._observe(number, query, key, mask, kwargs.get("scaling") or query.shape[-1] ** -0.5)
-            return original(module, query, key, value, attention_mask=mask, **kwargs)
+            return query, mask
 
-        return tap
+        return observe
 
     def _bias(self) -> torch.Tensor | None:
         """Proportional attention: log of the sizes, once something has merged."""
@@ -216,6 +222,7 @@ class EncoderHooks:
             return
         if mask is not None:
             mask = mask.expand(-1, -1, query.shape[2], -1)
+        query, key = in_float32(query, key)
         inputs = AttentionInputs(query, key, mask, scaling, causal=False)
         if number in self.kept_blocks:
             index = run.index - self.tower.prefix if run.record.cuts else None
@@ -306,12 +313,12 @@ class EncoderHooks:
     def _note_cls(self, block: nn.Module, args: Any, output: Any) -> None:
         run = self._run()
         if run is not None and self.tower.has_cls:
-            run.record.cls = (output[0] if isinstance(output, tuple) else output)[:, 0]
+            (run.record.cls,) = in_float32((output[0] if isinstance(output, tuple) else output)[:, 0])
 
     def _enter_projector(self, projector: nn.Module, args: tuple[Any, ...]) -> None:
         if (run := self._run()) is None:
             return
-        record, given = run.record, args[0]
+        record, (given,) = run.record, in_float32(args[0])
         if self.tower.packed:
             record.images = [rows * columns for rows, columns in record.grids]
         else:

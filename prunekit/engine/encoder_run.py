@@ -103,7 +103,7 @@ def attention_function(tower: VisionTower, number: int) -> Callable[..., Any]:
     """The attention function that a block of a transformers encoder would call by itself."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    code = sys.modules[type(tower.attentions[number]).__module__]
+    code = sys.modules[type(tower.attentions[number]).forward.__module__]
     eager = getattr(code, "eager_attention_forward", None)
     return ALL_ATTENTION_FUNCTIONS.get_interface(tower.implementation, eager)
 

@@ -71,13 +71,17 @@ class GateSession(Session):
             raise PrunekitError(f"schedule '{pruner.schedule.registered_name}': no gate inside a vision encoder")
         if pruner.positions != "keep":
             raise PrunekitError(f"positions={pruner.positions}: a gate leaves tokens where they are (positions=keep)")
+        self.check_masks()
+        lenders = [i for i in self.plan.evidence_layers if family.key_layers[i] != i]
+        if lenders and checkpoints(family):
+            raise PrunekitError(f"gradient checkpointing: layers {lenders} of '{family.model_type}' borrow their keys")
+
+    def check_masks(self) -> None:
+        family = self.family
         blind = [i for i in range(self.plan.first_layer, family.depth) if family.takes_padding_mask(i)]
         if blind or any(not family.attends(i) for i in range(self.plan.first_layer, family.depth)):
             reason = f"{family.implementation}, layers {blind}" if blind else "layers without attention"
             raise PrunekitError(f"'{family.model_type}': a gate needs a mask over keys in every layer ({reason})")
-        lenders = [i for i in self.plan.evidence_layers if family.key_layers[i] != i]
-        if lenders and checkpoints(family):
-            raise PrunekitError(f"gradient checkpointing: layers {lenders} of '{family.model_type}' borrow their keys")
 
     def _enter(self, core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super()._enter(core, args, kwargs)
@@ -141,11 +145,6 @@ class GateSession(Session):
             layer.gradient_checkpointing, state.stage = True, stage
         view.stage = stage
         self._keep_evidence(state, index, view)
-
-    def _scores(self, view: Any) -> torch.Tensor:
-        """In the precision of inference, also where the model trains under autocast."""
-        with torch.autocast(view.hidden_states.device.type, enabled=False):
-            return super()._scores(view)
 
     def _to_dense(self, layer: nn.Module, args: Any, output: Any) -> Any:
         return None  # it is dense

@@ -9,6 +9,7 @@ A decode step only rewrites the mask of layers whose cache is sealed.
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -26,8 +27,18 @@ from prunekit.engine.checks import nan_scores, raise_nan
 from prunekit.engine.choice import Choice, carry_sources, choose, reduce
 from prunekit.engine.decode import corrects_steps, decode_layer, mask_over_keys
 from prunekit.engine.encoder import EncoderHooks, make_encoder_hooks
-from prunekit.engine.guards import check_budget, check_checkpointing, check_packing, check_sequence, checkpoints
-from prunekit.engine.layout import Layout, take
+from prunekit.engine.guards import (
+    check_budget,
+    check_checkpointing,
+    check_core,
+    check_implementation,
+    check_packing,
+    check_sequence,
+    checkpoints,
+    implementations,
+)
+from prunekit.engine.layout import Layout, repeated, take
+from prunekit.engine.mounted import NotCopied, mount
 from prunekit.engine.state import CutRecord, Prefill, Trace, TraceRecord
 from prunekit.engine.tap import Taps, attention_inputs
 from prunekit.engine.view import LayerView, Regions
@@ -62,7 +73,7 @@ def release(module: nn.Module, session: Any) -> None:
         del _pruned[module]
 
 
-class Session:
+class Session(NotCopied):
     """One pruner applied to one model, from ``install`` to ``remove``. All per-forward state is thread-local."""
 
     def __init__(
@@ -85,6 +96,7 @@ class Session:
         self._handles: list[Any] = []
         self._taps = Taps()
         self.warned = False
+        self.implementations = implementations(self)
         self._corrects_steps = corrects_steps(self)
 
     def inside(self) -> bool:
@@ -143,7 +155,8 @@ class Session:
             mixed = (i for i in range(self.plan.first_layer, self.family.depth) if self.family.mixes_and_attends(i))
             for index in sorted({*adjusted, *evidence, *mixed}):
                 self._tap(index)
-            self.caller.install()
+            self._handles += self.caller.install()
+            self._handles += mount(self._handles, [self.family.model, *self.caller.modules])
         except BaseException:
             self.remove()
             raise
@@ -163,11 +176,11 @@ class Session:
 
     def _tap(self, index: int) -> None:
         """Let ``_observe`` see what one layer hands to its attention function."""
-        original = self.family.attention_function(index)
+        self.family.attention_function(index)  # raises for a layer without one
 
-        def tap(
-            module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any
-        ) -> Any:
+        def observe(
+            module: nn.Module, query: torch.Tensor, key: torch.Tensor, mask: Any, kwargs: dict[str, Any]
+        ) -> tuple[torch.Tensor, Any]:
             state = self._prefill()
             if self.family.mixes_and_attends(index):
                 mask = mask_over_keys(self, mask, state, query)
@@ -179,11 +192,11 @@ class Session:
                 # A layer that will be run again must not save more for the backward pass than it will then.
                 with torch.set_grad_enabled(torch.is_grad_enabled() and not checkpoints(self.family)):
                     self._observe(state, index, module, query, key, mask, kwargs)
-            return original(module, query, key, value, mask, **kwargs)
+            return query, mask
 
         module = self.family.attentions[index]
         assert module is not None  # attention_function raises
-        self._taps.add(module, tap, self.family.implementation)
+        self._taps.add(module, observe, functools.partial(self.family.attention_function, index))
 
     def _bias_hook(self, index: int) -> Callable[..., Any]:
         """A layer's bias by distance, from true positions instead of places in the shortened sequence."""
@@ -241,6 +254,8 @@ class Session:
         local = self._local
         local.depth = getattr(local, "depth", 0) + 1
         self.check_scores()
+        check_core(self, core)
+        check_implementation(self)
         local.prefill, local.decode_memo, local.held, local.positions, local.plain = None, {}, None, None, False
         local.text_only = None
         input_ids = kwargs.get("input_ids")
@@ -248,7 +263,8 @@ class Session:
             input_ids = args[0]
         embeds = kwargs.get("inputs_embeds")
         if input_ids is None and (noted := getattr(local, "ids", None)) is not None:
-            input_ids = noted if embeds is not None and noted.shape == embeds.shape[:2] else None
+            input_ids = repeated(noted, embeds)
+            local.ids = None  # other embeddings of this shape are not known to be theirs
         cache = cache_in(kwargs, args)
         if not is_fresh(cache):
             self._check_step(cache, input_ids, embeds, kwargs)
@@ -324,6 +340,9 @@ class Session:
                 f"the {before.shape[1]} tokens of the prefill before and {more} more, without its KV cache: what was "
                 "written would choose what stays; keep the cache, or mark the prompt: pruner(model, prompt=mask)"
             )
+
+    def check_masks(self) -> None:
+        """Raise for an attention implementation whose masks cannot be what this session needs them to be."""
 
     def _note_positions(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.inside() and self.positions is None:  # later calls are prunekit's own

@@ -45,6 +45,15 @@ def take(x: torch.Tensor, index: torch.Tensor, axis: int = 1) -> torch.Tensor:
     return x.movedim((axis - 1, axis), (0, 1))[rows, index].movedim((0, 1), (axis - 1, axis))
 
 
+def repeated(ids: torch.Tensor, embeds: torch.Tensor | None) -> torch.Tensor | None:
+    """Token ids [B, S] as they stand behind embeddings [R·B, S, D] that were made of them: ``generate`` repeats each
+    sample for its beams and sequences. None for embeddings of another shape."""
+    if embeds is None or ids.shape[1] != embeds.shape[1]:
+        return None
+    repeats, rest = divmod(embeds.shape[0], ids.shape[0])
+    return ids.repeat_interleave(repeats, 0) if repeats and not rest else None
+
+
 def real_tokens(attention_mask: torch.Tensor | dict[str, Any] | None, visual: torch.Tensor) -> torch.Tensor:
     """Which tokens are no padding, bool [B, S], by the shape of ``visual`` [B, S].
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from prunekit.engine.layout import Layout, Stage, on_device, take
+from prunekit.engine.precision import in_float32
 from prunekit.engine.view import LayerView, Regions
 from prunekit.errors import PrunekitError
 
@@ -132,6 +133,7 @@ class Prefill:
 
     def view(self, layer: int, hidden: torch.Tensor, grid: tuple[int, int] | None, site: str = "decoder") -> LayerView:
         """What a scorer sees of ``layer`` now, on the device of that layer."""
+        (hidden,) = in_float32(hidden)
         alive, slots = self.kept.to(hidden.device), self.slots.to(hidden.device)
         view = LayerView(hidden, layer, self.layout, self.stage, alive, slots, grid, prefill=self, site=site)
         view.notes = self.once

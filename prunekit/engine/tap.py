@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -12,17 +11,29 @@ from torch import nn
 
 from prunekit.engine.layout import take
 from prunekit.engine.masks import take_columns
+from prunekit.engine.mounted import own
+from prunekit.engine.precision import in_float32
 from prunekit.engine.rows import AttentionInputs
 
 ATTENTION_NAME = "prunekit"
 """The private name under which the tap stands in transformers' attention interface."""
 
-_taps: weakref.WeakKeyDictionary[nn.Module, Callable[..., Any]] = weakref.WeakKeyDictionary()
+Observer = Callable[[nn.Module, torch.Tensor, torch.Tensor, Any, dict[str, Any]], tuple[torch.Tensor, Any]]
+"""(module, query, key, mask, options) -> the query and the mask that the attention function gets."""
 
 
-def _tapped_attention(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def _tapped_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any = None,
+    **options: Any,
+) -> Any:
     """Entry of the attention interface: only modules that carry our name come here, each finds its own tap."""
-    return _taps[module](module, *args, **kwargs)
+    tap: TappedConfig = module.config  # type: ignore[assignment]
+    query, attention_mask = tap.tap_observer(module, query, key, attention_mask, options)
+    return tap.tap_function()(module, query, key, value, attention_mask, **options)
 
 
 class _Name(str):
@@ -51,30 +62,84 @@ class _Name(str):
     __hash__ = str.__hash__
 
 
+class TappedConfig:
+    """A config as one tapped module sees it: the model's own, live, but for the name of the attention implementation.
+
+    Everything is read from and written to the model's config, so that ``set_attn_implementation`` is followed at the
+    next forward pass. A copy of it, pickled or deep, is the model's config (or its copy).
+    """
+
+    def __init__(self, config: Any, observe: Observer, attention: Callable[[], Callable[..., Any]]) -> None:
+        vars(self).update(tap_config=config, tap_observer=observe, tap_function=attention, tap_name=None)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return type(self.tap_config)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "tap_config":  # before there is one
+            raise AttributeError(name)
+        return getattr(self.tap_config, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.tap_config, name, value)
+
+    @property
+    def _attn_implementation(self) -> str:
+        shown = implementation_of(self)
+        if self.tap_name is None or self.tap_name.shown != shown:
+            vars(self)["tap_name"] = _Name(shown)
+        return self.tap_name
+
+    _attn_implementation_internal = _attn_implementation
+
+    def __copy__(self) -> Any:
+        return copy.copy(self.tap_config)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self.tap_config, memo)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _itself, (self.tap_config,)
+
+
+def _itself(config: Any) -> Any:
+    return config
+
+
+def untapped(config: Any) -> Any:
+    """The model's own config behind what a tapped module sees, or the config itself."""
+    return config.tap_config if type(config) is TappedConfig else config
+
+
+def implementation_of(config: Any) -> str:
+    """The name of the attention implementation that a config asks for now, whether it is tapped or not."""
+    return getattr(untapped(config), "_attn_implementation", None) or "eager"
+
+
 class Taps:
     """The taps of one session."""
 
     def __init__(self) -> None:
-        self._configs: list[tuple[nn.Module, Any]] = []
+        self._modules: list[nn.Module] = []
 
-    def add(self, module: nn.Module, tap: Callable[..., Any], implementation: str) -> None:
-        """Route a module's attention through ``tap``: the module gets a config of its own with our name in it, so
-        the model's config, and whoever shares it, keep theirs."""
+    def add(self, module: nn.Module, observe: Observer, attention: Callable[[], Callable[..., Any]]) -> None:
+        """Let ``observe`` see what a module hands to its attention function, ``attention()`` of the moment.
+
+        The module gets a config of its own with our name in it, so the model's config, and whoever shares it, keep
+        theirs.
+        """
         from transformers import AttentionInterface
 
         AttentionInterface.register(ATTENTION_NAME, _tapped_attention)
-        own = copy.copy(module.config)
-        own._attn_implementation_internal = _Name(implementation)  # type: ignore[union-attr]
-        self._configs.append((module, module.config))
-        _taps[module] = tap
-        module.config = own  # type: ignore[assignment]
+        module.config = TappedConfig(module.config, own(observe), attention)  # type: ignore[assignment]
+        self._modules.append(module)
 
     def remove(self) -> None:
         """Give every module its config back."""
-        for module, config in self._configs:
-            module.config = config
-            _taps.pop(module, None)
-        self._configs = []
+        for module in self._modules:
+            module.config = untapped(module.config)
+        self._modules = []
 
 
 def attention_inputs(
@@ -92,6 +157,7 @@ def attention_inputs(
         mask = None if mask is None else take_columns(mask, places)
     causal = options.get("is_causal")
     sinks = options.get("s_aux")
+    query, key = in_float32(query, key)
     return AttentionInputs(
         queries=query,
         keys=key,

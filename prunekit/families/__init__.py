@@ -13,9 +13,10 @@ import warnings
 from torch import nn
 
 from prunekit.errors import PrunekitError
-from prunekit.families.base import Family, unwrap
+from prunekit.families.base import Family
 from prunekit.families.known import EXACT, REFUSED
 from prunekit.families.odd import FAMILIES, TEXT_FAMILIES
+from prunekit.families.wrappers import unwrap
 
 __all__ = ["EXACT", "FAMILIES", "REFUSED", "Family", "family_of", "make_family", "unwrap"]
 

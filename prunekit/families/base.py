@@ -7,14 +7,16 @@ import functools
 import inspect
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from prunekit.engine.layout import Stage
+from prunekit.engine.tap import implementation_of, untapped
 from prunekit.errors import PrunekitError
+from prunekit.families.wrappers import unwrap, unwrapped
 
 RECURRENT = ("linear_attention", "conv", "mamba", "recurrent")
 """Layer types that mix tokens by a state or a convolution instead of attention."""
@@ -29,11 +31,6 @@ def is_mask_name(name: str) -> bool:
     """
     words = name.split("_")
     return "mask" in words and "encoder" not in words and "cross" not in words
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The transformers model inside a PEFT wrapper, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
 
 
 class Family:
@@ -52,13 +49,12 @@ class Family:
         self.model = unwrap(model)
         self.config = getattr(self.model, "config", None)
         self.model_type: str = getattr(self.config, "model_type", type(self.model).__name__)
-        self.core = self._core()
-        self.decoder = self._decoder()
-        self.layers: nn.ModuleList = self._layers()
+        self.core = unwrapped(self._core())
+        self.decoder = unwrapped(self._decoder())
+        self.layers: Sequence[nn.Module] = [unwrapped(layer) for layer in self._layers()]
         self.attentions = [self._attention(layer) for layer in self.layers]
-        # Read once: a tap gives its module another name for as long as it is on.
         config = next((module.config for module in self.attentions if module is not None), self.text_config)
-        self.implementation: str = getattr(config, "_attn_implementation", None) or "eager"
+        self.attention_config: Any = untapped(config)
         self.key_layers = self._key_layers()
         self.cache_slots = [self._slots(index) for index in range(len(self.layers))]
         names = inspect.signature(type(self.layers[0]).forward).parameters
@@ -70,6 +66,11 @@ class Family:
     def depth(self) -> int:
         """Number of decoder layers."""
         return len(self.layers)
+
+    @property
+    def implementation(self) -> str:
+        """The name of the attention implementation that the model asks for now."""
+        return implementation_of(self.attention_config)
 
     @functools.cached_property
     def text_config(self) -> Any:
@@ -125,7 +126,7 @@ class Family:
         """The vision encoder."""
         for name in ("vision_tower", "visual", "vision_model", "vision_encoder"):
             if isinstance(tower := getattr(self.core, name, None), nn.Module):
-                return tower
+                return unwrapped(tower)
         return None
 
     @property
@@ -134,7 +135,7 @@ class Family:
         for owner in (self.core, self.vision_tower):
             for name in ("multi_modal_projector", "connector", "merger"):
                 if isinstance(module := getattr(owner, name, None), nn.Module):
-                    return module
+                    return unwrapped(module)
         return None
 
     @property
@@ -214,7 +215,7 @@ class Family:
         if module is None:
             kind = type(self.layers[layer]).__name__
             raise PrunekitError(f"{self.model_type}: {kind} {layer} does not use transformers' attention interface")
-        code = sys.modules[type(module).__module__]
+        code = sys.modules[type(module).forward.__module__]  # a wrapper in place, as FSDP's, has another module
         eager = getattr(code, "eager_attention_forward", None)
         table = getattr(code, "ALL_ATTENTION_FUNCTIONS", ALL_ATTENTION_FUNCTIONS)
         return table.get_interface(self.implementation, eager)
@@ -300,7 +301,7 @@ class Family:
             found += [m for m in inner if isinstance(m, nn.Module) and m is not self.model]
         raise PrunekitError(f"model type '{self.model_type}': no decoder layers found in {type(self.model).__name__}")
 
-    def _layers(self) -> nn.ModuleList:
+    def _layers(self) -> Sequence[nn.Module]:
         return self.decoder.layers  # type: ignore[return-value]
 
     def _attention(self, layer: nn.Module) -> nn.Module | None:

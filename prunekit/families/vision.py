@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from prunekit.engine.tap import implementation_of
 from prunekit.errors import PrunekitError
+from prunekit.families.wrappers import unwrapped
 
 if TYPE_CHECKING:
     from prunekit.families.base import Family
@@ -45,14 +48,13 @@ class VisionTower:
         group: patches that the projector joins into one visual token.
         projector: the module that maps patches to visual tokens; None for an encoder alone.
         norm, tail: names, in a block, of the norm before the MLP and of the last module of the MLP's branch.
-        implementation: the attention implementation's name; "" where it is not transformers' interface (timm).
         packed: images stand behind each other in one sequence without a batch axis.
         tiled: images are cut into tiles.
         pixels: whether it takes images of other sizes, with interpolated positions.
     """
 
     module: nn.Module
-    blocks: nn.ModuleList | nn.Sequential
+    blocks: Sequence[nn.Module]
     attentions: tuple[nn.Module, ...]
     prefix: int
     read: int
@@ -62,12 +64,17 @@ class VisionTower:
     projector: nn.Module | None
     norm: str
     tail: str
-    implementation: str
     has_cls: bool
     packed: bool = False
     tiled: bool = False
     pixels: bool = True
     name: str = ""
+
+    @property
+    def implementation(self) -> str:
+        """The attention implementation's name of the moment; "" where it is not transformers' interface (timm)."""
+        config = getattr(self.attentions[0], "config", None)
+        return "" if config is None else implementation_of(config)
 
     def refuses_cuts(self) -> str | None:
         """Why tokens cannot go inside this encoder, None if they can."""
@@ -110,7 +117,8 @@ def _plain(family: Family, tower: nn.Module, projector: nn.Module) -> VisionTowe
         raise _unknown(name, f"its projector reads several layers, {list(layer)}")
     if (strategy == "default") != bool(prefix):
         raise _unknown(name, f"vision_feature_select_strategy='{strategy}' on {config.model_type}")
-    blocks: Any = next(m.layers for m in tower.modules() if isinstance(getattr(m, "layers", None), nn.ModuleList))
+    layers: Any = next(m.layers for m in tower.modules() if isinstance(getattr(m, "layers", None), nn.ModuleList))
+    blocks: list[Any] = [unwrapped(layer) for layer in layers]
     read = layer % (len(blocks) + 1) - 1
     if read < 0:
         raise _unknown(name, "its projector reads the patch embedding")
@@ -118,7 +126,7 @@ def _plain(family: Family, tower: nn.Module, projector: nn.Module) -> VisionTowe
     return VisionTower(
         module=tower,
         blocks=blocks,
-        attentions=tuple(block.self_attn for block in blocks),
+        attentions=tuple(unwrapped(block.self_attn) for block in blocks),
         prefix=prefix,
         read=read,
         patches=side * side,
@@ -127,7 +135,6 @@ def _plain(family: Family, tower: nn.Module, projector: nn.Module) -> VisionTowe
         projector=projector,
         norm="layer_norm2",
         tail="mlp",
-        implementation=_implementation(blocks[0].self_attn),
         has_cls=bool(prefix),
         tiled=name in TILED,
         name=name,
@@ -136,19 +143,19 @@ def _plain(family: Family, tower: nn.Module, projector: nn.Module) -> VisionTowe
 
 def _packed(family: Family, tower: Any) -> VisionTower:
     """A ViT of the Qwen-VL family."""
+    blocks: list[Any] = [unwrapped(block) for block in tower.blocks]
     return VisionTower(
         module=tower,
-        blocks=tower.blocks,
-        attentions=tuple(block.attn for block in tower.blocks),
+        blocks=blocks,
+        attentions=tuple(unwrapped(block.attn) for block in blocks),
         prefix=0,
-        read=len(tower.blocks) - 1,
+        read=len(blocks) - 1,
         patches=None,
         grid=None,
         group=tower.spatial_merge_size**2,
         projector=tower.merger,
         norm="norm2",
         tail="mlp",
-        implementation=_implementation(tower.blocks[0].attn),
         has_cls=False,
         packed=True,
         pixels=False,
@@ -168,15 +175,6 @@ def window_order(tower: Any, grids: torch.Tensor) -> torch.Tensor | None:
         return torch.argsort(torch.as_tensor(tower.get_window_index(grids)[0]))
     sizes = {"spatial_merge_size": tower.spatial_merge_size, "window_size": tower.window_size}
     return torch.argsort(make(grids, **sizes, patch_size=tower.patch_size, kwargs={})[0])
-
-
-def _implementation(attention: Any) -> str:
-    return getattr(attention.config, "_attn_implementation", None) or "eager"
-
-
-def is_timm(model: nn.Module) -> bool:
-    """Whether a model is one of timm's plain ViTs, without importing timm."""
-    return type(model).__module__.startswith("timm.") and hasattr(model, "blocks")
 
 
 def timm_tower(model: Any) -> VisionTower:
@@ -205,7 +203,6 @@ def timm_tower(model: Any) -> VisionTower:
         projector=None,
         norm="norm2",
         tail="drop_path2",
-        implementation="",
         has_cls=getattr(model, "cls_token", None) is not None,
         pixels=False,
         name=name,

@@ -231,7 +231,7 @@ class Pruner:
 
         Args:
             regions: where the answer of each sample of the batches to come is, for a scorer that asks (``oracle``):
-                boxes (x0, y0, x1, y1) as fractions of the image.
+                boxes (x0, y0, x1, y1) as fractions of the upright image, as the model sees it.
         """
         model = unwrap(model)
         session = EncoderSession(self, model) if is_timm(model) else Session(self, model, regions)

@@ -241,7 +241,7 @@ class Pruner:
 
         Args:
             regions: where the answer of each sample of the batches to come is, for a scorer that asks (``oracle``):
-                boxes (x0, y0, x1, y1) as fractions of the image.
+                boxes (x0, y0, x1, y1) as fractions of the upright image, as the model sees it.
             prompt: what of the batches to come is prompt, bool [B, S], where other tokens follow it that must not
                 choose what stays, such as a candidate answer; "all" if nothing does. ``generate`` and labels say it by
                 themselves.

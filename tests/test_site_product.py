@@ -123,7 +123,7 @@ def test_renumbered_positions_go_on_without_a_gap(name):
     word = torch.full((3, 1), 7)
     longer = {**batch.inputs, "input_ids": torch.cat([batch.inputs["input_ids"], word], 1)}
     longer["attention_mask"] = torch.cat([batch.inputs["attention_mask"], torch.ones_like(word)], 1)
-    with torch.no_grad(), prunekit.method(name, keep_tokens=6)(model):
+    with torch.no_grad(), prunekit.method(name, keep_tokens=6)(model, prompt="all"):
         out = model(**batch.inputs, use_cache=True)
         cache = {"past_key_values": out.past_key_values}
         step = model(input_ids=word, attention_mask=longer["attention_mask"], use_cache=True, **cache).logits[:, -1]

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from PIL import Image
 
-from prunekit.data.pictures import Picture
+from prunekit.data.pictures import READING, Picture
 from prunekit.data.render import render
 from prunekit.data.scene import scene_of
 from prunekit.errors import RowError
@@ -18,9 +18,9 @@ from prunekit.errors import RowError
 class Example:
     """A question, its accepted answers and where in the image the answer is.
 
-    ``regions`` are pixel boxes (x0, y0, x1, y1) of the image as rendered that hold what must be seen. What an answer
-    is worth says the data's metric (``prunekit.metrics``); of the embedded data it is right if it equals one of
-    ``answers`` after ``strip().lower()``.
+    ``regions`` are pixel boxes (x0, y0, x1, y1) that hold what must be seen, in the image as ``image()`` gives it:
+    upright. The data's metric (``prunekit.metrics``) scores an answer. For the embedded data it is right if it equals
+    one of ``answers`` after ``strip().lower()``.
     """
 
     id: str  # "test-00012-3": split, image, question
@@ -61,7 +61,7 @@ class Example:
         """Digest of all that a model is shown: the images, earlier turns, the question. Raises RowError."""
         digest = hashlib.sha256(repr((self.question, self.history)).encode())
         for picture in self.pictures:
-            digest.update(picture.digest().encode())
+            digest.update(f"{READING} {picture.digest()}".encode())
         for image in [] if self.pictures else self.images():
             digest.update(f"{image.size} {image.mode}".encode() + image.tobytes())
         return digest.hexdigest()[:24]

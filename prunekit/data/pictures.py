@@ -9,12 +9,34 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from prunekit.errors import RowError
 
 MAX_PIXELS = 50_000_000
 """More pixels than this in one picture are taken for a mistake unless ``data.max_pixels`` says otherwise."""
+
+READING = "upright"
+"""Stands in fingerprints of examples for the way pictures are read: answers to pictures that were read in another way
+(not turned, clipped) are not found again."""
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture upright, by its EXIF orientation."""
+
+TAGS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+"""Where Pillow keeps the orientation; nobody is to turn the picture a second time."""
+
+ORIENTATION, BITS, PHOTOMETRIC = 274, 258, 262
+"""Tags of EXIF and TIFF; a photometric interpretation of 0 means that white is 0."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +62,11 @@ class Picture:
         return hashlib.blake2b(self._bytes(), digest_size=12).hexdigest()
 
     def load(self) -> Image.Image:
-        """The picture in RGB.
+        """The picture in RGB, upright: turned as its EXIF orientation says, 16-bit grey scaled to 8 bits.
 
         Raises:
-            RowError: for a missing file, bytes that are no image, and more than ``max_pixels`` pixels.
+            RowError: for a missing file, bytes that are no image, more than ``max_pixels`` pixels, and pixels whose
+                range is not known (32-bit numbers, floating point).
         """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the limit is ours, and Pillow's remarks name no row
@@ -54,7 +77,7 @@ class Picture:
                         f"{self.where}: the image has {picture.width} x {picture.height} pixels, more than "
                         f"data.max_pixels={self.max_pixels}"
                     )
-                return picture.convert("RGB")
+                return upright(picture)
             except (RowError, MemoryError):
                 raise
             except Exception as error:  # decoders raise whatever they like
@@ -69,6 +92,49 @@ class Picture:
             raise RowError(
                 f"{self.where}: image '{self.source}': {getattr(error, 'strerror', None) or error}"
             ) from None
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """A picture as it was opened, in RGB and turned as its EXIF orientation says; the result has no orientation left.
+
+    Raises:
+        ValueError: for pixels whose range is not known.
+    """
+    picture.load()
+    colours = in_rgb(picture)
+    turn = TURNS.get(_orientation(picture))
+    if turn is not None:
+        colours = colours.transpose(turn)
+    for name in TAGS:
+        colours.info.pop(name, None)
+    return colours
+
+
+def in_rgb(picture: Image.Image) -> Image.Image:
+    """A loaded picture in RGB. Pillow's own conversion cuts all that is above 255 off; here 16-bit grey is scaled.
+
+    Raises:
+        ValueError: for pixels whose range is not known.
+    """
+    if picture.mode != "F" and not picture.mode.startswith("I"):
+        return picture.convert("RGB")
+    # Pillow keeps 16 bits in 32 where it reads PNG (in older releases) and PPM, scaled to the whole range already.
+    if not picture.mode.startswith("I;16") and picture.format not in ("PNG", "PPM"):
+        raise ValueError(f"pixels of Pillow's mode {picture.mode} have no known range; store it with 8 or 16 bits")
+    tags = getattr(picture, "tag_v2", {})
+    top = 2 ** min(16, int(np.ravel(tags.get(BITS, 16))[0])) - 1  # TIFF has 12 bits as well
+    grey = np.asarray(picture).astype(np.float32).clip(0, top) * (255 / top)
+    if tags.get(PHOTOMETRIC) == 0:
+        grey = 255 - grey
+    return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
+
+
+def _orientation(picture: Image.Image) -> int:
+    """The EXIF orientation, 1 (upright) without one or where it cannot be read."""
+    try:
+        return int(picture.getexif().get(ORIENTATION, 1))
+    except Exception:  # tags that are broken; the pixels are not
+        return 1
 
 
 def _reason(error: Exception) -> str:

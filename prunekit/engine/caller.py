@@ -64,13 +64,17 @@ class Caller:
             handles.append(module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True))
             handles.append(module.register_forward_hook(self._leave, always_call=True))
         if callable(getattr(self.inner, "generate", None)):
-            self.inner.generate = WatchedGenerate(self.inner.generate, self.call)  # type: ignore[assignment, arg-type]
+            watched = WatchedGenerate(self.inner.generate, self.call, "generate" in vars(self.inner))  # type: ignore[arg-type]
+            self.inner.generate = watched  # type: ignore[assignment]
         return handles
 
     def remove(self) -> None:
         """Give the model its own ``generate`` back. Idempotent."""
-        if isinstance(vars(self.inner).get("generate"), WatchedGenerate):
+        watched = vars(self.inner).get("generate")
+        if isinstance(watched, WatchedGenerate):
             del self.inner.generate
+            if watched.of_instance:
+                self.inner.generate = watched.generate  # type: ignore[assignment, arg-type]
 
     @property
     def labels(self) -> torch.Tensor | None:
@@ -97,13 +101,17 @@ class Caller:
 
 
 class WatchedGenerate:
-    """A model's ``generate`` that notes how long its prompt is."""
+    """A model's ``generate`` that notes how long its prompt is.
+
+    Args:
+        of_instance: whether it stood on the model itself, where it belongs again afterwards, and not on its class.
+    """
 
     of_session = True
     """No part of the model: a copy of it has its own ``generate``."""
 
-    def __init__(self, generate: Callable[..., Any], call: Call) -> None:
-        self.generate, self.call = generate, call
+    def __init__(self, generate: Callable[..., Any], call: Call, of_instance: bool) -> None:
+        self.generate, self.call, self.of_instance = generate, call, of_instance
         functools.update_wrapper(self, generate)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

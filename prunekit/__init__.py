@@ -3,8 +3,8 @@
 from prunekit.components.base import Cut, Fusion, Reducer, RowScorer, Schedule, Scorer, Selector
 from prunekit.engine.state import CutRecord, Trace
 from prunekit.errors import PrunekitError
-from prunekit.presets import method, methods
-from prunekit.pruner import Handle, Pruner, remove
+from prunekit.pruning.presets import method, methods
+from prunekit.pruning.pruner import Handle, Pruner, remove
 from prunekit.registry import available, compose, create, register
 
 __version__ = "0.1.0"

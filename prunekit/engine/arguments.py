@@ -50,7 +50,7 @@ def _make(session: Session, index: int, name: str, value: Any, state: Prefill, h
         return _mask(session, index, name, value, state, hidden)
     if name in KEY_PLACES:
         return _carry_places(value, state)
-    if session.pruner.positions == "renumber" and name in ("position_embeddings", "position_ids"):
+    if session.plan.positions == "renumber" and name in ("position_embeddings", "position_ids"):
         numbers = renumbered(session.positions, state)
         return numbers if name == "position_ids" else family.rotary(hidden, numbers)  # type: ignore[misc]
     if _is_handed_on(value, state):

@@ -23,7 +23,7 @@ def corrects_steps(session: Session) -> bool:
     own, keys chosen by an earlier layer."""
     family = session.family
     return (
-        session.pruner.positions == "renumber"
+        session.plan.positions == "renumber"
         or type(family).decode_arguments is not Family.decode_arguments
         or type(family).takes_local_mask is not Family.takes_local_mask
         or family.single_steps
@@ -42,7 +42,7 @@ def decode_layer(
     held = cache.layers[slot] if cache is not None and slot < len(cache.layers) else None
     if not isinstance(held, PrunedLayerMixin) or held.prompt_index is None:
         return None
-    borrows, renumber = index in held.gone, session.pruner.positions == "renumber"
+    borrows, renumber = index in held.gone, session.plan.positions == "renumber"
     queries = hidden.shape[session.family.token_axis]
     if queries > 1 and session.family.single_steps:
         name = session.family.model_type

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,11 +24,10 @@ from prunekit.engine.cache import cache_in
 from prunekit.engine.guards import checkpoints
 from prunekit.engine.hooks import Session
 from prunekit.engine.layout import Stage
+from prunekit.engine.plan import Plan
 from prunekit.engine.state import CutRecord, Prefill
 from prunekit.errors import PrunekitError
-
-if TYPE_CHECKING:
-    from prunekit.pruner import Pruner
+from prunekit.families import Family
 
 FLOOR = 1e-16
 """What is added to a gate before its logarithm: with gate 0 a key keeps this share of its weight."""
@@ -58,19 +57,19 @@ class GateSession(Session):
             renumbered positions, layers without a mask over keys.
     """
 
-    def __init__(self, pruner: Pruner, model: nn.Module, gate: Gate) -> None:
-        super().__init__(pruner, model)
+    def __init__(self, plan: Plan, family: Family, gate: Gate, model: nn.Module | None = None) -> None:
+        super().__init__(plan, family, model)
         self.gate = gate
         self._check()
 
     def _check(self) -> None:
-        pruner, family = self.pruner, self.family
-        if pruner.reducer.changes_tokens or pruner.reducer.adds_tokens:
-            raise PrunekitError(f"a gate stands for reducer 'drop', not '{pruner.reducer.registered_name}'")
-        if self.plan.vision is not None:
-            raise PrunekitError(f"schedule '{pruner.schedule.registered_name}': no gate inside a vision encoder")
-        if pruner.positions != "keep":
-            raise PrunekitError(f"positions={pruner.positions}: a gate leaves tokens where they are (positions=keep)")
+        plan, family = self.plan, self.family
+        if plan.reducer.changes_tokens or plan.reducer.adds_tokens:
+            raise PrunekitError(f"a gate stands for reducer 'drop', not '{plan.reducer.registered_name}'")
+        if plan.cuts_inside_encoder:
+            raise PrunekitError("a gate cannot stand for a cut inside the vision encoder")
+        if plan.positions != "keep":
+            raise PrunekitError(f"positions={plan.positions}: a gate leaves tokens where they are (positions=keep)")
         self.check_masks()
         lenders = [i for i in self.plan.evidence_layers if family.key_layers[i] != i]
         if lenders and checkpoints(family):
@@ -114,7 +113,7 @@ class GateSession(Session):
         gates = self._local.gates
         if gates.bias is not None:
             kwargs = {**kwargs, "attention_mask": self._gated(kwargs.get("attention_mask"), state, hidden)}
-        if index in self.plan.evidence_layers and checkpoints(self.family) and self.pruner.scorer.uses_attention:
+        if index in self.plan.evidence_layers and checkpoints(self.family) and self.plan.scorer.uses_attention:
             self._look(index, state, hidden, kwargs)
         return None if gates.bias is None else ((hidden,), kwargs)
 

@@ -14,7 +14,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,7 +26,7 @@ from prunekit.engine.caller import Caller, PromptMarks, check_whole, fit_marks, 
 from prunekit.engine.checks import nan_scores, raise_nan
 from prunekit.engine.choice import Choice, carry_sources, choose, reduce
 from prunekit.engine.decode import corrects_steps, decode_layer, mask_over_keys
-from prunekit.engine.encoder import EncoderHooks, make_encoder_hooks
+from prunekit.engine.encoder import EncoderHooks
 from prunekit.engine.guards import (
     check_budget,
     check_checkpointing,
@@ -39,15 +39,14 @@ from prunekit.engine.guards import (
 )
 from prunekit.engine.layout import Layout, repeated, take
 from prunekit.engine.mounted import NotCopied, mount
+from prunekit.engine.plan import Plan
 from prunekit.engine.state import CutRecord, Prefill, Trace, TraceRecord
 from prunekit.engine.tap import Taps, attention_inputs
 from prunekit.engine.view import LayerView, Regions
 from prunekit.engine.vision import arrive
 from prunekit.errors import PrunekitError
-from prunekit.families import Family, family_of
-
-if TYPE_CHECKING:
-    from prunekit.pruner import Plan, Pruner
+from prunekit.families import Family
+from prunekit.families.vision import vision_of
 
 _pruned: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Any]] = weakref.WeakKeyDictionary()
 
@@ -78,19 +77,19 @@ class Session(NotCopied):
 
     def __init__(
         self,
-        pruner: Pruner,
-        model: nn.Module,
+        plan: Plan,
+        family: Family,
+        model: nn.Module | None = None,
+        *,
         regions: Regions | None = None,
         prompt: PromptMarks | None = None,
         visual: torch.Tensor | None = None,
     ) -> None:
-        self.pruner, self.regions, self.prompt, self.visual = pruner, regions, prompt, visual
-        self.family: Family = family_of(model)
-        self.plan: Plan = pruner.plan(self.family)
-        self.encoder: EncoderHooks | None = make_encoder_hooks(pruner, self.plan)
-        if reason := self.family.refuses_cuts(self.plan.cut_layers):
-            raise PrunekitError(f"model type '{self.family.model_type}' cannot be pruned here: {reason}")
-        self.caller = Caller(model, self.family.model)
+        self.plan, self.family = plan, family
+        self.regions, self.prompt, self.visual = regions, prompt, visual
+        self.tower = None if plan.encoder is None else vision_of(family)
+        self.encoder = None if plan.encoder is None or self.tower is None else EncoderHooks(self.tower, plan.encoder)
+        self.caller = Caller(family.model if model is None else model, family.model)
         self.trace = Trace()
         self._local = threading.local()
         self._handles: list[Any] = []
@@ -145,13 +144,13 @@ class Session(NotCopied):
                 self._handles.append(embeddings.register_forward_pre_hook(self._note_ids, with_kwargs=True))
             if (decoder := self.family.decoder) is not core:
                 self._handles.append(decoder.register_forward_pre_hook(self._enter_decoder, with_kwargs=True))
-            if self.pruner.positions == "renumber" and (rotary := self.family.rotary) is not None:
+            if self.plan.positions == "renumber" and (rotary := self.family.rotary) is not None:
                 self._handles.append(rotary.register_forward_pre_hook(self._note_positions, with_kwargs=True))
             for index in range(self.plan.first_layer, self.family.depth):
                 if (bias := self.family.relative_bias(index)) is not None:
                     self._handles.append(bias.register_forward_hook(self._bias_hook(index)))
             adjusted = range(self.plan.first_layer, self.family.depth) if self.adjusts else ()
-            evidence = self.plan.evidence_layers if self.pruner.scorer.uses_attention else ()
+            evidence = self.plan.evidence_layers if self.plan.scorer.uses_attention else ()
             mixed = (i for i in range(self.plan.first_layer, self.family.depth) if self.family.mixes_and_attends(i))
             for index in sorted({*adjusted, *evidence, *mixed}):
                 self._tap(index)
@@ -186,7 +185,7 @@ class Session(NotCopied):
                 mask = mask_over_keys(self, mask, state, query)
             if state is not None and state.stage.index is not None:
                 query = self.family.adjust_query(index, query, state.stage.index)
-            if state is not None and index in self.plan.evidence_layers and self.pruner.scorer.uses_attention:
+            if state is not None and index in self.plan.evidence_layers and self.plan.scorer.uses_attention:
                 if getattr(self._local, "ahead", False):  # the layer runs for this alone
                     raise Peeked(attention_inputs(module, query, key, mask, kwargs, None))
                 # A layer that will be run again must not save more for the backward pass than it will then.
@@ -229,17 +228,17 @@ class Session(NotCopied):
         self._keep_evidence(state, index, view)
 
     def _keep_evidence(self, state: Prefill, index: int, view: LayerView) -> None:
-        counted = self.pruner.selector.counts_rows and index in self.plan.last_evidence
-        if self.pruner.fusion.joins_views or counted:
+        counted = self.plan.selector.counts_rows and index in self.plan.last_evidence
+        if self.plan.fusion.joins_views or counted:
             state.views[index] = view
-        if not self.pruner.fusion.joins_views:
+        if not self.plan.fusion.joins_views:
             state.scores[index] = self._scores(view)
 
     def _scores(self, view: Any) -> torch.Tensor:
-        scores = self.pruner.scorer.score(view)
+        scores = self.plan.scorer.score(view)
         if not isinstance(scores, torch.Tensor) or scores.shape != view.alive.shape:
             shape = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
-            name = type(self.pruner.scorer).__name__
+            name = type(self.plan.scorer).__name__
             raise PrunekitError(
                 f"{name}.score returned {shape} at layer {view.layer}, not [B, N] = {tuple(view.alive.shape)}"
             )
@@ -399,7 +398,7 @@ class Session(NotCopied):
         state.stages.append(state.stage)
         state.hidden = self.family.one_state(hidden) if index in self.plan.evidence_layers else None
         ahead = index in state.scores or index in state.views
-        if state.hidden is not None and not ahead and not self.pruner.scorer.uses_attention:
+        if state.hidden is not None and not ahead and not self.plan.scorer.uses_attention:
             self._keep_evidence(state, index, state.view(index, state.hidden, self.family.grid))
         return self._passed_on(index, state, hidden, kwargs)
 
@@ -413,12 +412,12 @@ class Session(NotCopied):
         self, index: int, state: Prefill, hidden: torch.Tensor, arguments: dict[str, Any]
     ) -> tuple[torch.Tensor, LayerView, Choice]:
         """Scores [B, N] before layer ``index`` (NaN where gone), its view, and what stays."""
-        if index in self.plan.evidence[index]:
+        if index in self.plan.cuts[index].evidence:
             self._keep_evidence(state, index, view_ahead(self, index, state, hidden, arguments))
         scores = self._fused_scores(index, state, hidden).to(state.kept.device).masked_fill(~state.kept, torch.nan)
-        view = state.view(index, self.family.one_state(hidden), self.family.grid, self.plan.site(index))
+        view = state.view(index, self.family.one_state(hidden), self.family.grid, self.plan.cuts[index].site)
         choice = choose(self, index, state, scores, view)
-        wanted = {layer for cut, layers in self.plan.evidence.items() if cut > index for layer in layers}
+        wanted = {layer for cut in self.plan.cuts.values() if cut.layer > index for layer in cut.evidence}
         state.views = {layer: view for layer, view in state.views.items() if layer in wanted}
         return scores, view, choice
 
@@ -428,7 +427,7 @@ class Session(NotCopied):
         if choice.lengths == state.stage.lengths:
             state.cuts.append(CutRecord(view.site, index, choice.kept, scores))
             return hidden
-        reducer, before, added = self.pruner.reducer, state.kept, None
+        reducer, before, added = self.plan.reducer, state.kept, None
         if choice.added or reducer.changes_tokens:
             hidden, added = reduce(self, state, choice, scores, hidden, view)
         kept = choice.kept if added is None else choice.kept | added
@@ -437,18 +436,18 @@ class Session(NotCopied):
         sources = None if targets is None else carry_sources(state, kept, targets)
         state.cuts.append(CutRecord(view.site, index, kept, scores, added, sources))
         hidden = take(hidden, state.shorten(kept, choice.lengths), self.family.token_axis)
-        if self.pruner.positions == "renumber" and (added is not None or reducer.changes_tokens):
+        if self.plan.positions == "renumber" and (added is not None or reducer.changes_tokens):
             goes = (before & ~kept).any(1, keepdim=True)  # a sample of which nothing goes stays as it is
             ranks = reducer.ranks_in(view, ranked, choice.kept, more).to(goes.device) * goes
             hidden = take(hidden, state.rearrange(ranks), self.family.token_axis)
         return hidden
 
     def _fused_scores(self, index: int, state: Prefill, hidden: torch.Tensor) -> torch.Tensor:
-        layers, fusion = self.plan.evidence[index], self.pruner.fusion
+        layers, fusion = list(self.plan.cuts[index].evidence), self.plan.fusion
         if fusion.joins_views:
-            return fusion.fuse_views([state.views[layer] for layer in layers], self.pruner.scorer)
+            return fusion.fuse_views([state.views[layer] for layer in layers], self.plan.scorer)
         if not layers:
-            view = state.view(index, self.family.one_state(hidden), self.family.grid, self.plan.site(index))
+            view = state.view(index, self.family.one_state(hidden), self.family.grid, self.plan.cuts[index].site)
             return self._scores(view)
         found = [state.scores[layer].to(hidden.device) for layer in layers]
         return fusion.fuse(torch.stack(found), layers)

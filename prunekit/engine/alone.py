@@ -10,7 +10,7 @@ from torch import nn
 from prunekit.engine.encoder import EncoderHooks
 from prunekit.engine.encoder_run import EncoderPlan
 from prunekit.engine.hooks import hold, release
-from prunekit.engine.mounted import NotCopied
+from prunekit.engine.mounted import Mounted, NotCopied, mark
 from prunekit.engine.state import Trace
 from prunekit.engine.vision import VisionRecord
 from prunekit.families.vision import timm_tower
@@ -30,18 +30,22 @@ class EncoderSession(NotCopied):
         self.trace = Trace()
         self._hooks = EncoderHooks(pruner, self.tower, self.plan, frozenset())
         self._hooks.publish = self._publish
+        self._marks: list[Mounted] = []
 
     def install(self) -> None:
         """Put the hooks on; a failure leaves the model untouched."""
         hold(self.model, self)
         try:
             self._hooks.install()
+            self._marks = mark(self.model)
         except BaseException:
             self.remove()
             raise
 
     def remove(self) -> None:
         """Take everything off again. Idempotent."""
+        for handle in self._marks:
+            handle.remove()
         self._hooks.remove()
         release(self.model, self)
 

@@ -35,7 +35,7 @@ from prunekit.engine.guards import (
     implementations,
 )
 from prunekit.engine.layout import Layout, repeated, take
-from prunekit.engine.mounted import NotCopied, mount
+from prunekit.engine.mounted import NotCopied, guard, mark
 from prunekit.engine.state import CutRecord, Prefill, Trace
 from prunekit.engine.tap import Taps, attention_inputs
 from prunekit.engine.view import LayerView, Regions
@@ -131,7 +131,8 @@ class Session(NotCopied):
             evidence = self.plan.evidence_layers if self.pruner.scorer.uses_attention else ()
             for index in sorted({*adjusted, *evidence}):
                 self._tap(index)
-            self._handles += mount(self._handles, [self.family.model])
+            guard(self._handles)
+            self._handles += mark(self.family.model)
         except BaseException:
             self.remove()
             raise

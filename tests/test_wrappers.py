@@ -351,3 +351,19 @@ def test_a_handle_is_not_copied_and_says_so(how):
         COPIES[how](handle)
     assert "\n" not in str(caught.value)
     assert copy.deepcopy(PRUNER).keep_ratio == pickle.loads(pickle.dumps(PRUNER)).keep_ratio == 0.3
+
+
+def test_hooked_modules_show_the_signatures_and_forwards_that_they_have():
+    """``generate`` reads which arguments a model takes; accelerate's hooks put a ``forward`` of their own on a module."""
+    import inspect
+
+    model = tiny_model("llava")
+    layer = model.get_decoder().layers[0]
+    layer.forward = functools.partial(type(layer).forward, layer)
+    given, signature, dense = layer.forward, inspect.signature(model.model.forward), logits(model)
+    with PRUNER(model):
+        assert inspect.signature(model.model.forward) == signature
+        assert torch.equal(logits(twin := copy.deepcopy(model)), dense)
+        assert isinstance(vars(twin.get_decoder().layers[0])["forward"], functools.partial)
+    assert layer.forward is given and "forward" not in vars(model.model)
+    assert torch.equal(logits(model), dense)

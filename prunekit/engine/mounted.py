@@ -61,7 +61,7 @@ class Mounted:
         self._module, own_entries = module, vars(module)
         hooks = tuple(len(getattr(module, name)) for name in HOOKS)
         self._before = own_entries.get("forward")  # accelerate puts one there
-        self._forward = types.MethodType(forward_behind(hooks), module)
+        self._forward = types.MethodType(forward_behind(type(module), hooks), module)
         own_entries["forward"] = self._forward
         own_entries[BEFORE] = self._before
         own_entries["__getstate__"] = functools.partial(plain_state, module)
@@ -78,11 +78,11 @@ class Mounted:
 
 
 @functools.cache
-def forward_behind(hooks: tuple[int, ...]) -> Callable[..., Any]:
-    """A ``forward`` that is the module's own, but another one for torch.compile, which tells them apart by their code:
-    one for each number of hooks."""
+def forward_behind(kind: type[nn.Module], hooks: tuple[int, ...]) -> Callable[..., Any]:
+    """The ``forward`` of a kind of module, but another one for torch.compile, which tells them apart by their code: one
+    for each number of hooks. Its signature, which ``generate`` looks at, is the kind's own."""
     code = _forward.__code__.replace(co_name=f"forward_behind_{'_and_'.join(map(str, hooks))}_hooks")
-    made = types.FunctionType(code, _forward.__globals__)
+    made = functools.update_wrapper(types.FunctionType(code, _forward.__globals__), kind.forward)
     made.of_session = True  # type: ignore[attr-defined]
     return made
 

@@ -354,7 +354,7 @@ def test_a_handle_is_not_copied_and_says_so(how):
 
 
 def test_hooked_modules_show_the_signatures_and_forwards_that_they_have():
-    """``generate`` reads which arguments a model takes; accelerate's hooks put a ``forward`` of their own on a module."""
+    """``generate`` reads which arguments a model takes; accelerate puts a ``forward`` of its own on a module."""
     import inspect
 
     model = tiny_model("llava")

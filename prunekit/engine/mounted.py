@@ -61,7 +61,7 @@ class Mounted:
         self._module, own_entries = module, vars(module)
         hooks = tuple(len(getattr(module, name)) for name in HOOKS)
         self._before = own_entries.get("forward")  # accelerate puts one there
-        self._forward = types.MethodType(forward_behind(type(module), hooks), module)
+        self._forward = types.MethodType(forward_behind(type(module), hooks), module)  # type: ignore[arg-type]
         own_entries["forward"] = self._forward
         own_entries[BEFORE] = self._before
         own_entries["__getstate__"] = functools.partial(plain_state, module)

@@ -29,7 +29,7 @@ def learned(depth: int = 6, dtype=torch.float32):
 
 def gate_session(pruner, model, gate):
     family = family_of(model)
-    return GateSession(pruner.plan(family), family, gate, model)
+    return GateSession(pruner.plan(family), family, gate)
 
 
 def gated(model, batch, pruner, gate):

@@ -7,7 +7,7 @@ from torch import nn
 
 from prunekit.engine.encoder import EncoderHooks
 from prunekit.engine.hooks import hold, release
-from prunekit.engine.mounted import NotCopied
+from prunekit.engine.mounted import Mounted, NotCopied, mark
 from prunekit.engine.plan import EncoderPlan
 from prunekit.engine.state import Trace, TraceRecord
 from prunekit.engine.vision import VisionRecord
@@ -22,18 +22,22 @@ class EncoderSession(NotCopied):
         self.trace = Trace()
         self._hooks = EncoderHooks(tower, plan)
         self._hooks.publish = self._publish
+        self._marks: list[Mounted] = []
 
     def install(self) -> None:
         """Put the hooks on; a failure leaves the model untouched."""
         hold(self.model, self)
         try:
             self._hooks.install()
+            self._marks = mark(self.model)
         except BaseException:
             self.remove()
             raise
 
     def remove(self) -> None:
         """Take everything off again. Idempotent."""
+        for handle in self._marks:
+            handle.remove()
         self._hooks.remove()
         release(self.model, self)
 

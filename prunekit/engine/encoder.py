@@ -18,7 +18,7 @@ from torch import nn
 
 from prunekit.engine.encoder_run import EncoderRun, attention_function, packed_grids, packed_rows
 from prunekit.engine.layout import take
-from prunekit.engine.mounted import NotCopied, mount, own
+from prunekit.engine.mounted import NotCopied, guard, own
 from prunekit.engine.plan import EncoderPlan
 from prunekit.engine.precision import in_float32, model_precision
 from prunekit.engine.rows import AttentionInputs
@@ -66,7 +66,7 @@ class EncoderHooks(NotCopied):
             add(tower.projector.register_forward_hook(self._leave_projector))
         else:
             add(tower.blocks[-1].register_forward_hook(self._leave_alone))
-        self._handles += mount(self._handles, [tower.module, tower.projector, self._packing])
+        guard(self._handles)
 
     def remove(self) -> None:
         """Take everything off again. Idempotent."""

@@ -57,8 +57,8 @@ class GateSession(Session):
             renumbered positions, layers without a mask over keys.
     """
 
-    def __init__(self, plan: Plan, family: Family, gate: Gate, model: nn.Module | None = None) -> None:
-        super().__init__(plan, family, model)
+    def __init__(self, plan: Plan, family: Family, gate: Gate) -> None:
+        super().__init__(plan, family)
         self.gate = gate
         self._check()
 

@@ -38,7 +38,7 @@ from prunekit.engine.guards import (
     implementations,
 )
 from prunekit.engine.layout import Layout, repeated, take
-from prunekit.engine.mounted import NotCopied, mount
+from prunekit.engine.mounted import NotCopied, guard, mark
 from prunekit.engine.plan import Plan
 from prunekit.engine.state import CutRecord, Prefill, Trace, TraceRecord
 from prunekit.engine.tap import Taps, attention_inputs
@@ -79,7 +79,6 @@ class Session(NotCopied):
         self,
         plan: Plan,
         family: Family,
-        model: nn.Module | None = None,
         *,
         regions: Regions | None = None,
         prompt: PromptMarks | None = None,
@@ -89,7 +88,7 @@ class Session(NotCopied):
         self.regions, self.prompt, self.visual = regions, prompt, visual
         self.tower = None if plan.encoder is None else vision_of(family)
         self.encoder = None if plan.encoder is None or self.tower is None else EncoderHooks(self.tower, plan.encoder)
-        self.caller = Caller(family.model if model is None else model, family.model)
+        self.caller = Caller(family.model)
         self.trace = Trace()
         self._local = threading.local()
         self._handles: list[Any] = []
@@ -155,7 +154,8 @@ class Session(NotCopied):
             for index in sorted({*adjusted, *evidence, *mixed}):
                 self._tap(index)
             self._handles += self.caller.install()
-            self._handles += mount(self._handles, [self.family.model, *self.caller.modules])
+            guard(self._handles)
+            self._handles += mark(self.family.model)
         except BaseException:
             self.remove()
             raise

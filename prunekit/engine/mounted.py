@@ -8,6 +8,7 @@ a session gets one that leaves them out, for as long as they are on.
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -24,6 +25,9 @@ FLAGS = {
     "_forward_hooks_always_called": "_forward_hooks",
 }
 """Where a module notes how its hooks are called, beside the hooks."""
+
+BEFORE = "_forward_before_pruning"
+"""Where a module keeps a ``forward`` of its own while a session's hooks are on it."""
 
 
 def own(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,21 +50,54 @@ def _is_own(value: Any) -> bool:
     return getattr(value, "of_session", False) is True
 
 
-class PlainCopies:
-    """Makes copies of a module leave out what a session put on it; a handle like those of hooks."""
+class Mounted:
+    """Marks a module that carries a session's hooks, for as long as they are on; a handle like those of hooks.
+
+    Copies leave the session out, and compiled graphs of the module are made anew: torch.compile does not look whether
+    hooks have come or gone since, but whether ``forward`` is still the same.
+    """
 
     def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        module.__dict__["__getstate__"] = functools.partial(plain_state, module)
+        self._module, own_entries = module, vars(module)
+        hooks = tuple(len(getattr(module, name)) for name in HOOKS)
+        self._before = own_entries.get("forward")  # accelerate puts one there
+        self._forward = types.MethodType(forward_behind(type(module), hooks), module)  # type: ignore[arg-type]
+        own_entries["forward"] = self._forward
+        own_entries[BEFORE] = self._before
+        own_entries["__getstate__"] = functools.partial(plain_state, module)
 
     def remove(self) -> None:
-        """Let the module be copied as it is again."""
-        self._module.__dict__.pop("__getstate__", None)
+        """Leave the module as it was."""
+        own_entries = vars(self._module)
+        own_entries.pop("__getstate__", None)
+        own_entries.pop(BEFORE, None)
+        if own_entries.get("forward") == self._forward:  # nobody has put another around it
+            del own_entries["forward"]
+            if self._before is not None:
+                own_entries["forward"] = self._before
+
+
+@functools.cache
+def forward_behind(kind: type[nn.Module], hooks: tuple[int, ...]) -> Callable[..., Any]:
+    """The ``forward`` of a kind of module, but another one for torch.compile, which tells them apart by their code: one
+    for each number of hooks. Its signature, which ``generate`` looks at, is the kind's own."""
+    code = _forward.__code__.replace(co_name=f"forward_behind_{'_and_'.join(map(str, hooks))}_hooks")
+    made = functools.update_wrapper(types.FunctionType(code, _forward.__globals__), kind.forward)
+    made.of_session = True  # type: ignore[attr-defined]
+    return made
+
+
+def _forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    before = self.__dict__.get("_forward_before_pruning")
+    return type(self).forward(self, *args, **kwargs) if before is None else before(*args, **kwargs)
 
 
 def plain_state(module: nn.Module) -> dict[str, Any]:
     """What a module holds, less what a session put on it."""
-    state = {name: value for name, value in vars(module).items() if name != "__getstate__" and not _is_own(value)}
+    left_out = (BEFORE, "__getstate__")
+    state = {name: value for name, value in vars(module).items() if name not in left_out and not _is_own(value)}
+    if (before := vars(module).get(BEFORE)) is not None and "forward" not in state:
+        state["forward"] = before
     for name in HOOKS:
         state[name] = type(state[name])((key, hook) for key, hook in state[name].items() if not _is_own(hook))
     for name, hooks in FLAGS.items():
@@ -68,14 +105,16 @@ def plain_state(module: nn.Module) -> dict[str, Any]:
     return state
 
 
-def mount(handles: Iterable[Any], roots: Iterable[nn.Module | None]) -> list[PlainCopies]:
-    """Make the hooks of ``handles`` a session's ``own``, on modules at or below ``roots``: handles of what keeps them
-    out of copies."""
+def guard(handles: Iterable[Any]) -> None:
+    """Make the hooks of ``handles`` a session's ``own``."""
     for handle in handles:
         hooks = handle.hooks_dict_ref()
         hooks[handle.id] = own(hooks[handle.id])
-    modules = dict.fromkeys(module for root in roots if root is not None for module in root.modules())
-    return [PlainCopies(module) for module in modules if _carries(module)]
+
+
+def mark(model: nn.Module) -> list[Mounted]:
+    """Mark the modules of a model that carry a session's hooks, once all of them are on."""
+    return [Mounted(module) for module in model.modules() if _carries(module)]
 
 
 def _carries(module: nn.Module) -> bool:

@@ -73,7 +73,7 @@ class Pruner(Recipe):
             session: Session | EncoderSession = EncoderSession(planner.plan_encoder(self, tower), tower, inner)
         else:
             family = family_of(model)
-            session = Session(self.plan(family), family, model, regions=regions, prompt=prompt, visual=visual)
+            session = Session(self.plan(family), family, regions=regions, prompt=prompt, visual=visual)
         session.install()
         return Handle(session)
 

@@ -49,10 +49,10 @@ class TrainedModel(nn.Module):
         family = family_of(model)
         plan = pruner.plan(family)
         if settings.gate == NO_GATE or settings.kind == "compressor":
-            self.session = Session(plan, family, model)
+            self.session = Session(plan, family)
         else:
             self.gate = SigmoidGate(settings.gate, settings.temperature, settings.gate_clip)
-            self.session = GateSession(plan, family, self.gate, model)
+            self.session = GateSession(plan, family, self.gate)
         self.logits_to_keep = "logits_to_keep" in inspect.signature(type(unwrap(model)).forward).parameters
         if settings.checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from prunekit.engine.guards import check_replica
 from prunekit.engine.layout import real_tokens
 from prunekit.errors import PrunekitError
 
@@ -88,6 +89,7 @@ class Caller:
         return None
 
     def _enter(self, names: tuple[str, ...], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        check_replica(module, self.model)
         self.call.depth += 1
         labels = {**dict(zip(names, args, strict=False)), **kwargs}.get("labels")
         if labels is not None:

@@ -58,9 +58,9 @@ def check_weights(reducer: Reducer, tower: VisionTower) -> None:
         raise PrunekitError(f"{tower.implementation} cannot weigh attention by sizes: use 'sdpa'")
 
 
-def check_core(session: Session, core: nn.Module) -> None:
+def check_replica(module: nn.Module, own: nn.Module) -> None:
     """DataParallel's replicas share the hooks of the model, but have weights, devices and threads of their own."""
-    if core is not session.family.core:
+    if module is not own:
         raise PrunekitError(
             "DataParallel on several devices replicates the pruned model: use DistributedDataParallel, one process a "
             "device, or DataParallel(model, device_ids=[0])"

@@ -30,9 +30,9 @@ from prunekit.engine.encoder import EncoderHooks
 from prunekit.engine.guards import (
     check_budget,
     check_checkpointing,
-    check_core,
     check_implementation,
     check_packing,
+    check_replica,
     check_sequence,
     checkpoints,
     implementations,
@@ -253,7 +253,7 @@ class Session(NotCopied):
         local = self._local
         local.depth = getattr(local, "depth", 0) + 1
         self.check_scores()
-        check_core(self, core)
+        check_replica(core, self.family.core)
         check_implementation(self)
         local.prefill, local.decode_memo, local.held, local.positions, local.plain = None, {}, None, None, False
         local.text_only = None

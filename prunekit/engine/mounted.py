@@ -61,7 +61,7 @@ class Mounted:
         self._module, own_entries = module, vars(module)
         hooks = tuple(len(getattr(module, name)) for name in HOOKS)
         self._before = own_entries.get("forward")  # accelerate puts one there
-        self._forward = types.MethodType(forward_behind(type(module), hooks), module)  # type: ignore[arg-type]
+        self._forward = types.MethodType(forward_behind(type(module), hooks, self._before), module)
         own_entries["forward"] = self._forward
         own_entries[BEFORE] = self._before
         own_entries["__getstate__"] = functools.partial(plain_state, module)
@@ -77,19 +77,28 @@ class Mounted:
                 own_entries["forward"] = self._before
 
 
+def forward_behind(
+    kind: type[nn.Module], hooks: tuple[int, ...], before: Callable[..., Any] | None
+) -> Callable[..., Any]:
+    """The ``forward`` of a kind of module, or ``before`` where a module has one of its own, but another function for
+    torch.compile, which tells them apart by their code: one for each number of hooks. Its signature, which ``generate``
+    looks at, is the kind's own."""
+    function = types.FunctionType(_code(kind, hooks), globals(), closure=(types.CellType(before),))
+    forward = functools.update_wrapper(function, kind.forward)
+    forward.of_session = True  # type: ignore[attr-defined]
+    return forward
+
+
 @functools.cache
-def forward_behind(kind: type[nn.Module], hooks: tuple[int, ...]) -> Callable[..., Any]:
-    """The ``forward`` of a kind of module, but another one for torch.compile, which tells them apart by their code: one
-    for each number of hooks. Its signature, which ``generate`` looks at, is the kind's own."""
-    code = _forward.__code__.replace(co_name=f"forward_behind_{'_and_'.join(map(str, hooks))}_hooks")
-    made = functools.update_wrapper(types.FunctionType(code, _forward.__globals__), kind.forward)
-    made.of_session = True  # type: ignore[attr-defined]
-    return made
+def _code(kind: Any, hooks: tuple[int, ...]) -> types.CodeType:
+    return _passing_on(None).__code__.replace(co_name=f"forward_behind_{'_and_'.join(map(str, hooks))}_hooks")
 
 
-def _forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    before = self.__dict__.get("_forward_before_pruning")
-    return type(self).forward(self, *args, **kwargs) if before is None else before(*args, **kwargs)
+def _passing_on(before: Callable[..., Any] | None) -> Callable[..., Any]:
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return type(self).forward(self, *args, **kwargs) if before is None else before(*args, **kwargs)
+
+    return forward
 
 
 def plain_state(module: nn.Module) -> dict[str, Any]:

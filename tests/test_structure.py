@@ -210,13 +210,13 @@ class TestNoWaiting:
         """There the check waits for the device, so a prefill leaves it to whoever waits anyway."""
         model, batch = tiny_model("llava"), make_batch("llava")
         session = hooks.Session(prunekit.Pruner().plan(make_family(model)), make_family(model))
-        session._local.unchecked = [(2, torch.tensor([False, True, False]))]
+        session.thread.unchecked = ((2, torch.tensor([False, True, False])),)
         handle = prunekit.Handle(session)
         with pytest.raises(ValueError, match=r"layer 2, samples \[1\]"):
             handle.remove()
         handle.remove()
         session.install()
-        session._local.unchecked = [(2, torch.tensor([True, False]))]
+        session.thread.unchecked = ((2, torch.tensor([True, False])),)
         with torch.no_grad(), pytest.raises(ValueError, match=r"layer 2, samples \[0\]"):
             model(**batch.inputs)
         session.remove()

@@ -26,9 +26,9 @@ def compact(session: Session, index: int, name: str, value: Any, state: Prefill,
     keys, family = key_stage(session, index, state), session.family
     flags = family.takes_padding_mask(index), family.mixes_and_attends(index), -1 if keys is None else keys.number
     key = (name, id(value), state.stage.number, flags)
-    if key not in state.memo:
-        state.memo[key] = (value, _make(session, index, name, value, state, hidden))
-    return state.memo[key][1]
+    if key not in state.arguments:
+        state.arguments[key] = (value, _make(session, index, name, value, state, hidden))
+    return state.arguments[key][1]
 
 
 def key_stage(session: Session, index: int, state: Prefill) -> Stage | None:

@@ -137,9 +137,9 @@ def mask_over_keys(session: Session, mask: Any, state: Prefill | None, query: to
         if mask is None or mask.ndim != 2:
             return mask
         key = ("mask over keys", state.stage.number, query.dtype, query.device)
-        if key not in state.memo:
-            state.memo[key] = (None, prefill_mask(None, state.stage, implementation, query.dtype))
-        return state.memo[key][1]
+        if key not in state.arguments:
+            state.arguments[key] = (None, prefill_mask(None, state.stage, implementation, query.dtype))
+        return state.arguments[key][1]
     cache_layer, queries = session.cache_layer, query.shape[-2]
     if mask is not None or cache_layer is None:
         return mask

@@ -10,7 +10,6 @@ A decode step only rewrites the mask of layers whose cache is sealed.
 from __future__ import annotations
 
 import functools
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from prunekit.engine.checks import nan_scores, raise_nan
 from prunekit.engine.choice import Choice, carry_sources, choose, reduce
 from prunekit.engine.decode import corrects_steps, decode_layer, mask_over_keys
 from prunekit.engine.encoder import EncoderHooks
+from prunekit.engine.forward import DecodeStep, DensePass, ThreadState
 from prunekit.engine.guards import (
     check_budget,
     check_checkpointing,
@@ -90,7 +90,7 @@ class Session(NotCopied):
         self.encoder = None if plan.encoder is None or self.tower is None else EncoderHooks(self.tower, plan.encoder)
         self.caller = Caller(family.model)
         self.trace = Trace()
-        self._local = threading.local()
+        self.thread = ThreadState()
         self._handles: list[Any] = []
         self._taps = Taps()
         self.warned = False
@@ -99,26 +99,27 @@ class Session(NotCopied):
 
     def inside(self) -> bool:
         """Whether the calling thread is in a forward pass of this session's model."""
-        return getattr(self._local, "depth", 0) > 0
+        return self.thread.depth > 0
 
     @contextmanager
     def looking_ahead(self) -> Iterator[None]:
         """While a layer runs up to its attention function alone: its tap raises ``Peeked`` there."""
-        self._local.ahead = True
+        self.thread.looks_ahead = True
         try:
             yield
         finally:
-            self._local.ahead = False
+            self.thread.looks_ahead = False
 
     @property
     def positions(self) -> torch.Tensor | None:
         """The position ids of the running forward pass, as the model gave them to its rotary embedding."""
-        return getattr(self._local, "positions", None)
+        return None if self.thread.forward is None else self.thread.forward.positions
 
     @property
     def cache_layer(self) -> PrunedLayerMixin | None:
         """The pruned cache layer of the decoder layer that runs, in a decode step."""
-        return getattr(self._local, "held", None)
+        forward = self.thread.forward
+        return forward.cache_layer if isinstance(forward, DecodeStep) else None
 
     @property
     def adjusts(self) -> bool:
@@ -186,7 +187,7 @@ class Session(NotCopied):
             if state is not None and state.stage.index is not None:
                 query = self.family.adjust_query(index, query, state.stage.index)
             if state is not None and index in self.plan.evidence_layers and self.plan.scorer.uses_attention:
-                if getattr(self._local, "ahead", False):  # the layer runs for this alone
+                if self.thread.looks_ahead:  # the layer runs for this alone
                     raise Peeked(attention_inputs(module, query, key, mask, kwargs, None))
                 # A layer that will be run again must not save more for the backward pass than it will then.
                 with torch.set_grad_enabled(torch.is_grad_enabled() and not checkpoints(self.family)):
@@ -247,27 +248,26 @@ class Session(NotCopied):
     # -- prefill -------------------------------------------------------------------------------------------------
 
     def _prefill(self) -> Prefill | None:
-        return getattr(self._local, "prefill", None)
+        forward = self.thread.forward
+        return forward if isinstance(forward, Prefill) else None
 
     def _enter(self, core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        local = self._local
-        local.depth = getattr(local, "depth", 0) + 1
+        thread = self.thread
+        thread.depth, thread.forward = thread.depth + 1, None
         self.check_scores()
         check_replica(core, self.family.core)
         check_implementation(self)
-        local.prefill, local.decode_memo, local.held, local.positions, local.plain = None, {}, None, None, False
-        local.text_only = None
         input_ids = kwargs.get("input_ids")
         if input_ids is None and args:
             input_ids = args[0]
         embeds = kwargs.get("inputs_embeds")
-        if input_ids is None and (noted := getattr(local, "ids", None)) is not None:
+        if input_ids is None and (noted := thread.embedded_ids) is not None:
             input_ids = repeated(noted, embeds)
-            local.ids = None  # other embeddings of this shape are not known to be theirs
+            thread.embedded_ids = None  # other embeddings of this shape are not known to be theirs
         cache = cache_in(kwargs, args)
         if not is_fresh(cache):
             self._check_step(cache, input_ids, embeds, kwargs)
-            local.plain = not self._corrects_steps and is_plain(cache)
+            thread.forward = DecodeStep(not self._corrects_steps and is_plain(cache))
             return
         check_packing(kwargs)
         visual, mask = self._visual(input_ids, embeds, kwargs), kwargs.get("attention_mask")
@@ -276,7 +276,7 @@ class Session(NotCopied):
         if not any(layout.counts):
             if any("pixel" in name for name, value in kwargs.items() if value is not None):
                 raise PrunekitError(f"images, but no placeholder {self.family.token_ids} in input_ids")
-            local.text_only, local.plain = layout, True
+            thread.forward = DensePass(layout)
             return
         check_whole(self.caller, visual.shape[1])
         if cache is not None:
@@ -285,8 +285,7 @@ class Session(NotCopied):
             self._check_growth(input_ids if embeds is None else embeds)
         check_budget(self, visual.shape[1])
         check_checkpointing(self)
-        local.prefill = Prefill.begin(layout, self.regions)
-        local.prefill.prompt_known = end.known
+        thread.forward = Prefill.begin(layout, self.regions, prompt_known=end.known)
         if self.encoder is not None and any("pixel" in name for name, value in kwargs.items() if value is not None):
             self.encoder.take()  # what an earlier run left: this forward pass encodes its own
 
@@ -330,7 +329,7 @@ class Session(NotCopied):
 
     def _check_growth(self, tokens: Any) -> None:
         """Raise for a prefill that repeats the one before and goes on: a generation that keeps no cache."""
-        before, self._local.tokens = getattr(self._local, "tokens", None), tokens
+        before, self.thread.latest_tokens = self.thread.latest_tokens, tokens
         if before is None or before.ndim != tokens.ndim or before.shape[0] != tokens.shape[0]:
             return
         if before.shape[1] < tokens.shape[1] and torch.equal(before, tokens[:, : before.shape[1]].to(before)):
@@ -344,11 +343,12 @@ class Session(NotCopied):
         """Raise for an attention implementation whose masks cannot be what this session needs them to be."""
 
     def _note_positions(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.inside() and self.positions is None:  # later calls are prunekit's own
-            self._local.positions = args[1] if len(args) > 1 else kwargs.get("position_ids")
+        forward = self.thread.forward
+        if forward is not None and forward.positions is None:  # later calls are prunekit's own
+            forward.positions = args[1] if len(args) > 1 else kwargs.get("position_ids")
 
     def _note_ids(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._local.ids = args[0] if args else kwargs["input"]
+        self.thread.embedded_ids = args[0] if args else kwargs["input"]
 
     def _enter_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Layers that share keys may be given the last rows alone; a prefill that is cut needs them all. A decoder that
@@ -369,21 +369,22 @@ class Session(NotCopied):
         ahead = self.plan.first_layer
 
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            state = self._prefill()
-            if state is None and (index < ahead or not self.inside() or self._idle(args, kwargs)):
+            forward = self.thread.forward
+            if forward is None or isinstance(forward, DensePass):
                 return None
-            # By name, whichever way the model passes them; hidden states stay positional for gradient checkpointing.
-            named = {**dict(zip(self.family.layer_arguments, args, strict=False)), **kwargs}
-            hidden = named.pop(self.family.layer_arguments[0])
-            if state is not None:
-                return self._prefill_layer(index, state, hidden, named)
-            return self._decode_layer(index, hidden, named)
+            if isinstance(forward, DecodeStep):
+                if index < ahead or (forward.unmasked_is_exact and len(args) < 2 and not has_masks(kwargs)):
+                    return None
+                return self._decode_layer(index, forward, *self._named(args, kwargs))
+            return self._prefill_layer(index, forward, *self._named(args, kwargs))
 
         return hook
 
-    def _idle(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether a layer's decode step can stay as it is: no mask, and nothing else in this step to correct."""
-        return self._local.plain and len(args) < 2 and not has_masks(kwargs)
+    def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
+        """A layer's hidden states, and its other arguments by name, whichever way the model passes them; hidden states
+        stay positional for gradient checkpointing."""
+        named = {**dict(zip(self.family.layer_arguments, args, strict=False)), **kwargs}
+        return named.pop(self.family.layer_arguments[0]), named
 
     def _prefill_layer(self, index: int, state: Prefill, hidden: torch.Tensor, kwargs: dict[str, Any]) -> Any:
         if self.family.touches_hidden_between_layers and state.stage.index is not None:
@@ -475,14 +476,14 @@ class Session(NotCopied):
 
     def _leave(self, core: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         """End of a forward pass, also of one that failed (``output`` is None then)."""
-        state, local = self._prefill(), self._local
-        local.depth, local.prefill, local.decode_memo = local.depth - 1, None, {}
-        if output is not None and local.text_only is not None:
-            lengths = torch.tensor([local.text_only.lengths] * self.family.depth)
+        thread, state = self.thread, self.thread.forward
+        thread.depth, thread.forward = thread.depth - 1, None
+        if output is not None and isinstance(state, DensePass):
+            lengths = torch.tensor([state.layout.lengths] * self.family.depth)
             self.trace.publish(TraceRecord(tokens_per_layer=lengths))
-        if state is None or output is None or len(state.stages) < self.family.depth:
+        if not isinstance(state, Prefill) or output is None or len(state.stages) < self.family.depth:
             return
-        local.unchecked = nan_scores(state)
+        thread.unchecked = nan_scores(state)
         if state.kept.device.type == "cpu":
             self.check_scores()
         if (cache := cache_in(kwargs, args, output)) is not None:
@@ -495,12 +496,13 @@ class Session(NotCopied):
     def check_scores(self) -> None:
         """Raise if a scorer made NaN. On a CPU at the end of the prefill; elsewhere, so that no prefill has to wait for
         its device, at the start of the thread's next forward pass or at removal."""
-        unchecked, self._local.unchecked = getattr(self._local, "unchecked", []), []
+        unchecked, self.thread.unchecked = self.thread.unchecked, ()
         raise_nan(unchecked)
 
-    def _decode_layer(self, index: int, hidden: torch.Tensor, kwargs: dict[str, Any]) -> Any:
+    def _decode_layer(self, index: int, step: DecodeStep, hidden: torch.Tensor, kwargs: dict[str, Any]) -> Any:
         cache = cache_in(kwargs)
         slot = self.family.cache_slots[index][0]
-        held = cache.layers[slot] if cache is not None and slot < len(cache.layers) else None
-        self._local.held = held if isinstance(held, PrunedLayerMixin) and held.prompt_index is not None else None
-        return decode_layer(self, index, hidden, kwargs, self._local.decode_memo)
+        layer = cache.layers[slot] if cache is not None and slot < len(cache.layers) else None
+        pruned = isinstance(layer, PrunedLayerMixin) and layer.prompt_index is not None
+        step.cache_layer = layer if pruned else None
+        return decode_layer(self, index, hidden, kwargs, step.arguments)

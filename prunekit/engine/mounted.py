@@ -83,7 +83,7 @@ def forward_behind(
     """The ``forward`` of a kind of module, or ``before`` where a module has one of its own, but another function for
     torch.compile, which tells them apart by their code: one for each number of hooks. Its signature, which ``generate``
     looks at, is the kind's own."""
-    function = types.FunctionType(_code(kind, hooks), globals(), closure=(types.CellType(before),))
+    function = types.FunctionType(_code(kind, hooks), globals(), closure=(types.CellType(before),))  # type: ignore[arg-type]
     forward = functools.update_wrapper(function, kind.forward)
     forward.of_session = True  # type: ignore[attr-defined]
     return forward

@@ -7,7 +7,7 @@ import dataclasses
 import numbers
 from typing import Any, Self
 
-from prunekit import components as _components  # noqa: F401  (registers the built-in names)
+import prunekit.components  # noqa: F401  (registers the built-in names)
 from prunekit.components.base import Component, Fusion, Reducer, RowScorer, Schedule, Scorer, Selector
 from prunekit.errors import PrunekitError, UnknownNameError, check_choice
 from prunekit.pruning.budget import Budget

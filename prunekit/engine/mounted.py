@@ -33,10 +33,14 @@ BEFORE = "_forward_before_pruning"
 def own(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function of a session as it stands on a model: outside of autocast, and marked as no part of the model."""
 
-    # A graph of torch.compile that took in a session's state would go on with it when another session is on.
-    @torch.compiler.disable
+    # A graph of torch.compile that took in a session's state would go on with it when another session is on. The
+    # switch costs some microseconds, too many for each layer of each decode step, so it is used under a compiler alone.
+    outside: Callable[..., Any] = torch.compiler.disable(lambda *args, **kwargs: guarded(*args, **kwargs))
+
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return outside(*args, **kwargs)
         if not autocasts():
             return function(*args, **kwargs)
         with own_precision():

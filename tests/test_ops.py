@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 import prunekit
 from prunekit import ops
+from tiny import make_batch, tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent
 SEEDS = st.integers(0, 10**6)
@@ -236,8 +238,25 @@ class TestMerging:
 
 def test_check_choice_names_the_value_the_nearest_choice_and_all():
     prunekit.check_choice("variant", "code", ("code", "paper"))
-    with pytest.raises(prunekit.PrunekitError, match=r"Unknown variant .papr.\. Did you mean .paper.\? Available: code, "):
+    with pytest.raises(prunekit.PrunekitError) as error:
         prunekit.check_choice("variant", "papr", ("code", "paper"))
+    assert str(error.value) == "Unknown variant 'papr'. Did you mean 'paper'? Available: code, paper"
+
+
+def test_the_reducer_of_the_docs_gives_what_the_built_in_one_does(tmp_path, monkeypatch):
+    """It fits in 20 lines, and needs nothing but the page."""
+    parts = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "new-method.md").read_text(), flags=re.DOTALL)
+    code = next(part for part in parts if "prunekit.Reducer" in part)
+    assert len(code.splitlines()) <= 20
+    heads = "from dataclasses import dataclass\nimport prunekit\n"
+    (tmp_path / "documented.py").write_text(heads + code.replace("into_nearest", "into_nearest_of_the_docs"))
+    monkeypatch.setenv("PRUNEKIT_METHODS", str(tmp_path))
+    model, batch = tiny_model("llava"), make_batch("llava", "left")
+    outputs = []
+    for reducer in ("into_nearest_of_the_docs", "merge", "drop"):
+        with torch.no_grad(), prunekit.Pruner(reducer=reducer, keep_ratio=0.3)(model):
+            outputs.append(model(**batch.inputs).logits[:, -1])
+    assert torch.equal(outputs[0], outputs[1]) and not torch.equal(outputs[0], outputs[2])
 
 
 def test_all_operations_are_documented():

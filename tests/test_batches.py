@@ -14,6 +14,7 @@ from prunekit.data import load
 from prunekit.evaluation import batches
 from prunekit.evaluation.batches import Batcher
 from prunekit.evaluation.run import evaluate
+from prunekit.families import support_of
 from prunekit.models import load_model
 
 
@@ -78,7 +79,7 @@ def test_when_room_is_short_features_that_are_not_needed_again_go_first(monkeypa
     assert [seen.count(e.image_id) for e in plan[:3]] == [1, 1, 1]
 
 
-@pytest.mark.parametrize("name", [name for name in zoo.NAMES if zoo.FAMILY[name] in batches.SHARES])
+@pytest.mark.parametrize("name", [name for name in zoo.NAMES if support_of(zoo.FAMILY[name]).takes_features])
 def test_answers_from_shared_features_are_those_from_pixels(name):
     model, batch = zoo.build(name, zoo.SUPPORTS[name][-1]), zoo.batch(name)
     batcher = Batcher(SimpleNamespace(model=model, processor=None, name=name))

@@ -13,10 +13,8 @@ import torch
 from prunekit.cost.reading import shape_of
 from prunekit.cost.shapes import ModelShape
 from prunekit.errors import PrunekitError
-from prunekit.families import Family, make_family
-
-KINDS = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl")
-"""Model types whose features can be made up, in any number."""
+from prunekit.families import SUPPORT, Family, make_family, support_of
+from prunekit.families.support import PatchLayout
 
 BEFORE = 16
 """Text tokens ahead of the image (LLaVA's chat templates have some 35, instructions follow the image)."""
@@ -57,8 +55,8 @@ def synthetic(model: Any, visual: int, text: int, batch: int) -> Workload:
         PrunekitError: for models that do not take features in place of pixels.
     """
     family = make_family(model)
-    if family.model_type not in KINDS:
-        known = ", ".join(KINDS)
+    if not support_of(family.model_type).synthetic:
+        known = ", ".join(name for name, row in SUPPORT.items() if row.synthetic)
         raise PrunekitError(f"bench.visual_tokens: '{family.model_type}' is none of {known}; leave it to a question")
     if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
         raise PrunekitError(f"bench: '{family.model_type}' of this transformers takes no image features")
@@ -89,9 +87,15 @@ def synthetic(model: Any, visual: int, text: int, batch: int) -> Workload:
     return Workload(family, shape, inputs, vision, visual, text, batch, images, places)
 
 
+def _layout(family: Family) -> PatchLayout:
+    layout = support_of(family.model_type).patches
+    assert layout is not None  # known for all whose features can be made up
+    return layout
+
+
 def _grid(family: Family, visual: int) -> list[int] | None:
     """One image of ``visual`` merged patches, as square as they divide, for models that want to know."""
-    if family.model_type not in ("qwen2_vl", "qwen2_5_vl"):
+    if not _layout(family).packed:
         return None
     merge = family.config.vision_config.spatial_merge_size  # type: ignore[union-attr]
     height = next(h for h in range(math.isqrt(visual), 0, -1) if visual % h == 0)
@@ -108,7 +112,7 @@ def _vision(
     options: dict[str, Any] = {}
     if grid is None:
         pixels = torch.randn(images, 3, vision.image_size, vision.image_size)
-        if family.model_type == "llava_next":  # five tiles an image: a thumbnail and two by two
+        if _layout(family).tiled:  # five tiles an image: a thumbnail and two by two
             whole = -(-images // 5)
             pixels = torch.randn(whole, 5, 3, vision.image_size, vision.image_size)
             options["image_sizes"] = torch.tensor([[2 * vision.image_size] * 2] * whole)

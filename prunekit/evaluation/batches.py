@@ -11,24 +11,13 @@ import torch
 
 from prunekit.data.example import Example
 from prunekit.errors import RowError
+from prunekit.families import support_of
 from prunekit.models import LoadedModel
 from prunekit.prompts import prompt_for, special_tokens
 from prunekit.pruning.pruner import Pruner
 
 CACHED_BYTES = 2**30
 """Image features held at a time; those of images without further questions go first, then the least recently used."""
-
-SHARES = (
-    "aria", "aya_vision", "chameleon", "cohere2_vision", "cosmos3_edge", "ernie4_5_vl_moe", "exaone4_5", "fast_vlm",
-    "gemma3", "gemma3n", "glm46v", "glm4v", "glm4v_moe", "glm5_next", "glm_ocr", "glmga", "got_ocr2", "hunyuan_vl",
-    "hyperclovax_vision_v2", "idefics2", "idefics3", "inkling2", "internvl", "kimi_k25", "lfm3_vl", "lighton_ocr",
-    "llava", "llava_next", "llava_next_video", "llava_onevision", "minimax_m3_vl", "mistral3", "mistral_large4",
-    "muse_glimmer", "muse_spark", "paddleocr_vl", "paligemma", "pp_chart2table", "qianfan_ocr",
-    "qwen2_5_omni_thinker", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen4_exp", "shieldgemma2",
-    "smolvlm", "video_llava", "vipllava",
-)  # fmt: skip
-"""Model types whose answers from features made before are those from pixels (``tests/test_batches.py``); others take
-more than projected features from their encoder, or have no call that makes them, and get the pixels."""
 
 
 class Batcher:
@@ -44,8 +33,8 @@ class Batcher:
         self._to_come: Counter[str] = Counter()
         self._stacked = False
         names = inspect.signature(loaded.model.forward).parameters
-        known = getattr(loaded.model.config, "model_type", None) in SHARES
-        self.shares_features = known and "mm_encoder_outputs" in names
+        row = support_of(getattr(loaded.model.config, "model_type", ""))
+        self.shares_features = row.takes_features and "mm_encoder_outputs" in names
 
     def prompt(self, example: Example) -> str:
         """The example's question in the model's chat template, or as ``model.prompt`` has it."""

@@ -1,8 +1,9 @@
 """What is known of model families, in one place.
 
-Everything is found from the model itself: token ids from its config, modules from its structure (``base``). A family
-that fits the generic path is one word in ``EXACT`` once the tests hold it; an odd one is a subclass of ``Family``
-(``odd``); one whose visual tokens cannot go is a line in ``REFUSED`` with the reason (``known``).
+What can be found on the model itself is found there: token ids in its config, modules in its structure (``base``).
+What cannot is a row of the table ``SUPPORT``, one for each model type (``support``): whether the tests hold it exact,
+or why it is refused; its adapter, a subclass of ``Family``, where the generic path does not fit (``special_cases``);
+and what is known of its vision encoder (``vision`` for its modules, ``encoder_shapes`` for its cost).
 """
 
 from __future__ import annotations
@@ -14,11 +15,21 @@ from torch import nn
 
 from prunekit.errors import PrunekitError
 from prunekit.families.base import Family
-from prunekit.families.known import EXACT, REFUSED
-from prunekit.families.odd import FAMILIES, TEXT_FAMILIES
+from prunekit.families.support import DECODERS, EXACT, FAMILIES, REFUSED, SUPPORT, FamilySupport, support_of
 from prunekit.families.wrappers import unwrap
 
-__all__ = ["EXACT", "FAMILIES", "REFUSED", "Family", "family_of", "make_family", "unwrap"]
+__all__ = [
+    "EXACT",
+    "FAMILIES",
+    "REFUSED",
+    "SUPPORT",
+    "Family",
+    "FamilySupport",
+    "family_of",
+    "make_family",
+    "support_of",
+    "unwrap",
+]
 
 
 def model_type(model: nn.Module) -> str:
@@ -28,9 +39,10 @@ def model_type(model: nn.Module) -> str:
 
 def make_family(model: nn.Module) -> Family:
     """A loaded model through its family's adapter, that of its language model, or the generic one."""
+    row = support_of(model_type(model))
     text = getattr(getattr(unwrap(model), "config", None), "text_config", None)
-    kind = FAMILIES.get(model_type(model)) or TEXT_FAMILIES.get(getattr(text, "model_type", "")) or Family
-    return kind(model)
+    adapter = row.adapter or DECODERS.get(getattr(text, "model_type", "")) or Family
+    return adapter(model, row.fixed_grid)
 
 
 def family_of(model: nn.Module) -> Family:
@@ -40,12 +52,13 @@ def family_of(model: nn.Module) -> Family:
         PrunekitError: in one line with the model type and the reason, where pruning cannot be exact.
     """
     name = model_type(model)
-    if name in REFUSED:
-        raise PrunekitError(f"model type '{name}' cannot be pruned: {REFUSED[name]}")
+    row = support_of(name)
+    if row.refused:
+        raise PrunekitError(f"model type '{name}' cannot be pruned: {row.refused}")
     family = make_family(model)
     if reason := family.refusal():
         raise PrunekitError(f"model type '{name}' cannot be pruned: {reason}")
-    if name not in EXACT:
+    if not row.exact:
         _warn_unverified(name)
     return family
 

@@ -34,7 +34,12 @@ def is_mask_name(name: str) -> bool:
 
 
 class Family:
-    """One loaded model, seen through what prunekit needs of it. Subclass for a family with a shape of its own."""
+    """One loaded model, seen through what prunekit needs of it. Subclass for a family with a shape of its own.
+
+    Args:
+        model: as loaded, wrappers included.
+        fixed_grid: whether every image has the same rows and columns of patches, one visual token each.
+    """
 
     token_axis: ClassVar[int] = 1
     """Axis of the tokens in the hidden states between layers; the batch is the axis before it."""
@@ -45,8 +50,9 @@ class Family:
     stacked: ClassVar[bool] = False
     """Whether several hidden states stand for a token, so that tokens cannot be merged."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, fixed_grid: bool = False) -> None:
         self.model = unwrap(model)
+        self.fixed_grid = fixed_grid
         self.config = getattr(self.model, "config", None)
         self.model_type: str = getattr(self.config, "model_type", type(self.model).__name__)
         self.core = unwrapped(self._core())
@@ -142,7 +148,7 @@ class Family:
     def grid(self) -> tuple[int, int] | None:
         """Rows and columns of patches where every image has the same, else None."""
         vision = getattr(self.config, "vision_config", None)
-        if self.model_type != "llava" or not getattr(vision, "patch_size", None):
+        if not self.fixed_grid or not getattr(vision, "patch_size", None):
             return None
         side = vision.image_size // vision.patch_size  # type: ignore[union-attr]
         return side, side

@@ -5,32 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from prunekit.engine.tap import implementation_of
 from prunekit.errors import PrunekitError
+from prunekit.families.base import Family
+from prunekit.families.support import SUPPORT, VISION_ENCODERS, PatchLayout, support_of
 from prunekit.families.wrappers import unwrapped
-
-if TYPE_CHECKING:
-    from prunekit.families.base import Family
-
-PLAIN_VITS = {"clip_vision_model": 1, "siglip_vision_model": 0}
-"""Encoders laid out as a plain ViT over images of one size, by model type: how many tokens precede the patches."""
-
-LLAVA_LIKE = ("deepseek_vl", "llava", "llava_next", "llava_onevision", "paligemma")
-"""Families whose encoder may be a plain ViT and whose projector maps each patch to a visual token."""
-
-TILED = ("llava_next", "llava_onevision")
-"""Those that cut an image into tiles and pack their patches with newline tokens."""
-
-PACKED = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl")
-"""Qwen-VL's own encoders: images of any size in one sequence, and a merger that joins squares of patches."""
-
-KNOWN = (*LLAVA_LIKE, *PACKED)
-"""Model types for which it is known which patches stand behind each visual token."""
 
 
 @dataclass(frozen=True)
@@ -92,25 +76,29 @@ def vision_of(family: Family) -> VisionTower:
         PrunekitError: where it is not known which patches stand behind each visual token.
     """
     name, tower = family.model_type, family.vision_tower
+    patches = support_of(name).patches
     projector = family.projector or getattr(family.core, "aligner", None)
-    if name not in KNOWN or tower is None or projector is None:
-        raise _unknown(name, f"known for {', '.join(KNOWN)}")
-    return _packed(family, tower) if name in PACKED else _plain(family, tower, projector)
+    if patches is None or tower is None or projector is None:
+        known = sorted(name for name, row in SUPPORT.items() if row.patches is not None)
+        raise _unknown(name, f"known for {', '.join(known)}")
+    return _packed(family, tower) if patches.packed else _plain(family, patches, tower, projector)
 
 
 def _unknown(name: str, why: str) -> PrunekitError:
     return PrunekitError(f"'{name}': which patches stand behind each visual token is not known ({why})")
 
 
-def _plain(family: Family, tower: nn.Module, projector: nn.Module) -> VisionTower:
+def _plain(family: Family, patches: PatchLayout, tower: nn.Module, projector: nn.Module) -> VisionTower:
     """CLIP or SigLIP, read by a projector that maps patch by patch."""
     config: Any = tower.config
     name = family.model_type
-    if config.model_type not in PLAIN_VITS:
-        raise _unknown(name, f"its encoder is '{config.model_type}', not {' or '.join(PLAIN_VITS)}")
-    prefix = PLAIN_VITS[config.model_type]
+    encoder = VISION_ENCODERS.get(config.model_type)
+    if encoder is None or not encoder.clip_layout:
+        readable = (kind for kind, row in VISION_ENCODERS.items() if row.clip_layout)
+        raise _unknown(name, f"its encoder is '{config.model_type}', not {' or '.join(readable)}")
+    prefix = encoder.prefix
     layer, strategy = -1, "full"
-    if name not in ("paligemma", "deepseek_vl"):  # these two read the encoder's output
+    if not patches.reads_output:
         layer = getattr(family.config, "vision_feature_layer", -1)
         strategy = getattr(family.config, "vision_feature_select_strategy", "full")
     if not isinstance(layer, int):
@@ -136,7 +124,7 @@ def _plain(family: Family, tower: nn.Module, projector: nn.Module) -> VisionTowe
         norm="layer_norm2",
         tail="mlp",
         has_cls=bool(prefix),
-        tiled=name in TILED,
+        tiled=patches.tiled,
         name=name,
     )
 

@@ -161,33 +161,3 @@ class Inkling2(Inkling):
 
     def _touches_hidden_between_layers(self) -> bool:
         return True
-
-
-FAMILIES: dict[str, type[Family]] = {
-    "blip-2": QFormerLanguageModel,
-    "gemma3n": Gemma3n,
-    "glm5_next": Glm5Next,
-    "inkling2": Inkling2,
-    "inkling_mm_model": Inkling,
-    "instructblip": QFormerLanguageModel,
-    "instructblipvideo": QFormerLanguageModel,
-    "kosmos-2": Kosmos,
-    "kosmos-2.5": Kosmos,
-    "llama4": Llama4,
-    "minimax_m3_vl": MiniMaxM3,
-    "mistral_large4": MistralLarge4,
-    "qwen4_exp": Qwen4,
-}
-"""Model types that need more than the generic path."""
-
-TEXT_FAMILIES: dict[str, type[Family]] = {
-    "gemma3n_text": Gemma3n,
-    "glm5_next_text": Glm5Next,
-    "inkling2_text": Inkling2,
-    "inkling_text": Inkling,
-    "llama4_text": Llama4,
-    "minimax_m3_vl_text": MiniMaxM3,
-    "mistral_large4_text": MistralLarge4,
-    "qwen4_exp_text": Qwen4,
-}
-"""Decoders that bring their oddness along into any model around them (LLaVA on Llama 4's text model)."""

@@ -3,7 +3,7 @@
 from prunekit import ops
 from prunekit.components.base import Cut, Fusion, Reducer, RowScorer, Schedule, Scorer, Selector
 from prunekit.components.scorers import ReceivedAttention
-from prunekit.engine.state import CutRecord, Trace
+from prunekit.engine.trace import CutRecord, Trace
 from prunekit.errors import PrunekitError, check_choice
 from prunekit.pruning.presets import method, methods
 from prunekit.pruning.pruner import Handle, Pruner, remove

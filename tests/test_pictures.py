@@ -11,7 +11,7 @@ from PIL import Image
 from prunekit.data.example import Example
 from prunekit.data.pictures import TURNS, Picture
 from prunekit.errors import RowError
-from prunekit.evaluation.answers import regions_for
+from prunekit.evaluation.regions import regions_for
 
 ORIENTATION = 274
 SIZE = (40, 24)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 import prunekit
-from prunekit.engine.state import TraceRecord
+from prunekit.engine.trace import TraceRecord
 from prunekit.families import unwrap
 from tiny import make_batch, tiny_model
 

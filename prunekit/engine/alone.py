@@ -9,7 +9,7 @@ from prunekit.engine.encoder import EncoderHooks
 from prunekit.engine.hooks import hold, release
 from prunekit.engine.mounted import Mounted, NotCopied, mark
 from prunekit.engine.plan import EncoderPlan
-from prunekit.engine.state import Trace, TraceRecord
+from prunekit.engine.trace import Trace, TraceRecord
 from prunekit.engine.vision import VisionRecord
 from prunekit.families.vision import VisionTower
 

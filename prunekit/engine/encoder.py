@@ -22,8 +22,8 @@ from prunekit.engine.mounted import NotCopied, guard, own
 from prunekit.engine.plan import EncoderPlan
 from prunekit.engine.precision import in_float32, model_precision
 from prunekit.engine.rows import AttentionInputs
-from prunekit.engine.state import CutRecord
 from prunekit.engine.tap import Taps
+from prunekit.engine.trace import CutRecord
 from prunekit.engine.view import EncoderView
 from prunekit.engine.vision import BlockRecord, VisionRecord
 from prunekit.errors import PrunekitError

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from prunekit.engine.state import CutRecord
+from prunekit.engine.trace import CutRecord
 from prunekit.engine.view import EncoderView
 from prunekit.engine.vision import VisionRecord
 from prunekit.errors import PrunekitError

@@ -25,7 +25,8 @@ from prunekit.engine.guards import checkpoints
 from prunekit.engine.hooks import Session
 from prunekit.engine.layout import Stage
 from prunekit.engine.plan import Plan
-from prunekit.engine.state import CutRecord, Gates, Prefill
+from prunekit.engine.state import Gates, Prefill
+from prunekit.engine.trace import CutRecord
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
 

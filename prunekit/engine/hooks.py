@@ -20,6 +20,7 @@ from torch import nn
 
 from prunekit.engine.ahead import Peeked, view_ahead
 from prunekit.engine.arguments import compact, foreign_keys, has_masks
+from prunekit.engine.arrival import arrive
 from prunekit.engine.cache import PrunedLayerMixin, cache_in, check_cache, is_fresh, is_plain, seal_layers
 from prunekit.engine.caller import Caller, PromptMarks, check_whole, fit_marks, prompt_end
 from prunekit.engine.checks import nan_scores, raise_nan
@@ -40,10 +41,10 @@ from prunekit.engine.guards import (
 from prunekit.engine.layout import Layout, repeated, take
 from prunekit.engine.mounted import NotCopied, guard, mark
 from prunekit.engine.plan import Plan
-from prunekit.engine.state import CutRecord, Prefill, Trace, TraceRecord
+from prunekit.engine.state import Prefill
 from prunekit.engine.tap import Taps, attention_inputs
+from prunekit.engine.trace import CutRecord, Trace, TraceRecord
 from prunekit.engine.view import LayerView, Regions
-from prunekit.engine.vision import arrive
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
 from prunekit.families.vision import vision_of

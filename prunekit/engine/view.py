@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from prunekit.engine.layout import Layout, Stage, ragged_index, take
 from prunekit.engine.rows import AttentionInputs
+from prunekit.engine.vision import VisionView
 from prunekit.errors import PrunekitError, UnknownNameError
-
-if TYPE_CHECKING:
-    from prunekit.engine.state import Prefill
-    from prunekit.engine.vision import VisionView
 
 T = TypeVar("T")
 QuerySet = str | torch.Tensor
@@ -131,6 +128,21 @@ class View:
         return self.inputs
 
 
+@dataclass(frozen=True)
+class PrefillContext:
+    """What a prefill knows beyond its layers.
+
+    Attributes:
+        inputs_embeds: what entered layer 0, [B, S_dense, D].
+        regions: where the answer of each sample is, if the caller said so.
+        vision: the encoder's side of the visual tokens, where a component reads it.
+    """
+
+    inputs_embeds: torch.Tensor | None = None
+    regions: Regions | None = None
+    vision: VisionView | None = None
+
+
 @dataclass
 class LayerView(View):
     """One decoder layer of one prefill, as a scorer sees it.
@@ -154,7 +166,7 @@ class LayerView(View):
     slots: torch.Tensor
     grid: tuple[int, int] | None = None
     inputs: AttentionInputs | None = field(default=None, repr=False)
-    prefill: Prefill | None = field(default=None, repr=False)
+    context: PrefillContext = field(default_factory=PrefillContext, repr=False)
     site: str = "decoder"
     notes: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -238,8 +250,8 @@ class LayerView(View):
     @property
     def inputs_embeds(self) -> torch.Tensor:
         """What entered layer 0, of the dense sequence: [B, S_dense, D]; ``layout`` says where its tokens stand."""
-        assert self.prefill is not None and self.prefill.inputs_embeds is not None
-        return self.prefill.inputs_embeds
+        assert self.context.inputs_embeds is not None
+        return self.context.inputs_embeds
 
     @property
     def regions(self) -> Regions:
@@ -247,20 +259,19 @@ class LayerView(View):
 
         Known only if the caller told the pruner (``pruner(model, regions=...)``); raises otherwise.
         """
-        assert self.prefill is not None
-        if self.prefill.regions is None:
+        if self.context.regions is None:
             raise PrunekitError("regions: nothing says where the answers are; this data does not know it")
-        return self.prefill.regions
+        return self.context.regions
 
     @property
     def vision(self) -> VisionView:
         """The encoder's side of the visual tokens: patch features, keys, CLS attention (components with
         ``uses_vision``)."""
-        if self.prefill is None or self.prefill.vision is None:
+        if self.context.vision is None:
             raise PrunekitError(
                 "view.vision was not noted; a component that reads it must set the class attribute uses_vision = True"
             )
-        return self.prefill.vision
+        return self.context.vision
 
 
 @dataclass

@@ -15,12 +15,12 @@ import torch
 from filelock import FileLock
 
 from prunekit.data.example import Example
-from prunekit.engine.state import Trace
-from prunekit.engine.view import Regions
-from prunekit.errors import PrunekitError, RowError
+from prunekit.engine.trace import Trace
+from prunekit.errors import RowError
 from prunekit.evaluation.batches import Batcher
 from prunekit.evaluation.faults import BatchLimit, survive
 from prunekit.evaluation.other import for_batch
+from prunekit.evaluation.regions import regions_for
 from prunekit.pruning.pruner import Pruner
 
 
@@ -76,24 +76,6 @@ def _answer_batch(
         tokens = batcher.loaded.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     texts = batcher.loaded.processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return [_answer(text.strip(), int(lengths[row]), trace, row) for row, text in enumerate(texts)]
-
-
-def regions_for(pruner: Pruner, examples: Sequence[Example]) -> Regions | None:
-    """Where each example's answer is, in fractions of its image, for a scorer that reads it; None for all others.
-
-    Raises:
-        PrunekitError: if the data does not know it.
-    """
-    if not pruner.scorer.uses_regions:
-        return None
-    found = []
-    for example in examples:
-        boxes, (width, height) = getattr(example, "regions", ()), example.image().size
-        if not boxes:
-            name = pruner.scorer.registered_name
-            raise PrunekitError(f"scorer '{name}': the data does not say where the answer to '{example.id}' is")
-        found.append([(x0 / width, y0 / height, x1 / width, y1 / height) for x0, y0, x1, y1 in boxes])
-    return found
 
 
 def _answer(text: str, length: int, trace: Trace | None, row: int) -> Answer:

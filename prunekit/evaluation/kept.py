@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 
 from prunekit.data.example import Example
-from prunekit.engine.state import CutRecord
+from prunekit.engine.trace import CutRecord
 from prunekit.errors import PrunekitError
-from prunekit.evaluation.answers import regions_for
 from prunekit.evaluation.batches import Batcher
 from prunekit.evaluation.other import for_batch
+from prunekit.evaluation.regions import regions_for
 from prunekit.families import Family, make_family
 from prunekit.pruning.pruner import Pruner
 

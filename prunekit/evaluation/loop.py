@@ -15,9 +15,10 @@ from prunekit import ranks
 from prunekit.data.example import Example
 from prunekit.errors import PrunekitError, RowError
 from prunekit.evaluation import rows
-from prunekit.evaluation.answers import Answer, DenseCache, answer_all, regions_for
+from prunekit.evaluation.answers import Answer, DenseCache, answer_all
 from prunekit.evaluation.batches import Batcher
 from prunekit.evaluation.faults import BatchLimit
+from prunekit.evaluation.regions import regions_for
 from prunekit.evaluation.windows import Walk, digest
 from prunekit.pruning.pruner import Pruner
 

@@ -14,6 +14,7 @@ from prunekit.data.example import Example
 from prunekit.data.source import Examples, gather
 from prunekit.engine.view import LayerView
 from prunekit.errors import PrunekitError, check_choice
+from prunekit.evaluation.regions import regions_for
 from prunekit.pruning.pruner import Pruner
 
 if TYPE_CHECKING:
@@ -100,8 +101,6 @@ class OtherQuestion(Pruner):
 
     def for_batch(self, batcher: Batcher, batch: Sequence[Example]) -> Pruner:
         """The pruner of one batch: prefills its partners and keeps the scores."""
-        from prunekit.evaluation.answers import regions_for
-
         others = [self.partners[example.id] for example in batch]
         inputs, model = batcher.inputs(others, self), batcher.loaded.model
         with torch.inference_mode(), self(model, regions_for(self, others)) as trace:

@@ -10,50 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from prunekit.errors import PrunekitError, UnknownNameError, check_choice
+from prunekit.errors import PrunekitError, UnknownNameError
+from prunekit.evaluation.markdown import render
 from prunekit.evaluation.rows import check_rows
 from prunekit.evaluation.statistics import accuracies, intervals, iou
+from prunekit.evaluation.table_settings import Settings
 from prunekit.files import put_between, write_json, write_whole
 from prunekit.jobs import Outcome, outcomes
 
 COSTS = ("flops_ratio", "flops_ratio_with_vision", "kv_ratio", "prefill_ratio")
-ORDERS = ("rows", "accuracy")
 SEED = "seed"
 """What varies within a row and is averaged over; all else makes sections."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How the table of a sweep is made (``table`` of the configuration).
-
-    Attributes:
-        name: of the markers in ``file``, None for no table.
-        reference: the row that all others are compared with, paired.
-        overlap: a row whose kept tokens those of all others are compared with (intersection over union).
-        order: of the rows, as they were given or by accuracy.
-        tasks: whether accuracies by task follow.
-        compact: one matrix of rows × sections instead of a table for each section.
-        claims: what is said about the rows, each to be judged (``judge``).
-        file: a Markdown file whose text between the markers is replaced, None for none.
-        rows: the only ones that run, None for all; claims about others are not measured.
-    """
-
-    name: str | None = None
-    reference: str | None = None
-    overlap: str | None = None
-    order: str = "rows"
-    tasks: bool = True
-    compact: bool = False
-    claims: Sequence[dict[str, Any]] = ()
-    file: str | None = None
-    rows: Sequence[str] | str | None = None
-
-    @classmethod
-    def of(cls, table: dict[str, Any]) -> Settings:
-        """From ``table`` of the configuration."""
-        check_choice("table.order", table["order"], ORDERS)
-        given = {key: value for key, value in table.items() if key in cls.__dataclass_fields__}
-        return cls(**{**given, "claims": table["claims"] or ()})
 
 
 @dataclass(frozen=True)
@@ -236,8 +203,6 @@ def _with_interval(examples: Sequence[Any], values: np.ndarray, name: str) -> di
 def write_results(sweep: Path, settings: Settings) -> list[str]:
     """``results.json`` and ``results.md`` in the sweep's folder, the same table between the markers of ``file``; the
     files' names. The table goes to standard output."""
-    from prunekit.evaluation.markdown import render
-
     results = summarise(sweep, settings)
     text = render(results, settings)
     write_json(sweep / "results.json", results)

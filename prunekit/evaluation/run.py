@@ -15,12 +15,12 @@ from prunekit.cost import vision_macs
 from prunekit.data.example import Example
 from prunekit.errors import PrunekitError
 from prunekit.evaluation import rows
-from prunekit.evaluation.answers import regions_for
 from prunekit.evaluation.batches import Batcher
 from prunekit.evaluation.faults import BatchLimit
 from prunekit.evaluation.kept import FILE as KEPT
 from prunekit.evaluation.kept import record_kept
 from prunekit.evaluation.loop import Loop
+from prunekit.evaluation.regions import regions_for
 from prunekit.evaluation.timing import prefill_ratio
 from prunekit.evaluation.totals import Totals
 from prunekit.evaluation.windows import Walk, digest

@@ -14,7 +14,7 @@ from prunekit.engine.alone import EncoderSession
 from prunekit.engine.caller import PromptMarks
 from prunekit.engine.hooks import Session, holder
 from prunekit.engine.plan import Plan
-from prunekit.engine.state import Trace
+from prunekit.engine.trace import Trace
 from prunekit.engine.view import Regions
 from prunekit.errors import PrunekitError
 from prunekit.families import Family, family_of, make_family

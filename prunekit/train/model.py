@@ -11,7 +11,7 @@ from torch import nn
 
 from prunekit.engine.gating import GateSession
 from prunekit.engine.hooks import Session
-from prunekit.engine.state import Trace
+from prunekit.engine.trace import Trace
 from prunekit.errors import PrunekitError
 from prunekit.families import family_of, unwrap
 from prunekit.pruning.pruner import Pruner

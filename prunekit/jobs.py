@@ -93,7 +93,7 @@ def identity(config: dict[str, Any], components: Iterable[object] = ()) -> dict[
     matters = {key: value for key, value in config.items() if key not in NO_MATTER}
     matters["model"] = {**matters["model"], "content": source_digest(str(config["model"]["name"]))}
     if (adapter := matters["model"].get("adapter")) is not None:
-        from prunekit.train.artifacts import digest
+        from prunekit.adapters import digest
 
         matters["model"]["adapter_content"] = digest(adapter)
     rows = Path(str(matters.get("data", {}).get("path") or "."))

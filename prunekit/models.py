@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from prunekit import ranks
+from prunekit.adapters import attach, digest
 from prunekit.data.rows import parse_prompt
 from prunekit.errors import PrunekitError, UnknownNameError, check_choice
+from prunekit.loaded import LoadedModel
 from prunekit.model_errors import loading_failed, missing_parts, not_found
 from prunekit.network import offline
 from prunekit.prompts import PLACEHOLDERS, SUGGESTION
@@ -22,22 +23,6 @@ EMBEDDED = {name: Path(__file__).parent / "assets" / name for name in ("mini", "
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 WHOLE_FILE = 256 * 2**20
 """Files up to this size are hashed whole for the fingerprint, larger ones by size and time of change."""
-
-
-@dataclass
-class LoadedModel:
-    """A model ready to evaluate.
-
-    Attributes:
-        fingerprint: changes when weights, config, dtype or prompt do; dense results are cached under it.
-        prompt: what to ask with in place of the processor's chat template.
-    """
-
-    model: Any
-    processor: Any
-    name: str
-    fingerprint: str
-    prompt: str | None = None
 
 
 def resolve_device(device: str) -> torch.device:
@@ -123,8 +108,6 @@ def load_model(
     if asked is not None:
         mark = hashlib.sha256(f"{mark} {asked}".encode()).hexdigest()[:32]
     if adapter is not None:
-        from prunekit.train.artifacts import attach, digest
-
         model, mark = attach(model, adapter), f"{mark}-{digest(adapter)}"
     return LoadedModel(model.eval(), processor, name, mark, asked)
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prunekit.data.example import Example
 from prunekit.errors import PrunekitError
-
-if TYPE_CHECKING:
-    from prunekit.models import LoadedModel
+from prunekit.loaded import LoadedModel
 
 PLACEHOLDERS = ("images", "question")
 SUGGESTION = r"""model.prompt='"USER: {images}\n{question} ASSISTANT:"'"""

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import prunekit
+from prunekit.adapters import attach
 from prunekit.data.mini import load
 from prunekit.embedded.config import Size, build_model
 from prunekit.embedded.processor import build_processor
 from prunekit.families import family_of
 from prunekit.models import LoadedModel
-from prunekit.train.artifacts import attach
 from prunekit.train.batches import IGNORE, Collator
 from prunekit.train.keep import KeepSchedule
 from prunekit.train.model import TrainedModel

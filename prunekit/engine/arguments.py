@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from prunekit.engine.layout import Stage, take
+from prunekit.engine.layout import Stage
 from prunekit.engine.masks import padding_mask, prefill_mask, shared_mask, take_columns
 from prunekit.engine.state import Prefill, gather_argument
 from prunekit.errors import PrunekitError
 from prunekit.families.base import is_mask_name
+from prunekit.tensors.indexing import gather_tokens
 
 if TYPE_CHECKING:
     from prunekit.engine.hooks import Session
@@ -55,7 +56,7 @@ def _make(session: Session, index: int, name: str, value: Any, state: Prefill, h
         return numbers if name == "position_ids" else family.rotary(hidden, numbers)  # type: ignore[misc]
     if _is_handed_on(value, state):
         assert state.cut_slots is not None
-        return take(value, state.cut_slots)
+        return gather_tokens(value, state.cut_slots)
     fixed = family.fix_argument(name, gather_argument(name, value, stage.index, size), stage)
     if fixed is value and isinstance(value, torch.Tensor) and size in value.shape and value.ndim > 1:
         raise PrunekitError(f"{_where(session, index, name, value)}: prunekit cannot tell its axis of tokens")

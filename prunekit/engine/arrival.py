@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from prunekit.engine.layout import take
 from prunekit.engine.state import Prefill
 from prunekit.engine.trace import CutRecord
 from prunekit.engine.vision import VisionRecord, VisionView
 from prunekit.errors import PrunekitError
+from prunekit.tensors.indexing import gather_tokens
 
 
 def arrive(record: VisionRecord | None, state: Prefill, hidden: torch.Tensor, axis: int) -> torch.Tensor:
@@ -28,7 +28,7 @@ def arrive(record: VisionRecord | None, state: Prefill, hidden: torch.Tensor, ax
     share = int(record.cuts[-1].kept[0].sum()) / record.cuts[-1].kept.shape[1]
     counts = state.layout.counts
     lengths = tuple(s - n + round(share * n) for s, n in zip(state.layout.lengths, counts, strict=True))
-    return take(hidden, state.shorten(state.cuts[-1].kept, lengths), axis)
+    return gather_tokens(hidden, state.shorten(state.cuts[-1].kept, lengths), axis)
 
 
 def _within_samples(cut: CutRecord, source: torch.Tensor) -> torch.Tensor | None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from prunekit.components.base import RowScorer
-from prunekit.engine.layout import on_device, ragged_index, take
 from prunekit.engine.state import Prefill
 from prunekit.engine.view import LayerView
+from prunekit.tensors.indexing import gather_tokens, on_device, put_where, ragged_index, scatter_where
 
 if TYPE_CHECKING:
     from prunekit.engine.hooks import Session
@@ -90,7 +90,7 @@ def reduce(
     and which are added, bool [B, N] (None if none are)."""
     reducer, device = session.plan.reducer, hidden.device
     before = projects_after(session, view)
-    tokens = view.vision.features.to(device) if before else take(hidden, state.slots)
+    tokens = view.vision.features.to(device) if before else gather_tokens(hidden, state.slots)
     kept, alive, added = choice.kept.to(device), state.kept.to(device), None
     if before:  # what no patch stands behind is not the projector's to make
         exists = view.vision.exists.to(device)
@@ -106,12 +106,9 @@ def reduce(
     stays = kept if added is None else kept | added
     if before:
         tokens = _projected(session, tokens, stays, max(choice.lengths))
-    # Tokens that are gone or pad all point somewhere: send them to an extra slot that is cut off again.
     # A sample of which nothing goes stays as it is, whatever becomes of the others in its batch.
-    spare, written = hidden.shape[1], stays & (state.kept.to(device) & ~stays).any(1, keepdim=True)
-    slots = state.slots.to(device).masked_fill(~written, spare)[..., None].expand(-1, -1, hidden.shape[2])
-    longer = torch.cat([hidden, hidden.new_zeros(hidden.shape[0], 1, hidden.shape[2])], dim=1)
-    hidden = longer.scatter(1, slots, tokens.to(hidden))[:, :spare]
+    written = stays & (state.kept.to(device) & ~stays).any(1, keepdim=True)
+    hidden = put_where(hidden, tokens, state.slots.to(device), written)
     return hidden, None if added is None else added.to(state.kept.device)
 
 
@@ -119,10 +116,8 @@ def _projected(session: Session, tokens: torch.Tensor, stays: torch.Tensor, most
     """Features [B, N, C] through the projector, at ``stays`` [B, N] alone (at most ``most`` a sample): [B, N, D]."""
     index, valid = ragged_index(stays, min(most, stays.shape[1]))
     assert session.encoder is not None
-    made = session.encoder.project(take(tokens, index))
-    spare = stays.shape[1]
-    places = index.masked_fill(~valid, spare)[..., None].expand_as(made)
-    return made.new_zeros(len(made), spare + 1, made.shape[2]).scatter(1, places, made)[:, :spare]
+    made = session.encoder.project(gather_tokens(tokens, index))
+    return scatter_where(made, index, valid, stays.shape[1])
 
 
 def carry_sources(state: Prefill, kept: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from prunekit.engine.encoder_run import EncoderRun, attention_function, packed_grids, packed_rows
-from prunekit.engine.layout import take
 from prunekit.engine.mounted import NotCopied, guard, own
 from prunekit.engine.plan import EncoderPlan
 from prunekit.engine.precision import in_float32, model_precision
@@ -28,6 +27,7 @@ from prunekit.engine.view import EncoderView
 from prunekit.engine.vision import BlockRecord, VisionRecord
 from prunekit.errors import PrunekitError
 from prunekit.families.vision import VisionTower, window_order
+from prunekit.tensors.indexing import gather_tokens
 
 
 class EncoderHooks(NotCopied):
@@ -101,7 +101,7 @@ class EncoderHooks(NotCopied):
 
     # -- one run -------------------------------------------------------------------------------------------------
 
-    def take(self) -> VisionRecord | None:
+    def pop_record(self) -> VisionRecord | None:
         """What the latest run of this thread left, once."""
         record = getattr(self._local, "record", None)
         self._local.record, self._local.runs = None, 0
@@ -284,7 +284,7 @@ class EncoderHooks(NotCopied):
         wanted = torch.full((len(alive),), selected, device=alive.device)
         ranked = scores.nan_to_num(nan=-torch.inf)
         kept = plan.selector.select_in(view, ranked, wanted, alive)
-        tokens, sizes, added = take(hidden, run.index), run.sizes, torch.zeros_like(kept)
+        tokens, sizes, added = gather_tokens(hidden, run.index), run.sizes, torch.zeros_like(kept)
         if reducer.changes_tokens:
             tokens, sizes = reducer.reduce_in(view, tokens, sizes, ranked, kept, alive)
         if more:
@@ -298,7 +298,7 @@ class EncoderHooks(NotCopied):
         ranks = reducer.ranks_in(view, ranked, kept, added)
         places = run.shorten(stays, ranks * (run.length + 1) + run.index, selected + more)
         run.record.cuts.append(CutRecord("vision", number, stays, scores, sources=run.sources))
-        return torch.cat([hidden[:, : run.prefix], take(tokens, places)], dim=1)
+        return torch.cat([hidden[:, : run.prefix], gather_tokens(tokens, places)], dim=1)
 
     def _fused_scores(self, number: int, run: EncoderRun) -> torch.Tensor:
         blocks, fusion = list(self.plan.evidence[number]), self.plan.fusion
@@ -342,5 +342,5 @@ class EncoderHooks(NotCopied):
 
     def _dense(self, run: EncoderRun, x: torch.Tensor) -> torch.Tensor:
         """x [T, M, C] of what stands, at the places of its patches: [T, P, C], zero elsewhere."""
-        found = take(x, (run.index - run.prefix).clamp(min=0))
+        found = gather_tokens(x, (run.index - run.prefix).clamp(min=0))
         return found * run.kept[..., None].to(found.dtype)

@@ -14,6 +14,7 @@ from prunekit.engine.view import EncoderView
 from prunekit.engine.vision import VisionRecord
 from prunekit.errors import PrunekitError
 from prunekit.families.vision import VisionTower
+from prunekit.tensors.indexing import scatter_where
 
 
 @dataclass
@@ -69,10 +70,7 @@ class EncoderRun:
 
     def log_sizes(self) -> torch.Tensor:
         """The logarithm of every token's size [T, 1, 1, S], 0 for the prefix."""
-        spare = self.length
-        slots = self.index.masked_fill(~self.kept, spare)
-        logs = torch.zeros(len(slots), spare + 1, device=self.sizes.device).scatter(1, slots, self.sizes.log())
-        return logs[:, None, None, :spare]
+        return scatter_where(self.sizes.log(), self.index, self.kept, self.length)[:, None, None, :]
 
     def shorten(self, stays: torch.Tensor, order: torch.Tensor, count: int) -> torch.Tensor:
         """Let ``count`` patches of each image stand on, in ``order`` (a key [T, P]): their places, [T, count]."""

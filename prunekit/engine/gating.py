@@ -29,6 +29,7 @@ from prunekit.engine.state import Gates, Prefill
 from prunekit.engine.trace import CutRecord
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
+from prunekit.tensors.indexing import scatter_where
 
 FLOOR = 1e-16
 """What is added to a gate before its logarithm: with gate 0 a key keeps this share of its weight."""
@@ -89,13 +90,12 @@ class GateSession(Session):
         gate = self.gate(scores, choice.kept, alive)
         gates.product = gates.product * torch.where(alive, gate.to(gates.product), 1.0)
         column = (gates.product + FLOOR).log().masked_fill(~layout.exists, 0.0)
-        spare = layout.real.shape[1]
-        places = layout.visual_index.masked_fill(~layout.exists, spare)
-        gates.bias = column.new_zeros(len(column), spare + 1).scatter(1, places, column)[:, :spare]
+        size = layout.real.shape[1]
+        gates.bias = scatter_where(column, layout.visual_index, layout.exists, size)
         state.cuts.append(CutRecord(view.site, index, choice.kept, scores))
-        gone = torch.zeros(len(alive), spare + 1, dtype=torch.bool, device=alive.device)
-        gone = gone.scatter(1, places.masked_fill(choice.kept, spare), True)[:, :spare]
-        everywhere = torch.arange(spare, device=alive.device).expand(len(alive), -1)
+        closed = layout.exists & ~choice.kept
+        gone = scatter_where(closed, layout.visual_index, closed, size)
+        everywhere = torch.arange(size, device=alive.device).expand(len(alive), -1)
         state.kept = choice.kept
         state.stage = Stage(state.stage.number + 1, everywhere, layout.real & ~gone, choice.lengths)
         return hidden

@@ -38,7 +38,7 @@ from prunekit.engine.guards import (
     checkpoints,
     implementations,
 )
-from prunekit.engine.layout import Layout, repeated, take
+from prunekit.engine.layout import Layout, repeated
 from prunekit.engine.mounted import NotCopied, guard, mark
 from prunekit.engine.plan import Plan
 from prunekit.engine.state import Prefill
@@ -48,6 +48,7 @@ from prunekit.engine.view import LayerView, Regions
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
 from prunekit.families.vision import vision_of
+from prunekit.tensors.indexing import gather_tokens, scatter_where
 
 _pruned: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Any]] = weakref.WeakKeyDictionary()
 
@@ -288,7 +289,7 @@ class Session(NotCopied):
         check_checkpointing(self)
         thread.forward = Prefill.begin(layout, self.regions, prompt_known=end.known)
         if self.encoder is not None and any("pixel" in name for name, value in kwargs.items() if value is not None):
-            self.encoder.take()  # what an earlier run left: this forward pass encodes its own
+            self.encoder.pop_record()  # what an earlier run left: this forward pass encodes its own
 
     def _visual(
         self, input_ids: torch.Tensor | None, embeds: torch.Tensor | None, kwargs: dict[str, Any]
@@ -389,12 +390,12 @@ class Session(NotCopied):
 
     def _prefill_layer(self, index: int, state: Prefill, hidden: torch.Tensor, kwargs: dict[str, Any]) -> Any:
         if self.family.touches_hidden_between_layers and state.stage.index is not None:
-            hidden = take(hidden, state.stage.index, self.family.token_axis)
+            hidden = gather_tokens(hidden, state.stage.index, self.family.token_axis)
         check_sequence(self, index, state, hidden)
         if index == 0:
             state.inputs_embeds = self.family.one_state(hidden)
             if self.encoder is not None:
-                hidden = arrive(self.encoder.take(), state, hidden, self.family.token_axis)
+                hidden = arrive(self.encoder.pop_record(), state, hidden, self.family.token_axis)
         if index in self.plan.cut_layers:
             hidden = self._cut(index, state, hidden, kwargs)
         state.stages.append(state.stage)
@@ -437,11 +438,11 @@ class Session(NotCopied):
         targets = reducer.targets_in(view, ranked, choice.kept, more, before)
         sources = None if targets is None else carry_sources(state, kept, targets)
         state.cuts.append(CutRecord(view.site, index, kept, scores, added, sources))
-        hidden = take(hidden, state.shorten(kept, choice.lengths), self.family.token_axis)
+        hidden = gather_tokens(hidden, state.shorten(kept, choice.lengths), self.family.token_axis)
         if self.plan.positions == "renumber" and (added is not None or reducer.changes_tokens):
             goes = (before & ~kept).any(1, keepdim=True)  # a sample of which nothing goes stays as it is
             ranks = reducer.ranks_in(view, ranked, choice.kept, more).to(goes.device) * goes
-            hidden = take(hidden, state.rearrange(ranks), self.family.token_axis)
+            hidden = gather_tokens(hidden, state.rearrange(ranks), self.family.token_axis)
         return hidden
 
     def _fused_scores(self, index: int, state: Prefill, hidden: torch.Tensor) -> torch.Tensor:
@@ -462,17 +463,9 @@ class Session(NotCopied):
             return None
         hidden = output[0] if isinstance(output, tuple) else output
         size = state.layout.real.shape[1]
-        index = state.stage.index
-        if state.stage.valid is not None:
-            index = index.masked_fill(~state.stage.valid, size)
-        index = index.to(hidden.device)
-        # Padding slots all write to an extra position, which is cut off again.
         axis = self.family.token_axis
-        moved = hidden.movedim((axis - 1, axis), (0, 1))
-        dense = moved.new_zeros(moved.shape[0], size + 1, *moved.shape[2:])
-        rows = torch.arange(len(index), device=index.device)[:, None]
-        dense = dense.index_put((rows, index), moved)[:, :size]
-        dense = dense.movedim((0, 1), (axis - 1, axis))
+        tokens = hidden.movedim((axis - 1, axis), (0, 1))
+        dense = scatter_where(tokens, state.stage.index, state.stage.valid, size).movedim((0, 1), (axis - 1, axis))
         return (dense, *output[1:]) if isinstance(output, tuple) else dense
 
     def _leave(self, core: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from prunekit.errors import PrunekitError
-from prunekit.tensors.indexing import gather_tokens as take  # noqa: F401  # the engine's other files import it here
-from prunekit.tensors.indexing import on_device, ragged_index  # noqa: F401
+from prunekit.tensors.indexing import ragged_index, scatter_where
 
 
 def repeated(ids: torch.Tensor, embeds: torch.Tensor | None) -> torch.Tensor | None:
@@ -152,9 +151,8 @@ class Stage:
     def present(self, size: int) -> torch.Tensor:
         """Dense positions that stand in this stage, bool [B, size]."""
         assert self.index is not None
-        index = self.index if self.valid is None else self.index.masked_fill(~self.valid, size)
-        marks = torch.zeros(len(index), size + 1, dtype=torch.bool, device=index.device)
-        return marks.scatter(1, index, True)[:, :size]
+        valid = torch.ones_like(self.index, dtype=torch.bool) if self.valid is None else self.valid
+        return scatter_where(valid, self.index, valid, size)
 
     def slots_in(self, source: Stage, size: int) -> torch.Tensor:
         """Where the slots of this stage stand in an earlier one, [B, M]."""
@@ -162,8 +160,7 @@ class Stage:
         if source.index is None:
             return self.index
         places = torch.arange(source.index.shape[1], device=self.index.device).expand_as(source.index)
-        index = source.index if source.valid is None else source.index.masked_fill(~source.valid, size)
-        spots = torch.zeros(len(index), size + 1, dtype=torch.long, device=index.device).scatter(1, index, places)
+        spots = scatter_where(places, source.index, source.valid, size)
         return spots.gather(1, self.index)
 
     def compact(

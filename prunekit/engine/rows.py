@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from prunekit.engine.layout import take
+from prunekit.tensors.indexing import gather_tokens
 
 BLOCK = 2**25
 """Attention weights computed at a time (128 MiB of them): long texts and rollout go through their rows in blocks."""
@@ -97,4 +97,4 @@ class AttentionInputs:
 
 def _rows_of(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """Rows ``index`` [B, Q] of x [B, H, S, K]: [B, H, Q, K]."""
-    return take(x.transpose(1, 2), index).transpose(1, 2)
+    return gather_tokens(x.transpose(1, 2), index).transpose(1, 2)

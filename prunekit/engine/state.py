@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
-from prunekit.engine.layout import Layout, Stage, on_device, take
+from prunekit.engine.layout import Layout, Stage
 from prunekit.engine.precision import in_float32
 from prunekit.engine.trace import CutRecord
 from prunekit.engine.view import LayerView, PrefillContext, Regions
 from prunekit.engine.vision import VisionView
 from prunekit.errors import PrunekitError
+from prunekit.tensors.indexing import gather_tokens, on_device, scatter_where
 
 
 @dataclass
@@ -114,10 +115,8 @@ class Prefill:
         stays = layout.present if stage.index is None else layout.present.gather(1, stage.index)
         if stage.valid is not None:
             stays = stays & stage.valid
-        spare = stays.shape[1]  # what stays, or is gone already, points there
-        places = self.slots.masked_fill(kept | ~self.kept, spare)
-        goes = torch.zeros(len(stays), spare + 1, dtype=torch.bool, device=stays.device).scatter(1, places, True)
-        stays = stays & ~goes[:, :spare]
+        goes = self.kept & ~kept
+        stays = stays & ~scatter_where(goes, self.slots, goes, stays.shape[1])
         slots, self.stage = stage.compact(stays, lengths, layout.extra)
         self.kept, self.cut_slots = kept, slots
         # The new slot of an old one: how many slots before it stay, after the padding.
@@ -165,4 +164,4 @@ def gather_argument(name: str, value: Any, index: torch.Tensor, size: int) -> An
         return value
     shape = list(value.shape)
     shape[axis - 1] = index.shape[0]
-    return take(value.expand(shape), index, axis)
+    return gather_tokens(value.expand(shape), index, axis)

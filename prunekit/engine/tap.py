@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit.engine.layout import take
 from prunekit.engine.masks import take_columns
 from prunekit.engine.mounted import own
 from prunekit.engine.precision import in_float32
 from prunekit.engine.rows import AttentionInputs
+from prunekit.tensors.indexing import gather_tokens
 
 ATTENTION_NAME = "prunekit"
 """The private name under which the tap stands in transformers' attention interface."""
@@ -153,7 +153,7 @@ def attention_inputs(
     """What a layer gave its attention function; ``places`` [B, M] are its own tokens among keys that it borrows."""
     bias = options.get("position_bias")
     if places is not None:
-        key = take(key.transpose(1, 2), places).transpose(1, 2)
+        key = gather_tokens(key.transpose(1, 2), places).transpose(1, 2)
         mask = None if mask is None else take_columns(mask, places)
     causal = options.get("is_causal")
     sinks = options.get("s_aux")

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from prunekit.engine.layout import take
 from prunekit.errors import PrunekitError
+from prunekit.tensors.indexing import gather_tokens
 
 
 @dataclass(frozen=True)
@@ -89,4 +89,4 @@ class Trace:
         is lost has zeros (ToMe, ICLR 2023, section 3)."""
         if self.index is None:
             raise PrunekitError("unmerge: no encoder has run on its own under this pruner")
-        return take(tokens, self.index.clamp(min=0)) * (self.index >= 0)[..., None].to(tokens.dtype)
+        return gather_tokens(tokens, self.index.clamp(min=0)) * (self.index >= 0)[..., None].to(tokens.dtype)

@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 
 import torch
 
-from prunekit.engine.layout import Layout, Stage, ragged_index, take
+from prunekit.engine.layout import Layout, Stage
 from prunekit.engine.rows import AttentionInputs
 from prunekit.engine.vision import VisionView
 from prunekit.errors import PrunekitError, UnknownNameError
+from prunekit.tensors.indexing import gather_tokens, ragged_index
 
 T = TypeVar("T")
 QuerySet = str | torch.Tensor
@@ -46,7 +47,7 @@ class View:
 
     def visual(self, x: torch.Tensor) -> torch.Tensor:
         """Gather the visual tokens of x [B, S, ...]: [B, N, ...], arbitrary where not ``alive``."""
-        return take(x, self.slots)
+        return gather_tokens(x, self.slots)
 
     @property
     def queries(self) -> torch.Tensor:

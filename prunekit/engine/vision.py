@@ -12,11 +12,12 @@ from functools import cached_property
 
 import torch
 
-from prunekit.engine.layout import Layout, on_device
+from prunekit.engine.layout import Layout
 from prunekit.engine.rows import AttentionInputs
 from prunekit.engine.trace import CutRecord
 from prunekit.errors import PrunekitError
 from prunekit.families.vision import VisionTower
+from prunekit.tensors.indexing import on_device
 
 
 @dataclass

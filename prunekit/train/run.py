@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit import ranks
+from prunekit.adapters import attach, digest
 from prunekit.data.example import Example
 from prunekit.errors import PrunekitError
 from prunekit.files import write_json
@@ -15,7 +16,7 @@ from prunekit.jobs import difference
 from prunekit.models import LoadedModel
 from prunekit.pruning.pruner import Pruner
 from prunekit.runfolder import check_flags, claimed, would_replace
-from prunekit.train.artifacts import attach, digest, save_artifacts
+from prunekit.train.artifacts import save_artifacts
 from prunekit.train.batches import Collator, Examples
 from prunekit.train.kinds import with_learned_fusion
 from prunekit.train.model import TrainedModel

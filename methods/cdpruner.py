@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 
 import prunekit
-from prunekit.engine.layout import take
 
 EPSILON = 1e-6
 
@@ -28,7 +27,7 @@ class Relevance(prunekit.Scorer):
         units = torch.nn.functional.normalize(embeds, dim=-1)
         text, exists = layout.text.to(units.device), layout.exists.to(units.device)
         mean_BD = (units * text[..., None]).sum(1) / text.sum(1, keepdim=True).clamp(min=1)
-        relevance = -(take(units, layout.visual_index) @ mean_BD[..., None])[..., 0]
+        relevance = -(prunekit.ops.gather_tokens(units, layout.visual_index) @ mean_BD[..., None])[..., 0]
         low = relevance.masked_fill(~exists, torch.inf).amin(1, keepdim=True)
         high = relevance.masked_fill(~exists, -torch.inf).amax(1, keepdim=True)
         return ((relevance - low + EPSILON) / (high - low).clamp(min=EPSILON)).to(view.hidden_states.device)
@@ -46,10 +45,10 @@ class Dpp(prunekit.Selector):
     exact = True
 
     def select_in(self, view, scores, keep, alive) -> torch.Tensor:
-        units = torch.nn.functional.normalize(view.visual(view.hidden_states).float(), dim=-1)
-        q = torch.where(alive, scores, 0).to(units.device).float().clamp(min=0)
-        kernel = q[..., None] * (units @ units.transpose(1, 2)) * q[:, None]
-        return greedy_map(kernel, keep.to(units.device), alive.to(units.device)).to(scores.device)
+        cosine = prunekit.ops.cosine(view.visual(view.hidden_states))
+        q = torch.where(alive, scores, 0).to(cosine.device).float().clamp(min=0)
+        kernel = q[..., None] * cosine * q[:, None]
+        return greedy_map(kernel, keep.to(kernel.device), alive.to(kernel.device)).to(scores.device)
 
 
 def greedy_map(kernel: torch.Tensor, keep: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:

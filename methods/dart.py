@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 
 import prunekit
-from prunekit.errors import PrunekitError
 
 
 @prunekit.register("scorer", "dart")
@@ -28,7 +27,7 @@ class Dart(prunekit.Scorer):
 
     def __post_init__(self) -> None:
         if self.pivots < 1:
-            raise PrunekitError(f"scorer.pivots must be at least 1, not {self.pivots}")
+            raise prunekit.PrunekitError(f"scorer.pivots must be at least 1, not {self.pivots}")
 
     def score(self, view) -> torch.Tensor:
         tokens_BND = view.visual(view.hidden_states).float()
@@ -36,9 +35,7 @@ class Dart(prunekit.Scorer):
         norms_BN = tokens_BND.norm(dim=-1).masked_fill(~alive, -1.0)
         order_BN = norms_BN.argsort(dim=1, descending=True, stable=True)
         chosen_BP = order_BN[:, : self.pivots]
-        units_BND = torch.nn.functional.normalize(tokens_BND, dim=-1)
-        rows = torch.arange(len(units_BND), device=units_BND.device)[:, None]
-        cosine_BNP = units_BND @ units_BND[rows, chosen_BP].transpose(1, 2)
+        cosine_BNP = prunekit.ops.cosine(tokens_BND, prunekit.ops.gather_tokens(tokens_BND, chosen_BP))
         exists_B1P = alive.gather(1, chosen_BP)[:, None]
         scores_BN = -cosine_BNP.masked_fill(~exists_B1P, -1.0).amax(-1)
         # Pivots come before all others (cosines end at 1), the longest first.

@@ -23,9 +23,8 @@ class MaxMin(prunekit.Selector):
     exact = ignores_scores = True
 
     def select_in(self, view, scores, keep, alive) -> torch.Tensor:
-        units = torch.nn.functional.normalize(view.visual(view.hidden_states).float(), dim=-1)
-        alive, keep = alive.to(units.device), keep.to(units.device)
-        return farthest(1 - units @ units.transpose(1, 2), keep, alive).to(scores.device)
+        distance = 1 - prunekit.ops.cosine(view.visual(view.hidden_states))
+        return farthest(distance, keep.to(distance.device), alive.to(distance.device)).to(scores.device)
 
 
 def farthest(distance: torch.Tensor, keep: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 
 import prunekit
-from prunekit.components.sites import cell_grid
 
 
 @prunekit.register("schedule", "downsample")
@@ -27,7 +26,7 @@ class Downsample(prunekit.Schedule):
     def image_grid(self, grid: tuple[int, int], keep_ratio: float) -> tuple[int, int]:
         rows, columns = (torch.tensor([size]) for size in grid)
         share = max(1, round(keep_ratio * grid[0] * grid[1]))
-        high, wide = cell_grid(rows, columns, torch.tensor([share]))
+        high, wide = prunekit.ops.cell_grid(rows, columns, torch.tensor([share]))
         return int(high), int(wide)
 
 

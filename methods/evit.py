@@ -8,14 +8,11 @@ from dataclasses import dataclass
 import torch
 
 import prunekit
-from prunekit.components.selectors import top
-from prunekit.components.sites import Encoder
-from prunekit.errors import PrunekitError
 
 
 @prunekit.register("schedule", "evit")
 @dataclass
-class EvitSchedule(Encoder):
+class EvitSchedule(prunekit.Schedule):
     """Not All Patches are What You Need: Expediting Vision Transformers via Token Reorganizations (ICLR 2022,
     https://arxiv.org/abs/2202.07800, section 3): cuts inside blocks 3, 6 and 9 of 12, or at these fractions of others.
 
@@ -25,15 +22,27 @@ class EvitSchedule(Encoder):
         layers, depths, ratios: see schedule ``encoder``.
     """
 
+    layers: list[int] | None = None
+    depths: list[float] | None = None
+    ratios: list[float] | None = None
     keep: float | None = None
 
+    in_encoder = True
+
     def __post_init__(self) -> None:
-        super().__post_init__()
+        options = {"layers": self.layers, "depths": self.depths, "ratios": self.ratios}
+        self._encoder = prunekit.create("schedule", "encoder", **options)
         if self.keep is not None and (not 0 < self.keep <= 1 or self.ratios is not None):
-            raise PrunekitError(f"schedule.keep must lie in (0, 1], without schedule.ratios, not {self.keep}")
+            raise prunekit.PrunekitError(f"schedule.keep must lie in (0, 1], without schedule.ratios, not {self.keep}")
+
+    def cuts(self, depth: int, keep_ratio: float) -> tuple[prunekit.Cut, ...]:
+        return ()
+
+    def own_ratio(self) -> float | None:
+        return self._encoder.own_ratio()
 
     def vision_cuts(self, blocks: int, patches: int, keep_ratio: float) -> tuple[prunekit.Cut, ...]:
-        cuts = super().vision_cuts(blocks, patches, keep_ratio)
+        cuts = self._encoder.vision_cuts(blocks, patches, keep_ratio)
         if self.keep is None:
             return cuts
         counts = [patches]
@@ -61,7 +70,7 @@ class Fuse(prunekit.Reducer):
         weights = weights.masked_fill(weights <= torch.finfo(weights.dtype).min, 0)  # what has no score has no weight
         fused = (weights.float()[:, None] @ tokens.float()).to(tokens.dtype)
         mass = torch.where(gone, sizes, 0).sum(1, keepdim=True)
-        added = top(scores, count, gone)
+        added = prunekit.ops.top_k(scores, count, gone)
         return torch.where(added[..., None], fused, tokens), torch.where(added, mass, sizes), added
 
     def targets_in(self, view, scores, kept, added, alive) -> torch.Tensor:

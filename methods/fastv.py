@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import torch
 
 import prunekit
-from prunekit.components.scorers import RandomScorer
-from prunekit.errors import check_choice
 
 QUERIES = {"code": "last", "paper": "all"}
 
@@ -35,15 +33,17 @@ class FastV(prunekit.RowScorer):
     works_blind = True
 
     def __post_init__(self) -> None:
-        check_choice("variant", self.variant, QUERIES)
-        check_choice("query", self.query or "last", ("last", "text", "all"))
+        prunekit.check_choice("variant", self.variant, QUERIES)
+        prunekit.check_choice("query", self.query or "last", ("last", "text", "all"))
 
     @property
     def query_set(self) -> str:
         return self.query or QUERIES[self.variant]
 
     def score(self, view) -> torch.Tensor:
-        return RandomScorer(self.seed).score(view) if view.inputs is None else super().score(view)
+        if view.inputs is None:
+            return prunekit.create("scorer", "random", seed=self.seed).score(view)
+        return super().score(view)
 
     def score_rows(self, rows: torch.Tensor, view) -> torch.Tensor:
         others_BQS = view.visible(self.query_set)

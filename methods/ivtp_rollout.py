@@ -7,15 +7,11 @@ from dataclasses import dataclass
 import torch
 
 import prunekit
-from prunekit.components.schedules import Progressive, cumulative_shares
-from prunekit.components.scorers import ReceivedAttention
-from prunekit.engine.layout import take
-from prunekit.errors import PrunekitError
 
 
 @prunekit.register("scorer", "chosen_words")
 @dataclass
-class ChosenWords(ReceivedAttention):
+class ChosenWords(prunekit.ReceivedAttention):
     """IVTP: Instruction-guided Visual Token Pruning for Large Vision-Language Models (ECCV 2024,
     https://doi.org/10.1007/978-3-031-72643-9_13), the stage in the LLM.
 
@@ -46,7 +42,7 @@ class ChosenWords(ReceivedAttention):
     def choose(self, embeds: torch.Tensor, layout) -> torch.Tensor:
         """The chosen tokens of the dense sequence, bool [B, S], from what entered layer 0, [B, S, D]."""
         text, exists = layout.text.to(embeds.device), layout.exists.to(embeds.device)
-        visual_BND = take(embeds.float(), layout.visual_index) * exists[..., None]
+        visual_BND = prunekit.ops.gather_tokens(embeds.float(), layout.visual_index) * exists[..., None]
         image_B1D = visual_BND.sum(1, keepdim=True) / exists.sum(1).clamp(min=1)[:, None, None]
         cosine_BS = torch.cosine_similarity(embeds.float(), image_B1D, dim=-1) * text
         bar = cosine_BS.sum(1, keepdim=True) / text.sum(1, keepdim=True).clamp(min=1)
@@ -74,25 +70,31 @@ class Groups(prunekit.Schedule):
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= self.within:
-            raise PrunekitError(f"schedule.size must lie in 1..{self.within} (schedule.within), not {self.size}")
+            raise prunekit.PrunekitError(
+                f"schedule.size must lie in 1..{self.within} (schedule.within), not {self.size}"
+            )
         self.in_encoder = self.vision
 
     def cuts(self, depth: int, keep_ratio: float) -> tuple[prunekit.Cut, ...]:
         ends = [layer for layer in range(self.size, self.within + 1, self.size) if layer < depth]
         if not ends:
-            raise PrunekitError(f"schedule 'groups': no group of {self.size} layers ends before the last of {depth}")
+            raise prunekit.PrunekitError(
+                f"schedule 'groups': no group of {self.size} layers ends before the last of {depth}"
+            )
+        steps = prunekit.create("schedule", "progressive", layers=ends, ratios=self.ratios)
         if not self.vision:
-            return Progressive(layers=ends, ratios=self.ratios).cuts(depth, keep_ratio)
+            return steps.cuts(depth, keep_ratio)
         first = keep_ratio**0.5
-        shares = [first * share for share in cumulative_shares(self.ratios, len(ends), keep_ratio / first)]
+        shares = [first * cut.ratio for cut in steps.cuts(depth, keep_ratio / first)]
         return tuple(prunekit.Cut(end, share) for end, share in zip(ends, [*shares[:-1], keep_ratio], strict=True))
 
     def vision_cuts(self, blocks: int, patches: int, keep_ratio: float) -> tuple[prunekit.Cut, ...]:
-        ends = range(self.size - 1, blocks, self.size)
+        ends = list(range(self.size - 1, blocks, self.size))
         if not ends:
-            raise PrunekitError(f"schedule 'groups': no group of {self.size} blocks ends within the encoder's {blocks}")
-        shares = cumulative_shares(None, len(ends), keep_ratio**0.5)
-        return tuple(prunekit.Cut(end, share, "vision") for end, share in zip(ends, shares, strict=True))
+            raise prunekit.PrunekitError(
+                f"schedule 'groups': no group of {self.size} blocks ends within the encoder's {blocks}"
+            )
+        return prunekit.create("schedule", "encoder", layers=ends).vision_cuts(blocks, patches, keep_ratio**0.5)
 
     def own_ratio(self) -> float | None:
         return None if self.ratios is None else torch.tensor(self.ratios, dtype=torch.float64).prod().item()

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 
 import prunekit
-from prunekit.errors import PrunekitError
 
 
 @prunekit.register("scorer", "oracle")
@@ -24,9 +23,9 @@ class Oracle(prunekit.Scorer):
     def score(self, view) -> torch.Tensor:
         regions = view.regions
         if view.grid is None or any(n != view.grid[0] * view.grid[1] for n in view.layout.counts):
-            raise PrunekitError("scorer 'oracle' needs one image a sample, on a fixed grid of patches")
+            raise prunekit.PrunekitError("scorer 'oracle' needs one image a sample, on a fixed grid of patches")
         if not all(regions):
-            raise PrunekitError("scorer 'oracle': an example has no region that holds its answer")
+            raise prunekit.PrunekitError("scorer 'oracle': an example has no region that holds its answer")
         size = max(len(boxes) for boxes in regions)
         padded = [[*boxes, *[boxes[0]] * (size - len(boxes))] for boxes in regions]
         return nearness(torch.tensor(padded, device=view.hidden_states.device), view.grid)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 
 import prunekit
-from prunekit.components.sites import cell_grid
 
 
 @prunekit.register("selector", "cells")
@@ -28,7 +27,7 @@ class Cells(prunekit.Selector):
         patches = alive & (image >= 0)
         area = rows * columns
         share = keep[:, None] * area / patches.sum(1, keepdim=True).clamp(min=1)
-        high, wide = cell_grid(rows, columns, share)
+        high, wide = prunekit.ops.cell_grid(rows, columns, share)
         cell = (row * high // rows) * wide + column * wide // columns
         offset = (_centre(row, high, rows)) ** 2 + (_centre(column, wide, columns)) ** 2
         chosen = _first_of_each(cell + (image + 1) * (area.amax() + 1), offset, patches)
@@ -65,15 +64,8 @@ class Pool(prunekit.Reducer):
     changes_tokens = uses_vision = True
 
     def reduce_in(self, view, tokens, sizes, scores, kept, alive) -> tuple[torch.Tensor, torch.Tensor]:
-        own = torch.arange(kept.shape[1], device=kept.device)
         target = self.targets_in(view, scores, kept, torch.zeros_like(kept), alive)
-        target = torch.where(kept | (target < 0), own, target)
-        mass = sizes * alive
-        total = torch.zeros_like(mass).scatter_add(1, target, mass)
-        weighted = tokens * mass[..., None].to(tokens.dtype)
-        summed = torch.zeros_like(tokens).scatter_add(1, target[..., None].expand_as(tokens), weighted)
-        merged = summed / total.clamp(min=1)[..., None].to(tokens.dtype)
-        return torch.where(kept[..., None], merged, tokens), torch.where(kept, total, sizes)
+        return prunekit.ops.merge_into(tokens, sizes, target, kept, alive)
 
     def targets_in(self, view, scores, kept, added, alive) -> torch.Tensor:
         row, column, _, _, image = view.vision.places

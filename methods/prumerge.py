@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import torch
 
 import prunekit
-from prunekit.components.selectors import top
-from prunekit.errors import PrunekitError, check_choice
 
 
 @prunekit.register("scorer", "prumerge")
@@ -46,17 +44,16 @@ class PruMerge(prunekit.Reducer):
     adds_tokens = changes_tokens = before_projector = True
 
     def __post_init__(self) -> None:
-        check_choice("variant", self.variant, ("code", "paper"))
+        prunekit.check_choice("variant", self.variant, ("code", "paper"))
         if self.nearest < 0:
-            raise PrunekitError(f"reducer.nearest must not be negative, not {self.nearest}")
+            raise prunekit.PrunekitError(f"reducer.nearest must not be negative, not {self.nearest}")
 
     def share(self, standing: int, keep: int) -> tuple[int, int]:
         return (keep - 1, 1) if keep > 1 else (keep, 0)
 
     def reduce_in(self, view, tokens, sizes, scores, kept, alive) -> tuple[torch.Tensor, torch.Tensor]:
-        units = torch.nn.functional.normalize(self._keys(view, tokens), dim=-1)
         itself = torch.eye(kept.shape[1], dtype=torch.bool, device=kept.device)
-        cosine = (units @ units.transpose(1, 2)).masked_fill(itself | ~alive[:, None], -torch.inf)
+        cosine = prunekit.ops.cosine(self._keys(view, tokens)).masked_fill(itself | ~alive[:, None], -torch.inf)
         best = cosine.topk(min(self.nearest, kept.shape[1] - 1), dim=-1)
         near = torch.zeros_like(cosine).scatter(-1, best.indices, (best.values > -torch.inf).to(cosine.dtype))
         weights = near * (scores * alive).to(near.dtype).nan_to_num()[:, None]
@@ -69,7 +66,7 @@ class PruMerge(prunekit.Reducer):
         gone = alive & ~kept
         weights = self._shared(torch.where(gone, scores, 0).float()[:, None])
         one = (weights @ tokens.float()).to(tokens.dtype)
-        added = top(scores, count, gone)
+        added = prunekit.ops.top_k(scores, count, gone)
         return torch.where(added[..., None], one, tokens), sizes, added
 
     def targets_in(self, view, scores, kept, added, alive) -> torch.Tensor:
@@ -77,9 +74,7 @@ class PruMerge(prunekit.Reducer):
         return torch.where(added.any(1, keepdim=True), one, -1).expand_as(kept)
 
     def ranks_in(self, view, scores, kept, added) -> torch.Tensor:
-        order = scores.argsort(dim=1, descending=True, stable=True)
-        places = torch.arange(order.shape[1], device=order.device).expand_as(order)
-        return torch.empty_like(order).scatter(1, order, places).masked_fill(added, order.shape[1])
+        return prunekit.ops.ranks(scores).masked_fill(added, scores.shape[1])
 
     def _shared(self, weights: torch.Tensor) -> torch.Tensor:
         if self.variant == "code":
@@ -87,7 +82,7 @@ class PruMerge(prunekit.Reducer):
         return weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
 
     def _keys(self, view, tokens: torch.Tensor) -> torch.Tensor:
-        return view.vision.keys(-1).flatten(2).float() if view.site == "input" else tokens.float()
+        return view.vision.keys(-1).flatten(2) if view.site == "input" else tokens
 
 
 PARTS = {"scorer": "prumerge", "fusion": "single", "schedule": "input", "reducer": "prumerge", "positions": "renumber"}

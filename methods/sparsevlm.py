@@ -9,10 +9,6 @@ from dataclasses import dataclass
 import torch
 
 import prunekit
-from prunekit.components.schedules import cumulative_shares
-from prunekit.components.scorers import ReceivedAttention
-from prunekit.engine.layout import ragged_index, take
-from prunekit.errors import PrunekitError
 
 COUNTS = {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)}
 """Tokens kept of 576 after each cut in the authors' code, by the number that the paper calls the configuration."""
@@ -20,7 +16,7 @@ COUNTS = {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66,
 
 @prunekit.register("scorer", "sparsevlm")
 @dataclass
-class SparseVLM(ReceivedAttention):
+class SparseVLM(prunekit.ReceivedAttention):
     """SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference (ICML 2025,
     https://arxiv.org/abs/2410.04417, section 3).
 
@@ -37,17 +33,16 @@ class SparseVLM(ReceivedAttention):
 
     def raters(self, embeds: torch.Tensor, layout) -> torch.Tensor:
         """Bool [B, S] from what entered layer 0, [B, S, D]."""
-        index, valid = ragged_index(layout.text.to(embeds.device), max(layout.text_counts))
+        index, valid = prunekit.ops.ragged_index(layout.text.to(embeds.device), max(layout.text_counts))
         exists = layout.exists.to(embeds.device)
-        visual_BND, text_BTD = take(embeds.float(), layout.visual_index), take(embeds.float(), index)
+        visual_BND, text_BTD = (prunekit.ops.gather_tokens(embeds.float(), i) for i in (layout.visual_index, index))
         logits_BNT = visual_BND @ text_BTD.transpose(1, 2)
         share_BNT = logits_BNT.masked_fill(~valid[:, None], torch.finfo(torch.float32).min).softmax(-1)
         r_BT = (share_BNT * exists[..., None]).sum(1) / exists.sum(1, keepdim=True).clamp(min=1)
         mean_B1 = (r_BT * valid).sum(1, keepdim=True) / valid.sum(1, keepdim=True).clamp(min=1)
         chosen = valid & (r_BT > mean_B1)
         chosen = torch.where(chosen.any(1, keepdim=True), chosen, valid)
-        marks = torch.zeros_like(layout.text, device=embeds.device, dtype=torch.long)
-        return marks.scatter_add(1, index, chosen.long()) > 0
+        return prunekit.ops.scatter_where(chosen, index, chosen, layout.text.shape[1])
 
 
 @prunekit.register("schedule", "sparsevlm")
@@ -64,17 +59,18 @@ class SparseVLMSchedule(prunekit.Schedule):
 
     def __post_init__(self) -> None:
         if self.label is not None and self.label not in COUNTS:
-            raise PrunekitError(f"schedule.label must be one of {', '.join(map(str, COUNTS))}, not {self.label}")
+            raise prunekit.PrunekitError(
+                f"schedule.label must be one of {', '.join(map(str, COUNTS))}, not {self.label}"
+            )
 
     def cuts(self, depth: int, keep_ratio: float) -> tuple[prunekit.Cut, ...]:
         after = [layer if depth >= 32 else round(layer * depth / 32) for layer in (2, 6, 15)]
         layers = sorted({layer + 1 for layer in after if layer + 1 < depth})
         if not layers:
-            raise PrunekitError(f"schedule 'sparsevlm': a decoder of {depth} layer has no place for a cut")
+            raise prunekit.PrunekitError(f"schedule 'sparsevlm': a decoder of {depth} layer has no place for a cut")
         counts = COUNTS[self.label] if self.label else min(COUNTS.values(), key=lambda c: _distance(c[-1], keep_ratio))
         ratios = [after / before for before, after in itertools.pairwise((576, *counts[-len(layers) :]))]
-        shares = cumulative_shares(ratios, len(layers), keep_ratio)
-        return tuple(prunekit.Cut(layer, share) for layer, share in zip(layers, shares, strict=True))
+        return prunekit.create("schedule", "progressive", layers=layers, ratios=ratios).cuts(depth, keep_ratio)
 
     def own_ratio(self) -> float | None:
         return COUNTS[self.label][-1] / 576 if self.label else None

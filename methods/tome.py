@@ -32,17 +32,15 @@ def pairs(view) -> torch.Tensor:
     """Key cosines of the places of set A to those of set B, [T, A, B], once for each block."""
 
     def cosines() -> torch.Tensor:
-        keys = torch.nn.functional.normalize(view.keys.mean(1).float(), dim=-1)
-        return keys[:, ::2] @ keys[:, 1::2].transpose(1, 2)
+        keys = view.keys.mean(1)
+        return prunekit.ops.cosine(keys[:, ::2], keys[:, 1::2])
 
     return view.once("bipartite", cosines)
 
 
 def in_sequence(view, patches: torch.Tensor) -> torch.Tensor:
     """Marks of patches [T, P] at their places in the block's sequence, bool [T, S]."""
-    spare = view.hidden_states.shape[1]
-    marks = torch.zeros(len(patches), spare + 1, dtype=torch.bool, device=patches.device)
-    return marks.scatter(1, view.slots.masked_fill(~patches, spare), True)[:, :spare]
+    return prunekit.ops.scatter_where(patches, view.slots, patches, view.hidden_states.shape[1])
 
 
 @prunekit.register("reducer", "bipartite")
@@ -66,20 +64,12 @@ class BipartiteMerge(prunekit.Reducer):
         return self.proportional
 
     def reduce_in(self, view, tokens, sizes, scores, kept, alive) -> tuple[torch.Tensor, torch.Tensor]:
-        goes = alive & ~kept
         target = self.targets_in(view, scores, kept, torch.zeros_like(kept), alive)
-        target = torch.where(goes, target, torch.arange(kept.shape[1], device=kept.device))
-        mass = sizes * alive
-        total = torch.zeros_like(mass).scatter_add(1, target, mass)
-        weighted = tokens * mass[..., None].to(tokens.dtype)
-        summed = torch.zeros_like(tokens).scatter_add(1, target[..., None].expand_as(tokens), weighted)
-        merged = summed / total.clamp(min=1)[..., None].to(tokens.dtype)
-        return torch.where(kept[..., None], merged, tokens), torch.where(kept, total, sizes)
+        return prunekit.ops.merge_into(tokens, sizes, target, kept, alive)
 
     def targets_in(self, view, scores, kept, added, alive) -> torch.Tensor:
         if view.site != "vision":
-            units = torch.nn.functional.normalize(view.visual(view.hidden_states).float(), dim=-1)
-            return (units @ units.transpose(1, 2)).masked_fill(~kept[:, None], -torch.inf).argmax(-1)
+            return prunekit.ops.nearest(view.visual(view.hidden_states), kept)
         stays, cosine = in_sequence(view, kept), pairs(view)
         to_b = cosine.masked_fill(~stays[:, None, 1::2], -torch.inf).max(-1)
         to_a = cosine.masked_fill(~stays[:, ::2, None], -torch.inf).max(-2)  # should another scorer send B away
@@ -88,8 +78,7 @@ class BipartiteMerge(prunekit.Reducer):
         place[:, ::2] = torch.where(to_b.values > -torch.inf, 2 * to_b.indices + 1, first)
         place[:, 1::2] = torch.where(to_a.values > -torch.inf, 2 * to_a.indices, first)
         own = torch.arange(kept.shape[1], device=kept.device).expand_as(kept)
-        patch = torch.zeros(len(kept), stays.shape[1] + 1, dtype=torch.long, device=kept.device)
-        patch = patch.scatter(1, view.slots.masked_fill(~alive, stays.shape[1]), own)
+        patch = prunekit.ops.scatter_where(own, view.slots, alive, stays.shape[1])
         return patch.gather(1, place.gather(1, view.slots))
 
     def ranks_in(self, view, scores, kept, added) -> torch.Tensor:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import torch
 
 import prunekit
-from prunekit.engine.layout import ragged_index, take
-from prunekit.errors import PrunekitError
 
 
 @prunekit.register("reducer", "contextual")
@@ -36,7 +34,7 @@ class Contextual(prunekit.Reducer):
 
     def __post_init__(self) -> None:
         if not 0 <= self.context < 1:
-            raise PrunekitError(f"reducer.context must lie in [0, 1), not {self.context}")
+            raise prunekit.PrunekitError(f"reducer.context must lie in [0, 1), not {self.context}")
 
     def share_in(self, view, standing: int, keep: int) -> tuple[int, int]:
         added = min(round(self.context * keep) + int(self._has_cls(view)), keep - 1)
@@ -46,11 +44,10 @@ class Contextual(prunekit.Reducer):
         self, view, tokens, sizes, scores, kept, alive, count
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         rest, cls = alive & ~kept, self._has_cls(view)
-        targets = stride(rest, count - int(cls))
-        nearest = self._nearest(view, tokens, rest, targets)
+        targets = every_nth(rest, count - int(cls))
+        nearest = self._nearest(view, tokens, targets)
         weight = (rest & ~targets).to(tokens.dtype)
-        moved = torch.zeros_like(tokens).scatter_add(1, _wide(nearest, tokens), tokens * weight[..., None])
-        came = torch.zeros_like(weight).scatter_add(1, nearest, weight)
+        moved, came = prunekit.ops.sum_into(tokens, weight, nearest)
         merged = tokens + moved / came.clamp(min=1)[..., None]
         mass = sizes + torch.zeros_like(sizes).scatter_add(1, nearest, sizes * weight.to(sizes.dtype))
         tokens = torch.where(targets[..., None], merged, tokens)
@@ -63,12 +60,12 @@ class Contextual(prunekit.Reducer):
 
     def targets_in(self, view, scores, kept, added, alive) -> torch.Tensor:
         rest = alive & ~kept
-        targets = stride(rest, added.sum(1) - int(self._has_cls(view)))
+        targets = every_nth(rest, added.sum(1) - int(self._has_cls(view)))
         tokens = view.vision.features if view.site == "input" else view.visual(view.hidden_states)
-        return self._nearest(view, tokens, rest, targets).masked_fill(~rest, -1)
+        return self._nearest(view, tokens, targets).masked_fill(~rest, -1)
 
     def ranks_in(self, view, scores, kept, added) -> torch.Tensor:
-        targets = stride(view.alive & ~kept & self._exists(view), added.sum(1) - int(self._has_cls(view)))
+        targets = every_nth(view.alive & ~kept & self._exists(view), added.sum(1) - int(self._has_cls(view)))
         return torch.where(targets, 2, 1).masked_fill(added & ~targets, 0)
 
     def _has_cls(self, view) -> bool:
@@ -77,22 +74,16 @@ class Contextual(prunekit.Reducer):
     def _exists(self, view) -> torch.Tensor:
         return view.vision.exists if view.site == "input" else torch.ones_like(view.alive)
 
-    def _nearest(self, view, tokens, rest, targets) -> torch.Tensor:
+    def _nearest(self, view, tokens, targets) -> torch.Tensor:
         """For each token the target of the largest cosine, long [B, N]."""
         if view.site == "input":
             metric = view.vision.keys().mean(2)
         else:
             metric = view.visual(view.keys.mean(1)) if view.site == "vision" else tokens
-        units = torch.nn.functional.normalize(metric.float(), dim=-1)
-        index, valid = ragged_index(targets, int(targets.sum(1).max()))
-        if not index.shape[1]:
-            return torch.zeros_like(rest, dtype=torch.long)
-        cosine = units @ take(units, index).transpose(1, 2)
-        best = cosine.masked_fill(~valid[:, None], -torch.inf).argmax(-1)
-        return index.gather(1, best)
+        return prunekit.ops.nearest(metric, targets, most=int(targets.sum(1).max()))
 
 
-def stride(rest: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+def every_nth(rest: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
     """Every (n // count)-th of the n True entries of each row of ``rest`` [B, N], ``count`` [B] of them."""
     step = (rest.sum(1) // count.clamp(min=1)).clamp(min=1)[:, None]
     rank = rest.cumsum(1) - 1
@@ -102,10 +93,6 @@ def stride(rest: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
 def first_free(free: torch.Tensor) -> torch.Tensor:
     """The first True entry of each row."""
     return free & (free.cumsum(1) == 1)
-
-
-def _wide(index: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    return index[..., None].expand_as(tokens)
 
 
 prunekit.compose(

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 import torch
 
 import prunekit
-from prunekit.components.selectors import top
-from prunekit.engine.layout import take
-from prunekit.errors import PrunekitError
 
 
 @prunekit.register("selector", "vispruner")
@@ -34,20 +31,20 @@ class VisPruner(prunekit.Selector):
 
     def __post_init__(self) -> None:
         if not 0 <= self.important <= 1:
-            raise PrunekitError(f"selector.important must lie in [0, 1], not {self.important}")
+            raise prunekit.PrunekitError(f"selector.important must lie in [0, 1], not {self.important}")
         if self.step < 1:
-            raise PrunekitError(f"selector.step must be at least 1, not {self.step}")
+            raise prunekit.PrunekitError(f"selector.step must be at least 1, not {self.step}")
 
     def select_in(self, view, scores, keep, alive) -> torch.Tensor:
         features = view.vision.features if view.site != "vision" else view.visual(view.hidden_states)
-        units = torch.nn.functional.normalize(features.float(), dim=-1).to(scores.device)
+        cosine = prunekit.ops.cosine(features.to(scores.device))
         patches = alive & (scores > torch.finfo(scores.dtype).min)  # newlines between tiles have no features
-        best = top(scores, (keep.double() * self.important).long(), patches)
+        best = prunekit.ops.top_k(scores, (keep.double() * self.important).long(), patches)
         rest = patches & ~best
         order = scores.masked_fill(~rest, -torch.inf).argsort(dim=1, descending=True, stable=True)
-        different = self._thin_out(units @ units.transpose(1, 2), order, rest.sum(1), keep - best.sum(1))
+        different = self._thin_out(cosine, order, rest.sum(1), keep - best.sum(1))
         chosen = best | different
-        return chosen | top(scores, keep - chosen.sum(1), alive & ~chosen)
+        return chosen | prunekit.ops.top_k(scores, keep - chosen.sum(1), alive & ~chosen)
 
     def _thin_out(
         self, cosine: torch.Tensor, order: torch.Tensor, left: torch.Tensor, want: torch.Tensor
@@ -70,11 +67,10 @@ class VisPruner(prunekit.Selector):
         size = order.shape[1]
         places = torch.arange(size, device=order.device).expand_as(order)
         even, odd = order[:, ::2], order[:, 1::2]
-        pairs = take(cosine, even).gather(2, odd[:, None].expand(-1, even.shape[1], -1))
+        pairs = prunekit.ops.gather_tokens(cosine, even).gather(2, odd[:, None].expand(-1, even.shape[1], -1))
         match = pairs.masked_fill(places[:, None, 1::2] >= left[:, None, None], -torch.inf).amax(-1)
         match = match.masked_fill(places[:, ::2] >= left[:, None], -torch.inf)
-        ranked = match.argsort(dim=1, descending=True, stable=True)
-        rank = torch.empty_like(ranked).scatter(1, ranked, places[:, : ranked.shape[1]])
+        rank = prunekit.ops.ranks(match)
         key = places + size  # odd places follow, in their order
         key[:, ::2] = torch.where(rank < goes[:, None], 3 * size, rank)
         key = torch.where(places < left[:, None], key, key + 3 * size)

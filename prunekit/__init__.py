@@ -1,10 +1,12 @@
 """prunekit: visual-token pruning for vision-language models, as compositions of interchangeable parts."""
 
+from prunekit import ops
 from prunekit.components.base import Cut, Fusion, Reducer, RowScorer, Schedule, Scorer, Selector
+from prunekit.components.scorers import ReceivedAttention
 from prunekit.engine.state import CutRecord, Trace
-from prunekit.errors import PrunekitError
-from prunekit.presets import method, methods
-from prunekit.pruner import Handle, Pruner, remove
+from prunekit.errors import PrunekitError, check_choice
+from prunekit.pruning.presets import method, methods
+from prunekit.pruning.pruner import Handle, Pruner, remove
 from prunekit.registry import available, compose, create, register
 
 __version__ = "0.1.0"
@@ -16,6 +18,7 @@ __all__ = [
     "Handle",
     "PrunekitError",
     "Pruner",
+    "ReceivedAttention",
     "Reducer",
     "RowScorer",
     "Schedule",
@@ -23,10 +26,12 @@ __all__ = [
     "Selector",
     "Trace",
     "available",
+    "check_choice",
     "compose",
     "create",
     "method",
     "methods",
+    "ops",
     "register",
     "remove",
 ]

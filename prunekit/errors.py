@@ -29,6 +29,10 @@ class UnknownNameError(PrunekitError):
 
 
 def check_choice(what: str, value: object, choices: Iterable[str]) -> None:
-    """Raise unless ``value`` is one of ``choices``."""
+    """Raise unless ``value`` is one of ``choices``; ``what`` names the option in the message.
+
+    Raises:
+        UnknownNameError: a ``PrunekitError`` that names the value, offers the nearest choice and lists all.
+    """
     if value not in (known := tuple(choices)):
         raise UnknownNameError(what, value, known)

@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from prunekit.errors import PrunekitError, UnknownNameError
-from prunekit.presets import ENTRIES, check_preset, method, preset, with_variant
-from prunekit.pruner import DEFAULTS, Pruner
+from prunekit.pruning.presets import ENTRIES, check_preset, method, preset, with_variant
+from prunekit.pruning.pruner import Pruner
+from prunekit.pruning.recipe import DEFAULTS
 from prunekit.registry import KINDS
-from prunekit.saving import build
 
 OWN = ("method", "variant", "pruner", *ENTRIES)
 """``model_args`` that describe the pruner; ``schedule.layer=3`` sets an option of a component."""
@@ -57,7 +57,7 @@ def pruner_of(arguments: dict[str, Any]) -> Pruner:
     entries = {key: value for key, value in given.items() if "." not in key and key not in KINDS} | parts
     if name:
         return method(name, variant=variant, **entries)
-    return build(with_variant(check_preset(entries), variant), "model_args")
+    return Pruner.from_dict(with_variant(check_preset(entries), variant), "model_args")
 
 
 def _parts(given: dict[str, Any], base: dict[str, Any]) -> dict[str, dict[str, Any]]:

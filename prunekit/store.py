@@ -13,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from prunekit.presets import presets
+from prunekit.pruning.presets import presets
 from prunekit.registry import KINDS, registry
 
 

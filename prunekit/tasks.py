@@ -11,8 +11,11 @@ from typing import Any
 
 from prunekit import ranks
 from prunekit.errors import PrunekitError, RowError, check_choice
-from prunekit.presets import preset, with_preset, with_variant
-from prunekit.pruner import Pruner, component_name
+from prunekit.pruning.budget import for_prompt
+from prunekit.pruning.planner import allotment_of
+from prunekit.pruning.presets import preset, with_preset, with_variant
+from prunekit.pruning.pruner import Pruner
+from prunekit.pruning.recipe import component_name
 from prunekit.registry import KINDS, registry
 
 
@@ -236,8 +239,8 @@ def fit_budget(pruner: Pruner, loaded: Any, examples: Iterable[Any]) -> Pruner:
         return pruner
     from prunekit.families import make_family
 
-    fitted = pruner.for_prompt(*first_prompt(loaded, examples))
-    if (allotment := fitted.plan(make_family(loaded.model)).allotment) is not None:
+    fitted = pruner.replace(budget=for_prompt(pruner.budget, *first_prompt(loaded, examples)))
+    if (allotment := allotment_of(fitted, make_family(loaded.model))) is not None:
         print(allotment.describe())
     return fitted
 

@@ -16,7 +16,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Quote,
 from hydra.errors import HydraException
 
 from prunekit.errors import PrunekitError, UnknownNameError
-from prunekit.presets import methods
+from prunekit.pruning.presets import methods
 from prunekit.registry import KINDS, registry, source_folder
 
 CONF = source_folder("conf")

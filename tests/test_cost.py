@@ -319,7 +319,7 @@ class TestBudgets:
     @pytest.mark.parametrize("seed", range(10))
     def test_the_count_is_the_nearest(self, seed):
         """Against trying every count."""
-        from prunekit.budget import Budget, allot
+        from prunekit.pruning.budget import Budget, allot
 
         r = random.Random(seed)
         visual, text, depth = r.randint(20, 200), r.randint(0, 60), r.randint(4, 12)
@@ -330,7 +330,7 @@ class TestBudgets:
         assert abs(values[found.solve(visual, text)] - target) == pytest.approx(best, abs=1e-12)
 
     def test_cuts_move_to_earlier_layers_only_as_far_as_needed(self):
-        from prunekit.budget import FLOOR, Budget, allot
+        from prunekit.pruning.budget import FLOOR, Budget, allot
 
         def layers(target, **options):
             schedule = prunekit.create("schedule", "progressive", **options)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from prunekit.presets import methods
+from prunekit.pruning.presets import methods
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "methods" / "README.md"]

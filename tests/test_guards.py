@@ -13,7 +13,7 @@ import prunekit
 from prunekit.components.scorers import InstructionScorer
 from prunekit.cost import layer_macs, prefill_cost
 from prunekit.families import make_family
-from prunekit.presets import read_preset
+from prunekit.pruning.presets import read_preset
 from prunekit.registry import registry
 from prunekit.store import register_options
 from tiny import make_batch, tiny_model

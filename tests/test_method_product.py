@@ -14,10 +14,9 @@ import prunekit
 import zoo
 from prunekit import cli
 from prunekit.families import make_family
-from prunekit.presets import presets
-from prunekit.pruner import DEFAULTS
+from prunekit.pruning.presets import presets
+from prunekit.pruning.pruner import DEFAULTS
 from prunekit.registry import KINDS
-from prunekit.saving import build
 from prunekit.store import register_options
 from prunekit.tasks import build_pruner
 from tiny import make_batch, tiny_model
@@ -101,7 +100,7 @@ def test_keep_tokens_64_of_576(name):
     """The field's budget on the field's number of tokens."""
     plan = prunekit.method(name, keep_tokens=64).plan(deep_family())
     if name in NAMED:
-        assert plan.keep(plan.cut_layers[-1], 576) == 64
+        assert plan.quota(plan.cut_layers[-1], 576, 576) == 64
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -116,7 +115,7 @@ def pair_outcome(first: dict, second: dict, kind: str) -> str | None:
     """None if the first method with one part of the second composes and has a plan, else the refusal."""
     parts = {**first, kind: second.get(kind, DEFAULTS[kind])}
     try:
-        build(parts, "pair").plan(make_family(tiny_model("llava")))
+        prunekit.Pruner.from_dict(parts, "pair").plan(make_family(tiny_model("llava")))
     except prunekit.PrunekitError as error:
         return str(error)
     return None

@@ -12,7 +12,6 @@ from test_site_conformance import best, determinants, farthest, thin_out
 from torch.utils.flop_counter import FlopCounterMode
 
 import prunekit
-from prunekit.components.sites import cell_grid
 from prunekit.cost import layer_macs
 
 
@@ -87,7 +86,7 @@ def test_thinning_out(seed, step, important):
 @given(rows=st.integers(1, 30), columns=st.integers(1, 30), share=st.integers(1, 900))
 def test_the_nearest_grid(rows, columns, share):
     candidates = [(a, min(columns, max(1, round(a * columns / rows)))) for a in range(1, rows + 1)]
-    high, wide = cell_grid(torch.tensor([rows]), torch.tensor([columns]), torch.tensor([share]))
+    high, wide = prunekit.ops.cell_grid(torch.tensor([rows]), torch.tensor([columns]), torch.tensor([share]))
     assert abs(int(high * wide) - share) == min(abs(a * b - share) for a, b in [(1, 1), *candidates])
     assert 1 <= int(high) <= rows and 1 <= int(wide) <= columns
 

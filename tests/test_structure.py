@@ -11,6 +11,7 @@ import torch
 import prunekit
 from prunekit.bench.memory import AllocationMeter, kv_bytes
 from prunekit.engine import hooks, rows
+from prunekit.families import make_family
 from tiny import DEPTH, FAMILIES, IMAGE, Batch, make_batch, tiny_model
 
 LONG = 40  # images of 16 tokens: a sequence so long that S² is more than anything else in a tiny model
@@ -208,14 +209,14 @@ class TestNoWaiting:
     def test_nan_scores_of_an_accelerator_are_said_at_the_next_pass_or_at_removal(self):
         """There the check waits for the device, so a prefill leaves it to whoever waits anyway."""
         model, batch = tiny_model("llava"), make_batch("llava")
-        session = hooks.Session(prunekit.Pruner(), model)
-        session._local.unchecked = [(2, torch.tensor([False, True, False]))]
+        session = hooks.Session(prunekit.Pruner().plan(make_family(model)), make_family(model))
+        session.thread.unchecked = ((2, torch.tensor([False, True, False])),)
         handle = prunekit.Handle(session)
         with pytest.raises(ValueError, match=r"layer 2, samples \[1\]"):
             handle.remove()
         handle.remove()
         session.install()
-        session._local.unchecked = [(2, torch.tensor([True, False]))]
+        session.thread.unchecked = ((2, torch.tensor([True, False])),)
         with torch.no_grad(), pytest.raises(ValueError, match=r"layer 2, samples \[0\]"):
             model(**batch.inputs)
         session.remove()

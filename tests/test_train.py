@@ -13,6 +13,7 @@ import prunekit
 from prunekit.data.mini import load
 from prunekit.embedded.config import Size, build_model
 from prunekit.embedded.processor import build_processor
+from prunekit.families import family_of
 from prunekit.models import LoadedModel
 from prunekit.train.artifacts import attach
 from prunekit.train.batches import IGNORE, Collator
@@ -86,7 +87,7 @@ def test_the_loss_is_that_of_the_pruned_model(kind):
         kept = model.trace.cuts[-1].kept
         model.close()
         model.session.prompt, model.gate = labels == IGNORE, None
-        hard = prunekit.engine.hooks.Session(used, made.model)
+        hard = prunekit.engine.hooks.Session(used.plan(family_of(made.model)), family_of(made.model))
         hard.prompt = labels == IGNORE
         hard.install()
         logits = model.model(**batch, use_cache=False).logits

@@ -12,6 +12,7 @@ import prunekit
 from prunekit.embedded.forward import rms_norm
 from prunekit.engine import gating
 from prunekit.engine.gating import GateSession
+from prunekit.families import family_of
 from prunekit.train.gate import SigmoidGate
 from tiny import make_batch, tiny_model
 
@@ -26,8 +27,13 @@ def learned(depth: int = 6, dtype=torch.float32):
     return fusion, weights
 
 
+def gate_session(pruner, model, gate):
+    family = family_of(model)
+    return GateSession(pruner.plan(family), family, gate)
+
+
 def gated(model, batch, pruner, gate):
-    session = GateSession(pruner, model, gate)
+    session = gate_session(pruner, model, gate)
     session.install()
     try:
         logits = model(**batch.inputs, use_cache=False).logits
@@ -199,7 +205,7 @@ def test_checkpointing_gives_the_same_gradients(family, scorer):
             model.gradient_checkpointing_enable({"use_reentrant": False})
         fusion, weights = learned()
         pruner = prunekit.Pruner(scorer, fusion, "progressive", keep_ratio=KEEP)
-        session = GateSession(pruner, model, SigmoidGate())
+        session = gate_session(pruner, model, SigmoidGate())
         session.install()
         logits = model(**batch.inputs, use_cache=False).logits
         loss = logits[batch.mask & ~batch.visual].square().mean() + session.trace.cuts[-1].scores.nansum()
@@ -220,7 +226,7 @@ def test_answers_are_no_instruction():
     for rows in ("text", "last", "all"):
         scorer = prunekit.create("scorer", "instruction", rows=rows)
         pruner = prunekit.Pruner(scorer, "multi", "progressive", keep_ratio=KEEP)
-        session = GateSession(pruner, model, SigmoidGate())
+        session = gate_session(pruner, model, SigmoidGate())
         session.install()
         with torch.no_grad():
             model(**batch.inputs, use_cache=False)
@@ -243,12 +249,12 @@ def test_answers_are_no_instruction():
 )
 def test_what_a_gate_cannot_stand_for_is_refused(options, word):
     with pytest.raises(ValueError, match=word):
-        GateSession(prunekit.Pruner(keep_ratio=0.5, **options), tiny_model("llava"), SigmoidGate())
+        gate_session(prunekit.Pruner(keep_ratio=0.5, **options), tiny_model("llava"), SigmoidGate())
 
 
 def test_a_cache_is_refused():
     model, batch = tiny_model("llava"), make_batch("llava")
-    session = GateSession(prunekit.Pruner(), model, SigmoidGate())
+    session = gate_session(prunekit.Pruner(), model, SigmoidGate())
     session.install()
     with pytest.raises(ValueError, match="use_cache=False"):
         model(**batch.inputs)

@@ -14,7 +14,7 @@ from prunekit.bench.segments import ceiling_segments, eager_segments, segmented
 from prunekit.bench.workload import Workload
 from prunekit.cost import Cost, Outline, estimate, outline
 from prunekit.errors import PrunekitError
-from prunekit.pruner import Pruner
+from prunekit.pruning.pruner import Pruner
 
 SCHEMA = 1
 EAGER_SHARE = 0.5

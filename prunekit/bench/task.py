@@ -12,11 +12,12 @@ from prunekit.bench.report import draw, print_point
 from prunekit.bench.run import SCHEMA, Options, bench_point, machine, profile_prefill
 from prunekit.bench.shapes import VISUAL, build, config_of
 from prunekit.bench.workload import Workload, from_example, synthetic
-from prunekit.budget import NOMINAL
 from prunekit.errors import PrunekitError
 from prunekit.evaluation.table import cut_before
 from prunekit.models import resolve_device, resolve_dtype
-from prunekit.pruner import Pruner
+from prunekit.pruning.budget import NOMINAL, for_prompt
+from prunekit.pruning.planner import allotment_of
+from prunekit.pruning.pruner import Pruner
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,10 @@ def bench(
     found |= {"attn": attn, "method": pruner.describe(), "points": []}
     for count in counts:
         work = _workload(model, loaded, first_example, count, settings)
-        fitted = pruner if pruner.budget is None else pruner.for_prompt(work.visual, work.text)
-        if (allotment := fitted.plan(work.family).allotment) is not None:
+        fitted = pruner
+        if pruner.budget is not None:
+            fitted = pruner.replace(budget=for_prompt(pruner.budget, work.visual, work.text))
+        if (allotment := allotment_of(fitted, work.family)) is not None:
             print(allotment.describe())
         point = bench_point(model, work, fitted, options)
         found["points"].append(point)

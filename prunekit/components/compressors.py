@@ -17,6 +17,7 @@ from prunekit.components.base import Reducer
 from prunekit.components.resamplers import PerceiverLayer, QFormerLayer, Resampler
 from prunekit.errors import PrunekitError
 from prunekit.registry import register
+from prunekit.tensors.indexing import gather_tokens
 
 
 class Compressor(Reducer):
@@ -35,7 +36,7 @@ class Compressor(Reducer):
         counts = kept.sum(1)
         made_BMD = self.compress(tokens.float(), alive, counts).to(tokens.dtype)
         number_BN = (kept.cumsum(1) - 1).clamp(min=0, max=made_BMD.shape[1] - 1)
-        placed_BND = made_BMD.gather(1, number_BN[..., None].expand_as(tokens))
+        placed_BND = gather_tokens(made_BMD, number_BN)
         share_B = (sizes * alive).sum(1) / counts.clamp(min=1)
         return torch.where(kept[..., None], placed_BND, tokens), torch.where(kept, share_B[:, None], sizes)
 

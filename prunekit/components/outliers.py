@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from prunekit.components.base import Selector
-from prunekit.components.selectors import top
 from prunekit.registry import register
+from prunekit.tensors.ranking import stride, top_k
 
 if TYPE_CHECKING:
     from prunekit.engine.view import LayerView
@@ -45,8 +45,8 @@ class Outliers(Selector):
     ) -> torch.Tensor:
         alive = alive & (scores > torch.finfo(scores.dtype).min)  # newlines between tiles have no score
         if not self.adaptive:
-            chosen = top(scores, keep if not self.spread else (keep + 1) // 2, alive)
-            return chosen | self._even(alive & ~chosen, keep - chosen.sum(1)) if self.spread else chosen
+            chosen = top_k(scores, keep if not self.spread else (keep + 1) // 2, alive)
+            return chosen | stride(alive & ~chosen, keep - chosen.sum(1)) if self.spread else chosen
         image, chosen = view.vision.image.to(alive.device), torch.zeros_like(alive)
         first = image.masked_fill(image < 0, torch.iinfo(image.dtype).max).amin(1, keepdim=True)
         for number in range(int((image - first).amax()) + 1):  # images of a sample
@@ -57,14 +57,9 @@ class Outliers(Selector):
         values = scores.float().masked_fill(~alive, torch.nan)
         low, high = (torch.nanquantile(values, q, dim=1, keepdim=True) for q in (0.25, 0.75))
         chosen = alive & (values > high + self.fence * (high - low))
-        chosen = torch.where(chosen.any(1, keepdim=True), chosen, top(scores, alive.any(1).long(), alive))
+        chosen = torch.where(chosen.any(1, keepdim=True), chosen, top_k(scores, alive.any(1).long(), alive))
         if not self.spread:
             return chosen
         step = alive.sum(1) // chosen.sum(1).clamp(min=1)
-        stride = (step // 3).clamp(min=1)[:, None]
-        return chosen | (alive & ((alive.cumsum(1) - 1) % stride == 0))
-
-    def _even(self, free: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
-        total, rank = free.sum(1, keepdim=True).clamp(min=1), free.cumsum(1)
-        step = (rank * count[:, None]) // total
-        return free & (step > ((rank - 1) * count[:, None]) // total)
+        every = (step // 3).clamp(min=1)[:, None]
+        return chosen | (alive & ((alive.cumsum(1) - 1) % every == 0))

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from prunekit.components.base import Reducer
-from prunekit.components.selectors import top
-from prunekit.engine.layout import ragged_index, take
 from prunekit.errors import PrunekitError, check_choice
 from prunekit.registry import register
+from prunekit.tensors.indexing import gather_tokens, put_where, ragged_index, scatter_where
+from prunekit.tensors.ranking import ranks, top_k
 
 
 @register("reducer", "recycle")
@@ -58,8 +58,8 @@ class Recycle(Reducer):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         gone = alive & ~kept
         pool = torch.maximum(recycled(gone.sum(1)), count)
-        index, valid = ragged_index(top(scores, pool, gone), int(pool.max()))
-        x_BMD = take(tokens.float(), index) * valid[..., None]
+        index, valid = ragged_index(top_k(scores, pool, gone), int(pool.max()))
+        x_BMD = gather_tokens(tokens.float(), index) * valid[..., None]
         distance_BMM = torch.cdist(x_BMD, x_BMD, compute_mode="donot_use_mm_for_euclid_dist") / x_BMD.shape[-1] ** 0.5
         nearest = count if self.neighbours is None else torch.full_like(count, self.neighbours)
         centres = density_peaks(distance_BMM, valid, count, nearest)
@@ -68,8 +68,8 @@ class Recycle(Reducer):
         if self.variant == "code":
             summed = summed / member_BMM.sum(-1, keepdim=True).clamp(min=1)
         mass = (member_BMM @ sizes.gather(1, index)[..., None])[..., 0]
-        added = _put(torch.zeros_like(alive), index, centres, centres)
-        return _put(tokens, index, centres, summed), _put(sizes, index, centres, mass), added
+        added = scatter_where(centres, index, centres, alive.shape[1])
+        return put_where(tokens, summed, index, centres), put_where(sizes, mass, index, centres), added
 
 
 def recycled(gone: torch.Tensor) -> torch.Tensor:
@@ -97,13 +97,11 @@ def density_peaks(
     nearest = distance.masked_fill(~pairs, torch.inf).sort(-1).values
     found = nearest.isfinite() & (torch.arange(size, device=distance.device) < neighbours[:, None, None])
     log_density = -(nearest.masked_fill(~found, 0.0) ** 2).sum(-1) / found.sum(-1).clamp(min=1)
-    order = log_density.masked_fill(~valid, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    places = torch.arange(size, device=distance.device).expand_as(order)
-    rank = torch.empty_like(order).scatter_(1, order, places)
+    rank = ranks(log_density.masked_fill(~valid, -torch.inf))
     denser = pairs & (rank[:, None] < rank[..., None])
     delta = distance.masked_fill(~denser, torch.inf).amin(-1)
     widest = distance.masked_fill(~pairs, 0.0).amax((1, 2))[:, None]
-    return top(log_density + torch.where(rank == 0, widest, delta).log(), count, valid)
+    return top_k(log_density + torch.where(rank == 0, widest, delta).log(), count, valid)
 
 
 def members(distance: torch.Tensor, centres: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
@@ -112,11 +110,3 @@ def members(distance: torch.Tensor, centres: torch.Tensor, valid: torch.Tensor) 
     nearest = distance.masked_fill(~centres[:, None], torch.inf).argmin(-1)
     cluster = torch.where(centres, itself, nearest)
     return torch.nn.functional.one_hot(cluster, valid.shape[1]).transpose(1, 2).to(distance.dtype) * valid[:, None]
-
-
-def _put(target: torch.Tensor, index: torch.Tensor, where: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """``target`` [B, N, ...] with ``values`` [B, M, ...] at ``index`` [B, M], those of ``where`` [B, M] alone."""
-    spare = target.shape[1]  # the others all go to an extra place, which is cut off again
-    rows = torch.arange(len(target), device=target.device)[:, None]
-    longer = torch.cat([target, target[:, :1]], dim=1)
-    return longer.index_put((rows, index.masked_fill(~where, spare)), values.to(target.dtype))[:, :spare]

@@ -8,6 +8,7 @@ import torch
 
 from prunekit.components.base import Reducer
 from prunekit.registry import register
+from prunekit.tensors.merging import merge_into, nearest
 
 
 @register("reducer", "drop")
@@ -30,14 +31,4 @@ class Merge(Reducer):
     def reduce(
         self, tokens: torch.Tensor, sizes: torch.Tensor, kept: torch.Tensor, alive: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        units = torch.nn.functional.normalize(tokens.float(), dim=-1)
-        cosine_BNN = (units @ units.transpose(1, 2)).masked_fill(~kept[:, None, :], -torch.inf)
-        goes = alive & ~kept
-        itself = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[:2])
-        target = torch.where(goes, cosine_BNN.argmax(-1), itself)
-        mass = sizes * alive
-        total = torch.zeros_like(mass).scatter_add(1, target, mass)
-        weighted = (tokens * mass[..., None].to(tokens.dtype)).to(tokens.dtype)
-        summed = torch.zeros_like(tokens).scatter_add(1, target[..., None].expand_as(tokens), weighted)
-        merged = summed / total.clamp(min=1)[..., None].to(tokens.dtype)
-        return torch.where(kept[..., None], merged, tokens), torch.where(kept, total, sizes)
+        return merge_into(tokens, sizes, nearest(tokens, kept), kept, alive)

@@ -12,6 +12,7 @@ from prunekit.components.base import LayerWork, RowScorer, Scorer
 from prunekit.engine.view import LayerView
 from prunekit.errors import check_choice
 from prunekit.registry import register
+from prunekit.tensors.merging import cosine
 
 HEADS = ("mean", "max")
 
@@ -103,8 +104,7 @@ class ToMeScorer(Scorer):
     sites = ("vision", "decoder")
 
     def score(self, view: LayerView) -> torch.Tensor:
-        keys_BND = torch.nn.functional.normalize(view.visual(view.keys.mean(1)).float(), dim=-1)
-        cosine_BNN = keys_BND @ keys_BND.transpose(1, 2)
+        cosine_BNN = cosine(view.visual(view.keys.mean(1)))
         itself = torch.eye(cosine_BNN.shape[-1], dtype=torch.bool, device=cosine_BNN.device)
         # A single visual token has no other: its similarity is that of nothing, -1, rather than an infinity.
         others = cosine_BNN.masked_fill(itself | ~view.alive[:, None, :], -1.0)

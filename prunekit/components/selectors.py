@@ -9,14 +9,7 @@ import torch
 from prunekit.components.base import Selector
 from prunekit.errors import PrunekitError, check_choice
 from prunekit.registry import register
-
-
-def top(scores: torch.Tensor, count: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
-    """The ``count`` [B] highest ``scores`` [B, N] of those in ``among``, of equal ones the earlier: bool [B, N]."""
-    ranked = scores.masked_fill(~among, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    places = torch.arange(scores.shape[1], device=scores.device).expand_as(ranked)
-    rank = torch.empty_like(ranked).scatter_(1, ranked, places)
-    return (rank < count[:, None]) & among
+from prunekit.tensors.ranking import top_k
 
 
 @register("selector", "topk")
@@ -27,7 +20,7 @@ class TopK(Selector):
     exact = True
 
     def select(self, scores: torch.Tensor, keep: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
-        return top(scores, keep, alive)
+        return top_k(scores, keep, alive)
 
 
 @register("selector", "rank")

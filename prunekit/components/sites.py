@@ -171,16 +171,6 @@ def block_places(fractions: list[float], blocks: int, fewer: bool = False) -> li
     return places
 
 
-def cell_grid(rows: torch.Tensor, columns: torch.Tensor, share: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The grid a × b, at most rows × columns, of their proportions, whose number of cells is nearest to ``share``."""
-    best = torch.ones_like(rows), torch.ones_like(rows)
-    for high in range(1, int(rows.max()) + 1):
-        wide = torch.clamp((high * columns / rows).round().long(), min=1).minimum(columns)
-        nearer = (high <= rows) & ((high * wide - share).abs() < (best[0] * best[1] - share).abs())
-        best = torch.where(nearer, high, best[0]), torch.where(nearer, wide, best[1])
-    return best
-
-
 @register("scorer", "cls")
 @dataclass
 class ClsScorer(RowScorer):

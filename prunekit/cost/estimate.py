@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from prunekit.components.base import LayerWork
+from prunekit.components.base import Fusion, LayerWork, Schedule, Scorer
 from prunekit.cost.formulas import CONVENTIONS, decode_macs, stack_macs
 from prunekit.cost.shapes import ModelShape, Stack, Tower
+from prunekit.engine.plan import Plan
 from prunekit.errors import PrunekitError, check_choice
 
-if TYPE_CHECKING:
-    from prunekit.pruner import Pruner
+
+class Outlined(Protocol):
+    """What the cost of a pruner follows from: a ``Pruner`` is one."""
+
+    scorer: Scorer
+    fusion: Fusion
+    schedule: Schedule
+
+    def outline(self, depth: int, width: int, mlp_width: int) -> Plan:
+        """The plan on a decoder of this shape."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +81,7 @@ class Cost:
         return sum(flops / 2 for flops in self.flops.values() if flops is not None)
 
 
-def outline(pruner: Pruner | None, stack: Stack, visual: int, text: int) -> Outline:
+def outline(pruner: Outlined | None, stack: Stack, visual: int, text: int) -> Outline:
     """Tokens of each layer of a decoder for a prompt of ``visual`` visual and ``text`` other tokens.
 
     Selectors that keep another number than they are asked for (dynamic ratios) count as if they kept that number.
@@ -87,19 +96,19 @@ def outline(pruner: Pruner | None, stack: Stack, visual: int, text: int) -> Outl
         raise PrunekitError(
             f"cost: schedule '{name}' cuts inside the vision encoder; only the decoder's cuts are counted"
         )
-    plan, depth = pruner.outline(stack), stack.layers
+    plan, depth = pruner.outline(stack.layers, stack.hidden, stack.mlp_width), stack.layers
     left, counts = visual, []
     for layer in range(depth):
         if layer in plan.cut_layers:
-            left = plan.keep(layer, visual, visual + text)
+            left = plan.quota(layer, visual, visual + text) if visual else 0
         counts.append(left)
-    evidence = tuple(tuple(layers) for layers in plan.evidence.values())
+    evidence = tuple(cut.evidence for cut in plan.cuts.values())
     return Outline(tuple(n + text for n in counts), tuple(counts), evidence, plan.cut_layers)
 
 
 def estimate(
     shape: ModelShape,
-    pruner: Pruner | None = None,
+    pruner: Outlined | None = None,
     *,
     visual: int,
     text: int,
@@ -162,7 +171,7 @@ def _vision(tower: Tower, visual: int, images: int | None, convention: str) -> t
     return tower_macs(tower, [each] * count, convention), float(visual * tower.projector)
 
 
-def _scoring(shape: ModelShape, pruner: Pruner, plan: Outline, instruction: int) -> float:
+def _scoring(shape: ModelShape, pruner: Outlined, plan: Outline, instruction: int) -> float:
     """MACs of the scorer (and of a fusion that multiplies matrices, or looks ahead) on one sample."""
     stack, total = shape.text, 0.0
     scored: dict[int, LayerWork] = {}  # one score serves every later cut

@@ -36,7 +36,7 @@ def view_ahead(
     the cache: a layer run twice on one cache would leave its keys and values there twice.
     """
     view = state.view(index, session.family.one_state(hidden), session.family.grid)
-    if session.pruner.scorer.uses_attention:
+    if session.plan.scorer.uses_attention:
         if state.stage.index is not None:
             state.stages.append(state.stage)  # whose keys the layer attends to, while its arguments are made
             arguments = {name: compact(session, index, name, v, state, hidden) for name, v in arguments.items()}

@@ -26,9 +26,9 @@ def compact(session: Session, index: int, name: str, value: Any, state: Prefill,
     keys, family = key_stage(session, index, state), session.family
     flags = family.takes_padding_mask(index), family.mixes_and_attends(index), -1 if keys is None else keys.number
     key = (name, id(value), state.stage.number, flags)
-    if key not in state.memo:
-        state.memo[key] = (value, _make(session, index, name, value, state, hidden))
-    return state.memo[key][1]
+    if key not in state.arguments:
+        state.arguments[key] = (value, _make(session, index, name, value, state, hidden))
+    return state.arguments[key][1]
 
 
 def key_stage(session: Session, index: int, state: Prefill) -> Stage | None:
@@ -50,7 +50,7 @@ def _make(session: Session, index: int, name: str, value: Any, state: Prefill, h
         return _mask(session, index, name, value, state, hidden)
     if name in KEY_PLACES:
         return _carry_places(value, state)
-    if session.pruner.positions == "renumber" and name in ("position_embeddings", "position_ids"):
+    if session.plan.positions == "renumber" and name in ("position_embeddings", "position_ids"):
         numbers = renumbered(session.positions, state)
         return numbers if name == "position_ids" else family.rotary(hidden, numbers)  # type: ignore[misc]
     if _is_handed_on(value, state):

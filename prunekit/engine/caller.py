@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from prunekit.engine.guards import check_replica
 from prunekit.engine.layout import real_tokens
 from prunekit.errors import PrunekitError
 
@@ -32,7 +33,7 @@ class Call(threading.local):
     """What the calling thread has entered.
 
     Attributes:
-        depth: how many modules of the whole model the running forward pass has entered.
+        depth: how many forward passes of the whole model are running.
         labels: the labels [B, S] it was given, None without.
         generating: whether it runs inside ``generate``.
         prompt_length: tokens of the prompt that ``generate`` was given, None where they are not known.
@@ -45,50 +46,50 @@ class Call(threading.local):
 
 
 class Caller:
-    """Watches the whole model of a session: ``model`` as it was given to the pruner, and ``inner`` inside its wrappers.
+    """Watches the whole model of a session, the one inside all wrappers.
 
     ``generate`` is watched by an attribute of the instance, which hides the method until ``remove``.
     """
 
-    def __init__(self, model: nn.Module, inner: nn.Module) -> None:
-        self.inner, self.modules = inner, list(dict.fromkeys((model, inner)))
-        self.call = Call()
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.call = model, Call()
 
     def install(self) -> list[Any]:
         """Put the hooks on, and hand out their handles; later than those of the core model, so that they run first
         where both are one module."""
-        handles: list[Any] = []
-        for module in self.modules:
-            names = tuple(inspect.signature(type(module).forward).parameters)[1:]
-            enter = functools.partial(self._enter, names)
-            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True))
-            handles.append(module.register_forward_hook(self._leave, always_call=True))
-        if callable(getattr(self.inner, "generate", None)):
-            watched = WatchedGenerate(self.inner.generate, self.call, "generate" in vars(self.inner))  # type: ignore[arg-type]
-            self.inner.generate = watched  # type: ignore[assignment]
+        names = tuple(inspect.signature(type(self.model).forward).parameters)[1:]
+        enter = functools.partial(self._enter, names)
+        handles = [
+            self.model.register_forward_pre_hook(enter, with_kwargs=True, prepend=True),
+            self.model.register_forward_hook(self._leave, always_call=True),
+        ]
+        if callable(getattr(self.model, "generate", None)):
+            watched = WatchedGenerate(self.model.generate, self.call, "generate" in vars(self.model))  # type: ignore[arg-type]
+            self.model.generate = watched  # type: ignore[assignment]
         return handles
 
     def remove(self) -> None:
         """Give the model its own ``generate`` back. Idempotent."""
-        watched = vars(self.inner).get("generate")
+        watched = vars(self.model).get("generate")
         if isinstance(watched, WatchedGenerate):
-            del self.inner.generate
+            del self.model.generate
             if watched.of_instance:
-                self.inner.generate = watched.generate  # type: ignore[assignment, arg-type]
+                self.model.generate = watched.generate  # type: ignore[assignment, arg-type]
 
     @property
     def labels(self) -> torch.Tensor | None:
-        """The labels of the running forward pass. ``inner.forward(...)`` called past the hooks, as PEFT does, is looked
+        """The labels of the running forward pass. ``model.forward(...)`` called past the hooks, as PEFT does, is looked
         up among the running functions."""
         if self.call.depth:
             return self.call.labels
         frame = sys._getframe()
         while (frame := frame.f_back) is not None:  # type: ignore[assignment]
-            if frame.f_code.co_name == "forward" and frame.f_locals.get("self") is self.inner:
+            if frame.f_code.co_name == "forward" and frame.f_locals.get("self") is self.model:
                 return frame.f_locals.get("labels")
         return None
 
     def _enter(self, names: tuple[str, ...], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        check_replica(module, self.model)
         self.call.depth += 1
         labels = {**dict(zip(names, args, strict=False)), **kwargs}.get("labels")
         if labels is not None:

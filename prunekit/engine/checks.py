@@ -7,14 +7,15 @@ import torch
 from prunekit.engine.state import Prefill
 from prunekit.errors import PrunekitError
 
-Unchecked = list[tuple[int, torch.Tensor]]
+Unchecked = tuple[tuple[int, torch.Tensor], ...]
 """Layers of cuts, and which samples' scores are NaN there, bool [B]."""
 
 
 def nan_scores(state: Prefill) -> Unchecked:
     """The flags of a prefill's cuts; tokens that were gone before a cut have no score and do not count."""
     standing = [state.layout.exists, *(cut.kept for cut in state.cuts)]
-    return [(cut.layer, (cut.scores.isnan() & alive).any(1)) for cut, alive in zip(state.cuts, standing, strict=False)]
+    flags = zip(state.cuts, standing, strict=False)
+    return tuple((cut.layer, (cut.scores.isnan() & alive).any(1)) for cut, alive in flags)
 
 
 def raise_nan(unchecked: Unchecked) -> None:

@@ -36,12 +36,12 @@ def choose(session: Session, index: int, state: Prefill, scores: torch.Tensor, v
 
     The new lengths follow from counts on the host; the data are looked at only for selectors that are not exact.
     """
-    layout, pruner = state.layout, session.pruner
-    selector, reducer = pruner.selector, pruner.reducer
+    layout, plan = state.layout, session.plan
+    selector, reducer = plan.selector, plan.reducer
     text = [full - n for full, n in zip(layout.lengths, layout.counts, strict=True)]
     standing = [now - t for now, t in zip(state.stage.lengths, text, strict=True)]
     counts = [
-        min(session.plan.keep(index, n, full), now)
+        min(plan.quota(index, n, full) if n else 0, now)
         for n, full, now in zip(layout.counts, layout.prompt_lengths, standing, strict=True)
     ]
     if counts == standing:
@@ -66,7 +66,7 @@ def choose(session: Session, index: int, state: Prefill, scores: torch.Tensor, v
 
 def projects_after(session: Session, view: LayerView) -> bool:
     """Whether the reducer works on what the projector reads."""
-    return session.pruner.reducer.before_projector and view.site == "input"
+    return session.plan.reducer.before_projector and view.site == "input"
 
 
 def _of_patches(shares: list[tuple[int, int]], patches: list[int]) -> list[tuple[int, int]]:
@@ -77,7 +77,7 @@ def _of_patches(shares: list[tuple[int, int]], patches: list[int]) -> list[tuple
 
 def _rows(session: Session, index: int, state: Prefill) -> torch.Tensor:
     """Head-mean attention [B, Q, N] of the scorer's queries in the last layer of evidence, zero where nothing is."""
-    scorer, view = session.pruner.scorer, state.views[session.plan.evidence[index][-1]]
+    scorer, view = session.plan.scorer, state.views[session.plan.cuts[index].evidence[-1]]
     assert isinstance(scorer, RowScorer)  # Pruner refuses any other
     rows_BQS = view.attention(scorer.chosen_queries(view)).mean(1)
     return view.visual(rows_BQS.transpose(1, 2)).transpose(1, 2) * state.kept[:, None].to(rows_BQS.device)
@@ -88,7 +88,7 @@ def reduce(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Let the reducer change what stays, and add to it: hidden states [B, S, D] with the new tokens in their slots,
     and which are added, bool [B, N] (None if none are)."""
-    reducer, device = session.pruner.reducer, hidden.device
+    reducer, device = session.plan.reducer, hidden.device
     before = projects_after(session, view)
     tokens = view.vision.features.to(device) if before else take(hidden, state.slots)
     kept, alive, added = choice.kept.to(device), state.kept.to(device), None

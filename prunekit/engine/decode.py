@@ -23,7 +23,7 @@ def corrects_steps(session: Session) -> bool:
     own, keys chosen by an earlier layer."""
     family = session.family
     return (
-        session.pruner.positions == "renumber"
+        session.plan.positions == "renumber"
         or type(family).decode_arguments is not Family.decode_arguments
         or type(family).takes_local_mask is not Family.takes_local_mask
         or family.single_steps
@@ -42,7 +42,7 @@ def decode_layer(
     held = cache.layers[slot] if cache is not None and slot < len(cache.layers) else None
     if not isinstance(held, PrunedLayerMixin) or held.prompt_index is None:
         return None
-    borrows, renumber = index in held.gone, session.pruner.positions == "renumber"
+    borrows, renumber = index in held.gone, session.plan.positions == "renumber"
     queries = hidden.shape[session.family.token_axis]
     if queries > 1 and session.family.single_steps:
         name = session.family.model_type
@@ -137,9 +137,9 @@ def mask_over_keys(session: Session, mask: Any, state: Prefill | None, query: to
         if mask is None or mask.ndim != 2:
             return mask
         key = ("mask over keys", state.stage.number, query.dtype, query.device)
-        if key not in state.memo:
-            state.memo[key] = (None, prefill_mask(None, state.stage, implementation, query.dtype))
-        return state.memo[key][1]
+        if key not in state.arguments:
+            state.arguments[key] = (None, prefill_mask(None, state.stage, implementation, query.dtype))
+        return state.arguments[key][1]
     cache_layer, queries = session.cache_layer, query.shape[-2]
     if mask is not None or cache_layer is None:
         return mask

@@ -11,14 +11,15 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-from prunekit.engine.encoder_run import EncoderPlan, EncoderRun, attention_function, packed_grids, packed_rows
+from prunekit.engine.encoder_run import EncoderRun, attention_function, packed_grids, packed_rows
 from prunekit.engine.layout import take
-from prunekit.engine.mounted import NotCopied, mount, own
+from prunekit.engine.mounted import NotCopied, guard, own
+from prunekit.engine.plan import EncoderPlan
 from prunekit.engine.precision import in_float32, model_precision
 from prunekit.engine.rows import AttentionInputs
 from prunekit.engine.state import CutRecord
@@ -28,15 +29,12 @@ from prunekit.engine.vision import BlockRecord, VisionRecord
 from prunekit.errors import PrunekitError
 from prunekit.families.vision import VisionTower, window_order
 
-if TYPE_CHECKING:
-    from prunekit.pruner import Plan, Pruner
-
 
 class EncoderHooks(NotCopied):
     """One pruner's hooks on one encoder. State of a run is thread-local; the record of the latest waits to be taken."""
 
-    def __init__(self, pruner: Pruner, tower: VisionTower, plan: EncoderPlan, kept_blocks: frozenset[int]) -> None:
-        self.pruner, self.tower, self.plan, self.kept_blocks = pruner, tower, plan, kept_blocks
+    def __init__(self, tower: VisionTower, plan: EncoderPlan) -> None:
+        self.tower, self.plan = tower, plan
         self._local = threading.local()
         self._handles: list[Any] = []
         self._taps = Taps()
@@ -68,7 +66,7 @@ class EncoderHooks(NotCopied):
             add(tower.projector.register_forward_hook(self._leave_projector))
         else:
             add(tower.blocks[-1].register_forward_hook(self._leave_alone))
-        self._handles += mount(self._handles, [tower.module, tower.projector, self._packing])
+        guard(self._handles)
 
     def remove(self) -> None:
         """Take everything off again. Idempotent."""
@@ -96,8 +94,8 @@ class EncoderHooks(NotCopied):
 
     def _observed(self) -> frozenset[int]:
         """Blocks whose queries and keys are looked at, or whose attention is weighted by sizes."""
-        blocks = self.kept_blocks | self.plan.evidence_blocks | frozenset(self.plan.counts)
-        if self.plan.counts and self.pruner.reducer.weighs_attention:
+        blocks = self.plan.noted_blocks | self.plan.evidence_blocks | frozenset(self.plan.counts)
+        if self.plan.counts and self.plan.reducer.weighs_attention:
             blocks |= frozenset(range(min(self.plan.counts), len(self.tower.blocks)))
         return blocks
 
@@ -212,7 +210,7 @@ class EncoderHooks(NotCopied):
     def _bias(self) -> torch.Tensor | None:
         """Proportional attention: log of the sizes, once something has merged."""
         run = self._run()
-        if run is None or not run.record.cuts or not self.pruner.reducer.weighs_attention:
+        if run is None or not run.record.cuts or not self.plan.reducer.weighs_attention:
             return None
         return run.log_sizes()
 
@@ -224,7 +222,7 @@ class EncoderHooks(NotCopied):
             mask = mask.expand(-1, -1, query.shape[2], -1)
         query, key = in_float32(query, key)
         inputs = AttentionInputs(query, key, mask, scaling, causal=False)
-        if number in self.kept_blocks:
+        if number in self.plan.noted_blocks:
             index = run.index - self.tower.prefix if run.record.cuts else None
             run.record.blocks.setdefault(number, BlockRecord(index=index)).inputs.append(inputs)
         if self.tower.packed:
@@ -233,16 +231,16 @@ class EncoderHooks(NotCopied):
         tower = self.tower
         run.view = EncoderView(run.hidden, number, run.kept, run.index, tower.grid, inputs, tower.has_cls, tower.prefix)
         if number in self.plan.evidence_blocks:
-            if self.pruner.fusion.joins_views:
+            if self.plan.fusion.joins_views:
                 run.views[number] = run.view
             else:
                 run.scores[number] = self._scores(run.view)
 
     def _scores(self, view: EncoderView) -> torch.Tensor:
-        scores = self.pruner.scorer.score(view)  # type: ignore[arg-type]  # a scorer of this site takes it
+        scores = self.plan.scorer.score(view)  # type: ignore[arg-type]  # a scorer of this site takes it
         if not isinstance(scores, torch.Tensor) or scores.shape != view.alive.shape:
             shape = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
-            name = type(self.pruner.scorer).__name__
+            name = type(self.plan.scorer).__name__
             raise PrunekitError(f"{name}.score returned {shape} in block {view.layer}, not {tuple(view.alive.shape)}")
         return scores.float()
 
@@ -274,18 +272,18 @@ class EncoderHooks(NotCopied):
 
     def _cut(self, number: int, run: EncoderRun, hidden: torch.Tensor) -> torch.Tensor:
         """Decide what goes inside block ``number`` and shorten hidden states [T, S, C] to what stays."""
-        pruner, view = self.pruner, run.view
+        plan, view = self.plan, run.view
         assert view is not None
         scores = self._fused_scores(number, run).masked_fill(~run.kept, torch.nan)
         keep, standing = self.plan.counts[number], run.standing
         if keep >= standing:
             run.record.cuts.append(CutRecord("vision", number, run.kept, scores, sources=run.sources))
             return hidden
-        reducer, alive = pruner.reducer, run.kept
+        reducer, alive = plan.reducer, run.kept
         selected, more = reducer.share_in(view, standing, keep)
         wanted = torch.full((len(alive),), selected, device=alive.device)
         ranked = scores.nan_to_num(nan=-torch.inf)
-        kept = pruner.selector.select_in(view, ranked, wanted, alive)
+        kept = plan.selector.select_in(view, ranked, wanted, alive)
         tokens, sizes, added = take(hidden, run.index), run.sizes, torch.zeros_like(kept)
         if reducer.changes_tokens:
             tokens, sizes = reducer.reduce_in(view, tokens, sizes, ranked, kept, alive)
@@ -303,9 +301,9 @@ class EncoderHooks(NotCopied):
         return torch.cat([hidden[:, : run.prefix], take(tokens, places)], dim=1)
 
     def _fused_scores(self, number: int, run: EncoderRun) -> torch.Tensor:
-        blocks, fusion = self.plan.evidence[number], self.pruner.fusion
+        blocks, fusion = list(self.plan.evidence[number]), self.plan.fusion
         if fusion.joins_views:
-            return fusion.fuse_views([run.views.pop(b) for b in blocks], self.pruner.scorer)  # type: ignore[misc]
+            return fusion.fuse_views([run.views.pop(b) for b in blocks], self.plan.scorer)  # type: ignore[misc]
         return fusion.fuse(torch.stack([run.scores[b] for b in blocks]), blocks)
 
     # -- after the blocks ----------------------------------------------------------------------------------------
@@ -346,13 +344,3 @@ class EncoderHooks(NotCopied):
         """x [T, M, C] of what stands, at the places of its patches: [T, P, C], zero elsewhere."""
         found = take(x, (run.index - run.prefix).clamp(min=0))
         return found * run.kept[..., None].to(found.dtype)
-
-
-def make_encoder_hooks(pruner: Pruner, plan: Plan) -> EncoderHooks | None:
-    """The hooks that a plan needs in the vision encoder, None if it needs none."""
-    if plan.tower is None:
-        return None
-    last = len(plan.tower.blocks) - 1
-    reads = pruner.reads_vision or (plan.at_input and pruner.reducer.before_projector)
-    noted = frozenset((plan.tower.read, last)) if reads else frozenset()
-    return EncoderHooks(pruner, plan.tower, plan.vision or EncoderPlan({}, {}), noted)

@@ -16,21 +16,6 @@ from prunekit.errors import PrunekitError
 from prunekit.families.vision import VisionTower
 
 
-@dataclass(frozen=True)
-class EncoderPlan:
-    """What happens inside an encoder: the patches of an image that stay after each cut, and the blocks that decide;
-    ``grid`` is what the image itself is shrunk to before, in patches."""
-
-    counts: dict[int, int]
-    evidence: dict[int, list[int]]
-    grid: tuple[int, int] | None = None
-
-    @property
-    def evidence_blocks(self) -> frozenset[int]:
-        """All blocks from which evidence is taken."""
-        return frozenset(block for blocks in self.evidence.values() for block in blocks)
-
-
 @dataclass
 class EncoderRun:
     """State of one run of an encoder whose images have ``patches`` patches each; letters as in ``vision``.

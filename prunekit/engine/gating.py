@@ -13,8 +13,8 @@ the fusion's weights and the layers that made the evidence.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,26 +24,16 @@ from prunekit.engine.cache import cache_in
 from prunekit.engine.guards import checkpoints
 from prunekit.engine.hooks import Session
 from prunekit.engine.layout import Stage
-from prunekit.engine.state import CutRecord, Prefill
+from prunekit.engine.plan import Plan
+from prunekit.engine.state import CutRecord, Gates, Prefill
 from prunekit.errors import PrunekitError
-
-if TYPE_CHECKING:
-    from prunekit.pruner import Pruner
+from prunekit.families import Family
 
 FLOOR = 1e-16
 """What is added to a gate before its logarithm: with gate 0 a key keeps this share of its weight."""
 
 Gate = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(scores [B, N], kept [B, N], alive [B, N]) -> the gate of each token that stood before the cut, [B, N] in [0, 1]."""
-
-
-@dataclass
-class Gates:
-    """The gates of one forward pass: their product over its cuts [B, N], and the masks made of it, by stage."""
-
-    product: torch.Tensor
-    bias: torch.Tensor | None = None
-    memo: dict[tuple[int, int], tuple[Any, torch.Tensor]] | None = None
 
 
 class GateSession(Session):
@@ -58,19 +48,19 @@ class GateSession(Session):
             renumbered positions, layers without a mask over keys.
     """
 
-    def __init__(self, pruner: Pruner, model: nn.Module, gate: Gate) -> None:
-        super().__init__(pruner, model)
+    def __init__(self, plan: Plan, family: Family, gate: Gate) -> None:
+        super().__init__(plan, family)
         self.gate = gate
         self._check()
 
     def _check(self) -> None:
-        pruner, family = self.pruner, self.family
-        if pruner.reducer.changes_tokens or pruner.reducer.adds_tokens:
-            raise PrunekitError(f"a gate stands for reducer 'drop', not '{pruner.reducer.registered_name}'")
-        if self.plan.vision is not None:
-            raise PrunekitError(f"schedule '{pruner.schedule.registered_name}': no gate inside a vision encoder")
-        if pruner.positions != "keep":
-            raise PrunekitError(f"positions={pruner.positions}: a gate leaves tokens where they are (positions=keep)")
+        plan, family = self.plan, self.family
+        if plan.reducer.changes_tokens or plan.reducer.adds_tokens:
+            raise PrunekitError(f"a gate stands for reducer 'drop', not '{plan.reducer.registered_name}'")
+        if plan.cuts_inside_encoder:
+            raise PrunekitError("a gate cannot stand for a cut inside the vision encoder")
+        if plan.positions != "keep":
+            raise PrunekitError(f"positions={plan.positions}: a gate leaves tokens where they are (positions=keep)")
         self.check_masks()
         lenders = [i for i in self.plan.evidence_layers if family.key_layers[i] != i]
         if lenders and checkpoints(family):
@@ -88,19 +78,19 @@ class GateSession(Session):
         if cache_in(kwargs) is not None or kwargs.get("use_cache") is not False:
             raise PrunekitError("a gated forward pass stores no cache: call the model with use_cache=False")
         if (state := self._prefill()) is not None:
-            self._local.gates = Gates(state.kept.float())
+            state.gates = Gates(state.kept.float())
 
     def _cut(self, index: int, state: Prefill, hidden: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
         """Decide what would stay and close the gates of the rest. Of tokens that went before, this cut says nothing."""
         scores, view, choice = self._decide(index, state, hidden, arguments)
-        gates, layout, alive = self._local.gates, state.layout, state.kept
+        gates, layout, alive = state.gates, state.layout, state.kept
+        assert gates is not None
         gate = self.gate(scores, choice.kept, alive)
         gates.product = gates.product * torch.where(alive, gate.to(gates.product), 1.0)
         column = (gates.product + FLOOR).log().masked_fill(~layout.exists, 0.0)
         spare = layout.real.shape[1]
         places = layout.visual_index.masked_fill(~layout.exists, spare)
         gates.bias = column.new_zeros(len(column), spare + 1).scatter(1, places, column)[:, :spare]
-        gates.memo = {}
         state.cuts.append(CutRecord(view.site, index, choice.kept, scores))
         gone = torch.zeros(len(alive), spare + 1, dtype=torch.bool, device=alive.device)
         gone = gone.scatter(1, places.masked_fill(choice.kept, spare), True)[:, :spare]
@@ -111,27 +101,28 @@ class GateSession(Session):
 
     def _passed_on(self, index: int, state: Prefill, hidden: torch.Tensor, kwargs: dict[str, Any]) -> Any:
         """The layer's arguments with the gates in its mask."""
-        gates = self._local.gates
+        gates = state.gates
+        assert gates is not None
         if gates.bias is not None:
             kwargs = {**kwargs, "attention_mask": self._gated(kwargs.get("attention_mask"), state, hidden)}
-        if index in self.plan.evidence_layers and checkpoints(self.family) and self.pruner.scorer.uses_attention:
+        if index in self.plan.evidence_layers and checkpoints(self.family) and self.plan.scorer.uses_attention:
             self._look(index, state, hidden, kwargs)
         return None if gates.bias is None else ((hidden,), kwargs)
 
     def _gated(self, mask: torch.Tensor | None, state: Prefill, hidden: torch.Tensor) -> torch.Tensor:
         """An additive mask [B, 1|H, S, S]: the layer's own plus the logarithm of the gates; made once a cut."""
-        gates = self._local.gates
-        key = (id(mask), state.stage.number)
-        if key not in gates.memo:
+        assert state.gates is not None and state.gates.bias is not None
+        key = ("gated mask", id(mask), state.stage.number)
+        if key not in state.arguments:
             size, own = hidden.shape[self.family.token_axis], mask
             if mask is None:
                 mask = torch.ones(size, size, dtype=torch.bool, device=hidden.device).tril()[None, None]
             if mask.dtype == torch.bool:
                 mask = hidden.new_zeros(mask.shape).masked_fill(~mask, torch.finfo(hidden.dtype).min)
             # The sum of two lowest numbers would be minus infinity, and a row of these NaN.
-            bias = gates.bias[:, None, None, :].to(mask)
-            gates.memo[key] = own, torch.where(mask > torch.finfo(mask.dtype).min / 2, mask + bias, mask)
-        return gates.memo[key][1]
+            bias = state.gates.bias[:, None, None, :].to(mask)
+            state.arguments[key] = own, torch.where(mask > torch.finfo(mask.dtype).min / 2, mask + bias, mask)
+        return state.arguments[key][1]
 
     def _look(self, index: int, state: Prefill, hidden: torch.Tensor, kwargs: dict[str, Any]) -> None:
         """Under gradient checkpointing what is seen inside a layer cannot be used outside of it: the evidence is taken

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from prunekit.components.base import Reducer
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
 from prunekit.families.vision import VisionTower
@@ -15,7 +16,6 @@ from prunekit.families.vision import VisionTower
 if TYPE_CHECKING:
     from prunekit.engine.hooks import Session
     from prunekit.engine.state import Prefill
-    from prunekit.pruner import Pruner
 
 
 def check_budget(session: Session, length: int) -> None:
@@ -34,33 +34,33 @@ def check_budget(session: Session, length: int) -> None:
 
 def implementations(session: Session) -> tuple[str, ...]:
     """The names of the attention implementations of decoder and encoder, as they are now."""
-    tower = session.plan.tower
+    tower = session.tower
     return (session.family.implementation, "" if tower is None else tower.implementation)
 
 
 def check_implementation(session: Session) -> None:
     """Check an attention implementation that the model was given since the last forward pass, as ``apply`` checks the
     first."""
-    names, tower = implementations(session), session.plan.tower
+    names, tower = implementations(session), session.tower
     if names == session.implementations:
         return
     if reason := session.family.refusal():
         raise PrunekitError(f"set_attn_implementation('{names[0]}') under a pruner: {reason}")
-    if tower is not None and session.plan.vision is not None:
-        check_weights(session.pruner, tower)
+    if tower is not None and session.plan.cuts_inside_encoder:
+        check_weights(session.plan.reducer, tower)
     session.check_masks()
     session.implementations = names
 
 
-def check_weights(pruner: Pruner, tower: VisionTower) -> None:
+def check_weights(reducer: Reducer, tower: VisionTower) -> None:
     """A reducer that weighs attention by sizes needs an implementation that takes a mask of numbers."""
-    if pruner.reducer.weighs_attention and tower.implementation.startswith("flash"):
+    if reducer.weighs_attention and tower.implementation.startswith("flash"):
         raise PrunekitError(f"{tower.implementation} cannot weigh attention by sizes: use 'sdpa'")
 
 
-def check_core(session: Session, core: nn.Module) -> None:
+def check_replica(module: nn.Module, own: nn.Module) -> None:
     """DataParallel's replicas share the hooks of the model, but have weights, devices and threads of their own."""
-    if core is not session.family.core:
+    if module is not own:
         raise PrunekitError(
             "DataParallel on several devices replicates the pruned model: use DistributedDataParallel, one process a "
             "device, or DataParallel(model, device_ids=[0])"

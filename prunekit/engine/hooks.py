@@ -10,11 +10,10 @@ A decode step only rewrites the mask of layers whose cache is sealed.
 from __future__ import annotations
 
 import functools
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,28 +25,28 @@ from prunekit.engine.caller import Caller, PromptMarks, check_whole, fit_marks, 
 from prunekit.engine.checks import nan_scores, raise_nan
 from prunekit.engine.choice import Choice, carry_sources, choose, reduce
 from prunekit.engine.decode import corrects_steps, decode_layer, mask_over_keys
-from prunekit.engine.encoder import EncoderHooks, make_encoder_hooks
+from prunekit.engine.encoder import EncoderHooks
+from prunekit.engine.forward import DecodeStep, DensePass, ThreadState
 from prunekit.engine.guards import (
     check_budget,
     check_checkpointing,
-    check_core,
     check_implementation,
     check_packing,
+    check_replica,
     check_sequence,
     checkpoints,
     implementations,
 )
 from prunekit.engine.layout import Layout, repeated, take
-from prunekit.engine.mounted import NotCopied, mount
+from prunekit.engine.mounted import NotCopied, guard, mark
+from prunekit.engine.plan import Plan
 from prunekit.engine.state import CutRecord, Prefill, Trace, TraceRecord
 from prunekit.engine.tap import Taps, attention_inputs
 from prunekit.engine.view import LayerView, Regions
 from prunekit.engine.vision import arrive
 from prunekit.errors import PrunekitError
-from prunekit.families import Family, family_of
-
-if TYPE_CHECKING:
-    from prunekit.pruner import Plan, Pruner
+from prunekit.families import Family
+from prunekit.families.vision import vision_of
 
 _pruned: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Any]] = weakref.WeakKeyDictionary()
 
@@ -78,21 +77,20 @@ class Session(NotCopied):
 
     def __init__(
         self,
-        pruner: Pruner,
-        model: nn.Module,
+        plan: Plan,
+        family: Family,
+        *,
         regions: Regions | None = None,
         prompt: PromptMarks | None = None,
         visual: torch.Tensor | None = None,
     ) -> None:
-        self.pruner, self.regions, self.prompt, self.visual = pruner, regions, prompt, visual
-        self.family: Family = family_of(model)
-        self.plan: Plan = pruner.plan(self.family)
-        self.encoder: EncoderHooks | None = make_encoder_hooks(pruner, self.plan)
-        if reason := self.family.refuses_cuts(self.plan.cut_layers):
-            raise PrunekitError(f"model type '{self.family.model_type}' cannot be pruned here: {reason}")
-        self.caller = Caller(model, self.family.model)
+        self.plan, self.family = plan, family
+        self.regions, self.prompt, self.visual = regions, prompt, visual
+        self.tower = None if plan.encoder is None else vision_of(family)
+        self.encoder = None if plan.encoder is None or self.tower is None else EncoderHooks(self.tower, plan.encoder)
+        self.caller = Caller(family.model)
         self.trace = Trace()
-        self._local = threading.local()
+        self.thread = ThreadState()
         self._handles: list[Any] = []
         self._taps = Taps()
         self.warned = False
@@ -101,26 +99,27 @@ class Session(NotCopied):
 
     def inside(self) -> bool:
         """Whether the calling thread is in a forward pass of this session's model."""
-        return getattr(self._local, "depth", 0) > 0
+        return self.thread.depth > 0
 
     @contextmanager
     def looking_ahead(self) -> Iterator[None]:
         """While a layer runs up to its attention function alone: its tap raises ``Peeked`` there."""
-        self._local.ahead = True
+        self.thread.looks_ahead = True
         try:
             yield
         finally:
-            self._local.ahead = False
+            self.thread.looks_ahead = False
 
     @property
     def positions(self) -> torch.Tensor | None:
         """The position ids of the running forward pass, as the model gave them to its rotary embedding."""
-        return getattr(self._local, "positions", None)
+        return None if self.thread.forward is None else self.thread.forward.positions
 
     @property
     def cache_layer(self) -> PrunedLayerMixin | None:
         """The pruned cache layer of the decoder layer that runs, in a decode step."""
-        return getattr(self._local, "held", None)
+        forward = self.thread.forward
+        return forward.cache_layer if isinstance(forward, DecodeStep) else None
 
     @property
     def adjusts(self) -> bool:
@@ -145,18 +144,19 @@ class Session(NotCopied):
                 self._handles.append(embeddings.register_forward_pre_hook(self._note_ids, with_kwargs=True))
             if (decoder := self.family.decoder) is not core:
                 self._handles.append(decoder.register_forward_pre_hook(self._enter_decoder, with_kwargs=True))
-            if self.pruner.positions == "renumber" and (rotary := self.family.rotary) is not None:
+            if self.plan.positions == "renumber" and (rotary := self.family.rotary) is not None:
                 self._handles.append(rotary.register_forward_pre_hook(self._note_positions, with_kwargs=True))
             for index in range(self.plan.first_layer, self.family.depth):
                 if (bias := self.family.relative_bias(index)) is not None:
                     self._handles.append(bias.register_forward_hook(self._bias_hook(index)))
             adjusted = range(self.plan.first_layer, self.family.depth) if self.adjusts else ()
-            evidence = self.plan.evidence_layers if self.pruner.scorer.uses_attention else ()
+            evidence = self.plan.evidence_layers if self.plan.scorer.uses_attention else ()
             mixed = (i for i in range(self.plan.first_layer, self.family.depth) if self.family.mixes_and_attends(i))
             for index in sorted({*adjusted, *evidence, *mixed}):
                 self._tap(index)
             self._handles += self.caller.install()
-            self._handles += mount(self._handles, [self.family.model, *self.caller.modules])
+            guard(self._handles)
+            self._handles += mark(self.family.model)
         except BaseException:
             self.remove()
             raise
@@ -186,8 +186,8 @@ class Session(NotCopied):
                 mask = mask_over_keys(self, mask, state, query)
             if state is not None and state.stage.index is not None:
                 query = self.family.adjust_query(index, query, state.stage.index)
-            if state is not None and index in self.plan.evidence_layers and self.pruner.scorer.uses_attention:
-                if getattr(self._local, "ahead", False):  # the layer runs for this alone
+            if state is not None and index in self.plan.evidence_layers and self.plan.scorer.uses_attention:
+                if self.thread.looks_ahead:  # the layer runs for this alone
                     raise Peeked(attention_inputs(module, query, key, mask, kwargs, None))
                 # A layer that will be run again must not save more for the backward pass than it will then.
                 with torch.set_grad_enabled(torch.is_grad_enabled() and not checkpoints(self.family)):
@@ -229,17 +229,17 @@ class Session(NotCopied):
         self._keep_evidence(state, index, view)
 
     def _keep_evidence(self, state: Prefill, index: int, view: LayerView) -> None:
-        counted = self.pruner.selector.counts_rows and index in self.plan.last_evidence
-        if self.pruner.fusion.joins_views or counted:
+        counted = self.plan.selector.counts_rows and index in self.plan.last_evidence
+        if self.plan.fusion.joins_views or counted:
             state.views[index] = view
-        if not self.pruner.fusion.joins_views:
+        if not self.plan.fusion.joins_views:
             state.scores[index] = self._scores(view)
 
     def _scores(self, view: Any) -> torch.Tensor:
-        scores = self.pruner.scorer.score(view)
+        scores = self.plan.scorer.score(view)
         if not isinstance(scores, torch.Tensor) or scores.shape != view.alive.shape:
             shape = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
-            name = type(self.pruner.scorer).__name__
+            name = type(self.plan.scorer).__name__
             raise PrunekitError(
                 f"{name}.score returned {shape} at layer {view.layer}, not [B, N] = {tuple(view.alive.shape)}"
             )
@@ -248,27 +248,26 @@ class Session(NotCopied):
     # -- prefill -------------------------------------------------------------------------------------------------
 
     def _prefill(self) -> Prefill | None:
-        return getattr(self._local, "prefill", None)
+        forward = self.thread.forward
+        return forward if isinstance(forward, Prefill) else None
 
     def _enter(self, core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        local = self._local
-        local.depth = getattr(local, "depth", 0) + 1
+        thread = self.thread
+        thread.depth, thread.forward = thread.depth + 1, None
         self.check_scores()
-        check_core(self, core)
+        check_replica(core, self.family.core)
         check_implementation(self)
-        local.prefill, local.decode_memo, local.held, local.positions, local.plain = None, {}, None, None, False
-        local.text_only = None
         input_ids = kwargs.get("input_ids")
         if input_ids is None and args:
             input_ids = args[0]
         embeds = kwargs.get("inputs_embeds")
-        if input_ids is None and (noted := getattr(local, "ids", None)) is not None:
+        if input_ids is None and (noted := thread.embedded_ids) is not None:
             input_ids = repeated(noted, embeds)
-            local.ids = None  # other embeddings of this shape are not known to be theirs
+            thread.embedded_ids = None  # other embeddings of this shape are not known to be theirs
         cache = cache_in(kwargs, args)
         if not is_fresh(cache):
             self._check_step(cache, input_ids, embeds, kwargs)
-            local.plain = not self._corrects_steps and is_plain(cache)
+            thread.forward = DecodeStep(not self._corrects_steps and is_plain(cache))
             return
         check_packing(kwargs)
         visual, mask = self._visual(input_ids, embeds, kwargs), kwargs.get("attention_mask")
@@ -277,7 +276,7 @@ class Session(NotCopied):
         if not any(layout.counts):
             if any("pixel" in name for name, value in kwargs.items() if value is not None):
                 raise PrunekitError(f"images, but no placeholder {self.family.token_ids} in input_ids")
-            local.text_only, local.plain = layout, True
+            thread.forward = DensePass(layout)
             return
         check_whole(self.caller, visual.shape[1])
         if cache is not None:
@@ -286,8 +285,7 @@ class Session(NotCopied):
             self._check_growth(input_ids if embeds is None else embeds)
         check_budget(self, visual.shape[1])
         check_checkpointing(self)
-        local.prefill = Prefill.begin(layout, self.regions)
-        local.prefill.prompt_known = end.known
+        thread.forward = Prefill.begin(layout, self.regions, prompt_known=end.known)
         if self.encoder is not None and any("pixel" in name for name, value in kwargs.items() if value is not None):
             self.encoder.take()  # what an earlier run left: this forward pass encodes its own
 
@@ -331,7 +329,7 @@ class Session(NotCopied):
 
     def _check_growth(self, tokens: Any) -> None:
         """Raise for a prefill that repeats the one before and goes on: a generation that keeps no cache."""
-        before, self._local.tokens = getattr(self._local, "tokens", None), tokens
+        before, self.thread.latest_tokens = self.thread.latest_tokens, tokens
         if before is None or before.ndim != tokens.ndim or before.shape[0] != tokens.shape[0]:
             return
         if before.shape[1] < tokens.shape[1] and torch.equal(before, tokens[:, : before.shape[1]].to(before)):
@@ -345,11 +343,12 @@ class Session(NotCopied):
         """Raise for an attention implementation whose masks cannot be what this session needs them to be."""
 
     def _note_positions(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.inside() and self.positions is None:  # later calls are prunekit's own
-            self._local.positions = args[1] if len(args) > 1 else kwargs.get("position_ids")
+        forward = self.thread.forward
+        if forward is not None and forward.positions is None:  # later calls are prunekit's own
+            forward.positions = args[1] if len(args) > 1 else kwargs.get("position_ids")
 
     def _note_ids(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._local.ids = args[0] if args else kwargs["input"]
+        self.thread.embedded_ids = args[0] if args else kwargs["input"]
 
     def _enter_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Layers that share keys may be given the last rows alone; a prefill that is cut needs them all. A decoder that
@@ -370,21 +369,22 @@ class Session(NotCopied):
         ahead = self.plan.first_layer
 
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            state = self._prefill()
-            if state is None and (index < ahead or not self.inside() or self._idle(args, kwargs)):
+            forward = self.thread.forward
+            if forward is None or isinstance(forward, DensePass):
                 return None
-            # By name, whichever way the model passes them; hidden states stay positional for gradient checkpointing.
-            named = {**dict(zip(self.family.layer_arguments, args, strict=False)), **kwargs}
-            hidden = named.pop(self.family.layer_arguments[0])
-            if state is not None:
-                return self._prefill_layer(index, state, hidden, named)
-            return self._decode_layer(index, hidden, named)
+            if isinstance(forward, DecodeStep):
+                if index < ahead or (forward.unmasked_is_exact and len(args) < 2 and not has_masks(kwargs)):
+                    return None
+                return self._decode_layer(index, forward, *self._named(args, kwargs))
+            return self._prefill_layer(index, forward, *self._named(args, kwargs))
 
         return hook
 
-    def _idle(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether a layer's decode step can stay as it is: no mask, and nothing else in this step to correct."""
-        return self._local.plain and len(args) < 2 and not has_masks(kwargs)
+    def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
+        """A layer's hidden states, and its other arguments by name, whichever way the model passes them; hidden states
+        stay positional for gradient checkpointing."""
+        named = {**dict(zip(self.family.layer_arguments, args, strict=False)), **kwargs}
+        return named.pop(self.family.layer_arguments[0]), named
 
     def _prefill_layer(self, index: int, state: Prefill, hidden: torch.Tensor, kwargs: dict[str, Any]) -> Any:
         if self.family.touches_hidden_between_layers and state.stage.index is not None:
@@ -399,7 +399,7 @@ class Session(NotCopied):
         state.stages.append(state.stage)
         state.hidden = self.family.one_state(hidden) if index in self.plan.evidence_layers else None
         ahead = index in state.scores or index in state.views
-        if state.hidden is not None and not ahead and not self.pruner.scorer.uses_attention:
+        if state.hidden is not None and not ahead and not self.plan.scorer.uses_attention:
             self._keep_evidence(state, index, state.view(index, state.hidden, self.family.grid))
         return self._passed_on(index, state, hidden, kwargs)
 
@@ -413,12 +413,12 @@ class Session(NotCopied):
         self, index: int, state: Prefill, hidden: torch.Tensor, arguments: dict[str, Any]
     ) -> tuple[torch.Tensor, LayerView, Choice]:
         """Scores [B, N] before layer ``index`` (NaN where gone), its view, and what stays."""
-        if index in self.plan.evidence[index]:
+        if index in self.plan.cuts[index].evidence:
             self._keep_evidence(state, index, view_ahead(self, index, state, hidden, arguments))
         scores = self._fused_scores(index, state, hidden).to(state.kept.device).masked_fill(~state.kept, torch.nan)
-        view = state.view(index, self.family.one_state(hidden), self.family.grid, self.plan.site(index))
+        view = state.view(index, self.family.one_state(hidden), self.family.grid, self.plan.cuts[index].site)
         choice = choose(self, index, state, scores, view)
-        wanted = {layer for cut, layers in self.plan.evidence.items() if cut > index for layer in layers}
+        wanted = {layer for cut in self.plan.cuts.values() if cut.layer > index for layer in cut.evidence}
         state.views = {layer: view for layer, view in state.views.items() if layer in wanted}
         return scores, view, choice
 
@@ -428,7 +428,7 @@ class Session(NotCopied):
         if choice.lengths == state.stage.lengths:
             state.cuts.append(CutRecord(view.site, index, choice.kept, scores))
             return hidden
-        reducer, before, added = self.pruner.reducer, state.kept, None
+        reducer, before, added = self.plan.reducer, state.kept, None
         if choice.added or reducer.changes_tokens:
             hidden, added = reduce(self, state, choice, scores, hidden, view)
         kept = choice.kept if added is None else choice.kept | added
@@ -437,18 +437,18 @@ class Session(NotCopied):
         sources = None if targets is None else carry_sources(state, kept, targets)
         state.cuts.append(CutRecord(view.site, index, kept, scores, added, sources))
         hidden = take(hidden, state.shorten(kept, choice.lengths), self.family.token_axis)
-        if self.pruner.positions == "renumber" and (added is not None or reducer.changes_tokens):
+        if self.plan.positions == "renumber" and (added is not None or reducer.changes_tokens):
             goes = (before & ~kept).any(1, keepdim=True)  # a sample of which nothing goes stays as it is
             ranks = reducer.ranks_in(view, ranked, choice.kept, more).to(goes.device) * goes
             hidden = take(hidden, state.rearrange(ranks), self.family.token_axis)
         return hidden
 
     def _fused_scores(self, index: int, state: Prefill, hidden: torch.Tensor) -> torch.Tensor:
-        layers, fusion = self.plan.evidence[index], self.pruner.fusion
+        layers, fusion = list(self.plan.cuts[index].evidence), self.plan.fusion
         if fusion.joins_views:
-            return fusion.fuse_views([state.views[layer] for layer in layers], self.pruner.scorer)
+            return fusion.fuse_views([state.views[layer] for layer in layers], self.plan.scorer)
         if not layers:
-            view = state.view(index, self.family.one_state(hidden), self.family.grid, self.plan.site(index))
+            view = state.view(index, self.family.one_state(hidden), self.family.grid, self.plan.cuts[index].site)
             return self._scores(view)
         found = [state.scores[layer].to(hidden.device) for layer in layers]
         return fusion.fuse(torch.stack(found), layers)
@@ -476,14 +476,14 @@ class Session(NotCopied):
 
     def _leave(self, core: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         """End of a forward pass, also of one that failed (``output`` is None then)."""
-        state, local = self._prefill(), self._local
-        local.depth, local.prefill, local.decode_memo = local.depth - 1, None, {}
-        if output is not None and local.text_only is not None:
-            lengths = torch.tensor([local.text_only.lengths] * self.family.depth)
+        thread, state = self.thread, self.thread.forward
+        thread.depth, thread.forward = thread.depth - 1, None
+        if output is not None and isinstance(state, DensePass):
+            lengths = torch.tensor([state.layout.lengths] * self.family.depth)
             self.trace.publish(TraceRecord(tokens_per_layer=lengths))
-        if state is None or output is None or len(state.stages) < self.family.depth:
+        if not isinstance(state, Prefill) or output is None or len(state.stages) < self.family.depth:
             return
-        local.unchecked = nan_scores(state)
+        thread.unchecked = nan_scores(state)
         if state.kept.device.type == "cpu":
             self.check_scores()
         if (cache := cache_in(kwargs, args, output)) is not None:
@@ -496,12 +496,13 @@ class Session(NotCopied):
     def check_scores(self) -> None:
         """Raise if a scorer made NaN. On a CPU at the end of the prefill; elsewhere, so that no prefill has to wait for
         its device, at the start of the thread's next forward pass or at removal."""
-        unchecked, self._local.unchecked = getattr(self._local, "unchecked", []), []
+        unchecked, self.thread.unchecked = self.thread.unchecked, ()
         raise_nan(unchecked)
 
-    def _decode_layer(self, index: int, hidden: torch.Tensor, kwargs: dict[str, Any]) -> Any:
+    def _decode_layer(self, index: int, step: DecodeStep, hidden: torch.Tensor, kwargs: dict[str, Any]) -> Any:
         cache = cache_in(kwargs)
         slot = self.family.cache_slots[index][0]
-        held = cache.layers[slot] if cache is not None and slot < len(cache.layers) else None
-        self._local.held = held if isinstance(held, PrunedLayerMixin) and held.prompt_index is not None else None
-        return decode_layer(self, index, hidden, kwargs, self._local.decode_memo)
+        layer = cache.layers[slot] if cache is not None and slot < len(cache.layers) else None
+        pruned = isinstance(layer, PrunedLayerMixin) and layer.prompt_index is not None
+        step.cache_layer = layer if pruned else None
+        return decode_layer(self, index, hidden, kwargs, step.arguments)

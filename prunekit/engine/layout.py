@@ -3,46 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from prunekit.errors import PrunekitError
-
-
-def ragged_index(mask: torch.Tensor, size: int, pad_left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions of the True entries of ``mask`` [B, S], in order: index (0 where padded) and valid, both [B, size].
-
-    Rows with fewer entries are padded at the end, or at the start if ``pad_left``.
-    """
-    places, count = torch.arange(size, device=mask.device), mask.sum(1, keepdim=True)
-    if pad_left:
-        order = mask.to(torch.uint8).argsort(dim=1, stable=True)[:, mask.shape[1] - size :]
-        valid = places >= size - count
-    else:
-        order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :size]
-        valid = places < count
-    return order.masked_fill(~valid, 0), valid
-
-
-def on_device(values: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Whole numbers of the host as a tensor, without making the host wait for the device."""
-    if device.type == "cpu":
-        return torch.tensor(values)
-    if len(set(values)) == 1:
-        return torch.full((len(values),), values[0], device=device)
-    return torch.tensor(values, pin_memory=device.type == "cuda").to(device, non_blocking=True)
-
-
-def take(x: torch.Tensor, index: torch.Tensor, axis: int = 1) -> torch.Tensor:
-    """Gather tokens along ``axis``, which follows the batch axis: x [.., B, S, ..], index [B, M] -> [.., B, M, ..]."""
-    index = index.to(x.device)  # layers of one model may live on several devices
-    rows = torch.arange(index.shape[0], device=index.device)[:, None]
-    if axis == 1:
-        return x[rows, index]
-    return x.movedim((axis - 1, axis), (0, 1))[rows, index].movedim((0, 1), (axis - 1, axis))
+from prunekit.tensors.indexing import gather_tokens as take  # noqa: F401  # the engine's other files import it here
+from prunekit.tensors.indexing import on_device, ragged_index  # noqa: F401
 
 
 def repeated(ids: torch.Tensor, embeds: torch.Tensor | None) -> torch.Tensor | None:

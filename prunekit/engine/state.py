@@ -99,13 +99,50 @@ class Trace:
 
 
 @dataclass
+class Gates:
+    """The gates of one forward pass in training.
+
+    Attributes:
+        product: of the gates of its cuts so far, [B, N].
+        bias: its logarithm on the dense sequence, [B, S]; None before any cut.
+    """
+
+    product: torch.Tensor
+    bias: torch.Tensor | None = None
+
+
+@dataclass
 class Prefill:
-    """State of one prefill, from the model's first layer to its last."""
+    """State of one prefill, from the model's first layer to its last. B samples, N visual tokens, M slots of the stage.
+
+    Attributes:
+        layout: the dense sequence.
+        stage: what stands in the sequence that the running layer processes.
+        kept: visual tokens that remain, bool [B, N].
+        slots: where they stand in the stage's sequence, long [B, N]; arbitrary where not ``kept``.
+        regions: where the answer of each sample is, if the caller said so.
+        prompt_known: whether the caller said where the prompt ends.
+        cuts: the cuts so far.
+        stages: the stage of each layer so far.
+        scores: evidence by layer, float32 [B, N]; for fusions that join views these stand in ``views``.
+        views: what evidence is still to be made of, by layer.
+        hidden: input [B, M, D] of the running layer, where it is one of evidence.
+        sizes: how many tokens each visual token stands for, [B, N]; None while all stand for one.
+        cut_slots: the slots [B, M] of the stage before that the present ones were, None before any cut.
+        arguments: arguments of layers made for a stage, beside what they were made of.
+        notes: what views make once for all layers (``View.once``).
+        inputs_embeds: what entered layer 0, [B, S, D].
+        vision: the encoder's side of the visual tokens, where a component reads it.
+        positions: position ids as the model gave them to its rotary embedding.
+        gates: of a gated pass in training.
+    """
 
     layout: Layout
     stage: Stage
     kept: torch.Tensor
     slots: torch.Tensor
+    regions: Regions | None = None
+    prompt_known: bool = False
     cuts: list[CutRecord] = field(default_factory=list)
     stages: list[Stage] = field(default_factory=list)
     scores: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -113,17 +150,23 @@ class Prefill:
     hidden: torch.Tensor | None = None
     sizes: torch.Tensor | None = None
     cut_slots: torch.Tensor | None = None
-    memo: dict[tuple[Any, ...], tuple[Any, Any]] = field(default_factory=dict)
+    arguments: dict[tuple[Any, ...], tuple[Any, Any]] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
     inputs_embeds: torch.Tensor | None = None
-    regions: Regions | None = None
-    once: dict[str, Any] = field(default_factory=dict)
     vision: VisionView | None = None
-    prompt_known: bool = False
+    positions: torch.Tensor | None = None
+    gates: Gates | None = None
 
     @classmethod
-    def begin(cls, layout: Layout, regions: Regions | None = None) -> Prefill:
+    def begin(cls, layout: Layout, regions: Regions | None = None, prompt_known: bool = False) -> Prefill:
         """The dense start: everything stands. ``regions`` of fewer samples than there are (beams) are repeated."""
-        state = cls(layout, Stage(0, None, None, layout.lengths), layout.exists, layout.visual_index)
+        state = cls(
+            layout,
+            Stage(0, None, None, layout.lengths),
+            layout.exists,
+            layout.visual_index,
+            prompt_known=prompt_known,
+        )
         if regions is not None:
             repeats, rest = divmod(len(layout.counts), len(regions))
             if rest or not repeats:
@@ -136,16 +179,16 @@ class Prefill:
         (hidden,) = in_float32(hidden)
         alive, slots = self.kept.to(hidden.device), self.slots.to(hidden.device)
         view = LayerView(hidden, layer, self.layout, self.stage, alive, slots, grid, prefill=self, site=site)
-        view.notes = self.once
+        view.notes = self.notes
         return view
 
     def removed(self, stage: Stage) -> torch.Tensor:
         """How many real tokens of each sample are missing in a stage, [B]; made once for all of its layers."""
         key = ("removed", stage.number)
-        if key not in self.memo:
+        if key not in self.arguments:
             gone = [dense - now for dense, now in zip(self.layout.lengths, stage.lengths, strict=True)]
-            self.memo[key] = (None, on_device(gone, self.layout.real.device))
-        return self.memo[key][1]
+            self.arguments[key] = (None, on_device(gone, self.layout.real.device))
+        return self.arguments[key][1]
 
     def shorten(self, kept: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
         """Go to the next stage, where of the visual tokens only ``kept`` [B, N] stands: surviving slots [B, M]."""

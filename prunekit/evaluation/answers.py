@@ -21,7 +21,7 @@ from prunekit.errors import PrunekitError, RowError
 from prunekit.evaluation.batches import Batcher
 from prunekit.evaluation.faults import BatchLimit, survive
 from prunekit.evaluation.other import for_batch
-from prunekit.pruner import Pruner
+from prunekit.pruning.pruner import Pruner
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from prunekit.errors import RowError
 from prunekit.families import support_of
 from prunekit.models import LoadedModel
 from prunekit.prompts import prompt_for, special_tokens
-from prunekit.pruner import Pruner
+from prunekit.pruning.pruner import Pruner
 
 CACHED_BYTES = 2**30
 """Image features held at a time; those of images without further questions go first, then the least recently used."""

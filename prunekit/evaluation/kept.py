@@ -22,7 +22,7 @@ from prunekit.evaluation.answers import regions_for
 from prunekit.evaluation.batches import Batcher
 from prunekit.evaluation.other import for_batch
 from prunekit.families import Family, make_family
-from prunekit.pruner import Pruner
+from prunekit.pruning.pruner import Pruner
 
 FILE = "kept.npz"
 SCHEMA = 1

@@ -14,7 +14,7 @@ from prunekit.errors import PrunekitError
 from prunekit.evaluation.run import evaluate, write_json
 from prunekit.families import make_family
 from prunekit.models import LoadedModel
-from prunekit.pruner import Pruner
+from prunekit.pruning.pruner import Pruner
 
 TOLERANCE = 0.02
 """Accuracy below dense that a recommended layer may cost."""

@@ -19,7 +19,7 @@ from prunekit.evaluation.answers import Answer, DenseCache, answer_all, regions_
 from prunekit.evaluation.batches import Batcher
 from prunekit.evaluation.faults import BatchLimit
 from prunekit.evaluation.windows import Walk, digest
-from prunekit.pruner import Pruner
+from prunekit.pruning.pruner import Pruner
 
 Score = Callable[[str, Example], float]
 """What a prediction is worth, in [0, 1]."""

@@ -14,7 +14,7 @@ from prunekit.data.example import Example
 from prunekit.data.source import Examples, gather
 from prunekit.engine.view import LayerView
 from prunekit.errors import PrunekitError, check_choice
-from prunekit.pruner import Pruner
+from prunekit.pruning.pruner import Pruner
 
 if TYPE_CHECKING:
     from prunekit.evaluation.batches import Batcher
@@ -86,12 +86,14 @@ class OtherQuestion(Pruner):
     Cuts, counts, selector and reducer are the pruner's own; only the question that is looked at is another's.
     """
 
+    partners: Mapping[str, Example]
+
     def __init__(self, pruner: Pruner, partners: Mapping[str, Example]) -> None:
         if pruner.schedule.in_encoder or any(cut.layer == 0 for cut in pruner.schedule.cuts(64, pruner.share)):
             name = pruner.name or pruner.schedule.registered_name
             raise PrunekitError(f"evidence=other replays cuts between decoder layers; '{name}' has another")
         super().__init__(**_parts(pruner), **_settings(pruner))
-        self.partners = partners
+        vars(self)["partners"] = partners
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "evidence": "other"}

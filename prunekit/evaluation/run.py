@@ -27,7 +27,8 @@ from prunekit.evaluation.windows import Walk, digest
 from prunekit.families import Family, make_family
 from prunekit.files import write_json
 from prunekit.models import LoadedModel
-from prunekit.pruner import Pruner, component_name
+from prunekit.pruning.pruner import Pruner
+from prunekit.pruning.recipe import component_name
 from prunekit.runfolder import check_flags, claimed, would_replace
 
 SCHEMA = 1

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from prunekit.engine.view import Regions
-from prunekit.pruner import Pruner
+from prunekit.pruning.pruner import Pruner
 
 ROUNDS = 7
 

@@ -11,7 +11,7 @@ from prunekit.components.compressors import TrainedCompressor
 from prunekit.components.fusions import LearnedFusion
 from prunekit.errors import PrunekitError
 from prunekit.families import make_family
-from prunekit.pruner import Pruner
+from prunekit.pruning.pruner import Pruner
 from prunekit.registry import registry
 from prunekit.train.settings import Settings
 
@@ -24,8 +24,7 @@ def with_learned_fusion(pruner: Pruner, kind: str) -> Pruner:
     plain = name == "multi" and pruner.fusion == registry.create("fusion", "multi")
     if not plain:
         raise PrunekitError(f"train=fusion trains the weights of fusion 'learned'; fusion '{name}' has none")
-    pruner.fusion = registry.create("fusion", "learned")
-    return pruner
+    return pruner.replace(fusion=registry.create("fusion", "learned"))
 
 
 def open_parts(

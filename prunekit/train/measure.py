@@ -8,7 +8,7 @@ import torch
 
 from prunekit.data.example import Example
 from prunekit.evaluation.batches import Batcher
-from prunekit.pruner import Pruner
+from prunekit.pruning.pruner import Pruner
 from prunekit.train.penalties import PENALTIES
 
 

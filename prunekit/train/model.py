@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,8 +13,8 @@ from prunekit.engine.gating import GateSession
 from prunekit.engine.hooks import Session
 from prunekit.engine.state import Trace
 from prunekit.errors import PrunekitError
-from prunekit.families import unwrap
-from prunekit.pruner import Pruner
+from prunekit.families import family_of, unwrap
+from prunekit.pruning.pruner import Pruner
 from prunekit.train.batches import IGNORE
 from prunekit.train.gate import SigmoidGate
 from prunekit.train.keep import KeepSchedule
@@ -29,11 +29,11 @@ class TrainedModel(nn.Module):
 
     Args:
         model: the LVLM; all that does not train is frozen in it.
-        pruner: what prunes it, and gets what is trained of it. The session has a copy, whose keep ratio may change from
-            step to step.
+        pruner: what prunes it, and gets what is trained of it.
 
     Attributes:
         session: the pruner on the model, on until ``close``.
+        keep_ratio: that of the current step.
         keep: the keep ratio of each step, None where a count or a budget says how much stays.
     """
 
@@ -42,16 +42,17 @@ class TrainedModel(nn.Module):
 
     def __init__(self, model: nn.Module, pruner: Pruner, settings: Settings, seed: int = 0) -> None:
         super().__init__()
-        self.settings, self.pruner = settings, pruner
-        pruner = copy.copy(pruner)
+        self.settings, self.pruner, self.keep_ratio = settings, pruner, pruner.keep_ratio
         self.model, self.own, self.module = open_parts(model, pruner, settings, seed)
         self.keep = make_keep(pruner, settings, seed)
         self.gate: SigmoidGate | None = None
+        family = family_of(model)
+        plan = pruner.plan(family)
         if settings.gate == NO_GATE or settings.kind == "compressor":
-            self.session = Session(pruner, model)
+            self.session = Session(plan, family)
         else:
             self.gate = SigmoidGate(settings.gate, settings.temperature, settings.gate_clip)
-            self.session = GateSession(pruner, model, self.gate)
+            self.session = GateSession(plan, family, self.gate)
         self.logits_to_keep = "logits_to_keep" in inspect.signature(type(unwrap(model)).forward).parameters
         if settings.checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
@@ -69,7 +70,9 @@ class TrainedModel(nn.Module):
     def at(self, step: int, steps: int) -> None:
         """Set keep ratio and temperature for a step (from 0) of ``steps``."""
         if self.keep is not None and self.keep.varies:
-            self.session.pruner.keep_ratio = self.keep.ratio(step, steps)
+            self.keep_ratio = self.keep.ratio(step, steps)
+            quota = replace(self.session.plan.quota, share=self.keep_ratio)  # type: ignore[type-var]
+            self.session.plan = replace(self.session.plan, quota=quota)
         if self.gate is not None:
             self.gate.temperature = self.settings.temperature_at(step, steps)
 

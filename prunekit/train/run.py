@@ -13,7 +13,7 @@ from prunekit.errors import PrunekitError
 from prunekit.files import write_json
 from prunekit.jobs import difference
 from prunekit.models import LoadedModel
-from prunekit.pruner import Pruner
+from prunekit.pruning.pruner import Pruner
 from prunekit.runfolder import check_flags, claimed, would_replace
 from prunekit.train.artifacts import attach, digest, save_artifacts
 from prunekit.train.batches import Collator, Examples

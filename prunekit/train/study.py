@@ -4,7 +4,6 @@ is evaluated on the same examples."""
 
 from __future__ import annotations
 
-import copy
 import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from prunekit.evaluation.run import Evaluation, evaluate
 from prunekit.evaluation.statistics import accuracies, intervals
 from prunekit.files import put_between, write_json
 from prunekit.models import LoadedModel
-from prunekit.pruner import Pruner
+from prunekit.pruning.pruner import Pruner
 from prunekit.tasks import Context, build_pruner, data_name, load, load_examples, whole
 from prunekit.train.measure import score_spread
 from prunekit.train.run import train
@@ -135,9 +134,7 @@ def with_fusion(pruner: Pruner, weights: str | None) -> Pruner:
         return pruner
     from prunekit.registry import registry
 
-    other = copy.copy(pruner)
-    other.fusion = registry.create("fusion", "learned", weights=weights)
-    return other
+    return pruner.replace(fusion=registry.create("fusion", "learned", weights=weights))
 
 
 def evaluation(

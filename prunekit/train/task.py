@@ -10,7 +10,7 @@ from prunekit import ranks
 from prunekit.data.source import same_rows, source_name
 from prunekit.errors import PrunekitError, check_choice
 from prunekit.models import LoadedModel
-from prunekit.pruner import Pruner
+from prunekit.pruning.pruner import Pruner
 from prunekit.tasks import Context, build_pruner, data_name, fit_budget, load, load_examples, whole
 from prunekit.tracking import MODES, log_run
 from prunekit.train.embedded import run_embedded
@@ -95,8 +95,7 @@ def report(config: dict[str, Any], context: Context, trained: LoadedModel, folde
     from prunekit.families import make_family
     from prunekit.train.weights import show_weights
 
-    pruner = Pruner.load(folder)
-    pruner.name = config["preset"]
+    pruner = Pruner.load(folder).replace(name=config["preset"])
     metrics: dict[str, Any] = {}
     if config["train"]["evaluate"]:
         found = evaluate(

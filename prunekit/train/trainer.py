@@ -90,7 +90,7 @@ class PruneTrainer(Loop):
             for name, value in self._sums.items():
                 total = self.accelerator.reduce(torch.as_tensor(value, device=self.args.device), "sum")
                 logs[name] = float(total) / max(1, steps)
-            if (ratio := self.trained_model.session.pruner.keep_ratio) is not None:
+            if (ratio := self.trained_model.keep_ratio) is not None:
                 logs["keep_ratio"] = ratio
             self._sums, self._logged_at = {"lm_loss": 0.0, "sparsity": 0.0}, self.state.global_step
         super().log(logs, start_time)

@@ -10,7 +10,7 @@ from torch import nn
 
 from prunekit.components.fusions import LearnedFusion, load_weights
 from prunekit.families import family_of
-from prunekit.pruner import Pruner
+from prunekit.pruning.pruner import Pruner
 
 PICTURE = "fusion.png"
 

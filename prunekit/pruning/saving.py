@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from prunekit.errors import PrunekitError
+from prunekit.pruning.recipe import Recipe
 from prunekit.registry import KINDS, registry
-
-if TYPE_CHECKING:
-    from prunekit.pruner import Pruner
 
 FILE, WEIGHTS = "pruner.yaml", "{kind}.safetensors"
 
 
-def save_pruner(pruner: Pruner, folder: Path) -> None:
+def save(recipe: Recipe, folder: Path) -> None:
     """Write ``pruner.yaml`` and, for a component with weights, ``fusion.safetensors`` or the like beside it."""
     folder.mkdir(parents=True, exist_ok=True)
-    data = pruner.describe()
-    for kind, component in pruner.components.items():
+    data = recipe.describe()
+    for kind, component in recipe.components.items():
         if registry.classes(kind).get(data[kind]["name"]) is not type(component):
             raise PrunekitError(f"{kind} {type(component).__name__} is not registered: it could not be loaded again")
-    for kind, component in pruner.components.items():
+    for kind, component in recipe.components.items():
         file = WEIGHTS.format(kind=kind)
         if component.save_weights(folder / file):
             data[kind]["weights"] = file
@@ -39,8 +37,8 @@ def save_pruner(pruner: Pruner, folder: Path) -> None:
     (folder / FILE).write_text(text)
 
 
-def load_pruner(folder: Path) -> Pruner:
-    """The pruner of a folder that ``save_pruner`` wrote."""
+def load(folder: Path) -> dict[str, Any]:
+    """The options of the recipe in a folder that ``save`` wrote."""
     if not (folder / FILE).is_file():
         raise PrunekitError(f"no {FILE} in '{folder}'")
     try:
@@ -52,13 +50,11 @@ def load_pruner(folder: Path) -> Pruner:
     for kind in KINDS:
         if isinstance(part := data.get(kind), dict) and part.get("weights"):
             part["weights"] = str(folder / part["weights"])
-    return build(data, f"'{folder / FILE}'")
+    return options_of(data, f"'{folder / FILE}'")
 
 
-def build(data: dict[str, Any], where: str) -> Pruner:
-    """A pruner from plain data: a component is a name, or a mapping with ``name`` and its options."""
-    from prunekit.pruner import Pruner
-
+def options_of(data: dict[str, Any], where: str) -> dict[str, Any]:
+    """The options of a recipe from plain data: a component is a name, or a mapping with ``name`` and its options."""
     options: dict[str, Any] = {}
     for key, value in data.items():
         if key in KINDS and isinstance(value, dict):
@@ -70,4 +66,4 @@ def build(data: dict[str, Any], where: str) -> Pruner:
             options[key] = value
         else:
             raise PrunekitError(f"{where}: unknown entry '{key}'")
-    return Pruner(**options)
+    return options

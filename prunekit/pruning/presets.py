@@ -14,9 +14,8 @@ from typing import Any
 import yaml
 
 from prunekit.errors import PrunekitError, UnknownNameError
-from prunekit.pruner import Pruner
+from prunekit.pruning.pruner import Pruner
 from prunekit.registry import KINDS, check_options, method_folders, option_names, registry
-from prunekit.saving import build
 
 BUDGET = ("keep_ratio", "keep_tokens", "budget")
 ENTRIES = (*KINDS, *BUDGET, "positions")
@@ -117,4 +116,4 @@ def method(name: str, *, variant: str | None = None, **overrides: Any) -> Pruner
         if key not in ENTRIES:
             raise UnknownNameError("option of method:", key, (*ENTRIES, "variant"))
     data = with_preset(with_variant(data, variant), overrides)
-    return build({**data, "name": name}, f"method '{name}'")
+    return Pruner.from_dict({**data, "name": name}, f"method '{name}'")

@@ -1,0 +1,41 @@
+"""The tensor maths that methods share, documented with shapes: ``prunekit.ops.top_k(scores, count, among)``.
+
+All are pure functions of tensors, and differentiable where a mathematician would say so. Letters of shapes: B samples,
+S slots of a sequence, N visual tokens (the largest count in the batch, shorter samples padded), M entries of an index,
+D width of a token. A mask of tokens is a bool tensor, True for those that count.
+
+=================  ====================================================================================================
+``gather_tokens``  tokens [B, S, .] at an index [B, M]: [B, M, .]
+``ragged_index``   the positions of a mask's True entries, padded: index and valid, [B, M] each
+``scatter_where``  valid values [B, M, .] at an index [B, M] of a new sequence: [B, S, .]
+``put_where``      the same over a sequence that exists
+``top_k``          the highest scores of each sample, a count for each: bool [B, N]
+``ranks``          0 for a sample's highest score, 1 for the next: long [B, N]
+``stride``         evenly spaced tokens, a count for each sample: bool [B, N]
+``cosine``         of all tokens to all others, [B, N, M]
+``nearest``        for each token the most similar of some candidates: long [B, N]
+``merge_into``     the size-weighted mean of kept tokens and what goes into them
+``sum_into``       weighted sums of tokens by target
+``cell_grid``      the grid of an image's proportions with about so many cells
+=================  ====================================================================================================
+"""
+
+from prunekit.tensors.grids import cell_grid
+from prunekit.tensors.indexing import gather_tokens, put_where, ragged_index, scatter_where
+from prunekit.tensors.merging import cosine, merge_into, nearest, sum_into
+from prunekit.tensors.ranking import ranks, stride, top_k
+
+__all__ = [
+    "cell_grid",
+    "cosine",
+    "gather_tokens",
+    "merge_into",
+    "nearest",
+    "put_where",
+    "ragged_index",
+    "ranks",
+    "scatter_where",
+    "stride",
+    "sum_into",
+    "top_k",
+]

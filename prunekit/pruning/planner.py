@@ -1,0 +1,242 @@
+"""Plans: a recipe resolved on a model, as the engine is handed it."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from dataclasses import dataclass, replace
+from typing import Any
+
+from prunekit.components.base import Cut, RowScorer, Schedule
+from prunekit.engine.guards import check_weights
+from prunekit.engine.plan import CutPlan, EncoderPlan, Parts, Plan
+from prunekit.errors import PrunekitError
+from prunekit.families import Family
+from prunekit.families.vision import VisionTower, vision_of
+from prunekit.pruning.budget import Allotment, allot, place
+from prunekit.pruning.recipe import Recipe, component_name
+
+
+@dataclass(frozen=True)
+class ScheduleQuota:
+    """How many tokens stay after a cut: by a share of each sample's visual tokens, a count, or a budget.
+
+    Attributes:
+        share: the keep ratio, where neither of the others is given.
+        tokens: a count for each sample.
+        allotment: what a budget came to on this decoder.
+    """
+
+    schedule: Schedule
+    depth: int
+    share: float
+    tokens: int | None = None
+    allotment: Allotment | None = None
+
+    def __call__(self, layer: int, visual: int, length: int) -> int:
+        """Of ``visual`` tokens in a prompt of ``length`` tokens, how many stay after the cut before ``layer``."""
+        ratio = self.share if self.tokens is None else min(1.0, self.tokens / visual)
+        if self.allotment is not None:
+            ratio = self.allotment.share(visual, length)
+        cuts = self.schedule.cuts(self.depth, ratio)
+        return max(1, round(next(cut.ratio for cut in cuts if cut.layer == layer) * visual))
+
+
+def parts_of(recipe: Recipe) -> dict[str, Any]:
+    """The components that decide a cut, by the names of their fields in ``Parts``."""
+    return {name: getattr(recipe, name) for name in Parts.__dataclass_fields__}
+
+
+def allotment_of(recipe: Recipe, family: Family) -> Allotment | None:
+    """What a budget comes to on a model, None without one."""
+    return None if recipe.budget is None else place(recipe.budget, recipe.schedule, family)
+
+
+def plan(recipe: Recipe, family: Family) -> Plan:
+    """What is removed from a model.
+
+    Raises:
+        PrunekitError: for a layer past the depth, and for what the components cannot do on this family.
+    """
+    for component in recipe.components.values():
+        component.check(family.depth)
+    _check_family(recipe, family)
+    allotment = allotment_of(recipe, family)
+    schedule = recipe.schedule if allotment is None else allotment.schedule
+    cuts = check_cuts(schedule, family.depth, recipe.share)
+    at_input = bool(cuts) and cuts[0].site == "input"
+    encoder = plan_vision(recipe, family, at_input)
+    plans = {}
+    for previous, cut in zip([0, *(cut.layer for cut in cuts)], cuts, strict=False):
+        evidence = _decoder_evidence(recipe, family, list(recipe.fusion.layers(cut.layer, previous)))
+        plans[cut.layer] = CutPlan(layer=cut.layer, evidence=tuple(evidence), site=cut.site)
+        reads = recipe.scorer.uses_attention and not recipe.scorer.works_blind
+        if not evidence and (reads or recipe.fusion.joins_views or recipe.selector.counts_rows):
+            name, layer = recipe.scorer.registered_name, cut.layer
+            raise PrunekitError(f"scorer '{name}' reads attention, but no layer lies before a cut at layer {layer}")
+    if reason := family.refuses_cuts(tuple(plans)):
+        raise PrunekitError(f"model type '{family.model_type}' cannot be pruned here: {reason}")
+    quota = ScheduleQuota(schedule, family.depth, recipe.share, recipe.keep_tokens, allotment)
+    return Plan(**parts_of(recipe), depth=family.depth, cuts=plans, quota=quota, encoder=encoder)
+
+
+def outline(recipe: Recipe, depth: int, width: int, mlp_width: int) -> Plan:
+    """The plan on a decoder of which only the shape is known, for the cost meter."""
+    schedule, allotment = recipe.schedule, None
+    if recipe.budget is not None:
+        allotment = allot(recipe.budget, schedule, depth, width, mlp_width)
+        schedule = allotment.schedule
+    plans, previous = {}, 0
+    for cut in check_cuts(schedule, depth, recipe.share):
+        evidence = tuple(recipe.fusion.layers(cut.layer, previous))
+        plans[cut.layer] = CutPlan(layer=cut.layer, evidence=evidence, site=cut.site)
+        previous = cut.layer
+    quota = ScheduleQuota(schedule, depth, recipe.share, recipe.keep_tokens, allotment)
+    return Plan(**parts_of(recipe), depth=depth, cuts=plans, quota=quota)
+
+
+def plan_vision(recipe: Recipe, family: Family, at_input: bool) -> EncoderPlan | None:
+    """What happens in the vision encoder of a model, None where it is left alone.
+
+    Raises:
+        PrunekitError: for a component at a site where it cannot work, and an encoder that is not known.
+    """
+    schedule, reducer = recipe.schedule, recipe.reducer
+    if at_input:
+        check_site(recipe, "input")
+    if not (schedule.in_encoder or recipe.reads_vision or (at_input and reducer.before_projector)):
+        return None
+    tower = vision_of(family)
+    if at_input and reducer.before_projector and family.touches_hidden_between_layers:
+        name = reducer.registered_name
+        raise PrunekitError(
+            f"reducer '{name}': '{family.model_type}' adds patches to later layers, a made token has none"
+        )
+    reads = recipe.reads_vision or (at_input and reducer.before_projector)
+    noted = frozenset((tower.read, len(tower.blocks) - 1)) if reads else frozenset()
+    if not schedule.in_encoder:
+        return EncoderPlan(**parts_of(recipe), noted_blocks=noted)
+    alone = not schedule.cuts(family.depth, 0.5)
+    return replace(plan_encoder(recipe, tower, alone), noted_blocks=noted)
+
+
+def plan_encoder(recipe: Recipe, tower: VisionTower, alone: bool = True) -> EncoderPlan:
+    """What goes inside an encoder; ``alone`` if nothing goes after it, so that the keep ratio must be met inside."""
+    schedule, name = recipe.schedule, recipe.schedule.registered_name
+    if not schedule.in_encoder:
+        raise PrunekitError(f"schedule '{name}' has no cut inside a vision encoder, and '{tower.name}' is nothing else")
+    if recipe.schedule.cuts(64, recipe.keep_ratio or 0.5) and tower.projector is None:
+        raise PrunekitError(f"schedule '{name}' cuts behind the vision encoder, and '{tower.name}' is nothing else")
+    check_site(recipe, "vision")
+    if tower.packed and schedule.image_grid((1, 1), 1.0) is not None:
+        raise PrunekitError(f"'{tower.name}' takes patches, not images: shrink them in its processor (max_pixels)")
+    if tower.grid is None or tower.patches is None or (reason := tower.refuses_cuts()):
+        reason = tower.refuses_cuts() or "its images differ in size"
+        raise PrunekitError(f"site=vision: no token can go inside the encoder of '{tower.name}': {reason}")
+    check_weights(recipe.reducer, tower)
+    if not recipe.selector.exact:
+        selector = recipe.selector.registered_name
+        raise PrunekitError(
+            f"selector '{selector}' keeps another number for each image; inside an encoder all keep one"
+        )
+    tokens, ratio = recipe.keep_tokens, recipe.keep_ratio
+    if tokens is not None:
+        ratio = min(1.0, tokens / tower.patches)
+    assert ratio is not None
+    if (grid := schedule.image_grid(tower.grid, ratio)) is not None:
+        return _shrunk(recipe, tower, grid, ratio)
+    blocks = tower.read + 1
+    cuts = schedule.vision_cuts(blocks, tower.patches, ratio)
+    layers, shares = [cut.layer for cut in cuts], [1.0, *(cut.ratio for cut in cuts)]
+    if any(not 0 <= layer < blocks for layer in layers) or any(b <= a for a, b in itertools.pairwise(layers)):
+        raise PrunekitError(f"schedule '{name}' must cut inside rising blocks of 0..{blocks - 1}, not {layers}")
+    if any(b > a for a, b in itertools.pairwise(shares)):
+        raise PrunekitError(f"schedule '{name}' must leave falling shares inside the encoder, not {shares[1:]}")
+    counts = {cut.layer: max(1, round(cut.ratio * tower.patches)) for cut in cuts}
+    if alone:
+        _say_nearest(recipe, counts[layers[-1]] if layers else tower.patches, tower.patches, ratio)
+    return EncoderPlan(**parts_of(recipe), counts=counts, evidence=_evidence(recipe, layers), cuts_inside=True)
+
+
+def _shrunk(recipe: Recipe, tower: VisionTower, grid: tuple[int, int], ratio: float) -> EncoderPlan:
+    """The image itself is shrunk to ``grid`` patches."""
+    if not tower.pixels:
+        raise PrunekitError(f"the encoder of '{tower.name}' takes images of one size: they cannot be shrunk before it")
+    assert tower.patches is not None
+    _say_nearest(recipe, grid[0] * grid[1], tower.patches, ratio)
+    return EncoderPlan(**parts_of(recipe), grid=None if grid == tower.grid else grid, cuts_inside=True)
+
+
+def check_site(recipe: Recipe, site: str) -> None:
+    """Raise for a scorer that cannot work at a site."""
+    scorer = recipe.scorer
+    if site not in scorer.sites:
+        where = ", ".join(scorer.sites)
+        raise PrunekitError(f"scorer '{scorer.registered_name}' cannot work at site={site} (it works at: {where})")
+
+
+def _evidence(recipe: Recipe, layers: list[int]) -> dict[int, tuple[int, ...]]:
+    """The blocks that decide each cut. A cut inside a block comes after its attention, so the block itself counts."""
+    fusion, scorer = recipe.fusion, recipe.scorer
+    found: dict[int, tuple[int, ...]] = {}
+    for previous, layer in zip([-1, *layers], layers, strict=False):
+        blocks = list(fusion.layers(layer + 1, previous + 1))
+        if not blocks or max(blocks) > layer:
+            raise PrunekitError(f"fusion '{fusion.registered_name}' names no block before the cut inside block {layer}")
+        found[layer] = tuple(blocks)
+    if fusion.joins_views and not isinstance(scorer, RowScorer):
+        raise PrunekitError(
+            f"fusion '{fusion.registered_name}' joins attention rows; '{scorer.registered_name}' reads none"
+        )
+    return found
+
+
+def _say_nearest(recipe: Recipe, found: int, patches: int, ratio: float) -> None:
+    """Where the keep ratio cannot be met, say what is."""
+    wanted = max(1, round(ratio * patches))
+    if wanted != found:
+        name = recipe.name or recipe.schedule.registered_name
+        text = f"'{name}' keeps {found} of an image's {patches} patches, the nearest to {wanted} that it can"
+        warnings.warn(text, stacklevel=2)
+
+
+def _check_family(recipe: Recipe, family: Family) -> None:
+    """What the options ask of a model beyond dropping tokens."""
+    name = family.model_type
+    if recipe.positions == "renumber" and not family.renumbers:
+        where = "its decoder" if family.rotary is None else type(family.rotary).__name__
+        raise PrunekitError(f"positions=renumber: '{name}' has no plain one-dimensional rotary positions ({where})")
+    if (recipe.reducer.changes_tokens or recipe.reducer.adds_tokens) and family.stacked:
+        kind, reducer = type(family.layers[0]).__name__, recipe.reducer.registered_name
+        raise PrunekitError(f"reducer '{reducer}': {kind} of '{name}' carries several hidden states for a token")
+
+
+def _decoder_evidence(recipe: Recipe, family: Family, layers: list[int]) -> list[int]:
+    """The layers that have evidence: a mean over many passes by those without attention, others cannot."""
+    if recipe.fusion.looks_ahead and recipe.scorer.uses_attention:
+        for layer in layers:
+            if (lender := family.key_layers[layer]) != layer:
+                name = recipe.fusion.registered_name
+                raise PrunekitError(f"fusion '{name}': layer {layer} borrows the keys of layer {lender}")
+    if not recipe.scorer.uses_attention:
+        return layers
+    blind = [layer for layer in layers if not family.attends(layer)]
+    if blind and (recipe.fusion.joins_views or len(blind) == len(layers)):
+        where = f"layers {blind} of '{family.model_type}'"
+        raise PrunekitError(f"fusion '{recipe.fusion.registered_name}' reads {where}, which have no attention")
+    return [layer for layer in layers if layer not in blind]
+
+
+def check_cuts(schedule: Schedule, depth: int, ratio: float) -> tuple[Cut, ...]:
+    """The cuts of a schedule, or an error if what it returns is no plan for a decoder of ``depth`` layers."""
+    cuts, name = schedule.cuts(depth, ratio), component_name(schedule)
+    layers, ratios = [cut.layer for cut in cuts], [cut.ratio for cut in cuts]
+    if not cuts and schedule.in_encoder:
+        return ()
+    if not cuts or any((cut.site, cut.layer) != ("input", 0) and cut.site != "decoder" for cut in cuts):
+        raise PrunekitError(f"schedule '{name}' must return cuts at the input or the decoder, not {list(cuts)}")
+    if any(not 0 <= layer < depth for layer in layers) or any(b <= a for a, b in itertools.pairwise(layers)):
+        raise PrunekitError(f"schedule '{name}' must cut before rising layers of 0..{depth - 1}, not {layers}")
+    if any(b > a for a, b in itertools.pairwise([1.0, *ratios])) or abs(ratios[-1] - ratio) > 1e-9:
+        raise PrunekitError(f"schedule '{name}' must leave falling shares that end at {ratio:g}, not {ratios}")
+    return cuts

@@ -1,0 +1,123 @@
+"""The structure of the package in figures: circles of imports, who takes a session, sizes of files and functions.
+
+    python tools/structure.py
+
+Imports count wherever they stand: at the top, inside functions, and for type hints alone.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+ROOT = Path(__file__).resolve().parent.parent
+Functions = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def modules(folder: Path = ROOT) -> dict[str, ast.Module]:
+    """The package's modules, parsed, by name."""
+    parsed = {}
+    for path in sorted((folder / "prunekit").rglob("*.py")):
+        if "assets" not in path.parts:
+            name = ".".join(path.relative_to(folder).with_suffix("").parts).removesuffix(".__init__")
+            parsed[name] = ast.parse(path.read_text())
+    return parsed
+
+
+def imports(parsed: dict[str, ast.Module]) -> dict[str, set[str]]:
+    """For each module the modules of the package that it imports; a submodule's package does not count beside it."""
+    edges: dict[str, set[str]] = defaultdict(set)
+    for name, tree in parsed.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                whole = [f"{node.module}.{alias.name}" for alias in node.names]
+                targets = [full if full in parsed else node.module for full in whole]
+            elif isinstance(node, ast.Import):
+                targets = [alias.name for alias in node.names]
+            else:
+                continue
+            edges[name] |= {target for target in targets if target in parsed and target != name}
+    return edges
+
+
+def circles(edges: dict[str, set[str]]) -> list[list[str]]:
+    """The strongly connected components with more than one module (Tarjan 1972)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    components: list[list[str]] = []
+
+    def visit(node: str) -> None:
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for target in sorted(edges.get(node, ())):
+            if target not in index:
+                visit(target)
+                low[node] = min(low[node], low[target])
+            elif target in stack:
+                low[node] = min(low[node], index[target])
+        if low[node] == index[node]:
+            start = stack.index(node)
+            component = sorted(stack[start:])
+            del stack[start:]
+            if len(component) > 1:
+                components.append(component)
+
+    for node in sorted(edges):
+        if node not in index:
+            visit(node)
+    return sorted(components)
+
+
+def functions(tree: ast.AST) -> Iterator[Functions]:
+    """All functions of a module, methods and inner ones included."""
+    return (node for node in ast.walk(tree) if isinstance(node, Functions))
+
+
+def takes_first(parsed: dict[str, ast.Module], names: tuple[str, ...], below: str = "prunekit") -> list[str]:
+    """Functions whose first argument has one of these names, as module.function."""
+    found = []
+    for name, tree in parsed.items():
+        for function in functions(tree):
+            arguments = function.args.posonlyargs + function.args.args
+            if name.startswith(below) and arguments and arguments[0].arg in names:
+                found.append(f"{name}.{function.name}")
+    return found
+
+
+def spread(values: list[int]) -> str:
+    """Median, 90th percentile and maximum."""
+    ordered = sorted(values)
+    return f"{median(ordered):g} / {ordered[int(0.9 * (len(ordered) - 1))]} / {ordered[-1]}"
+
+
+def main() -> None:
+    """Print the figures."""
+    parsed = modules()
+    found = circles(imports(parsed))
+    lines = {name: max((getattr(node, "end_lineno", 0) for node in ast.walk(tree)), default=0)
+             for name, tree in parsed.items()}  # fmt: skip
+    lengths = [f.end_lineno - f.lineno + 1 for tree in parsed.values() for f in functions(tree) if f.end_lineno]
+    engine = [name for name in parsed if name.startswith("prunekit.engine")]
+    session = takes_first(parsed, ("session",))
+    rows = {
+        "modules": len(parsed),
+        "circles": f"{len(found)} (of {', '.join(str(len(circle)) for circle in found) or 'none'} modules)",
+        "functions that take session or pruner first": len(takes_first(parsed, ("session", "pruner"))),
+        "of these in the engine": len([name for name in session if name.startswith("prunekit.engine")]),
+        "engine: modules, lines": f"{len(engine)}, {sum(lines[name] for name in engine)}",
+        "lines in all": sum(lines.values()),
+        "lines of a module: median / p90 / max": spread(list(lines.values())),
+        "lines of a function: median / p90 / max": spread(lengths),
+    }
+    for label, value in rows.items():
+        print(f"{label:46s} {value}")
+    for circle in found:
+        print("circle:", " ".join(circle))
+
+
+if __name__ == "__main__":
+    main()

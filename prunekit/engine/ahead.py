@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,11 +12,9 @@ from prunekit.engine.cache import is_cache
 from prunekit.engine.precision import model_precision
 from prunekit.engine.rows import AttentionInputs
 from prunekit.engine.state import Prefill
+from prunekit.engine.target import Target
 from prunekit.engine.view import LayerView
 from prunekit.errors import PrunekitError
-
-if TYPE_CHECKING:
-    from prunekit.engine.hooks import Session
 
 
 class Peeked(Exception):
@@ -28,32 +26,32 @@ class Peeked(Exception):
 
 
 def view_ahead(
-    session: Session, index: int, state: Prefill, hidden: torch.Tensor, arguments: dict[str, Any]
+    target: Target, index: int, state: Prefill, hidden: torch.Tensor, arguments: dict[str, Any]
 ) -> LayerView:
     """The view of layer ``index`` on the sequence before its cut; ``arguments`` are what the model gives the layer.
 
     Where the scorer reads attention, the layer's own norm and projections run up to its attention function, without
     the cache: a layer run twice on one cache would leave its keys and values there twice.
     """
-    view = state.view(index, session.family.one_state(hidden), session.family.grid)
-    if session.plan.scorer.uses_attention:
+    view = state.view(index, target.family.one_state(hidden), target.family.grid)
+    if target.plan.scorer.uses_attention:
         if state.stage.index is not None:
             state.stages.append(state.stage)  # whose keys the layer attends to, while its arguments are made
-            arguments = {name: compact(session, index, name, v, state, hidden) for name, v in arguments.items()}
+            arguments = {name: compact(target, index, name, v, state, hidden) for name, v in arguments.items()}
             state.stages.pop()
-        inputs = _peek(session, session.family.layers[index], hidden, arguments)
+        inputs = _peek(target, target.family.layers[index], hidden, arguments)
         if inputs.queries.device != view.hidden_states.device:  # the layer lives on another device than the one before
-            view = state.view(index, view.hidden_states.to(inputs.queries.device), session.family.grid)
+            view = state.view(index, view.hidden_states.to(inputs.queries.device), target.family.grid)
         view.inputs = inputs
     return view
 
 
-def _peek(session: Session, layer: nn.Module, hidden: torch.Tensor, arguments: dict[str, Any]) -> AttentionInputs:
+def _peek(target: Target, layer: nn.Module, hidden: torch.Tensor, arguments: dict[str, Any]) -> AttentionInputs:
     """What a tapped layer would hand to its attention function for ``hidden``."""
     blank: dict[str, Any] = {name: None for name, value in arguments.items() if is_cache(value)}
     if "use_cache" in arguments:
         blank["use_cache"] = False
-    with session.looking_ahead(), model_precision():
+    with target.looking_ahead(), model_precision():
         try:
             layer.forward(hidden, **arguments | blank)
         except Peeked as seen:

@@ -2,64 +2,62 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from prunekit.engine.layout import Stage
 from prunekit.engine.masks import padding_mask, prefill_mask, shared_mask, take_columns
 from prunekit.engine.state import Prefill, gather_argument
+from prunekit.engine.target import Target
 from prunekit.errors import PrunekitError
 from prunekit.families.base import is_mask_name
 from prunekit.tensors.indexing import gather_tokens
-
-if TYPE_CHECKING:
-    from prunekit.engine.hooks import Session
 
 KEY_PLACES = ("prev_topk_indices",)
 """Places of keys that an earlier layer chose for each query, [B, S, K]."""
 
 
-def compact(session: Session, index: int, name: str, value: Any, state: Prefill, hidden: torch.Tensor) -> Any:
+def compact(target: Target, index: int, name: str, value: Any, state: Prefill, hidden: torch.Tensor) -> Any:
     """A layer's argument as the current stage needs it; made once a stage and shared by its layers."""
     if not is_mask_name(name) and not isinstance(value, torch.Tensor | tuple | list | dict):
         return value
-    keys, family = key_stage(session, index, state), session.family
+    keys, family = key_stage(target, index, state), target.family
     flags = family.takes_padding_mask(index), family.mixes_and_attends(index), -1 if keys is None else keys.number
     key = (name, id(value), state.stage.number, flags)
     if key not in state.arguments:
-        state.arguments[key] = (value, _make(session, index, name, value, state, hidden))
+        state.arguments[key] = (value, _make(target, index, name, value, state, hidden))
     return state.arguments[key][1]
 
 
-def key_stage(session: Session, index: int, state: Prefill) -> Stage | None:
+def key_stage(target: Target, index: int, state: Prefill) -> Stage | None:
     """The stage of the keys that a layer borrows from an earlier one, None if they are those of its own stage."""
-    source = state.stages[session.family.key_layers[index]]
+    source = state.stages[target.family.key_layers[index]]
     return source if source.number != state.stage.number else None
 
 
-def foreign_keys(session: Session, index: int, state: Prefill) -> torch.Tensor | None:
+def foreign_keys(target: Target, index: int, state: Prefill) -> torch.Tensor | None:
     """Where the slots of the current stage stand among borrowed keys, [B, M]; None for a layer's own keys."""
-    source = key_stage(session, index, state)
+    source = key_stage(target, index, state)
     return None if source is None else state.stage.slots_in(source, state.layout.real.shape[1])
 
 
-def _make(session: Session, index: int, name: str, value: Any, state: Prefill, hidden: torch.Tensor) -> Any:
-    stage, family, size = state.stage, session.family, state.layout.real.shape[1]
+def _make(target: Target, index: int, name: str, value: Any, state: Prefill, hidden: torch.Tensor) -> Any:
+    stage, family, size = state.stage, target.family, state.layout.real.shape[1]
     assert stage.index is not None
     if is_mask_name(name) or _is_mask(value, len(stage.index), size):
-        return _mask(session, index, name, value, state, hidden)
+        return _mask(target, index, name, value, state, hidden)
     if name in KEY_PLACES:
         return _carry_places(value, state)
-    if session.plan.positions == "renumber" and name in ("position_embeddings", "position_ids"):
-        numbers = renumbered(session.positions, state)
+    if target.plan.positions == "renumber" and name in ("position_embeddings", "position_ids"):
+        numbers = renumbered(target.positions, state)
         return numbers if name == "position_ids" else family.rotary(hidden, numbers)  # type: ignore[misc]
     if _is_handed_on(value, state):
         assert state.cut_slots is not None
         return gather_tokens(value, state.cut_slots)
     fixed = family.fix_argument(name, gather_argument(name, value, stage.index, size), stage)
     if fixed is value and isinstance(value, torch.Tensor) and size in value.shape and value.ndim > 1:
-        raise PrunekitError(f"{_where(session, index, name, value)}: prunekit cannot tell its axis of tokens")
+        raise PrunekitError(f"{_where(target, index, name, value)}: prunekit cannot tell its axis of tokens")
     return fixed
 
 
@@ -68,10 +66,10 @@ def has_masks(arguments: dict[str, Any]) -> bool:
     return any(value is not None and is_mask_name(name) for name, value in arguments.items())
 
 
-def _where(session: Session, index: int, name: str, value: Any) -> str:
-    kind = type(session.family.layers[index]).__name__
+def _where(target: Target, index: int, name: str, value: Any) -> str:
+    kind = type(target.family.layers[index]).__name__
     what = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"type {type(value).__name__}"
-    return f"{kind} {index} of '{session.family.model_type}': argument '{name}' of {what}"
+    return f"{kind} {index} of '{target.family.model_type}': argument '{name}' of {what}"
 
 
 def _is_mask(value: Any, batch: int, size: int) -> bool:
@@ -83,18 +81,18 @@ def _is_mask(value: Any, batch: int, size: int) -> bool:
     return value.shape[-1] == size and (value.ndim == 2 or value.shape[-2] in (1, size))
 
 
-def _mask(session: Session, index: int, name: str, value: Any, state: Prefill, hidden: torch.Tensor) -> Any:
+def _mask(target: Target, index: int, name: str, value: Any, state: Prefill, hidden: torch.Tensor) -> Any:
     """A mask of a layer for the current stage: over queries and keys on both axes, of padding with the padding slots.
 
     None stands for no padding, and all of it causal. Rows of unequal length need a mask then: of padding where the
     layer mixes neighbours, also beside its attention (whose tap makes the mask over keys, see ``mask_over_keys``).
     """
     if isinstance(value, dict):
-        return {key: _mask(session, index, f"{name}[{key}]", v, state, hidden) for key, v in value.items()}
+        return {key: _mask(target, index, f"{name}[{key}]", v, state, hidden) for key, v in value.items()}
     if isinstance(value, bool | int | str):  # a switch
         return value
-    stage, family, size = state.stage, session.family, state.layout.real.shape[1]
-    keys, options = key_stage(session, index, state), (family.implementation, hidden.dtype)
+    stage, family, size = state.stage, target.family, state.layout.real.shape[1]
+    keys, options = key_stage(target, index, state), (family.implementation, hidden.dtype)
     assert stage.index is not None
     batch = len(stage.index)
     if value is None:
@@ -108,7 +106,7 @@ def _mask(session: Session, index: int, name: str, value: Any, state: Prefill, h
                 "prunekit does not know which mask it wants of rows of unequal length"
             )
     elif not isinstance(value, torch.Tensor):
-        raise PrunekitError(f"{_where(session, index, name, value)} is no mask that prunekit knows")
+        raise PrunekitError(f"{_where(target, index, name, value)} is no mask that prunekit knows")
     elif value.ndim == 2 and value.shape[1] == size and len(value) in (1, batch):
         return padding_mask(value.expand(batch, -1), stage, state.layout.real)
     elif value.ndim == 3 and value.shape[1:] == (size, size) and len(value) in (1, batch):
@@ -116,7 +114,7 @@ def _mask(session: Session, index: int, name: str, value: Any, state: Prefill, h
     elif value.ndim == 4 and value.shape[2:] == (1, size) and len(value) in (1, batch) and keys is None:
         return take_columns(value, stage.index, stage.valid)
     elif value.ndim != 4 or value.shape[2:] != (size, size) or len(value) not in (1, batch):
-        raise PrunekitError(f"{_where(session, index, name, value)} is no mask that prunekit knows")
+        raise PrunekitError(f"{_where(target, index, name, value)} is no mask that prunekit knows")
     if keys is not None:
         return shared_mask(value, stage, keys, size, *options)
     return prefill_mask(value, stage, *options)

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from prunekit.engine.layout import Stage
+from prunekit.engine.state import Prefill
 from prunekit.errors import PrunekitError
-
-if TYPE_CHECKING:
-    from prunekit.engine.hooks import Session
-    from prunekit.engine.state import Prefill
+from prunekit.families import Family
 
 
 class PrunedLayerMixin:
@@ -47,7 +45,7 @@ class PrunedLayerMixin:
     lent_count: int
     gone: dict[int, torch.Tensor]
     prompt_known: bool
-    owner: weakref.ref[Session]
+    owner: weakref.ref[Any]
     keys: torch.Tensor
     values: torch.Tensor
     cumulative_length: int
@@ -291,12 +289,12 @@ def is_plain(cache: Any) -> bool:
     return not any(layer.padded or layer.gone or layer.window_start() > 0 for layer in held)
 
 
-def seal_layers(cache: Any, state: Prefill, owner: Session) -> None:
+def seal_layers(cache: Any, state: Prefill, family: Family, owner: Any) -> None:
     """Put pruned layers in place of the cache layers behind a cut, and tell lenders what borrowers must not see."""
     size = state.layout.real.shape[1]
     for index, stage in enumerate(state.stages):
-        source = owner.family.key_layers[index]
-        slots = owner.family.cache_slots[source]
+        source = family.key_layers[index]
+        slots = family.cache_slots[source]
         if stage.index is None or slots[-1] >= len(cache.layers) or not holds_keys(cache.layers[slots[0]]):
             continue
         if source == index:
@@ -310,7 +308,7 @@ def seal_layers(cache: Any, state: Prefill, owner: Session) -> None:
             cache.layers[source].gone[index] = ~stage.present(size)
 
 
-def seal(cache: Any, layer: int, stage: Stage, state: Prefill, owner: Session) -> None:
+def seal(cache: Any, layer: int, stage: Stage, state: Prefill, owner: Any) -> None:
     """Put a pruned layer in place of ``cache.layers[layer]``, which a pruned prefill filled; checks its keys' shape."""
     held = cache.layers[layer]
     assert stage.index is not None

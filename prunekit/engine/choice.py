@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from prunekit.components.base import RowScorer
 from prunekit.engine.state import Prefill
+from prunekit.engine.target import Target
 from prunekit.engine.view import LayerView
 from prunekit.tensors.indexing import gather_tokens, on_device, put_where, ragged_index, scatter_where
-
-if TYPE_CHECKING:
-    from prunekit.engine.hooks import Session
 
 
 @dataclass(frozen=True)
@@ -31,12 +28,12 @@ class Choice:
     lengths: tuple[int, ...]
 
 
-def choose(session: Session, index: int, state: Prefill, scores: torch.Tensor, view: LayerView) -> Choice:
+def choose(target: Target, index: int, state: Prefill, scores: torch.Tensor, view: LayerView) -> Choice:
     """What stays before layer ``index`` of what stands, by ``scores`` [B, N] (NaN where gone).
 
     The new lengths follow from counts on the host; the data are looked at only for selectors that are not exact.
     """
-    layout, plan = state.layout, session.plan
+    layout, plan = state.layout, target.plan
     selector, reducer = plan.selector, plan.reducer
     text = [full - n for full, n in zip(layout.lengths, layout.counts, strict=True)]
     standing = [now - t for now, t in zip(state.stage.lengths, text, strict=True)]
@@ -48,9 +45,9 @@ def choose(session: Session, index: int, state: Prefill, scores: torch.Tensor, v
         return Choice(state.kept, (), state.stage.lengths)
     if selector.counts_rows:
         keep = on_device(counts, scores.device)
-        counts = selector.counts(_rows(session, index, state).to(scores.device), keep, state.kept).tolist()
+        counts = selector.counts(_rows(target, index, state).to(scores.device), keep, state.kept).tolist()
     shares = [reducer.share_in(view, now, k) if k < now else (k, 0) for now, k in zip(standing, counts, strict=True)]
-    tiled = projects_after(session, view) and view.vision.record.tower.tiled
+    tiled = projects_after(target, view) and view.vision.record.tower.tiled
     if tiled:
         shares = _of_patches(shares, (view.vision.exists & state.kept).sum(1).tolist())
     keep = on_device([selected for selected, _ in shares], scores.device)
@@ -64,9 +61,9 @@ def choose(session: Session, index: int, state: Prefill, scores: torch.Tensor, v
     return Choice(kept, tuple(added) if any(added) else (), lengths)
 
 
-def projects_after(session: Session, view: LayerView) -> bool:
+def projects_after(target: Target, view: LayerView) -> bool:
     """Whether the reducer works on what the projector reads."""
-    return session.plan.reducer.before_projector and view.site == "input"
+    return target.plan.reducer.before_projector and view.site == "input"
 
 
 def _of_patches(shares: list[tuple[int, int]], patches: list[int]) -> list[tuple[int, int]]:
@@ -75,21 +72,21 @@ def _of_patches(shares: list[tuple[int, int]], patches: list[int]) -> list[tuple
     return [(selected + more - m, m) for (selected, more), m in zip(shares, limits, strict=True)]
 
 
-def _rows(session: Session, index: int, state: Prefill) -> torch.Tensor:
+def _rows(target: Target, index: int, state: Prefill) -> torch.Tensor:
     """Head-mean attention [B, Q, N] of the scorer's queries in the last layer of evidence, zero where nothing is."""
-    scorer, view = session.plan.scorer, state.views[session.plan.cuts[index].evidence[-1]]
+    scorer, view = target.plan.scorer, state.views[target.plan.cuts[index].evidence[-1]]
     assert isinstance(scorer, RowScorer)  # Pruner refuses any other
     rows_BQS = view.attention(scorer.chosen_queries(view)).mean(1)
     return view.visual(rows_BQS.transpose(1, 2)).transpose(1, 2) * state.kept[:, None].to(rows_BQS.device)
 
 
 def reduce(
-    session: Session, state: Prefill, choice: Choice, scores: torch.Tensor, hidden: torch.Tensor, view: LayerView
+    target: Target, state: Prefill, choice: Choice, scores: torch.Tensor, hidden: torch.Tensor, view: LayerView
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Let the reducer change what stays, and add to it: hidden states [B, S, D] with the new tokens in their slots,
     and which are added, bool [B, N] (None if none are)."""
-    reducer, device = session.plan.reducer, hidden.device
-    before = projects_after(session, view)
+    reducer, device = target.plan.reducer, hidden.device
+    before = projects_after(target, view)
     tokens = view.vision.features.to(device) if before else gather_tokens(hidden, state.slots)
     kept, alive, added = choice.kept.to(device), state.kept.to(device), None
     if before:  # what no patch stands behind is not the projector's to make
@@ -105,18 +102,18 @@ def reduce(
     state.sizes = sizes
     stays = kept if added is None else kept | added
     if before:
-        tokens = _projected(session, tokens, stays, max(choice.lengths))
+        tokens = _projected(target, tokens, stays, max(choice.lengths))
     # A sample of which nothing goes stays as it is, whatever becomes of the others in its batch.
     written = stays & (state.kept.to(device) & ~stays).any(1, keepdim=True)
     hidden = put_where(hidden, tokens, state.slots.to(device), written)
     return hidden, None if added is None else added.to(state.kept.device)
 
 
-def _projected(session: Session, tokens: torch.Tensor, stays: torch.Tensor, most: int) -> torch.Tensor:
+def _projected(target: Target, tokens: torch.Tensor, stays: torch.Tensor, most: int) -> torch.Tensor:
     """Features [B, N, C] through the projector, at ``stays`` [B, N] alone (at most ``most`` a sample): [B, N, D]."""
     index, valid = ragged_index(stays, min(most, stays.shape[1]))
-    assert session.encoder is not None
-    made = session.encoder.project(gather_tokens(tokens, index))
+    assert target.encoder is not None
+    made = target.encoder.project(gather_tokens(tokens, index))
     return scatter_where(made, index, valid, stays.shape[1])
 
 

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from prunekit.engine.arguments import KEY_PLACES, has_masks
 from prunekit.engine.cache import PrunedLayerMixin, cache_in
 from prunekit.engine.masks import decode_mask, prefill_mask
+from prunekit.engine.state import Prefill
+from prunekit.engine.target import Target
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
 from prunekit.families.base import is_mask_name
 
-if TYPE_CHECKING:
-    from prunekit.engine.hooks import Session
-    from prunekit.engine.state import Prefill
 
-
-def corrects_steps(session: Session) -> bool:
+def corrects_steps(target: Target) -> bool:
     """Whether decode steps of this pruner and family need more than masks: other positions, arguments of the family's
     own, keys chosen by an earlier layer."""
-    family = session.family
+    family = target.family
     return (
-        session.plan.positions == "renumber"
+        target.plan.positions == "renumber"
         or type(family).decode_arguments is not Family.decode_arguments
         or type(family).takes_local_mask is not Family.takes_local_mask
         or family.single_steps
@@ -33,48 +31,48 @@ def corrects_steps(session: Session) -> bool:
 
 
 def decode_layer(
-    session: Session, index: int, hidden: torch.Tensor, kwargs: dict[str, Any], memo: dict[tuple[Any, ...], Any]
+    target: Target, index: int, hidden: torch.Tensor, kwargs: dict[str, Any], memo: dict[tuple[Any, ...], Any]
 ) -> tuple[tuple[torch.Tensor], dict[str, Any]] | None:
     """The arguments of layer ``index`` in a decode step, None if they can stay; ``memo`` lasts for the step."""
     cache = cache_in(kwargs)
-    source = session.family.key_layers[index]
-    slot = session.family.cache_slots[source][0]
+    source = target.family.key_layers[index]
+    slot = target.family.cache_slots[source][0]
     held = cache.layers[slot] if cache is not None and slot < len(cache.layers) else None
     if not isinstance(held, PrunedLayerMixin) or held.prompt_index is None:
         return None
-    borrows, renumber = index in held.gone, session.plan.positions == "renumber"
-    queries = hidden.shape[session.family.token_axis]
-    if queries > 1 and session.family.single_steps:
-        name = session.family.model_type
+    borrows, renumber = index in held.gone, target.plan.positions == "renumber"
+    queries = hidden.shape[target.family.token_axis]
+    if queries > 1 and target.family.single_steps:
+        name = target.family.model_type
         raise PrunekitError(f"'{name}' can only continue a pruned cache one token at a time, not {queries}")
     own = {}
-    if type(session.family).decode_arguments is not Family.decode_arguments:
-        own = session.family.decode_arguments(held.index_with(queries), queries)
-    own |= _places(session, index, cache, held, kwargs, queries)
+    if type(target.family).decode_arguments is not Family.decode_arguments:
+        own = target.family.decode_arguments(held.index_with(queries), queries)
+    own |= _places(target, index, cache, held, kwargs, queries)
     closes = held.padded or borrows or held.window_start() > 0
     if not own and not renumber and not closes and not has_masks(kwargs):
         return None
     masks = {name: value for name, value in kwargs.items() if is_mask_name(name)}
     masks.setdefault("attention_mask", None)
-    kind = session.family.mixes_and_attends(index), index if borrows else -1
+    kind = target.family.mixes_and_attends(index), index if borrows else -1
     key = (*map(id, masks.values()), held.stage, held.stored_count, held.window_start(), *kind)
     if key not in memo:
         changed: dict[str, Any] = {}
         for name, value in masks.items():
-            mask = _mask(session, held, index, source, name, value, queries, hidden.dtype)
+            mask = _mask(target, held, index, source, name, value, queries, hidden.dtype)
             changed |= {name: mask} if name in kwargs or mask is not None else {}
         changed |= own
         if renumber:
-            changed |= _positions(session, hidden, held, kwargs)
+            changed |= _positions(target, hidden, held, kwargs)
         memo[key] = (masks, changed)
     return (hidden,), {**kwargs, **memo[key][1]}
 
 
 def _places(
-    session: Session, index: int, cache: Any, held: PrunedLayerMixin, kwargs: dict[str, Any], queries: int
+    target: Target, index: int, cache: Any, held: PrunedLayerMixin, kwargs: dict[str, Any], queries: int
 ) -> dict[str, Any]:
     """Keys that the layer before chose [B, Q, K], as places among this layer's own if a cut lies between."""
-    family = session.family
+    family = target.family
     before = cache.layers[family.cache_slots[family.key_layers[index - 1]][0]] if index else held
     theirs = before if isinstance(before, PrunedLayerMixin) else None
     found = {name: kwargs[name] for name in KEY_PLACES if kwargs.get(name) is not None}
@@ -97,7 +95,7 @@ def _places(
 
 
 def _mask(
-    session: Session,
+    target: Target,
     held: PrunedLayerMixin,
     index: int,
     source: int,
@@ -109,10 +107,10 @@ def _mask(
     """A mask of a layer over the keys that it stored. Masks of the new tokens alone stay, and so does None where
     nothing is to be closed or the tap closes it."""
     if isinstance(mask, dict):
-        return {k: _mask(session, held, index, source, f"{name}[{k}]", v, queries, dtype) for k, v in mask.items()}
-    if session.family.takes_local_mask(index):
+        return {k: _mask(target, held, index, source, f"{name}[{k}]", v, queries, dtype) for k, v in mask.items()}
+    if target.family.takes_local_mask(index):
         return mask
-    if mask is None and (name != "attention_mask" or session.family.mixes_and_attends(index)):
+    if mask is None and (name != "attention_mask" or target.family.mixes_and_attends(index)):
         return None
     if mask is not None and mask.ndim == 2 and mask.shape[1] == queries and name != "attention_mask":
         return mask
@@ -123,16 +121,16 @@ def _mask(
     padded, start = held.padded or index in held.gone, held.window_start() if source == index else 0
     if mask is None and start:
         key_index, padded = key_index.masked_fill(key_index < start, -1), True
-    return decode_mask(mask, key_index, columns, padded, queries, session.family.implementation, dtype)
+    return decode_mask(mask, key_index, columns, padded, queries, target.family.implementation, dtype)
 
 
-def mask_over_keys(session: Session, mask: Any, state: Prefill | None, query: torch.Tensor) -> Any:
+def mask_over_keys(target: Target, mask: Any, state: Prefill | None, query: torch.Tensor) -> Any:
     """The mask that the attention function of a layer gets which also mixes neighbours, for q [B, H, Q, d].
 
     The layer was given a 2-D mask of padding wherever the model's own masks were None (in a prefill), or none at all
     (in decoding), because only here it is known which of its masks is the one over keys.
     """
-    implementation = session.family.implementation
+    implementation = target.family.implementation
     if state is not None:
         if mask is None or mask.ndim != 2:
             return mask
@@ -140,7 +138,7 @@ def mask_over_keys(session: Session, mask: Any, state: Prefill | None, query: to
         if key not in state.arguments:
             state.arguments[key] = (None, prefill_mask(None, state.stage, implementation, query.dtype))
         return state.arguments[key][1]
-    cache_layer, queries = session.cache_layer, query.shape[-2]
+    cache_layer, queries = target.cache_layer, query.shape[-2]
     if mask is not None or cache_layer is None:
         return mask
     start = cache_layer.window_start(queries)
@@ -150,11 +148,9 @@ def mask_over_keys(session: Session, mask: Any, state: Prefill | None, query: to
     return decode_mask(None, places.masked_fill(places < start, -1), None, True, queries, implementation, query.dtype)
 
 
-def _positions(
-    session: Session, hidden: torch.Tensor, held: PrunedLayerMixin, kwargs: dict[str, Any]
-) -> dict[str, Any]:
+def _positions(target: Target, hidden: torch.Tensor, held: PrunedLayerMixin, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Position ids less the tokens that went, and their rotary embeddings."""
-    positions = session.positions
+    positions = target.positions
     if positions is None:
         start = held.dense_length
         positions = torch.arange(start, start + hidden.shape[1], device=hidden.device)[None]
@@ -163,5 +159,5 @@ def _positions(
     if kwargs.get("position_ids") is not None:
         changed["position_ids"] = positions
     if kwargs.get("position_embeddings") is not None:
-        changed["position_embeddings"] = session.family.rotary(hidden, positions)  # type: ignore[misc]
+        changed["position_embeddings"] = target.family.rotary(hidden, positions)  # type: ignore[misc]
     return changed

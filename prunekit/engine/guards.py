@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from prunekit.components.base import Reducer
+from prunekit.engine.state import Prefill
+from prunekit.engine.target import Target
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
 from prunekit.families.vision import VisionTower
 
-if TYPE_CHECKING:
-    from prunekit.engine.hooks import Session
-    from prunekit.engine.state import Prefill
 
-
-def check_budget(session: Session, length: int) -> None:
+def check_budget(target: Target, length: int) -> None:
     """Attention that chooses keys by an index sees all of them only within its budget: warn once beyond."""
-    budget = session.family.sparse_budget
-    if budget is None or length <= budget or session.warned:
+    budget = target.family.sparse_budget
+    if budget is None or length <= budget or target.warned:
         return
-    session.warned = True
-    name = session.family.model_type
+    target.warned = True
+    name = target.family.model_type
     warnings.warn(
         f"'{name}': {length} tokens exceed the {budget} keys that its sparse attention chooses; it chooses anew "
         "among what stays, so that removal no longer equals masking",
@@ -32,24 +30,18 @@ def check_budget(session: Session, length: int) -> None:
     )
 
 
-def implementations(session: Session) -> tuple[str, ...]:
-    """The names of the attention implementations of decoder and encoder, as they are now."""
-    tower = session.tower
-    return (session.family.implementation, "" if tower is None else tower.implementation)
-
-
-def check_implementation(session: Session) -> None:
+def check_implementation(target: Target) -> None:
     """Check an attention implementation that the model was given since the last forward pass, as ``apply`` checks the
     first."""
-    names, tower = implementations(session), session.tower
-    if names == session.implementations:
+    names, tower = target.current_implementations(), target.tower
+    if names == target.implementations:
         return
-    if reason := session.family.refusal():
+    if reason := target.family.refusal():
         raise PrunekitError(f"set_attn_implementation('{names[0]}') under a pruner: {reason}")
-    if tower is not None and session.plan.cuts_inside_encoder:
-        check_weights(session.plan.reducer, tower)
-    session.check_masks()
-    session.implementations = names
+    if tower is not None and target.plan.cuts_inside_encoder:
+        check_weights(target.plan.reducer, tower)
+    target.check_masks()
+    target.implementations = names
 
 
 def check_weights(reducer: Reducer, tower: VisionTower) -> None:
@@ -67,25 +59,25 @@ def check_replica(module: nn.Module, own: nn.Module) -> None:
         )
 
 
-def check_checkpointing(session: Session) -> None:
+def check_checkpointing(target: Target) -> None:
     """A layer that is run again in the backward pass runs without what the forward pass knew."""
-    family = session.family
+    family = target.family
     if not checkpoints(family) or not torch.is_grad_enabled():
         return
     kind, name = type(family.layers[0]), family.model_type
-    if session.adjusts or any(family.relative_bias(i) is not None for i in range(family.depth)):
+    if target.adjusts or any(family.relative_bias(i) is not None for i in range(family.depth)):
         raise PrunekitError(f"gradient checkpointing: {kind.__name__} of '{name}' depends on true positions inside")
     if any("__call__" in vars(base) and "Checkpoint" in base.__name__ for base in kind.__mro__):
         raise PrunekitError(f"gradient checkpointing: {kind.__name__} of this transformers runs hooks twice; use 5.23")
 
 
-def check_sequence(session: Session, index: int, state: Prefill, hidden: torch.Tensor) -> None:
+def check_sequence(target: Target, index: int, state: Prefill, hidden: torch.Tensor) -> None:
     """The sequence that reaches a layer must be the one that prunekit has in mind: each layer runs once, in order, on
     as many tokens as ``input_ids`` has, less those that prunekit took.
 
     A model may drop, merge or add tokens in its own forward, or run a block of layers several times.
     """
-    family, stage = session.family, state.stage
+    family, stage = target.family, state.stage
     name, ran = f"'{family.model_type}'", len(state.stages)
     if index != ran:
         again = "a second time" if index < ran else f"before layer {ran}"

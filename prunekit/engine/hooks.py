@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,8 +25,7 @@ from prunekit.engine.caller import Caller, PromptMarks, check_whole, fit_marks, 
 from prunekit.engine.checks import nan_scores, raise_nan
 from prunekit.engine.choice import Choice, carry_sources, choose, reduce
 from prunekit.engine.decode import corrects_steps, decode_layer, mask_over_keys
-from prunekit.engine.encoder import EncoderHooks
-from prunekit.engine.forward import DecodeStep, DensePass, ThreadState
+from prunekit.engine.forward import DecodeStep, DensePass
 from prunekit.engine.guards import (
     check_budget,
     check_checkpointing,
@@ -36,18 +34,17 @@ from prunekit.engine.guards import (
     check_replica,
     check_sequence,
     checkpoints,
-    implementations,
 )
 from prunekit.engine.layout import Layout, repeated
 from prunekit.engine.mounted import NotCopied, guard, mark
 from prunekit.engine.plan import Plan
 from prunekit.engine.state import Prefill
 from prunekit.engine.tap import Taps, attention_inputs
+from prunekit.engine.target import Target
 from prunekit.engine.trace import CutRecord, Trace, TraceRecord
 from prunekit.engine.view import LayerView, Regions
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
-from prunekit.families.vision import vision_of
 from prunekit.tensors.indexing import gather_tokens, scatter_where
 
 _pruned: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Any]] = weakref.WeakKeyDictionary()
@@ -74,7 +71,7 @@ def release(module: nn.Module, session: Any) -> None:
         del _pruned[module]
 
 
-class Session(NotCopied):
+class Session(NotCopied, Target):
     """One pruner applied to one model, from ``install`` to ``remove``. All per-forward state is thread-local."""
 
     def __init__(
@@ -86,47 +83,13 @@ class Session(NotCopied):
         prompt: PromptMarks | None = None,
         visual: torch.Tensor | None = None,
     ) -> None:
-        self.plan, self.family = plan, family
+        super().__init__(plan, family)
         self.regions, self.prompt, self.visual = regions, prompt, visual
-        self.tower = None if plan.encoder is None else vision_of(family)
-        self.encoder = None if plan.encoder is None or self.tower is None else EncoderHooks(self.tower, plan.encoder)
         self.caller = Caller(family.model)
         self.trace = Trace()
-        self.thread = ThreadState()
         self._handles: list[Any] = []
         self._taps = Taps()
-        self.warned = False
-        self.implementations = implementations(self)
         self._corrects_steps = corrects_steps(self)
-
-    def inside(self) -> bool:
-        """Whether the calling thread is in a forward pass of this session's model."""
-        return self.thread.depth > 0
-
-    @contextmanager
-    def looking_ahead(self) -> Iterator[None]:
-        """While a layer runs up to its attention function alone: its tap raises ``Peeked`` there."""
-        self.thread.looks_ahead = True
-        try:
-            yield
-        finally:
-            self.thread.looks_ahead = False
-
-    @property
-    def positions(self) -> torch.Tensor | None:
-        """The position ids of the running forward pass, as the model gave them to its rotary embedding."""
-        return None if self.thread.forward is None else self.thread.forward.positions
-
-    @property
-    def cache_layer(self) -> PrunedLayerMixin | None:
-        """The pruned cache layer of the decoder layer that runs, in a decode step."""
-        forward = self.thread.forward
-        return forward.cache_layer if isinstance(forward, DecodeStep) else None
-
-    @property
-    def adjusts(self) -> bool:
-        """Whether the family corrects queries, so that every layer from the cut on is tapped."""
-        return type(self.family).adjust_query is not Family.adjust_query
 
     def install(self) -> None:
         """Put the hooks on. A model that another pruner holds is refused; a failure leaves the model untouched."""
@@ -341,9 +304,6 @@ class Session(NotCopied):
                 "written would choose what stays; keep the cache, or mark the prompt: pruner(model, prompt=mask)"
             )
 
-    def check_masks(self) -> None:
-        """Raise for an attention implementation whose masks cannot be what this session needs them to be."""
-
     def _note_positions(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         forward = self.thread.forward
         if forward is not None and forward.positions is None:  # later calls are prunekit's own
@@ -481,7 +441,7 @@ class Session(NotCopied):
         if state.kept.device.type == "cpu":
             self.check_scores()
         if (cache := cache_in(kwargs, args, output)) is not None:
-            seal_layers(cache, state, self)
+            seal_layers(cache, state, self.family, self)
         record = TraceRecord(state.cuts, torch.tensor([stage.lengths for stage in state.stages]))
         if state.vision is not None:
             record.vision_tokens = torch.tensor(state.vision.record.tokens)

@@ -132,7 +132,7 @@ def options():
 
 @pytest.mark.parametrize(("group", "option"), options())
 def test_every_option_composes(group, option):
-    from prunekit.tasks import build_pruner
+    from prunekit.configured import build_pruner
 
     if option == "search":
         pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
@@ -148,7 +148,7 @@ def test_every_option_composes(group, option):
 
 
 def test_replacing_a_component_of_a_method_drops_its_settings():
-    from prunekit.tasks import build_pruner
+    from prunekit.configured import build_pruner
 
     register_options()
     with initialize_config_dir(str(cli.CONF), version_base="1.3"):

@@ -13,12 +13,12 @@ from omegaconf import OmegaConf
 import prunekit
 import zoo
 from prunekit import cli
+from prunekit.configured import build_pruner
 from prunekit.families import make_family
 from prunekit.pruning.presets import presets
 from prunekit.pruning.pruner import DEFAULTS
 from prunekit.registry import KINDS
 from prunekit.store import register_options
-from prunekit.tasks import build_pruner
 from tiny import make_batch, tiny_model
 
 METHODS = list(prunekit.methods())

@@ -16,7 +16,7 @@ from processes import together
 from test_cli import ROOT, arguments, model_folder, run_main  # noqa: F401  (a fixture)
 from test_resume import lines, loaded, measured, run  # noqa: F401  (a fixture)
 
-from prunekit import models, ranks, tasks
+from prunekit import configured, models, ranks, tasks
 from prunekit.data import load
 from prunekit.errors import PrunekitError
 from prunekit.evaluation import rows
@@ -125,7 +125,7 @@ def test_what_several_processes_cannot_do_is_said(monkeypatch, tmp_path, model_f
         tasks.run_bench({}, None)
     model = {"name": "mini", "device_map": "auto", "trust_remote_code": False, "revision": None}
     with pytest.raises(PrunekitError, match="device_map=auto"):
-        tasks.load({"model": model})
+        configured.load({"model": model})
 
 
 def test_each_process_has_a_device_of_its_own(monkeypatch):

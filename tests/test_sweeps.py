@@ -18,7 +18,7 @@ from test_cli import ROOT, arguments, model_folder, run_main  # noqa: F401  (a f
 
 import prunekit
 from hydra_plugins.prunekit_rows import expand
-from prunekit import tasks
+from prunekit import configured, tasks
 from prunekit.evaluation import loop as evaluation
 from prunekit.evaluation.answers import DenseCache
 from prunekit.evaluation.rows import run_digest
@@ -41,9 +41,9 @@ def lines(path):
 @pytest.fixture
 def counted(monkeypatch):
     """How often a model was loaded and a dense run computed, and what was evaluated; nothing is left of other tests."""
-    tasks._cached_model.cache_clear()
-    tasks._cached_batcher.cache_clear()
-    tasks._examples.clear()
+    configured._cached_model.cache_clear()
+    configured._cached_batcher.cache_clear()
+    configured._examples.clear()
     calls = {"load": 0, "dense": 0, "pruned": 0, "encoded": 0}
     from prunekit import models
     from prunekit.evaluation.batches import Batcher

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from prunekit.configured import Context, build_pruner, data_name, load, load_examples, whole
 from prunekit.data.example import Example
 from prunekit.data.source import gather, source_name
 from prunekit.errors import PrunekitError, UnknownNameError
@@ -20,7 +21,6 @@ from prunekit.evaluation.statistics import accuracies, intervals
 from prunekit.files import put_between, write_json
 from prunekit.models import LoadedModel
 from prunekit.pruning.pruner import Pruner
-from prunekit.tasks import Context, build_pruner, data_name, load, load_examples, whole
 from prunekit.train.measure import score_spread
 from prunekit.train.run import train
 from prunekit.train.settings import Settings

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from prunekit import ranks
+from prunekit.configured import Context, build_pruner, data_name, fit_budget, load, load_examples, whole
 from prunekit.data.source import same_rows, source_name
 from prunekit.errors import PrunekitError, check_choice
 from prunekit.models import LoadedModel
 from prunekit.pruning.pruner import Pruner
-from prunekit.tasks import Context, build_pruner, data_name, fit_budget, load, load_examples, whole
 from prunekit.tracking import MODES, log_run
 from prunekit.train.embedded import run_embedded
 from prunekit.train.settings import JOURNAL, Settings

@@ -16,7 +16,7 @@ from prunekit import cli
 from prunekit.configured import build_pruner
 from prunekit.families import make_family
 from prunekit.pruning.presets import presets
-from prunekit.pruning.pruner import DEFAULTS
+from prunekit.pruning.recipe import DEFAULTS
 from prunekit.registry import KINDS
 from prunekit.store import register_options
 from tiny import make_batch, tiny_model

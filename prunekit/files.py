@@ -10,9 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import FileLock
 
 from prunekit import ranks
+from prunekit.errors import PrunekitError
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -56,3 +58,14 @@ def put_between(path: Path, text: str, name: str) -> None:
         write_whole(path, f"{head}{begin}\n{text.strip()}\n{end}\n" + (f"\n{after}" if after else ""))
     finally:
         lock.release()
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping of a YAML file."""
+    try:
+        data = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PrunekitError(f"not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise PrunekitError("it must hold a mapping")
+    return data

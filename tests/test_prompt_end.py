@@ -192,6 +192,23 @@ class TestPieces:
             with pytest.raises(prunekit.PrunekitError, match="new images on top of a KV cache"):
                 model(input_ids=batch.ids[:, 3:], pixel_values=batch.inputs["pixel_values"], past_key_values=cache)
 
+    def test_a_prefix_with_an_image_is_used_again_only_if_it_was_the_prompt(self):
+        """A cache that was filled by hand: the words behind it could be the question, which the cut has not heard."""
+        model, batch = tiny_model("llava"), make_batch("llava")
+        prefix = {
+            **batch.inputs,
+            "input_ids": batch.ids[:, :-3],
+            "attention_mask": batch.inputs["attention_mask"][:, :-3],
+        }
+        whole = {name: batch.inputs[name] for name in ("input_ids", "attention_mask")}
+        with torch.no_grad(), pruner()(model):
+            cache = model(**prefix, past_key_values=DynamicCache()).past_key_values
+            with pytest.raises(prunekit.PrunekitError, match="prefill a prompt in one go"):
+                model.generate(**whole, past_key_values=cache, **GREEDY)
+        with torch.no_grad(), pruner()(model, prompt="all"):
+            cache = model(**prefix, past_key_values=DynamicCache()).past_key_values
+            assert model.generate(**whole, past_key_values=cache, **GREEDY).shape[1] == batch.ids.shape[1] + 6
+
     def test_a_second_turn_by_generate_goes_on(self):
         model, batch = tiny_model("llava"), make_batch("llava")
         with torch.no_grad(), pruner()(model) as trace:

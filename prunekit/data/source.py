@@ -16,8 +16,8 @@ from prunekit.data.mini import ALL_SPLITS, load
 from prunekit.data.rows import RowReader, id_hash, parse_prompt
 from prunekit.data.tables import Row, Table, open_jsonl, open_parquet
 from prunekit.errors import PrunekitError, RowError, check_choice
+from prunekit.files import read_yaml
 from prunekit.metrics import metric
-from prunekit.pruning.presets import read_yaml
 from prunekit.registry import source_folder
 
 FILES = ("jsonl", "parquet", "hf")

@@ -11,9 +11,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from prunekit.errors import PrunekitError, UnknownNameError
+from prunekit.files import read_yaml
 from prunekit.pruning.pruner import Pruner
 from prunekit.registry import KINDS, check_options, method_folders, option_names, registry
 
@@ -45,17 +44,6 @@ def presets() -> dict[str, tuple[Path, dict[str, Any]]]:
         except PrunekitError as error:
             warnings.warn(f"skipped {path}: {error}", stacklevel=3)
     return dict(sorted(found.items()))
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping of a YAML file."""
-    try:
-        data = yaml.safe_load(path.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PrunekitError(f"not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise PrunekitError("it must hold a mapping")
-    return data
 
 
 def read_preset(path: Path) -> dict[str, Any]:

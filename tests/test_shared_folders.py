@@ -143,6 +143,9 @@ class TestDefaultFolders:
 
     def test_workers_share_their_sweeps_folder(self, monkeypatch, tmp_path, model_folder):  # noqa: F811
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+        from joblib.externals.loky import get_reusable_executor
+
+        get_reusable_executor().shutdown(wait=True)  # workers of an earlier test would stand in its folder
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("PYTHONPATH", str(ROOT))
         given = [a for a in arguments(model_folder, "") if not a.startswith("hydra.run.dir")]

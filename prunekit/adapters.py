@@ -34,8 +34,8 @@ def attach(model: Any, folder: str | Path) -> Any:
 
 
 def _adapter(folder: Path) -> Path | None:
-    found = (place for place in (folder, folder / ADAPTER) if (place / "adapter_config.json").is_file())
-    return next(found, None)
+    places = (place for place in (folder, folder / ADAPTER) if (place / "adapter_config.json").is_file())
+    return next(places, None)
 
 
 def _merged(model: Any, folder: Path) -> Any:
@@ -53,22 +53,22 @@ def _merged(model: Any, folder: Path) -> Any:
 def _loaded(model: Any, file: Path) -> Any:
     own = dict(model.named_parameters())
     try:
-        found = load_file(file)
+        weights = load_file(file)
     except SafetensorError as error:
         raise PrunekitError(f"model.adapter: '{file}' is not a safetensors file ({error})") from None
-    for name, value in found.items():
+    for name, value in weights.items():
         if name not in own or own[name].shape != value.shape:
             raise PrunekitError(f"model.adapter: '{file}' does not fit this model: {name} {tuple(value.shape)}")
     with torch.no_grad():
-        for name, value in found.items():
+        for name, value in weights.items():
             own[name].copy_(value)
     return model
 
 
 def digest(folder: str | Path) -> str:
     """A hash of what ``attach`` reads."""
-    folder, found = Path(folder), hashlib.sha256()
+    folder, content = Path(folder), hashlib.sha256()
     for place in (folder, folder / ADAPTER):
         for path in sorted(place.glob("*.safetensors")) if place.is_dir() else ():
-            found.update(path.name.encode() + path.read_bytes())
-    return found.hexdigest()[:16]
+            content.update(path.name.encode() + path.read_bytes())
+    return content.hexdigest()[:16]

@@ -79,13 +79,13 @@ def functions(tree: ast.AST) -> Iterator[Functions]:
 
 def takes_first(parsed: dict[str, ast.Module], names: tuple[str, ...], below: str = "prunekit") -> list[str]:
     """Functions whose first argument has one of these names, as module.function."""
-    found = []
+    matches = []
     for name, tree in parsed.items():
         for function in functions(tree):
             arguments = function.args.posonlyargs + function.args.args
             if name.startswith(below) and arguments and arguments[0].arg in names:
-                found.append(f"{name}.{function.name}")
-    return found
+                matches.append(f"{name}.{function.name}")
+    return matches
 
 
 def spread(values: list[int]) -> str:
@@ -97,7 +97,7 @@ def spread(values: list[int]) -> str:
 def main() -> None:
     """Print the figures."""
     parsed = modules()
-    found = circles(imports(parsed))
+    loops = circles(imports(parsed))
     lines = {name: max((getattr(node, "end_lineno", 0) for node in ast.walk(tree)), default=0)
              for name, tree in parsed.items()}  # fmt: skip
     lengths = [f.end_lineno - f.lineno + 1 for tree in parsed.values() for f in functions(tree) if f.end_lineno]
@@ -105,7 +105,7 @@ def main() -> None:
     session = takes_first(parsed, ("session",))
     rows = {
         "modules": len(parsed),
-        "circles": f"{len(found)} (of {', '.join(str(len(circle)) for circle in found) or 'none'} modules)",
+        "circles": f"{len(loops)} (of {', '.join(str(len(circle)) for circle in loops) or 'none'} modules)",
         "functions that take session or pruner first": len(takes_first(parsed, ("session", "pruner"))),
         "of these in the engine": len([name for name in session if name.startswith("prunekit.engine")]),
         "engine: modules, lines": f"{len(engine)}, {sum(lines[name] for name in engine)}",
@@ -115,7 +115,7 @@ def main() -> None:
     }
     for label, value in rows.items():
         print(f"{label:46s} {value}")
-    for circle in found:
+    for circle in loops:
         print("circle:", " ".join(circle))
 
 

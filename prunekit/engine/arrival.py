@@ -38,5 +38,5 @@ def _within_samples(cut: CutRecord, source: torch.Tensor) -> torch.Tensor | None
     images, size = cut.sources.shape
     first = torch.arange(images, device=cut.sources.device)[:, None] * size
     rows = torch.where(cut.sources < 0, -1, cut.sources + first).flatten()
-    found = rows[source.clamp(min=0)]
-    return torch.where((source < 0) | (found < 0), -1, found - source[:, :1])
+    target = rows[source.clamp(min=0)]
+    return torch.where((source < 0) | (target < 0), -1, target - source[:, :1])

@@ -131,10 +131,10 @@ class PrunedLayerMixin:
                 raise PrunekitError("a pruned sliding-window KV cache that has forgotten keys cannot be cropped")
         if into_prompt:
             self._crop_prompt(into_prompt)
-        self.dense_length -= count
         if window is None:
             super().crop(tokens_to_remove)  # type: ignore[misc]
-        else:  # by itself it would take the dense length for that of its keys
+        self.dense_length -= count
+        if window is not None:  # by itself it would take the dense length for that of its keys
             kept = slice(max(0, stored - count - window + 1), stored - count)
             self.keys, self.values = self.keys[..., kept, :], self.values[..., kept, :]
             self.cumulative_length = self.dense_length

@@ -113,8 +113,8 @@ def _projected(target: Target, tokens: torch.Tensor, stays: torch.Tensor, most: 
     """Features [B, N, C] through the projector, at ``stays`` [B, N] alone (at most ``most`` a sample): [B, N, D]."""
     index, valid = ragged_index(stays, min(most, stays.shape[1]))
     assert target.encoder is not None
-    made = target.encoder.project(gather_tokens(tokens, index))
-    return scatter_where(made, index, valid, stays.shape[1])
+    projected_BMD = target.encoder.project(gather_tokens(tokens, index))
+    return scatter_where(projected_BMD, index, valid, stays.shape[1])
 
 
 def carry_sources(state: Prefill, kept: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -18,11 +18,11 @@ def regions_for(pruner: Pruner, examples: Sequence[Example]) -> Regions | None:
     """
     if not pruner.scorer.uses_regions:
         return None
-    found = []
+    regions = []
     for example in examples:
         boxes, (width, height) = getattr(example, "regions", ()), example.image().size
         if not boxes:
             name = pruner.scorer.registered_name
             raise PrunekitError(f"scorer '{name}': the data does not say where the answer to '{example.id}' is")
-        found.append([(x0 / width, y0 / height, x1 / width, y1 / height) for x0, y0, x1, y1 in boxes])
-    return found
+        regions.append([(x0 / width, y0 / height, x1 / width, y1 / height) for x0, y0, x1, y1 in boxes])
+    return regions

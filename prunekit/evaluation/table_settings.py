@@ -41,5 +41,5 @@ class Settings:
     def of(cls, table: dict[str, Any]) -> Settings:
         """From ``table`` of the configuration."""
         check_choice("table.order", table["order"], ORDERS)
-        given = {key: value for key, value in table.items() if key in cls.__dataclass_fields__}
-        return cls(**{**given, "claims": table["claims"] or ()})
+        options = {key: value for key, value in table.items() if key in cls.__dataclass_fields__}
+        return cls(**{**options, "claims": table["claims"] or ()})

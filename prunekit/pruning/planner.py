@@ -178,25 +178,25 @@ def check_site(recipe: Recipe, site: str) -> None:
 def _evidence(recipe: Recipe, layers: list[int]) -> dict[int, tuple[int, ...]]:
     """The blocks that decide each cut. A cut inside a block comes after its attention, so the block itself counts."""
     fusion, scorer = recipe.fusion, recipe.scorer
-    found: dict[int, tuple[int, ...]] = {}
+    evidence: dict[int, tuple[int, ...]] = {}
     for previous, layer in zip([-1, *layers], layers, strict=False):
         blocks = list(fusion.layers(layer + 1, previous + 1))
         if not blocks or max(blocks) > layer:
             raise PrunekitError(f"fusion '{fusion.registered_name}' names no block before the cut inside block {layer}")
-        found[layer] = tuple(blocks)
+        evidence[layer] = tuple(blocks)
     if fusion.joins_views and not isinstance(scorer, RowScorer):
         raise PrunekitError(
             f"fusion '{fusion.registered_name}' joins attention rows; '{scorer.registered_name}' reads none"
         )
-    return found
+    return evidence
 
 
-def _say_nearest(recipe: Recipe, found: int, patches: int, ratio: float) -> None:
+def _say_nearest(recipe: Recipe, reachable: int, patches: int, ratio: float) -> None:
     """Where the keep ratio cannot be met, say what is."""
     wanted = max(1, round(ratio * patches))
-    if wanted != found:
+    if wanted != reachable:
         name = recipe.name or recipe.schedule.registered_name
-        text = f"'{name}' keeps {found} of an image's {patches} patches, the nearest to {wanted} that it can"
+        text = f"'{name}' keeps {reachable} of an image's {patches} patches, the nearest to {wanted} that it can"
         warnings.warn(text, stacklevel=2)
 
 

@@ -53,8 +53,8 @@ class Recipe:
         positions: str = "keep",
         name: str | None = None,
     ) -> None:
-        given = dict(zip(KINDS, (scorer, fusion, schedule, selector, reducer), strict=True))
-        vars(self).update({kind: _component(kind, part) for kind, part in given.items()})
+        parts = dict(zip(KINDS, (scorer, fusion, schedule, selector, reducer), strict=True))
+        vars(self).update({kind: _component(kind, part) for kind, part in parts.items()})
         check_choice("positions", positions, POSITIONS)
         target = None if budget is None else Budget.parse(budget)
         if target is None:
@@ -132,11 +132,11 @@ def component_name(component: Component) -> str:
     return own or type(component).__name__
 
 
-def _component(kind: str, given: Any) -> Any:
-    made = registry.create(kind, given) if isinstance(given, str) else given
-    if not isinstance(made, BASES[kind]):
-        raise PrunekitError(f"{kind} must be a registered name or a {BASES[kind].__name__}, not {type(given).__name__}")
-    return made
+def _component(kind: str, part: Any) -> Any:
+    component = registry.create(kind, part) if isinstance(part, str) else part
+    if not isinstance(component, BASES[kind]):
+        raise PrunekitError(f"{kind} must be a registered name or a {BASES[kind].__name__}, not {type(part).__name__}")
+    return component
 
 
 def _options(component: Component) -> dict[str, Any]:

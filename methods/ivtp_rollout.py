@@ -73,7 +73,7 @@ class Groups(prunekit.Schedule):
             raise prunekit.PrunekitError(
                 f"schedule.size must lie in 1..{self.within} (schedule.within), not {self.size}"
             )
-        self.in_encoder = self.vision
+        self.sites = ("vision", "decoder") if self.vision else ("decoder",)
 
     def cuts(self, depth: int, keep_ratio: float) -> tuple[prunekit.Cut, ...]:
         ends = [layer for layer in range(self.size, self.within + 1, self.size) if layer < depth]

@@ -1,7 +1,7 @@
 """prunekit: visual-token pruning for vision-language models, as compositions of interchangeable parts."""
 
 from prunekit import ops
-from prunekit.components.base import Cut, Fusion, Reducer, RowScorer, Schedule, Scorer, Selector
+from prunekit.components.base import Cut, Fusion, Reduced, Reducer, RowScorer, Schedule, Scorer, Selector
 from prunekit.components.scorers import ReceivedAttention
 from prunekit.engine.trace import CutRecord, Trace
 from prunekit.errors import PrunekitError, check_choice
@@ -19,6 +19,7 @@ __all__ = [
     "PrunekitError",
     "Pruner",
     "ReceivedAttention",
+    "Reduced",
     "Reducer",
     "RowScorer",
     "Schedule",

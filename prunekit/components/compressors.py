@@ -9,11 +9,12 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from prunekit.components.base import Reducer
+from prunekit.components.base import Reduced, Reducer
 from prunekit.components.resamplers import PerceiverLayer, QFormerLayer, Resampler
 from prunekit.errors import PrunekitError
 from prunekit.registry import register
@@ -23,22 +24,21 @@ from prunekit.tensors.indexing import gather_tokens
 class Compressor(Reducer):
     """A reducer whose kept slots hold what it makes of all standing tokens together."""
 
-    changes_tokens = True
-
     def compress(self, tokens: torch.Tensor, alive: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         """New tokens [B, at least the largest count, D] from ``tokens`` [B, N, D], those of ``alive`` [B, N]; of sample
         b the first ``counts[b]`` are used."""
         raise TypeError(f"{type(self).__name__} defines no compress(tokens, alive, counts)")
 
-    def reduce(
-        self, tokens: torch.Tensor, sizes: torch.Tensor, kept: torch.Tensor, alive: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def reduce(  # type: ignore[override]
+        self, *, tokens: torch.Tensor, sizes: torch.Tensor, kept: torch.Tensor, alive: torch.Tensor, **rest: Any
+    ) -> Reduced:
         counts = kept.sum(1)
         made_BMD = self.compress(tokens.float(), alive, counts).to(tokens.dtype)
         number_BN = (kept.cumsum(1) - 1).clamp(min=0, max=made_BMD.shape[1] - 1)
         placed_BND = gather_tokens(made_BMD, number_BN)
         share_B = (sizes * alive).sum(1) / counts.clamp(min=1)
-        return torch.where(kept[..., None], placed_BND, tokens), torch.where(kept, share_B[:, None], sizes)
+        sizes = torch.where(kept, share_B[:, None], sizes)
+        return Reduced(torch.where(kept[..., None], placed_BND, tokens), sizes)
 
 
 @register("reducer", "average_pool")

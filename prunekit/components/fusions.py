@@ -37,7 +37,7 @@ class AheadFusion(Fusion):
     """The layer that the tokens are about to enter, by its own norm and projections, before they go (PyramidDrop, CVPR
     2025). A scorer that reads hidden states alone sees those at the cut, without any run ahead (DART)."""
 
-    looks_ahead = True
+    uses_next_layer = True
 
     def layers(self, cut: int, previous: int) -> list[int]:
         return [cut]
@@ -184,8 +184,6 @@ class RolloutFusion(Fusion):
 
     residual: float = 0.5
     window: int | None = None
-
-    joins_views = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.residual < 1:

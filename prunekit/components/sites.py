@@ -27,6 +27,8 @@ DEPTHS = [0.25, 0.5, 0.75]
 class Input(Schedule):
     """One cut after the projector, before decoder layer 0: the decoder never sees what goes."""
 
+    sites = ("input",)
+
     def cuts(self, depth: int, keep_ratio: float) -> tuple[Cut, ...]:
         return (Cut(0, keep_ratio, "input"),)
 
@@ -48,7 +50,7 @@ class Encoder(Schedule):
     depths: list[float] | None = None
     ratios: list[float] | None = None
 
-    in_encoder = True
+    sites = ("vision",)
 
     def __post_init__(self) -> None:
         Progressive(self.layers, self.depths or (None if self.layers else DEPTHS), self.ratios)  # the same rules
@@ -82,7 +84,7 @@ class EveryBlock(Schedule):
     inflection: float = 0.0
     counts: list[int] | None = None
 
-    in_encoder = True
+    sites = ("vision",)
 
     def __post_init__(self) -> None:
         if self.r is not None and self.counts is not None:
@@ -143,7 +145,8 @@ class Sites(Schedule):
                 raise PrunekitError(f"schedule.{name} must be a rising list, not {places}")
         if not self._count():
             raise PrunekitError("schedule 'sites' names no cut: set vision, at_input or decoder")
-        self.in_encoder = bool(self.vision)
+        present = {"vision": bool(self.vision), "input": self.at_input, "decoder": bool(self.decoder)}
+        self.sites = tuple(site for site, cuts in present.items() if cuts)
 
     def cuts(self, depth: int, keep_ratio: float) -> tuple[Cut, ...]:
         shares = cumulative_shares(None, self._count(), keep_ratio)[len(self.vision or ()) :]
@@ -218,7 +221,7 @@ class BySite(Scorer):
     decoder: str = "instruction"
 
     sites = ("vision", "input", "decoder")
-    works_blind = True  # before layer 0 the input's scorer answers
+    works_without_attention = True  # before layer 0 the input's scorer answers
 
     def __post_init__(self) -> None:
         self._scorers: dict[str, Scorer] = {}

@@ -91,7 +91,7 @@ def outline(pruner: Outlined | None, stack: Stack, visual: int, text: int) -> Ou
     """
     if pruner is None:
         return Outline((visual + text,) * stack.layers, (visual,) * stack.layers)
-    if pruner.schedule.in_encoder:
+    if "vision" in pruner.schedule.sites:
         name = pruner.schedule.registered_name
         raise PrunekitError(
             f"cost: schedule '{name}' cuts inside the vision encoder; only the decoder's cuts are counted"
@@ -177,7 +177,7 @@ def _scoring(shape: ModelShape, pruner: Outlined, plan: Outline, instruction: in
     scored: dict[int, LayerWork] = {}  # one score serves every later cut
     for cut, layers in zip(plan.cut_layers, plan.evidence, strict=True):
         works = [_work(shape, plan, layer, cut, instruction) for layer in layers]
-        if pruner.fusion.joins_views:
+        if pruner.fusion.needs_full_attention:
             total += pruner.fusion.macs(works, pruner.scorer)
         else:
             scored |= dict(zip(layers, works, strict=True))

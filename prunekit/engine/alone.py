@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from prunekit.engine.doubts import check_doubts
 from prunekit.engine.encoder import EncoderHooks
 from prunekit.engine.hooks import hold, release
 from prunekit.engine.mounted import Mounted, NotCopied, mark
@@ -42,5 +43,6 @@ class EncoderSession(NotCopied):
         release(self.model, self)
 
     def _publish(self, record: VisionRecord) -> None:
+        check_doubts(record.doubts)
         tokens = torch.tensor(record.tokens)
         self.trace.publish(TraceRecord(record.cuts, tokens, tokens, record.index))

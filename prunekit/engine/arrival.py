@@ -19,6 +19,7 @@ def arrive(record: VisionRecord | None, state: Prefill, hidden: torch.Tensor, ax
         )
     source = record.source(state.layout).to(state.kept.device)
     state.vision = VisionView(record, source)
+    state.doubts += record.doubts
     for cut in record.cuts:
         kept = state.vision.gather(cut.kept.flatten())
         scores = state.vision.gather(cut.scores.flatten()).masked_fill(~state.kept, torch.nan)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from prunekit.engine.evidence import Evidence
 from prunekit.engine.trace import CutRecord
 from prunekit.engine.view import EncoderView
 from prunekit.engine.vision import VisionRecord
@@ -32,8 +33,7 @@ class EncoderRun:
     index: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))
     sources: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))
     sizes: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0))
-    scores: dict[int, torch.Tensor] = field(default_factory=dict)
-    views: dict[int, EncoderView] = field(default_factory=dict)
+    evidence: Evidence = field(default_factory=Evidence)
     view: EncoderView | None = None
     hidden: torch.Tensor | None = None
     length: int = 0

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from prunekit.engine.cache import PrunedLayerMixin
+from prunekit.engine.doubts import Doubt
 from prunekit.engine.layout import Layout
 from prunekit.engine.state import Prefill
 
@@ -47,7 +48,7 @@ class ThreadState(threading.local):
         looks_ahead: whether a layer runs up to its attention function alone.
         embedded_ids: token ids [B, S] that the input embeddings have seen, for models whose decoder gets embeddings.
         latest_tokens: ids [B, S] or embeddings [B, S, D] of the previous prefill whose prompt's end nobody told.
-        unchecked: NaN flags of the latest prefill's scores, by cut, until somebody waits for the device anyway.
+        doubts: those of the latest prefill, until somebody waits for the device anyway.
     """
 
     depth: int = 0
@@ -55,4 +56,4 @@ class ThreadState(threading.local):
     looks_ahead: bool = False
     embedded_ids: torch.Tensor | None = None
     latest_tokens: torch.Tensor | None = None
-    unchecked: tuple[tuple[int, torch.Tensor], ...] = ()
+    doubts: tuple[Doubt, ...] = ()

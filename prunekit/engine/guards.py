@@ -46,7 +46,7 @@ def check_implementation(target: Target) -> None:
 
 def check_weights(reducer: Reducer, tower: VisionTower) -> None:
     """A reducer that weighs attention by sizes needs an implementation that takes a mask of numbers."""
-    if reducer.weighs_attention and tower.implementation.startswith("flash"):
+    if reducer.proportional_attention and tower.implementation.startswith("flash"):
         raise PrunekitError(f"{tower.implementation} cannot weigh attention by sizes: use 'sdpa'")
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from prunekit.engine.doubts import Doubt
+from prunekit.engine.evidence import Evidence
 from prunekit.engine.layout import Layout, Stage
 from prunekit.engine.precision import in_float32
 from prunekit.engine.trace import CutRecord
@@ -42,8 +44,8 @@ class Prefill:
         prompt_known: whether the caller said where the prompt ends.
         cuts: the cuts so far.
         stages: the stage of each layer so far.
-        scores: evidence by layer, float32 [B, N]; for fusions that join views these stand in ``views``.
-        views: what evidence is still to be made of, by layer.
+        evidence: what layers said that later cuts read.
+        doubts: what may be wrong with the components' answers.
         hidden: input [B, M, D] of the running layer, where it is one of evidence.
         sizes: how many tokens each visual token stands for, [B, N]; None while all stand for one.
         cut_slots: the slots [B, M] of the stage before that the present ones were, None before any cut.
@@ -63,8 +65,8 @@ class Prefill:
     prompt_known: bool = False
     cuts: list[CutRecord] = field(default_factory=list)
     stages: list[Stage] = field(default_factory=list)
-    scores: dict[int, torch.Tensor] = field(default_factory=dict)
-    views: dict[int, LayerView] = field(default_factory=dict)
+    evidence: Evidence = field(default_factory=Evidence)
+    doubts: list[Doubt] = field(default_factory=list)
     hidden: torch.Tensor | None = None
     sizes: torch.Tensor | None = None
     cut_slots: torch.Tensor | None = None

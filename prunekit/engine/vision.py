@@ -12,6 +12,7 @@ from functools import cached_property
 
 import torch
 
+from prunekit.engine.doubts import Doubt
 from prunekit.engine.layout import Layout
 from prunekit.engine.rows import AttentionInputs
 from prunekit.engine.trace import CutRecord
@@ -47,6 +48,7 @@ class VisionRecord:
         grids: rows and columns of rows of each image or tile.
         runs: how often the encoder ran since a prefill last took its record.
         index: of an encoder alone, where the token that stands for each patch is in its output, [T, P].
+        doubts: what may be wrong with its components' answers.
     """
 
     tower: VisionTower
@@ -60,6 +62,7 @@ class VisionRecord:
     grids: list[tuple[int, int]] = field(default_factory=list)
     runs: int = 1
     index: torch.Tensor | None = None
+    doubts: list[Doubt] = field(default_factory=list)
 
     def flat(self, x: torch.Tensor) -> torch.Tensor:
         """Per-patch values [T, P, ...] or [R · group, ...] as rows [R, group, ...]."""

@@ -201,7 +201,7 @@ def place(budget: Budget, schedule: Schedule, family: Family) -> Allotment:
     Raises:
         PrunekitError: also for a schedule whose cuts are not the decoder's, which a budget bounds.
     """
-    if schedule.in_encoder:
+    if "vision" in schedule.sites:
         name = schedule.registered_name
         raise PrunekitError(f"budget {budget}: schedule '{name}' cuts inside the vision encoder; use keep_ratio")
     if budget.visual is None and (grid := family.grid) is not None:

@@ -152,7 +152,7 @@ class Handle:
         were NaN and that could not be said yet."""
         self._session.remove()
         if isinstance(self._session, Session):
-            self._session.check_scores()
+            self._session.check_answers()
 
 
 class PrunedBlock:

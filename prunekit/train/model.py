@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit.engine.gating import GateSession
+from prunekit.engine.gating import GateCutter
 from prunekit.engine.hooks import Session
 from prunekit.engine.trace import Trace
 from prunekit.errors import PrunekitError
@@ -52,7 +52,7 @@ class TrainedModel(nn.Module):
             self.session = Session(plan, family)
         else:
             self.gate = SigmoidGate(settings.gate, settings.temperature, settings.gate_clip)
-            self.session = GateSession(plan, family, self.gate)
+            self.session = Session(plan, family, cutter=GateCutter(plan, self.gate))
         self.logits_to_keep = "logits_to_keep" in inspect.signature(type(unwrap(model)).forward).parameters
         if settings.checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]

@@ -3,11 +3,11 @@
 from prunekit import ops
 from prunekit.components.base import Cut, Fusion, Reduced, Reducer, RowScorer, Schedule, Scorer, Selector
 from prunekit.components.scorers import ReceivedAttention
-from prunekit.engine.trace import CutRecord, Trace
 from prunekit.errors import PrunekitError, check_choice
 from prunekit.pruning.presets import method, methods
 from prunekit.pruning.pruner import Handle, Pruner, remove
 from prunekit.registry import available, compose, create, register
+from prunekit.views.trace import CutRecord, Trace
 
 __version__ = "0.1.0"
 

@@ -15,7 +15,7 @@ from test_method_conformance import clusters, recycle
 import prunekit
 import zoo
 from prunekit.components.recycle import density_peaks
-from prunekit.engine.layout import Layout
+from prunekit.tensors.sequences import PromptLayout
 from tiny import IMAGE, hidden_keys, make_batch, tiny_model
 
 SEEDS = range(6)
@@ -41,7 +41,7 @@ class TestRaters:
     def test_against_loops(self, seed):
         g = torch.Generator().manual_seed(seed)
         batch = make_batch("llava", ("left", "right", "none")[seed % 3], seed=seed)
-        layout = Layout.build(batch.ids, batch.inputs["attention_mask"], batch.ids == IMAGE)
+        layout = PromptLayout.build(batch.ids, batch.inputs["attention_mask"], batch.ids == IMAGE)
         x = torch.randn(*batch.ids.shape, 8, generator=g)
         got = prunekit.create("scorer", "sparsevlm").raters(x, layout)
         for b in range(3):
@@ -51,7 +51,7 @@ class TestRaters:
 
     def test_all_are_raters_where_none_stands_out(self):
         batch = make_batch("llava")
-        layout = Layout.build(batch.ids, None, batch.ids == IMAGE)
+        layout = PromptLayout.build(batch.ids, None, batch.ids == IMAGE)
         got = prunekit.create("scorer", "sparsevlm").raters(torch.zeros(*batch.ids.shape, 8), layout)
         assert torch.equal(got, layout.text)
 

@@ -12,7 +12,7 @@ import prunekit
 from prunekit.embedded.forward import rms_norm
 from prunekit.engine import gating
 from prunekit.engine.gating import GateCutter
-from prunekit.engine.hooks import Session
+from prunekit.engine.session import Session
 from prunekit.families import family_of
 from prunekit.train.gate import SigmoidGate
 from tiny import make_batch, tiny_model

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 if TYPE_CHECKING:
-    from prunekit.engine.view import LayerView, QuerySet, View
+    from prunekit.views.layer import LayerView, QuerySet, View
 
 
 class Component:

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from prunekit.components.base import Fusion, LayerWork, RowScorer, Scorer
-from prunekit.engine.view import LayerView
 from prunekit.errors import PrunekitError
 from prunekit.registry import register
+from prunekit.views.layer import LayerView
 
 SHIPPED = {path.stem: path for path in (Path(__file__).parent.parent / "assets" / "fusion").glob("*.safetensors")}
 """Fusion weights that ship with the package, by the name of their model."""

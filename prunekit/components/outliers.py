@@ -13,7 +13,7 @@ from prunekit.registry import register
 from prunekit.tensors.ranking import stride, top_k
 
 if TYPE_CHECKING:
-    from prunekit.engine.view import LayerView
+    from prunekit.views.layer import LayerView
 
 
 @register("selector", "outliers")

@@ -14,7 +14,7 @@ from prunekit.tensors.indexing import gather_tokens, put_where, ragged_index, sc
 from prunekit.tensors.ranking import ranks, top_k
 
 if TYPE_CHECKING:
-    from prunekit.engine.view import View
+    from prunekit.views.layer import View
 
 
 @register("reducer", "recycle")

@@ -13,7 +13,7 @@ from prunekit.registry import register
 from prunekit.tensors.ranking import top_k
 
 if TYPE_CHECKING:
-    from prunekit.engine.view import View
+    from prunekit.views.layer import View
 
 
 @register("selector", "topk")

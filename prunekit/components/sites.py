@@ -11,13 +11,13 @@ import torch
 
 from prunekit.components.base import Cut, RowScorer, Schedule, Scorer
 from prunekit.components.schedules import Progressive, check_fraction, cumulative_shares
-from prunekit.engine.vision import received
 from prunekit.errors import PrunekitError
 from prunekit.registry import register, registry
+from prunekit.views.vision import received
 
 if TYPE_CHECKING:
-    from prunekit.engine.view import EncoderView, View
-
+    from prunekit.views.encoder import EncoderView
+from prunekit.views.layer import View
 
 DEPTHS = [0.25, 0.5, 0.75]
 

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import torch
 
 from prunekit.components.base import Component, Reduced
-from prunekit.engine.view import View
 from prunekit.errors import PrunekitError
+from prunekit.views.layer import View
 
 T = TypeVar("T")
 

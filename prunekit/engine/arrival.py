@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from prunekit.engine.state import Prefill
-from prunekit.engine.trace import CutRecord
-from prunekit.engine.vision import VisionRecord, VisionView
+from prunekit.engine.prefill import Prefill
 from prunekit.errors import PrunekitError
 from prunekit.tensors.indexing import gather_tokens
+from prunekit.views.trace import CutRecord
+from prunekit.views.vision import VisionRecord, VisionView
 
 
 def arrive(record: VisionRecord | None, state: Prefill, hidden: torch.Tensor, axis: int) -> torch.Tensor:

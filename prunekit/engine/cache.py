@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from prunekit.engine.layout import Stage
-from prunekit.engine.state import Prefill
+from prunekit.engine.prefill import Prefill
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
+from prunekit.tensors.sequences import CompactSequence
 
 
 class PrunedLayerMixin:
@@ -30,7 +30,7 @@ class PrunedLayerMixin:
         prompt_length: those of the pruned prefill.
         removed: how many real tokens of each sample are missing, [B].
         padded: whether some sample has padding slots here.
-        stage: number of the stage whose layers share these positions.
+        sequence: number of the sequence whose layers share these positions.
         lent_count: how many keys the latest update returned, those that a sliding layer then forgot included.
         gone: for each layer that borrows these keys after a later cut, the positions it must not see, bool [B, S].
         prompt_known: whether the prefill's caller said where the prompt ends; else what follows may be the rest of it.
@@ -41,7 +41,7 @@ class PrunedLayerMixin:
     prompt_length: int
     removed: torch.Tensor
     padded: bool
-    stage: int
+    sequence: int
     lent_count: int
     gone: dict[int, torch.Tensor]
     prompt_known: bool
@@ -292,38 +292,38 @@ def is_plain(cache: Any) -> bool:
 def seal_layers(cache: Any, state: Prefill, family: Family, owner: Any) -> None:
     """Put pruned layers in place of the cache layers behind a cut, and tell lenders what borrowers must not see."""
     size = state.layout.real.shape[1]
-    for index, stage in enumerate(state.stages):
+    for index, sequence in enumerate(state.sequences):
         source = family.key_layers[index]
         slots = family.cache_slots[source]
-        if stage.index is None or slots[-1] >= len(cache.layers) or not holds_keys(cache.layers[slots[0]]):
+        if sequence.index is None or slots[-1] >= len(cache.layers) or not holds_keys(cache.layers[slots[0]]):
             continue
         if source == index:
             for slot in slots:
-                seal(cache, slot, stage, state, owner)
-        elif stage.number != state.stages[source].number:
+                seal(cache, slot, sequence, state, owner)
+        elif sequence.number != state.sequences[source].number:
             if not isinstance(cache.layers[source], PrunedLayerMixin):
-                whole = torch.arange(size, device=stage.index.device).expand(len(state.layout.counts), -1)
-                dense = Stage(0, whole, None, state.layout.lengths)
+                whole = torch.arange(size, device=sequence.index.device).expand(len(state.layout.counts), -1)
+                dense = CompactSequence(0, whole, None, state.layout.lengths)
                 seal(cache, source, dense, state, owner)
-            cache.layers[source].gone[index] = ~stage.present(size)
+            cache.layers[source].gone[index] = ~sequence.present(size)
 
 
-def seal(cache: Any, layer: int, stage: Stage, state: Prefill, owner: Any) -> None:
+def seal(cache: Any, layer: int, sequence: CompactSequence, state: Prefill, owner: Any) -> None:
     """Put a pruned layer in place of ``cache.layers[layer]``, which a pruned prefill filled; checks its keys' shape."""
     held = cache.layers[layer]
-    assert stage.index is not None
+    assert sequence.index is not None
     window, prompt = getattr(held, "sliding_window", None), getattr(held, "prefill_keys", None)
     stored = (held.keys if prompt is None else prompt).shape[-2]
     sliding = window is not None and prompt is None
     forgets = sliding and not getattr(held, "record_past", False)
-    expected = min(stage.index.shape[1], window - 1) if forgets else stage.index.shape[1]  # type: ignore[operator]
+    expected = min(sequence.index.shape[1], window - 1) if forgets else sequence.index.shape[1]  # type: ignore[operator]
     if stored != expected:
         raise PrunekitError(f"layer {layer} stored {stored} keys, {expected} were to stay")
     kind = _pruned_class(type(held))
     pruned = kind.__new__(kind)
     pruned.__dict__.update(held.__dict__)
     cache.layers[layer] = held = pruned
-    index = stage.index if stage.valid is None else stage.index.masked_fill(~stage.valid, -1)
+    index = sequence.index if sequence.valid is None else sequence.index.masked_fill(~sequence.valid, -1)
     held.prompt_index = index[:, index.shape[1] - expected :]
     dense_length = state.layout.real.shape[1]
     held.dense_length = held.prompt_length = dense_length
@@ -333,7 +333,7 @@ def seal(cache: Any, layer: int, stage: Stage, state: Prefill, owner: Any) -> No
     elif prompt is not None:
         held.prefill_length = held.prefill_cumulative_length = dense_length
         held.stored_prompt = expected
-    held.removed = state.removed(stage)
-    held.padded = stage.valid is not None
-    held.stage, held.lent_count, held.gone = stage.number, expected, {}
+    held.removed = state.removed(sequence)
+    held.padded = sequence.valid is not None
+    held.sequence, held.lent_count, held.gone = sequence.number, expected, {}
     held.owner = weakref.ref(owner)

@@ -15,11 +15,11 @@ import torch
 
 from prunekit.components.base import Reduced, RowScorer
 from prunekit.engine.answers import ask, check_answer, check_reduced, place_of
-from prunekit.engine.doubts import Doubt
 from prunekit.engine.evidence import Evidence
 from prunekit.engine.plan import Parts
-from prunekit.engine.trace import CutRecord
 from prunekit.tensors.indexing import on_device
+from prunekit.views.doubts import Doubt
+from prunekit.views.trace import CutRecord
 
 
 @dataclass(frozen=True)

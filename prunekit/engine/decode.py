@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from prunekit.engine.arguments import KEY_PLACES, has_masks
 from prunekit.engine.cache import PrunedLayerMixin, cache_in
-from prunekit.engine.masks import decode_mask, prefill_mask
-from prunekit.engine.state import Prefill
+from prunekit.engine.layer_inputs import KEY_PLACES, has_masks
+from prunekit.engine.prefill import Prefill
 from prunekit.engine.target import Target
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
 from prunekit.families.base import is_mask_name
+from prunekit.tensors.masks import decode_mask, prefill_mask
 
 
 def corrects_steps(target: Target) -> bool:
@@ -55,7 +55,7 @@ def decode_layer(
     masks = {name: value for name, value in kwargs.items() if is_mask_name(name)}
     masks.setdefault("attention_mask", None)
     kind = target.family.mixes_and_attends(index), index if borrows else -1
-    key = (*map(id, masks.values()), held.stage, held.stored_count, held.window_start(), *kind)
+    key = (*map(id, masks.values()), held.sequence, held.stored_count, held.window_start(), *kind)
     if key not in memo:
         changed: dict[str, Any] = {}
         for name, value in masks.items():
@@ -76,7 +76,7 @@ def _places(
     before = cache.layers[family.cache_slots[family.key_layers[index - 1]][0]] if index else held
     theirs = before if isinstance(before, PrunedLayerMixin) else None
     found = {name: kwargs[name] for name in KEY_PLACES if kwargs.get(name) is not None}
-    if not found or (theirs is not None and theirs.stage == held.stage):
+    if not found or (theirs is not None and theirs.sequence == held.sequence):
         return {}
     keys = held.index_with(queries)
     slots = torch.arange(keys.shape[1], device=keys.device).expand_as(keys)
@@ -134,9 +134,9 @@ def mask_over_keys(target: Target, mask: Any, state: Prefill | None, query: torc
     if state is not None:
         if mask is None or mask.ndim != 2:
             return mask
-        key = ("mask over keys", state.stage.number, query.dtype, query.device)
+        key = ("mask over keys", state.sequence.number, query.dtype, query.device)
         if key not in state.arguments:
-            state.arguments[key] = (None, prefill_mask(None, state.stage, implementation, query.dtype))
+            state.arguments[key] = (None, prefill_mask(None, state.sequence, implementation, query.dtype))
         return state.arguments[key][1]
     cache_layer, queries = target.cache_layer, query.shape[-2]
     if mask is not None or cache_layer is None:

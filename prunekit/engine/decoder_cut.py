@@ -7,13 +7,13 @@ from typing import Any
 import torch
 
 from prunekit.components.base import Reduced
-from prunekit.engine.ahead import view_ahead
-from prunekit.engine.arguments import compact
 from prunekit.engine.cutter import Choice, CutSite, Cutter
-from prunekit.engine.state import Prefill
+from prunekit.engine.layer_inputs import compact
+from prunekit.engine.lookahead import view_ahead
+from prunekit.engine.prefill import Prefill
 from prunekit.engine.target import Target
-from prunekit.engine.trace import CutRecord
 from prunekit.tensors.indexing import gather_tokens, put_where, ragged_index, scatter_where
+from prunekit.views.trace import CutRecord
 
 
 class DecoderCut(CutSite):
@@ -26,7 +26,7 @@ class DecoderCut(CutSite):
         self.target, self.state, self.hidden = target, state, hidden
         self.layers, self.evidence, self.doubts = cut.evidence, state.evidence, state.doubts
         self.others = [whole - n for whole, n in zip(layout.lengths, layout.counts, strict=True)]
-        self.standing = [now - n for now, n in zip(state.stage.lengths, self.others, strict=True)]
+        self.standing = [now - n for now, n in zip(state.sequence.lengths, self.others, strict=True)]
         self.quota = [
             min(target.plan.quota(index, n, length) if n else 0, now)
             for n, length, now in zip(layout.counts, layout.prompt_lengths, self.standing, strict=True)
@@ -98,6 +98,6 @@ class LayerCutter(Cutter):
         self, target: Target, index: int, state: Prefill, hidden: torch.Tensor, arguments: dict[str, Any]
     ) -> Any:
         """What layer ``index`` is given instead of its arguments; None for these themselves."""
-        if state.stage.index is None:
+        if state.sequence.index is None:
             return None
         return (hidden,), {name: compact(target, index, name, x, state, hidden) for name, x in arguments.items()}

@@ -7,8 +7,8 @@ import torch
 from prunekit.components.base import Reduced
 from prunekit.engine.cutter import Choice, CutSite
 from prunekit.engine.encoder_run import EncoderRun
-from prunekit.engine.trace import CutRecord
 from prunekit.tensors.indexing import gather_tokens
+from prunekit.views.trace import CutRecord
 
 
 class EncoderCut(CutSite):

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from prunekit.engine.evidence import Evidence
-from prunekit.engine.trace import CutRecord
-from prunekit.engine.view import EncoderView
-from prunekit.engine.vision import VisionRecord
 from prunekit.errors import PrunekitError
 from prunekit.families.vision import VisionTower
 from prunekit.tensors.indexing import scatter_where
+from prunekit.views.encoder import EncoderView
+from prunekit.views.trace import CutRecord
+from prunekit.views.vision import VisionRecord
 
 
 @dataclass

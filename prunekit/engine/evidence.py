@@ -11,7 +11,7 @@ import torch
 from prunekit.components.base import Scorer
 from prunekit.engine.answers import ask, check_answer
 from prunekit.engine.plan import Parts
-from prunekit.engine.view import View
+from prunekit.views.layer import View
 
 
 def score(scorer: Scorer, view: Any) -> torch.Tensor:

@@ -17,18 +17,18 @@ from typing import Any
 
 import torch
 
-from prunekit.engine.ahead import view_ahead
 from prunekit.engine.cache import cache_in
 from prunekit.engine.cutter import Choice, CutSite
 from prunekit.engine.decoder_cut import DecoderCut, LayerCutter
 from prunekit.engine.guards import checkpoints
-from prunekit.engine.layout import Stage
+from prunekit.engine.lookahead import view_ahead
 from prunekit.engine.plan import Plan
-from prunekit.engine.state import Gates, Prefill
+from prunekit.engine.prefill import Gates, Prefill
 from prunekit.engine.target import Target
-from prunekit.engine.trace import CutRecord
 from prunekit.errors import PrunekitError
 from prunekit.tensors.indexing import scatter_where
+from prunekit.tensors.sequences import CompactSequence
+from prunekit.views.trace import CutRecord
 
 FLOOR = 1e-16
 """What is added to a gate before its logarithm: with gate 0 a key keeps this share of its weight."""
@@ -90,7 +90,9 @@ class GateCutter(LayerCutter):
         gone_BS = scatter_where(closed_BN, layout.visual_index, closed_BN, size)
         lengths = tuple(n + count for n, count in zip(site.others, choice.counts, strict=True))
         state.kept = choice.kept
-        state.stage = Stage(state.stage.number + 1, None, layout.real & ~gone_BS, lengths)  # dense, some of it unused
+        state.sequence = CompactSequence(
+            state.sequence.number + 1, None, layout.real & ~gone_BS, lengths
+        )  # dense, some of it unused
         return site.hidden
 
     def pass_on(
@@ -108,7 +110,7 @@ class GateCutter(LayerCutter):
     def _gated(self, target: Target, mask: torch.Tensor | None, state: Prefill, hidden: torch.Tensor) -> torch.Tensor:
         """An additive mask [B, 1|H, S, S]: the layer's own plus the logarithm of the gates; made once a cut."""
         assert state.gates is not None and state.gates.bias is not None
-        key = ("gated mask", id(mask), state.stage.number)
+        key = ("gated mask", id(mask), state.sequence.number)
         if key not in state.arguments:
             size, own = hidden.shape[target.family.token_axis], mask
             if mask is None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from prunekit.components.base import Reducer
-from prunekit.engine.state import Prefill
+from prunekit.engine.prefill import Prefill
 from prunekit.engine.target import Target
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
@@ -77,18 +77,18 @@ def check_sequence(target: Target, index: int, state: Prefill, hidden: torch.Ten
 
     A model may drop, merge or add tokens in its own forward, or run a block of layers several times.
     """
-    family, stage = target.family, state.stage
-    name, ran = f"'{family.model_type}'", len(state.stages)
+    family, sequence = target.family, state.sequence
+    name, ran = f"'{family.model_type}'", len(state.sequences)
     if index != ran:
         again = "a second time" if index < ran else f"before layer {ran}"
         raise PrunekitError(f"{name} cannot be pruned: its layer {index} runs {again} in one forward pass")
-    if stage.valid is not None and (module := family.leaks_padding(index)) is not None:
+    if sequence.valid is not None and (module := family.leaks_padding(index)) is not None:
         raise PrunekitError(
             f"{name} cannot be pruned to rows of unequal length: {module} of layer {index} mixes neighbours and looks "
             "at no padding mask; give it samples with equal numbers of tokens"
         )
     tokens = hidden.shape[family.token_axis]
-    expected = state.layout.real.shape[1] if stage.index is None else stage.index.shape[1]
+    expected = state.layout.real.shape[1] if sequence.index is None else sequence.index.shape[1]
     if tokens != expected:
         raise PrunekitError(
             f"{name} cannot be pruned: {tokens} tokens reach its decoder layer {index}, not {expected} as input_ids "

@@ -12,10 +12,10 @@ import torch
 from prunekit.components.base import Scorer
 from prunekit.data.example import Example
 from prunekit.data.source import Examples, gather
-from prunekit.engine.view import LayerView
 from prunekit.errors import PrunekitError, check_choice
 from prunekit.evaluation.regions import regions_for
 from prunekit.pruning.pruner import Pruner
+from prunekit.views.layer import LayerView
 
 if TYPE_CHECKING:
     from prunekit.evaluation.batches import Batcher

@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from prunekit.engine.layout import Stage
-from prunekit.engine.tap import implementation_of, untapped
 from prunekit.errors import PrunekitError
+from prunekit.families.implementation import implementation_of, untapped
 from prunekit.families.wrappers import unwrap, unwrapped
+from prunekit.tensors.sequences import CompactSequence
 
 RECURRENT = ("linear_attention", "conv", "mamba", "recurrent")
 """Layer types that mix tokens by a state or a convolution instead of attention."""
@@ -188,7 +188,7 @@ class Family:
         """Why cuts before these layers cannot be exact, None if they can."""
         return None
 
-    def fix_argument(self, name: str, value: Any, stage: Stage) -> Any:
+    def fix_argument(self, name: str, value: Any, sequence: CompactSequence) -> Any:
         """Correct a layer's argument that was gathered to a shortened sequence."""
         return value
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit.engine.tap import implementation_of
 from prunekit.errors import PrunekitError
 from prunekit.families.base import Family
+from prunekit.families.implementation import implementation_of
 from prunekit.families.support import SUPPORT, VISION_ENCODERS, PatchLayout, support_of
 from prunekit.families.wrappers import unwrapped
 

@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit.engine.alone import EncoderSession
 from prunekit.engine.caller import PromptMarks
-from prunekit.engine.hooks import Session, holder
+from prunekit.engine.encoder_session import EncoderSession
 from prunekit.engine.plan import Plan
-from prunekit.engine.trace import Trace
-from prunekit.engine.view import Regions
+from prunekit.engine.session import Session, holder
 from prunekit.errors import PrunekitError
 from prunekit.families import Family, family_of, make_family
 from prunekit.families.vision import timm_tower
 from prunekit.families.wrappers import is_timm, unwrap
 from prunekit.pruning import planner, saving
 from prunekit.pruning.recipe import Recipe
+from prunekit.views.layer import Regions
+from prunekit.views.trace import Trace
 
 
 class Pruner(Recipe):

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from prunekit.engine.gating import GateCutter
-from prunekit.engine.hooks import Session
-from prunekit.engine.trace import Trace
+from prunekit.engine.session import Session
 from prunekit.errors import PrunekitError
 from prunekit.families import family_of, unwrap
 from prunekit.pruning.pruner import Pruner
@@ -21,6 +20,7 @@ from prunekit.train.keep import KeepSchedule
 from prunekit.train.kinds import open_parts
 from prunekit.train.penalties import penalty
 from prunekit.train.settings import NO_GATE, Settings
+from prunekit.views.trace import Trace
 
 
 class TrainedModel(nn.Module):

@@ -1,10 +1,10 @@
 """The hooks: a session watches one model, removes visual tokens in its prefills and keeps its decode steps in step.
 
-Data flow of a prefill: the core model's pre-hook finds the visual tokens (``Layout``) and opens a ``Prefill``; each
-decoder layer's pre-hook cuts if a cut is due, then hands the layer the compact sequence with rotary embeddings and
-masks to match; the attention tap of a layer below a cut turns its q and k into evidence; the last layer's hook
-scatters what is left back to the dense shape; the core's hook seals the cache layers and publishes the trace.
-A decode step only rewrites the mask of layers whose cache is sealed.
+Data flow of a prefill: the core model's pre-hook finds the visual tokens (``PromptLayout``) and opens a ``Prefill``;
+each decoder layer's pre-hook cuts if a cut is due (``Cutter``), then hands the layer the compact sequence with rotary
+embeddings and masks to match; the attention tap of a layer below a cut turns its q and k into evidence; the last
+layer's hook scatters what is left back to the dense shape; the core's hook seals the cache layers and publishes the
+trace. A decode step only rewrites the mask of layers whose cache is sealed.
 """
 
 from __future__ import annotations
@@ -17,15 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit.engine.ahead import Peeked
-from prunekit.engine.arguments import foreign_keys, has_masks
 from prunekit.engine.arrival import arrive
 from prunekit.engine.cache import PrunedLayerMixin, cache_in, check_cache, is_fresh, is_plain, seal_layers
 from prunekit.engine.caller import Caller, PromptMarks, check_whole, fit_marks, prompt_end
 from prunekit.engine.decode import corrects_steps, decode_layer, mask_over_keys
 from prunekit.engine.decoder_cut import DecoderCut, LayerCutter
-from prunekit.engine.doubts import check_doubts
-from prunekit.engine.forward import DecodeStep, DensePass
+from prunekit.engine.forward_state import DecodeStep, DensePass
 from prunekit.engine.guards import (
     check_budget,
     check_checkpointing,
@@ -35,17 +32,20 @@ from prunekit.engine.guards import (
     check_sequence,
     checkpoints,
 )
-from prunekit.engine.layout import Layout, repeated
+from prunekit.engine.layer_inputs import foreign_keys, has_masks
+from prunekit.engine.lookahead import Peeked
 from prunekit.engine.mounted import NotCopied, guard, mark
 from prunekit.engine.plan import Plan
-from prunekit.engine.state import Prefill
+from prunekit.engine.prefill import Prefill
 from prunekit.engine.tap import Taps, attention_inputs
 from prunekit.engine.target import Target
-from prunekit.engine.trace import Trace, TraceRecord
-from prunekit.engine.view import LayerView, Regions
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
 from prunekit.tensors.indexing import gather_tokens, scatter_where
+from prunekit.tensors.sequences import PromptLayout, repeated
+from prunekit.views.doubts import check_doubts
+from prunekit.views.layer import LayerView, Regions
+from prunekit.views.trace import Trace, TraceRecord
 
 _pruned: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Any]] = weakref.WeakKeyDictionary()
 
@@ -155,8 +155,8 @@ class Session(NotCopied, Target):
             state = self._prefill()
             if self.family.mixes_and_attends(index):
                 mask = mask_over_keys(self, mask, state, query)
-            if state is not None and state.stage.index is not None:
-                query = self.family.adjust_query(index, query, state.stage.index)
+            if state is not None and state.sequence.index is not None:
+                query = self.family.adjust_query(index, query, state.sequence.index)
             if state is not None and index in self.plan.evidence_layers and self.plan.scorer.uses_attention:
                 if self.thread.looks_ahead:  # the layer runs for this alone
                     raise Peeked(attention_inputs(module, query, key, mask, kwargs, None))
@@ -174,8 +174,8 @@ class Session(NotCopied, Target):
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
             state, cache_layer = self._prefill(), self.cache_layer
-            if state is not None and state.stage.index is not None:
-                return self.family.bias_at(module, args[0], state.stage.index, state.stage.index)
+            if state is not None and state.sequence.index is not None:
+                return self.family.bias_at(module, args[0], state.sequence.index, state.sequence.index)
             if state is None and cache_layer is not None:
                 keys, queries = cache_layer.lent, args[0].shape[1]
                 return self.family.bias_at(module, args[0], keys[:, keys.shape[1] - queries :], keys)
@@ -230,7 +230,7 @@ class Session(NotCopied, Target):
         check_packing(kwargs)
         visual, mask = self._visual(input_ids, embeds, kwargs), kwargs.get("attention_mask")
         end = prompt_end(self.caller, self.prompt, visual, mask)
-        layout = Layout.build(input_ids, mask, visual, end.mask)
+        layout = PromptLayout.build(input_ids, mask, visual, end.mask)
         if not any(layout.counts):
             if any("pixel" in name for name, value in kwargs.items() if value is not None):
                 raise PrunekitError(f"images, but no placeholder {self.family.token_ids} in input_ids")
@@ -343,8 +343,8 @@ class Session(NotCopied, Target):
         return named.pop(self.family.layer_arguments[0]), named
 
     def _prefill_layer(self, index: int, state: Prefill, hidden: torch.Tensor, kwargs: dict[str, Any]) -> Any:
-        if self.family.touches_hidden_between_layers and state.stage.index is not None:
-            hidden = gather_tokens(hidden, state.stage.index, self.family.token_axis)
+        if self.family.touches_hidden_between_layers and state.sequence.index is not None:
+            hidden = gather_tokens(hidden, state.sequence.index, self.family.token_axis)
         check_sequence(self, index, state, hidden)
         if index == 0:
             state.inputs_embeds = self.family.one_state(hidden)
@@ -353,7 +353,7 @@ class Session(NotCopied, Target):
         if index in self.plan.cut_layers:
             hidden = self.cutter.cut(DecoderCut(self, index, state, hidden, kwargs))
             state.evidence.keep_views(self.plan.evidence_after(index))
-        state.stages.append(state.stage)
+        state.sequences.append(state.sequence)
         state.hidden = self.family.one_state(hidden) if index in self.plan.evidence_layers else None
         if state.hidden is not None and index not in state.evidence and not self.plan.scorer.uses_attention:
             self._note_evidence(state, state.view(index, state.hidden, self.family.grid))
@@ -363,13 +363,15 @@ class Session(NotCopied, Target):
         """After the last layer (after each, where the model adds to hidden states between layers): back to the dense
         shape, zeros where tokens are gone."""
         state = self._prefill()
-        if state is None or state.stage.index is None:
+        if state is None or state.sequence.index is None:
             return None
         hidden = output[0] if isinstance(output, tuple) else output
         size = state.layout.real.shape[1]
         axis = self.family.token_axis
         tokens = hidden.movedim((axis - 1, axis), (0, 1))
-        dense = scatter_where(tokens, state.stage.index, state.stage.valid, size).movedim((0, 1), (axis - 1, axis))
+        dense = scatter_where(tokens, state.sequence.index, state.sequence.valid, size).movedim(
+            (0, 1), (axis - 1, axis)
+        )
         return (dense, *output[1:]) if isinstance(output, tuple) else dense
 
     def _leave(self, core: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
@@ -379,14 +381,14 @@ class Session(NotCopied, Target):
         if output is not None and isinstance(state, DensePass):
             lengths = torch.tensor([state.layout.lengths] * self.family.depth)
             self.trace.publish(TraceRecord(tokens_per_layer=lengths))
-        if not isinstance(state, Prefill) or output is None or len(state.stages) < self.family.depth:
+        if not isinstance(state, Prefill) or output is None or len(state.sequences) < self.family.depth:
             return
         thread.doubts = tuple(state.doubts)
         if state.kept.device.type == "cpu":
             self.check_answers()
         if (cache := cache_in(kwargs, args, output)) is not None:
             seal_layers(cache, state, self.family, self)
-        record = TraceRecord(state.cuts, torch.tensor([stage.lengths for stage in state.stages]))
+        record = TraceRecord(state.cuts, torch.tensor([sequence.lengths for sequence in state.sequences]))
         if state.vision is not None:
             record.vision_tokens = torch.tensor(state.vision.record.tokens)
         self.trace.publish(record)

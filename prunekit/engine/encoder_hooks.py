@@ -22,13 +22,13 @@ from prunekit.engine.encoder_run import EncoderRun, attention_function, packed_g
 from prunekit.engine.mounted import NotCopied, guard, own
 from prunekit.engine.plan import EncoderPlan
 from prunekit.engine.precision import in_float32, model_precision
-from prunekit.engine.rows import AttentionInputs
 from prunekit.engine.tap import Taps
-from prunekit.engine.view import EncoderView
-from prunekit.engine.vision import BlockRecord, VisionRecord
 from prunekit.errors import PrunekitError
 from prunekit.families.vision import VisionTower, window_order
+from prunekit.tensors.attention import AttentionInputs
 from prunekit.tensors.indexing import gather_tokens
+from prunekit.views.encoder import EncoderView
+from prunekit.views.vision import BlockRecord, VisionRecord
 
 
 class EncoderHooks(NotCopied):

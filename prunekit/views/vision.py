@@ -12,13 +12,13 @@ from functools import cached_property
 
 import torch
 
-from prunekit.engine.doubts import Doubt
-from prunekit.engine.layout import Layout
-from prunekit.engine.rows import AttentionInputs
-from prunekit.engine.trace import CutRecord
 from prunekit.errors import PrunekitError
 from prunekit.families.vision import VisionTower
+from prunekit.tensors.attention import AttentionInputs
 from prunekit.tensors.indexing import on_device
+from prunekit.tensors.sequences import PromptLayout
+from prunekit.views.doubts import Doubt
+from prunekit.views.trace import CutRecord
 
 
 @dataclass
@@ -69,7 +69,7 @@ class VisionRecord:
         inner = x.shape[1:] if self.tower.packed else x.shape[2:]
         return x.reshape(-1, self.tower.group, *inner)
 
-    def source(self, layout: Layout) -> torch.Tensor:
+    def source(self, layout: PromptLayout) -> torch.Tensor:
         """The row behind each visual token, long [B, N], -1 where there is none.
 
         Beams and returned sequences repeat each sample after the encoder has run.

@@ -99,8 +99,8 @@ class TrainedCompressor(Compressor):
             # Parameters made inside inference mode could never be trained.
             with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
-                made = Resampler(width, self.queries, self.layers, lambda number: self.make_layer(width, number))
-                self._module = load_module(made, self.weights) if self.weights else made
+                resampler = Resampler(width, self.queries, self.layers, lambda number: self.make_layer(width, number))
+                self._module = load_module(resampler, self.weights) if self.weights else resampler
         return self._module
 
     def compress(self, tokens: torch.Tensor, alive: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:

@@ -99,8 +99,8 @@ def density_peaks(
     size = distance.shape[1]
     pairs = valid[:, None] & valid[..., None]
     nearest = distance.masked_fill(~pairs, torch.inf).sort(-1).values
-    found = nearest.isfinite() & (torch.arange(size, device=distance.device) < neighbours[:, None, None])
-    log_density = -(nearest.masked_fill(~found, 0.0) ** 2).sum(-1) / found.sum(-1).clamp(min=1)
+    near = nearest.isfinite() & (torch.arange(size, device=distance.device) < neighbours[:, None, None])
+    log_density = -(nearest.masked_fill(~near, 0.0) ** 2).sum(-1) / near.sum(-1).clamp(min=1)
     rank = ranks(log_density.masked_fill(~valid, -torch.inf))
     denser = pairs & (rank[:, None] < rank[..., None])
     delta = distance.masked_fill(~denser, torch.inf).amin(-1)

@@ -137,11 +137,11 @@ def estimate(
             raise PrunekitError(f"cost: {name} must be at least {low}, not {value}")
     stack = shape.text
     plan = outline(pruner, stack, visual, text)
-    seen, projected = (None, None) if shape.vision is None else _vision(shape.vision, visual, images, convention)
+    vision, projected = (None, None) if shape.vision is None else _vision(shape.vision, visual, images, convention)
     head = stack.hidden * shape.vocab
     return Cost(
         convention=convention,
-        vision=None if seen is None else batch * seen,
+        vision=None if vision is None else batch * vision,
         projector=None if projected is None else batch * projected,
         prefill=batch * stack_macs(stack, plan.tokens, convention),
         scorer=0.0 if pruner is None else batch * _scoring(shape, pruner, plan, text - before),
@@ -188,8 +188,8 @@ def _scoring(shape: ModelShape, pruner: Outlined, plan: Outline, instruction: in
 
 def _work(shape: ModelShape, plan: Outline, layer: int, cut: int, instruction: int) -> LayerWork:
     """A layer as it is scored; one that is looked ahead at still sees what is about to go."""
-    seen = layer - (layer == cut and layer > 0)
-    return LayerWork(plan.tokens[seen], plan.visual[seen], instruction, shape.text.heads, shape.text.key_width)
+    source = layer - (layer == cut and layer > 0)
+    return LayerWork(plan.tokens[source], plan.visual[source], instruction, shape.text.heads, shape.text.key_width)
 
 
 def _keys(shape: ModelShape, tokens: Sequence[int]) -> int:

@@ -84,8 +84,8 @@ def check_reduced(component: Component, view: View, value: Any, tokens: torch.Te
     marks = tokens.shape[:2]
     kinds = {"sizes": "float", "added": "bool", "sources": "long", "order": "long"}
     fields = {
-        name: check_answer(component, f"reduce(…).{name}", view, given, marks, kind)
+        name: check_answer(component, f"reduce(…).{name}", view, field, marks, kind)
         for name, kind in kinds.items()
-        if (given := getattr(value, name)) is not None
+        if (field := getattr(value, name)) is not None
     }
     return Reduced(check_answer(component, "reduce(…).tokens", view, value.tokens, tokens.shape), **fields)

@@ -61,9 +61,9 @@ class PrunedLayerMixin:
             raise PrunekitError("this KV cache was pruned by prunekit: continue it inside the pruner that made it")
         count = key_states.shape[-2]
         self.lent_count = self.stored_count + count  # a layer that records its past stores more than it returns
-        found = super().update(key_states, *args, **kwargs)  # type: ignore[misc]
+        keys_and_values = super().update(key_states, *args, **kwargs)  # type: ignore[misc]
         self.dense_length += count
-        return found
+        return keys_and_values
 
     @property
     def stored_count(self) -> int:
@@ -210,9 +210,9 @@ def _pruned_class(kind: Any) -> Any:
         mixin = PromptKeepingMixin if hasattr(kind, "set_prefill_length") else PrunedLayerMixin
         # transformers registers every subclass that has a _layer_type as what new caches are made of: this one has
         # none while it is made.
-        made = type(f"Pruned{kind.__name__}", (mixin, kind), {"_layer_type": None})
-        made._layer_type = getattr(kind, "_layer_type", None)  # type: ignore[attr-defined]
-        _pruned_classes[kind] = made
+        pruned_class = type(f"Pruned{kind.__name__}", (mixin, kind), {"_layer_type": None})
+        pruned_class._layer_type = getattr(kind, "_layer_type", None)  # type: ignore[attr-defined]
+        _pruned_classes[kind] = pruned_class
     return _pruned_classes[kind]
 
 
@@ -285,8 +285,8 @@ def holds_keys(layer: Any) -> bool:
 
 def is_plain(cache: Any) -> bool:
     """Whether no layer of a cache needs a mask of its own: none holds padding, none lends keys across a cut."""
-    held = (layer for layer in getattr(cache, "layers", ()) if isinstance(layer, PrunedLayerMixin))
-    return not any(layer.padded or layer.gone or layer.window_start() > 0 for layer in held)
+    pruned_layers = (layer for layer in getattr(cache, "layers", ()) if isinstance(layer, PrunedLayerMixin))
+    return not any(layer.padded or layer.gone or layer.window_start() > 0 for layer in pruned_layers)
 
 
 def seal_layers(cache: Any, state: Prefill, family: Family, owner: Any) -> None:
@@ -310,30 +310,30 @@ def seal_layers(cache: Any, state: Prefill, family: Family, owner: Any) -> None:
 
 def seal(cache: Any, layer: int, sequence: CompactSequence, state: Prefill, owner: Any) -> None:
     """Put a pruned layer in place of ``cache.layers[layer]``, which a pruned prefill filled; checks its keys' shape."""
-    held = cache.layers[layer]
+    cache_layer = cache.layers[layer]
     assert sequence.index is not None
-    window, prompt = getattr(held, "sliding_window", None), getattr(held, "prefill_keys", None)
-    stored = (held.keys if prompt is None else prompt).shape[-2]
+    window, prompt = getattr(cache_layer, "sliding_window", None), getattr(cache_layer, "prefill_keys", None)
+    stored = (cache_layer.keys if prompt is None else prompt).shape[-2]
     sliding = window is not None and prompt is None
-    forgets = sliding and not getattr(held, "record_past", False)
+    forgets = sliding and not getattr(cache_layer, "record_past", False)
     expected = min(sequence.index.shape[1], window - 1) if forgets else sequence.index.shape[1]  # type: ignore[operator]
     if stored != expected:
         raise PrunekitError(f"layer {layer} stored {stored} keys, {expected} were to stay")
-    kind = _pruned_class(type(held))
+    kind = _pruned_class(type(cache_layer))
     pruned = kind.__new__(kind)
-    pruned.__dict__.update(held.__dict__)
-    cache.layers[layer] = held = pruned
+    pruned.__dict__.update(cache_layer.__dict__)
+    cache.layers[layer] = cache_layer = pruned
     index = sequence.index if sequence.valid is None else sequence.index.masked_fill(~sequence.valid, -1)
-    held.prompt_index = index[:, index.shape[1] - expected :]
+    cache_layer.prompt_index = index[:, index.shape[1] - expected :]
     dense_length = state.layout.real.shape[1]
-    held.dense_length = held.prompt_length = dense_length
-    held.prompt_known = state.prompt_known
+    cache_layer.dense_length = cache_layer.prompt_length = dense_length
+    cache_layer.prompt_known = state.prompt_known
     if sliding:
-        held.cumulative_length = dense_length  # what masks are sized by
+        cache_layer.cumulative_length = dense_length  # what masks are sized by
     elif prompt is not None:
-        held.prefill_length = held.prefill_cumulative_length = dense_length
-        held.stored_prompt = expected
-    held.removed = state.removed(sequence)
-    held.padded = sequence.valid is not None
-    held.sequence, held.lent_count, held.gone = sequence.number, expected, {}
-    held.owner = weakref.ref(owner)
+        cache_layer.prefill_length = cache_layer.prefill_cumulative_length = dense_length
+        cache_layer.stored_prompt = expected
+    cache_layer.removed = state.removed(sequence)
+    cache_layer.padded = sequence.valid is not None
+    cache_layer.sequence, cache_layer.lent_count, cache_layer.gone = sequence.number, expected, {}
+    cache_layer.owner = weakref.ref(owner)

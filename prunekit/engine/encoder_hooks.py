@@ -179,13 +179,13 @@ class EncoderHooks(NotCopied):
         if self.tower.implementation:
             self._taps.add(module, self._tap(number), functools.partial(attention_function, self.tower, number))
             return
-        seen: dict[int, torch.Tensor] = {}
+        queries: dict[int, torch.Tensor] = {}
 
         def note_query(_: nn.Module, args: Any, output: torch.Tensor) -> None:
-            seen[threading.get_ident()] = output
+            queries[threading.get_ident()] = output
 
         def note_key(_: nn.Module, args: Any, output: torch.Tensor) -> None:
-            self._observe(number, seen.pop(threading.get_ident()), output, None, module.scale)
+            self._observe(number, queries.pop(threading.get_ident()), output, None, module.scale)
 
         def weigh(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
             bias = self._bias()
@@ -276,13 +276,13 @@ class EncoderHooks(NotCopied):
     def _enter_projector(self, projector: nn.Module, args: tuple[Any, ...]) -> None:
         if (run := self._run()) is None:
             return
-        record, (given,) = run.record, in_float32(args[0])
+        record, (features,) = run.record, in_float32(args[0])
         if self.tower.packed:
             record.images = [rows * columns for rows, columns in record.grids]
         else:
             record.images = [run.kept.shape[1]] * len(run.kept)
             record.grids = [self.tower.grid] * len(run.kept) if self.tower.grid is not None else []
-        record.features = given if not record.cuts else self._dense(run, given)
+        record.features = features if not record.cuts else self._dense(run, features)
 
     def _leave_projector(self, projector: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor | None:
         """The run is over; tokens that went leave zeros, so that the model finds as many features as placeholders."""
@@ -294,13 +294,13 @@ class EncoderHooks(NotCopied):
 
     def _leave_alone(self, module: nn.Module, args: Any, output: Any) -> None:
         if (run := self._run()) is not None:
-            found = run.index.gather(1, run.sources.clamp(min=0))
-            run.record.index = found.masked_fill(run.sources < 0, -1)
+            places = run.index.gather(1, run.sources.clamp(min=0))
+            run.record.index = places.masked_fill(run.sources < 0, -1)
             self._local.run = None
             if self.publish is not None:
                 self.publish(run.record)
 
     def _dense(self, run: EncoderRun, x: torch.Tensor) -> torch.Tensor:
         """x [T, M, C] of what stands, at the places of its patches: [T, P, C], zero elsewhere."""
-        found = gather_tokens(x, (run.index - run.prefix).clamp(min=0))
-        return found * run.kept[..., None].to(found.dtype)
+        dense = gather_tokens(x, (run.index - run.prefix).clamp(min=0))
+        return dense * run.kept[..., None].to(dense.dtype)

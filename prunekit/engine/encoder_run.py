@@ -107,8 +107,8 @@ def packed_rows(pack: Callable[..., Any], features: Any, args: Any, kwargs: Any,
         start += count
     mark = torch.full((1,), -1.0, dtype=torch.float64) if newline else None
     packed, _ = pack(numbers, *args, image_newline=mark, **kwargs)
-    found = torch.cat(list(packed))[:, 0]
-    rows = found.round().long()
-    if not torch.equal(rows.to(found.dtype), found):
+    numbered = torch.cat(list(packed))[:, 0]
+    rows = numbered.round().long()
+    if not torch.equal(rows.to(numbered.dtype), numbered):
         raise PrunekitError("tiles are interpolated here: no patch of its own stands behind a visual token")
     return rows

@@ -52,7 +52,7 @@ _pruned: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Any]] = weakref.WeakKe
 
 def hold(module: nn.Module, session: Any) -> None:
     """Note that a session prunes a model; raises if another does."""
-    if (held := _pruned.get(module)) is not None and held() is not None:
+    if (reference := _pruned.get(module)) is not None and reference() is not None:
         raise PrunekitError(
             f"{type(module).__name__} is pruned already: remove that pruner first, by its handle.remove() or "
             "prunekit.remove(model)"
@@ -62,12 +62,12 @@ def hold(module: nn.Module, session: Any) -> None:
 
 def holder(module: nn.Module) -> Any:
     """The session that prunes a model's core, None if there is none."""
-    return None if (held := _pruned.get(module)) is None else held()
+    return None if (reference := _pruned.get(module)) is None else reference()
 
 
 def release(module: nn.Module, session: Any) -> None:
     """Forget that a session prunes a model, if it does."""
-    if (held := _pruned.get(module)) is not None and held() is session:
+    if (reference := _pruned.get(module)) is not None and reference() is session:
         del _pruned[module]
 
 
@@ -219,8 +219,8 @@ class Session(NotCopied, Target):
         if input_ids is None and args:
             input_ids = args[0]
         embeds = kwargs.get("inputs_embeds")
-        if input_ids is None and (noted := thread.embedded_ids) is not None:
-            input_ids = repeated(noted, embeds)
+        if input_ids is None and (embedded := thread.embedded_ids) is not None:
+            input_ids = repeated(embedded, embeds)
             thread.embedded_ids = None  # other embeddings of this shape are not known to be theirs
         cache = cache_in(kwargs, args)
         if not is_fresh(cache):

@@ -86,8 +86,8 @@ class Family:
     @property
     def token_ids(self) -> tuple[int, ...]:
         """Ids of the placeholders that stand for visual tokens in ``input_ids``."""
-        found = (getattr(self.config, key, None) for key in TOKEN_ID_KEYS)
-        return tuple(dict.fromkeys(i for i in found if isinstance(i, int)))
+        ids = (getattr(self.config, key, None) for key in TOKEN_ID_KEYS)
+        return tuple(dict.fromkeys(i for i in ids if isinstance(i, int)))
 
     @property
     def rotary(self) -> nn.Module | None:
@@ -233,14 +233,14 @@ class Family:
 
     def _key_layers(self) -> list[int]:
         """For each layer the one whose keys it attends to: itself, or an earlier one of its type that shares them."""
-        found: list[int] = []
+        lenders: list[int] = []
         last: dict[Any, int] = {}
         for index, module in enumerate(self.attentions):
             kind = self._sharing_kind(module)
             if not getattr(module, "is_kv_shared_layer", False):
                 last[kind] = index
-            found.append(last.get(kind, index))
-        return found
+            lenders.append(last.get(kind, index))
+        return lenders
 
     def _sharing_kind(self, module: nn.Module | None) -> Any:
         """Layers take keys from the last layer of the same kind."""
@@ -297,14 +297,14 @@ class Family:
         getter = getattr(self.model, "get_decoder", None)
         return self._decoder_of(getter() if getter is not None else None, getattr(self.core, "language_model", None))
 
-    def _decoder_of(self, *found_first: nn.Module | None) -> nn.Module:
-        found = list(found_first)
-        while found:  # down through wrappers: a language model with a head, a decoder inside a model
-            module = found.pop(0)
+    def _decoder_of(self, *first_modules: nn.Module | None) -> nn.Module:
+        queue = list(first_modules)
+        while queue:  # down through wrappers: a language model with a head, a decoder inside a model
+            module = queue.pop(0)
             if isinstance(getattr(module, "layers", None), nn.ModuleList):
                 return module  # type: ignore[return-value]
             inner = (getattr(module, name, None) for name in ("model", "decoder", "text_model"))
-            found += [m for m in inner if isinstance(m, nn.Module) and m is not self.model]
+            queue += [m for m in inner if isinstance(m, nn.Module) and m is not self.model]
         raise PrunekitError(f"model type '{self.model_type}': no decoder layers found in {type(self.model).__name__}")
 
     def _layers(self) -> Sequence[nn.Module]:

@@ -79,8 +79,8 @@ def vision_of(family: Family) -> VisionTower:
     patches = support_of(name).patches
     projector = family.projector or getattr(family.core, "aligner", None)
     if patches is None or tower is None or projector is None:
-        known = sorted(name for name, row in SUPPORT.items() if row.patches is not None)
-        raise _unknown(name, f"known for {', '.join(known)}")
+        names = sorted(name for name, row in SUPPORT.items() if row.patches is not None)
+        raise _unknown(name, f"known for {', '.join(names)}")
     return _packed(family, tower) if patches.packed else _plain(family, patches, tower, projector)
 
 

@@ -58,18 +58,18 @@ class Budget:
             raise PrunekitError(f"budget final: the target must be a whole number of tokens, not {self.target:g}")
 
     @classmethod
-    def parse(cls, given: object) -> Budget:
+    def parse(cls, text: object) -> Budget:
         """From "kind:target"."""
-        if isinstance(given, cls):
-            return given
-        kind, _, value = str(given).partition(":")
+        if isinstance(text, cls):
+            return text
+        kind, _, value = str(text).partition(":")
         check_choice("budget", kind, KINDS)
         try:
             return cls(kind, float(value))
         except ValueError as error:
             if isinstance(error, PrunekitError):
                 raise
-            raise PrunekitError(f"budget '{given}': '{value}' is not a number, as in {kind}:{_EXAMPLE[kind]}") from None
+            raise PrunekitError(f"budget '{text}': '{value}' is not a number, as in {kind}:{_EXAMPLE[kind]}") from None
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.target:g}"

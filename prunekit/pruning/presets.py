@@ -35,15 +35,15 @@ def presets() -> dict[str, tuple[Path, dict[str, Any]]]:
     ]
     for folder in method_folders():
         sources += [(path.stem, path, None) for path in sorted(folder.glob("*.yaml"))]
-    found: dict[str, tuple[Path, dict[str, Any]]] = {}
+    entries_by_name: dict[str, tuple[Path, dict[str, Any]]] = {}
     for name, path, entries in sources:
-        if name in found:
-            raise PrunekitError(f"method '{name}' is defined twice: {found[name][0]} and {path}")
+        if name in entries_by_name:
+            raise PrunekitError(f"method '{name}' is defined twice: {entries_by_name[name][0]} and {path}")
         try:
-            found[name] = path, read_preset(path) if entries is None else check_preset(entries)
+            entries_by_name[name] = path, read_preset(path) if entries is None else check_preset(entries)
         except PrunekitError as error:
             warnings.warn(f"skipped {path}: {error}", stacklevel=3)
-    return dict(sorted(found.items()))
+    return dict(sorted(entries_by_name.items()))
 
 
 def read_preset(path: Path) -> dict[str, Any]:
@@ -68,18 +68,18 @@ def check_preset(data: dict[str, Any]) -> dict[str, Any]:
 
 def preset(name: str) -> dict[str, Any]:
     """The composition called ``name``."""
-    known = presets()
-    if name not in known:
-        raise UnknownNameError("method", name, known)
-    return known[name][1]
+    entries_by_name = presets()
+    if name not in entries_by_name:
+        raise UnknownNameError("method", name, entries_by_name)
+    return entries_by_name[name][1]
 
 
-def with_preset(data: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """A preset's entries overridden by ``given`` ones that are not None; a given budget replaces the preset's."""
-    given = {key: value for key, value in given.items() if value is not None}
-    if any(key in given for key in BUDGET):
+def with_preset(data: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """A preset's entries overridden by the ``options`` that are not None; a given budget replaces the preset's."""
+    options = {key: value for key, value in options.items() if value is not None}
+    if any(key in options for key in BUDGET):
         data = {key: value for key, value in data.items() if key not in BUDGET}
-    return {**data, **given}
+    return {**data, **options}
 
 
 def with_variant(parts: dict[str, Any], variant: str | None) -> dict[str, Any]:

@@ -174,8 +174,8 @@ class LayerView(View):
     def in_layer(self, dense: torch.Tensor) -> torch.Tensor:
         """A per-token tensor of the dense sequence [B, S_dense] as this layer's sequence [B, S] has it, on the layer's
         device."""
-        found = dense if self.sequence.index is None else dense.gather(1, self.sequence.index)
-        return found.to(self.hidden_states.device)
+        compact = dense if self.sequence.index is None else dense.gather(1, self.sequence.index)
+        return compact.to(self.hidden_states.device)
 
     @property
     def real(self) -> torch.Tensor:

@@ -92,7 +92,11 @@ class TrainedCompressor(Compressor):
             warnings.warn(f"reducer '{name}' has no weights file (reducer.weights=PATH): not trained", stacklevel=2)
 
     def module(self, width: int) -> Resampler:
-        """The module for a decoder of this width, float32: made, or read from ``weights``, at the first call."""
+        """The module for a decoder of this width, float32: made, or read from ``weights``, at the first call.
+
+        Raises:
+            PrunekitError: for heads that do not divide the width, and weights that do not fit.
+        """
         if self._module is None:
             if width % self.heads:
                 raise PrunekitError(f"reducer.heads: {self.heads} heads do not divide the decoder's width {width}")

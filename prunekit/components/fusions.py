@@ -142,7 +142,11 @@ class LearnedFusion(Fusion):
 
 
 def load_weights(path: str) -> torch.Tensor:
-    """The tensor "weights" [depth] of a safetensors file, float32; a name of ``SHIPPED`` stands for its file."""
+    """The tensor "weights" [depth] of a safetensors file, float32; a name of ``SHIPPED`` stands for its file.
+
+    Raises:
+        PrunekitError: for a file that is not there or holds no such tensor.
+    """
     path = str(SHIPPED.get(path, path))
     if not Path(path).is_file():
         raise PrunekitError(f"fusion.weights: no file '{path}'")

@@ -165,7 +165,11 @@ class Sites(Schedule):
 
 def block_places(fractions: list[float], blocks: int, fewer: bool = False) -> list[int]:
     """The encoder blocks at fractions of the first ``blocks``; where two fall on the same, it is one if ``fewer`` is
-    allowed, else an error."""
+    allowed, else an error.
+
+    Raises:
+        PrunekitError: where fractions fall on the same block, unless ``fewer``.
+    """
     places = [min(blocks - 1, round(fraction * blocks)) for fraction in fractions]
     if fewer:
         return list(dict.fromkeys(places))

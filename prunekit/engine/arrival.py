@@ -12,7 +12,11 @@ from prunekit.views.vision import VisionRecord, VisionView
 
 
 def arrive(record: VisionRecord | None, state: Prefill, hidden: torch.Tensor, axis: int) -> torch.Tensor:
-    """What the encoder left reaches layer 0: hidden states without the visual tokens that went inside it."""
+    """What the encoder left reaches layer 0: hidden states without the visual tokens that went inside it.
+
+    Raises:
+        PrunekitError: where the encoder has not run under this pruner.
+    """
     if record is None:
         raise PrunekitError(
             "the vision encoder did not run under this pruner: give it pixels, not features made before"

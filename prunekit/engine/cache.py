@@ -119,7 +119,11 @@ class PrunedLayerMixin:
         return index.masked_fill(hidden, -1)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last tokens. The prompt's tail behind the last token that went is whole, and may go as well."""
+        """Forget the last tokens. The prompt's tail behind the last token that went is whole, and may go as well.
+
+        Raises:
+            PrunekitError: for tokens that cannot be forgotten: those before the last one that went.
+        """
         if self.prompt_index is None:
             return super().crop(tokens_to_remove)  # type: ignore[misc]
         count, window = abs(tokens_to_remove), getattr(self, "sliding_window", None)
@@ -309,7 +313,11 @@ def seal_layers(cache: Any, state: Prefill, family: Family, owner: Any) -> None:
 
 
 def seal(cache: Any, layer: int, sequence: CompactSequence, state: Prefill, owner: Any) -> None:
-    """Put a pruned layer in place of ``cache.layers[layer]``, which a pruned prefill filled; checks its keys' shape."""
+    """Put a pruned layer in place of ``cache.layers[layer]``, which a pruned prefill filled; checks its keys' shape.
+
+    Raises:
+        PrunekitError: if the layer stored another number of keys than were to stay.
+    """
     cache_layer = cache.layers[layer]
     assert sequence.index is not None
     window, prompt = getattr(cache_layer, "sliding_window", None), getattr(cache_layer, "prefill_keys", None)

@@ -33,7 +33,11 @@ def corrects_steps(target: Target) -> bool:
 def decode_layer(
     target: Target, index: int, hidden: torch.Tensor, kwargs: dict[str, Any], memo: dict[tuple[Any, ...], Any]
 ) -> tuple[tuple[torch.Tensor], dict[str, Any]] | None:
-    """The arguments of layer ``index`` in a decode step, None if they can stay; ``memo`` lasts for the step."""
+    """The arguments of layer ``index`` in a decode step, None if they can stay; ``memo`` lasts for the step.
+
+    Raises:
+        PrunekitError: for what cannot be made to fit the stored keys.
+    """
     cache = cache_in(kwargs)
     source = target.family.key_layers[index]
     slot = target.family.cache_slots[source][0]

@@ -98,7 +98,11 @@ def packed_grids(tower: VisionTower, grids: torch.Tensor) -> list[tuple[int, int
 
 
 def packed_rows(pack: Callable[..., Any], features: Any, args: Any, kwargs: Any, newline: bool) -> torch.Tensor:
-    """The row behind each token that ``pack`` makes of tiles [tiles, P, D] of several images; -1 for a newline."""
+    """The row behind each token that ``pack`` makes of tiles [tiles, P, D] of several images; -1 for a newline.
+
+    Raises:
+        PrunekitError: where tiles are interpolated, so that no patch stands behind a token.
+    """
     numbers, start = [], 0
     for image in features:
         count = image.shape[0] * image.shape[1]

@@ -79,7 +79,11 @@ class Prefill:
 
     @classmethod
     def begin(cls, layout: PromptLayout, regions: Regions | None = None, prompt_known: bool = False) -> Prefill:
-        """The dense start: everything stands. ``regions`` of fewer samples than there are (beams) are repeated."""
+        """The dense start: everything stands. ``regions`` of fewer samples than there are (beams) are repeated.
+
+        Raises:
+            PrunekitError: for regions of a number of samples that does not divide the batch.
+        """
         state = cls(
             layout,
             CompactSequence(0, None, None, layout.lengths),

@@ -210,11 +210,19 @@ class Family:
     def bias_at(
         self, module: nn.Module, states: torch.Tensor, queries: torch.Tensor, keys: torch.Tensor
     ) -> torch.Tensor:
-        """What ``relative_bias`` makes of ``states`` for true positions [B, Q] and [B, K]: [B, H, Q, K]."""
+        """What ``relative_bias`` makes of ``states`` for true positions [B, Q] and [B, K]: [B, H, Q, K].
+
+        Raises:
+            PrunekitError: for a family that has none.
+        """
         raise NotImplementedError
 
     def attention_function(self, layer: int) -> Callable[..., Any]:
-        """The attention function that layer would call by itself."""
+        """The attention function that layer would call by itself.
+
+        Raises:
+            PrunekitError: for a layer without one.
+        """
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
         module = self.attentions[layer]

@@ -59,7 +59,11 @@ class Budget:
 
     @classmethod
     def parse(cls, text: object) -> Budget:
-        """From "kind:target"."""
+        """From "kind:target".
+
+        Raises:
+            PrunekitError: for another kind, and a target that is no number or out of its range.
+        """
         if isinstance(text, cls):
             return text
         kind, _, value = str(text).partition(":")

@@ -234,7 +234,11 @@ def _decoder_evidence(recipe: Recipe, family: Family, layers: list[int]) -> list
 
 
 def check_cuts(schedule: Schedule, depth: int, ratio: float) -> tuple[Cut, ...]:
-    """The cuts of a schedule, or an error if what it returns is no plan for a decoder of ``depth`` layers."""
+    """The cuts of a schedule, or an error if what it returns is no plan for a decoder of ``depth`` layers.
+
+    Raises:
+        PrunekitError: names the schedule and what it returned.
+    """
     cuts, name = schedule.cuts(depth, ratio), component_name(schedule)
     layers, ratios = [cut.layer for cut in cuts], [cut.ratio for cut in cuts]
     sites = [site for site in schedule.sites if site != "vision"]

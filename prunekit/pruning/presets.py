@@ -28,7 +28,11 @@ def methods() -> dict[str, Path]:
 
 
 def presets() -> dict[str, tuple[Path, dict[str, Any]]]:
-    """File and checked composition of all named methods."""
+    """File and checked composition of all named methods.
+
+    Raises:
+        PrunekitError: for a name that is defined twice.
+    """
     composed = registry.compositions()
     sources: list[tuple[str, Path, dict[str, Any] | None]] = [
         (name, path or IN_PYTHON, entries) for name, (entries, path) in composed.items()
@@ -67,7 +71,11 @@ def check_preset(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def preset(name: str) -> dict[str, Any]:
-    """The composition called ``name``."""
+    """The composition called ``name``.
+
+    Raises:
+        PrunekitError: for a name that there is not (``UnknownNameError``).
+    """
     entries_by_name = presets()
     if name not in entries_by_name:
         raise UnknownNameError("method", name, entries_by_name)
@@ -83,7 +91,11 @@ def with_preset(data: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]
 
 
 def with_variant(parts: dict[str, Any], variant: str | None) -> dict[str, Any]:
-    """Components, each a mapping of ``name`` and options, in the ``variant`` (paper, code) of those that have any."""
+    """Components, each a mapping of ``name`` and options, in the ``variant`` (paper, code) of those that have any.
+
+    Raises:
+        PrunekitError: where no component has variants.
+    """
     if variant is None:
         return parts
     kinds = [kind for kind in parts if kind in KINDS and "name" in parts[kind]]
@@ -98,6 +110,9 @@ def method(name: str, *, variant: str | None = None, **overrides: Any) -> Pruner
 
     Args:
         variant: "paper" or "code", where the two differ and the method offers both.
+
+    Raises:
+        PrunekitError: for a name or an option that there is not.
     """
     data = preset(name)
     for key in overrides:

@@ -65,6 +65,9 @@ class Pruner(Recipe):
                 choose what stays, such as a candidate answer; "all" if nothing does. ``generate`` and labels say it by
                 themselves.
             visual: where the visual tokens stand, bool [B, S], for a model that is given ``inputs_embeds``.
+
+        Raises:
+            PrunekitError: for a model that is pruned already, or cannot be pruned so; it names the module.
         """
         if is_timm(inner := unwrap(model)):
             if prompt is not None or visual is not None:

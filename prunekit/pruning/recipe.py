@@ -77,7 +77,11 @@ class Recipe:
 
     def replace(self, **changes: Any) -> Self:
         """The same with other components or options; one of ``keep_ratio``, ``keep_tokens`` and ``budget`` replaces the
-        one that was there."""
+        one that was there.
+
+        Raises:
+            PrunekitError: for an option that a pruner does not have.
+        """
         options: dict[str, Any] = {**self.components, "positions": self.positions, "name": self.name}
         for name in changes:
             if name not in (*options, *SHARES):

@@ -45,6 +45,9 @@ def real_tokens(attention_mask: torch.Tensor | dict[str, Any] | None, visual: to
 
     A 2-D mask says it itself. In a 4-D one [B or 1, 1|H, S, S], bool or additive, padding is what does not see itself;
     of several, by the kind of layer, full attention's counts.
+
+    Raises:
+        PrunekitError: for a mask of another shape.
     """
     if isinstance(attention_mask, dict):
         attention_mask = attention_mask.get("full_attention", next(iter(attention_mask.values()), None))

@@ -60,7 +60,11 @@ class View:
         return self._attention().keys
 
     def query_index(self, queries: QuerySet) -> tuple[torch.Tensor, torch.Tensor]:
-        """Slots [B, Q] of a query set and which of them exist [B, Q] (samples may have fewer than Q)."""
+        """Slots [B, Q] of a query set and which of them exist [B, Q] (samples may have fewer than Q).
+
+        Raises:
+            PrunekitError: for a name that stands for no query set (``UnknownNameError``).
+        """
         raise NotImplementedError
 
     def attention(self, queries: QuerySet) -> torch.Tensor:
@@ -210,6 +214,9 @@ class LayerView(View):
         """Slots [B, Q] of a query set and which of them exist [B, Q] (samples may have fewer than Q).
 
         ``queries`` is "text" (the instruction), "last" (the last real token), "visual", "all", or a bool mask [B, S].
+
+        Raises:
+            PrunekitError: for a name that stands for no query set (``UnknownNameError``).
         """
         if isinstance(queries, torch.Tensor):
             return ragged_index(queries & self.asked, int(queries.sum(1).max()))
@@ -267,7 +274,11 @@ class LayerView(View):
     @property
     def vision(self) -> VisionView:
         """The encoder's side of the visual tokens: patch features, keys, CLS attention (components with
-        ``uses_vision``)."""
+        ``uses_vision``).
+
+        Raises:
+            PrunekitError: where no component has asked for it.
+        """
         if self.context.vision is None:
             raise PrunekitError(
                 "view.vision was not noted; a component that reads it must set the class attribute uses_vision = True"

@@ -73,6 +73,9 @@ class VisionRecord:
         """The row behind each visual token, long [B, N], -1 where there is none.
 
         Beams and returned sequences repeat each sample after the encoder has run.
+
+        Raises:
+            PrunekitError: where rows and placeholders do not agree.
         """
         total = sum(self.images)
         rows = torch.arange(total, device=layout.exists.device) if self.rows is None else self.rows

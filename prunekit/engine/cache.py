@@ -122,7 +122,7 @@ class PrunedLayerMixin:
         """Forget the last tokens. The prompt's tail behind the last token that went is whole, and may go as well.
 
         Raises:
-            PrunekitError: for tokens that cannot be forgotten: those before the last one that went.
+            PrunekitError: for a sliding window, whose older keys are gone.
         """
         if self.prompt_index is None:
             return super().crop(tokens_to_remove)  # type: ignore[misc]

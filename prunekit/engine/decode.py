@@ -36,7 +36,7 @@ def decode_layer(
     """The arguments of layer ``index`` in a decode step, None if they can stay; ``memo`` lasts for the step.
 
     Raises:
-        PrunekitError: for what cannot be made to fit the stored keys.
+        PrunekitError: for several tokens at a time, on a family that can take only one.
     """
     cache = cache_in(kwargs)
     source = target.family.key_layers[index]

@@ -213,7 +213,7 @@ class Family:
         """What ``relative_bias`` makes of ``states`` for true positions [B, Q] and [B, K]: [B, H, Q, K].
 
         Raises:
-            PrunekitError: for a family that has none.
+            NotImplementedError: for a family that has none.
         """
         raise NotImplementedError
 

@@ -55,7 +55,7 @@ def test_an_error_inside_a_forward_leaves_nothing_behind():
     before = logits(model, batch)
     with prunekit.Pruner(Broken(), schedule="one_shot")(model):
         for _ in range(2):
-            with pytest.raises(RuntimeError, match="broken scorer"):
+            with pytest.raises(ValueError, match=r"Broken\.score failed at layer 0: RuntimeError: broken scorer"):
                 logits(model, batch)
     assert torch.equal(logits(model, batch), before)
     with prunekit.Pruner(**PRUNER)(model):

@@ -26,6 +26,9 @@ class Component:
     uses_vision: ClassVar[bool] = False
     """Whether it reads ``view.vision``, the encoder's side of the visual tokens. If not, nothing is noted for it."""
 
+    uses_places: ClassVar[bool] = False
+    """Whether it reads ``view.places``: which image or video, frame, row and column each token is of."""
+
     def check(self, depth: int) -> None:
         """Raise ``PrunekitError`` if this component cannot work on a decoder of ``depth`` layers."""
 

@@ -77,12 +77,14 @@ class Plan(Parts):
         cuts: by layer, in order.
         quota: how many tokens stay after each.
         encoder: what happens in the vision encoder; None where it is left alone.
+        notes_media: whether a component reads ``view.places``.
     """
 
     depth: int
     cuts: Mapping[int, CutPlan]
     quota: Quota
     encoder: EncoderPlan | None = None
+    notes_media: bool = False
 
     @property
     def cut_layers(self) -> tuple[int, ...]:

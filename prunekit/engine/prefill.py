@@ -14,6 +14,7 @@ from prunekit.tensors.indexing import gather_tokens, on_device, scatter_where
 from prunekit.tensors.sequences import CompactSequence, PromptLayout
 from prunekit.views.doubts import Doubt
 from prunekit.views.layer import LayerView, PrefillContext, Regions
+from prunekit.views.media import MediaRecord
 from prunekit.views.trace import CutRecord
 from prunekit.views.vision import VisionView
 
@@ -53,6 +54,8 @@ class Prefill:
         notes: what views make once for all layers (``View.once``).
         inputs_embeds: what entered layer 0, [B, S, D].
         vision: the encoder's side of the visual tokens, where a component reads it.
+        inputs: keyword arguments of the core model, where its media are noted.
+        media: its images and videos, where a component asks where their tokens stand.
         positions: position ids as the model gave them to its rotary embedding.
         gates: of a gated pass in training.
     """
@@ -74,6 +77,8 @@ class Prefill:
     notes: dict[str, Any] = field(default_factory=dict)
     inputs_embeds: torch.Tensor | None = None
     vision: VisionView | None = None
+    inputs: dict[str, Any] = field(default_factory=dict)
+    media: MediaRecord | None = None
     positions: torch.Tensor | None = None
     gates: Gates | None = None
 
@@ -102,7 +107,7 @@ class Prefill:
         """What a scorer sees of ``layer`` now, on the device of that layer."""
         (hidden,) = in_float32(hidden)
         alive, slots = self.kept.to(hidden.device), self.slots.to(hidden.device)
-        context = PrefillContext(self.inputs_embeds, self.regions, self.vision)
+        context = PrefillContext(self.inputs_embeds, self.regions, self.vision, self.media)
         return LayerView(
             hidden, layer, self.layout, self.sequence, alive, slots, grid, context=context, site=site, notes=self.notes
         )
@@ -134,7 +139,8 @@ class Prefill:
         """Reorder the visual slots so that the tokens of an image follow each other by ``ranks`` [B, N], then by place:
         where each slot [B, M] takes its content from. The slots keep their own places, so this is for positions
         without gaps."""
-        image, ranks = self.layout.image.to(ranks.device), ranks.to(self.slots.device)
+        ranks = ranks.to(self.slots.device)
+        image = self.layout.image.to(ranks.device)
         spare = self.layout.real.shape[1]
         # Slots of an image are contiguous in both orders, so sorting the kept ones alone is a permutation of them.
         order = (image * (ranks.amax() + 1) + ranks) * (spare + 1) + self.slots

@@ -45,6 +45,7 @@ from prunekit.tensors.indexing import gather_tokens, scatter_where
 from prunekit.tensors.sequences import PromptLayout, repeated
 from prunekit.views.doubts import check_doubts
 from prunekit.views.layer import LayerView, Regions
+from prunekit.views.media import MediaRecord
 from prunekit.views.trace import Trace, TraceRecord
 
 _pruned: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Any]] = weakref.WeakKeyDictionary()
@@ -111,6 +112,8 @@ class Session(NotCopied, Target):
             self._handles.append(core.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
             if self.encoder is not None:
                 self.encoder.install(core)
+            if self.media is not None:
+                self.media.install()
             if (embeddings := self.family.input_embeddings) is not None:
                 self._handles.append(embeddings.register_forward_pre_hook(self._note_ids, with_kwargs=True))
             if (decoder := self.family.decoder) is not core:
@@ -140,6 +143,8 @@ class Session(NotCopied, Target):
         self.caller.remove()
         if self.encoder is not None:
             self.encoder.remove()
+        if self.media is not None:
+            self.media.remove()
         self._handles = []
         release(self.family.core, self)
 
@@ -245,8 +250,16 @@ class Session(NotCopied, Target):
         check_checkpointing(self)
         thread.forward = Prefill.begin(layout, self.regions, prompt_known=end.known)
         self.cutter.begin(thread.forward, kwargs)
-        if self.encoder is not None and any("pixel" in name for name, value in kwargs.items() if value is not None):
-            self.encoder.pop_record()  # what an earlier run left: this forward pass encodes its own
+        if any("pixel" in name for name, value in kwargs.items() if value is not None):
+            self._forget_encoded()  # what an earlier run left: this forward pass encodes its own
+        if self.media is not None:
+            thread.forward.inputs = {name: value for name, value in kwargs.items() if name != "cache"}
+
+    def _forget_encoded(self) -> None:
+        if self.encoder is not None:
+            self.encoder.pop_record()
+        if self.media is not None:
+            self.media.pop()
 
     def _visual(
         self, input_ids: torch.Tensor | None, embeds: torch.Tensor | None, kwargs: dict[str, Any]
@@ -348,6 +361,8 @@ class Session(NotCopied, Target):
         check_sequence(self, index, state, hidden)
         if index == 0:
             state.inputs_embeds = self.family.one_state(hidden)
+            if self.media is not None:
+                state.media = MediaRecord(self.family, self.media.pop(), state.inputs)
             if self.encoder is not None:
                 hidden = arrive(self.encoder.pop_record(), state, hidden, self.family.token_axis)
         if index in self.plan.cut_layers:

@@ -12,6 +12,7 @@ from prunekit.engine.guards import check_weights
 from prunekit.engine.plan import CutPlan, EncoderPlan, Parts, Plan
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
+from prunekit.families.support import support_of
 from prunekit.families.vision import VisionTower, vision_of
 from prunekit.pruning.budget import Allotment, allot, place
 from prunekit.pruning.recipe import Recipe, component_name
@@ -63,6 +64,7 @@ def plan(recipe: Recipe, family: Family) -> Plan:
     for component in recipe.components.values():
         component.check(family.depth)
     _check_family(recipe, family)
+    _check_places(recipe, family)
     allotment = allotment_of(recipe, family)
     schedule = recipe.schedule if allotment is None else allotment.schedule
     cuts = check_cuts(schedule, family.depth, recipe.share)
@@ -78,7 +80,14 @@ def plan(recipe: Recipe, family: Family) -> Plan:
     if reason := family.refuses_cuts(tuple(plans)):
         raise PrunekitError(f"model type '{family.model_type}' cannot be pruned here: {reason}")
     quota = ScheduleQuota(schedule, family.depth, recipe.share, recipe.keep_tokens, allotment)
-    return Plan(**parts_of(recipe), depth=family.depth, cuts=plans, quota=quota, encoder=encoder)
+    return Plan(
+        **parts_of(recipe),
+        depth=family.depth,
+        cuts=plans,
+        quota=quota,
+        encoder=encoder,
+        notes_media=recipe.reads_places,
+    )
 
 
 def outline(recipe: Recipe, depth: int, width: int, mlp_width: int) -> Plan:
@@ -215,6 +224,16 @@ def _check_family(recipe: Recipe, family: Family) -> None:
     if recipe.reducer.reduces and family.stacked:
         kind, reducer = type(family.layers[0]).__name__, recipe.reducer.registered_name
         raise PrunekitError(f"reducer '{reducer}': {kind} of '{name}' carries several hidden states for a token")
+
+
+def _check_places(recipe: Recipe, family: Family) -> None:
+    """Raise for a component that needs to know where tokens stand, on a family whose geometry is not known."""
+    readers = [part for part in recipe.components.values() if part.uses_places]
+    if readers and support_of(family.model_type).geometry is None:
+        what = f"{readers[0].registered_name}' ({type(readers[0]).__name__})"
+        raise PrunekitError(
+            f"'{what} needs view.places: where the visual tokens of '{family.model_type}' stand is not known"
+        )
 
 
 def _decoder_evidence(recipe: Recipe, family: Family, layers: list[int]) -> list[int]:

@@ -106,9 +106,19 @@ class Recipe:
         return any(part.uses_vision for part in (self.scorer, self.selector, self.reducer))
 
     @property
+    def reads_places(self) -> bool:
+        """Whether a component looks at where the visual tokens stand."""
+        return any(part.uses_places for part in self.components.values())
+
+    @property
     def needs_pixels(self) -> bool:
         """Whether the vision encoder must run under this pruner, so that features made before do not do."""
-        return self.reads_vision or self.reducer.acts_before_projector or "vision" in self.schedule.sites
+        return (
+            self.reads_vision
+            or self.reads_places
+            or self.reducer.acts_before_projector
+            or "vision" in self.schedule.sites
+        )
 
     def describe(self) -> dict[str, Any]:
         """Names and options, as plain data; what ``save`` writes and ``load`` reads."""

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from prunekit.errors import UnknownNameError
+from prunekit.errors import PrunekitError, UnknownNameError
 from prunekit.tensors.attention import AttentionInputs
 from prunekit.tensors.indexing import ragged_index
 from prunekit.views.layer import QuerySet, View
+from prunekit.views.places import Places, grid_places
 
 
 @dataclass
@@ -31,6 +32,17 @@ class EncoderView(View):
     prefix: int = 1
     site: str = "vision"
     notes: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def places(self) -> Places:
+        """Row and column of each patch, in images that are samples of their own.
+
+        Raises:
+            PrunekitError: where images differ in size.
+        """
+        if self.grid is None:
+            raise PrunekitError(f"block {self.layer} of the encoder: images of different sizes have no one grid")
+        return grid_places(len(self.alive), self.grid, self.hidden_states.device)
 
     def query_index(self, queries: QuerySet) -> tuple[torch.Tensor, torch.Tensor]:
         if isinstance(queries, torch.Tensor):

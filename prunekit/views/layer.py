@@ -12,6 +12,8 @@ from prunekit.errors import PrunekitError, UnknownNameError
 from prunekit.tensors.attention import AttentionInputs
 from prunekit.tensors.indexing import gather_tokens, ragged_index
 from prunekit.tensors.sequences import CompactSequence, PromptLayout
+from prunekit.views.media import MediaRecord
+from prunekit.views.places import Places
 from prunekit.views.vision import VisionView
 
 T = TypeVar("T")
@@ -141,11 +143,13 @@ class PrefillContext:
         inputs_embeds: what entered layer 0, [B, S_dense, D].
         regions: where the answer of each sample is, if the caller said so.
         vision: the encoder's side of the visual tokens, where a component reads it.
+        media: the images and videos, where a component reads their places.
     """
 
     inputs_embeds: torch.Tensor | None = None
     regions: Regions | None = None
     vision: VisionView | None = None
+    media: MediaRecord | None = None
 
 
 @dataclass
@@ -270,6 +274,20 @@ class LayerView(View):
         if self.context.regions is None:
             raise PrunekitError("regions: nothing says where the answers are; this data does not know it")
         return self.context.regions
+
+    @property
+    def places(self) -> Places:
+        """Which image or video, frame, row and column each visual token is of (components with ``uses_places``).
+
+        Raises:
+            PrunekitError: where the model's inputs do not say it, or no component has asked for it.
+        """
+        media = self.context.media
+        if media is None:
+            raise PrunekitError(
+                "view.places was not noted; a component that reads it must set the class attribute uses_places = True"
+            )
+        return self.once("places", lambda: media.places(self.layout)).to(self.hidden_states.device)
 
     @property
     def vision(self) -> VisionView:

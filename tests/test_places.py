@@ -127,6 +127,20 @@ def packed(pixels, grids):
     return paint
 
 
+def strip(pixels, sizes):
+    """All patches of all pictures side by side, 4 × 4 of them to a token."""
+
+    def paint(inputs, m, draw):
+        grids = inputs[sizes].tolist()
+        start, (high, wide) = sum(h * w for h, w in grids[:m]), grids[m]
+        row, column = draw.randrange(high // 4), draw.randrange(wide // 4)
+        for patch in ((4 * row + i) * wide + 4 * column + j for i in range(4) for j in range(4)):
+            inputs[pixels][..., 4 * (start + patch) : 4 * (start + patch + 1)] += 3.0
+        return (1, high // 4, wide // 4), (0, row, column)
+
+    return paint
+
+
 IMAGES, VIDEOS = packed("pixel_values", "image_grid_thw"), packed("pixel_values_videos", "video_grid_thw")
 PAINTERS = {
     ("llava", "image"): plain(4, 4),
@@ -142,6 +156,8 @@ PAINTERS = {
     ("llava_next_video", "video"): filmed(8, 1, 1),
     ("llava_onevision", "image"): tiled,
     ("llava_onevision", "video"): filmed(8, 1, 1),
+    ("minicpmv4_6", "image"): strip("pixel_values", "target_sizes"),
+    ("minicpmv4_6", "video"): strip("pixel_values_videos", "target_sizes_videos"),
     ("video_llava", "image"): plain(3, 3),
     ("video_llava", "video"): filmed(2, 3, 3),
     **{(name, "image"): IMAGES for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v", "video_llama_3")},

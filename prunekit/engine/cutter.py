@@ -139,10 +139,10 @@ class Cutter:
         reduced = (
             self.reduce(site, scores_BN.nan_to_num(nan=-torch.inf), choice) if self.parts.reducer.reduces else None
         )
-        added = None if reduced is None else reduced.added
-        stays_BN = choice.kept if added is None else choice.kept | added
-        sources = carry_sources(site.sources(), site.alive, stays_BN, None if reduced is None else reduced.sources)
-        site.record(CutRecord(site.view.site, site.view.layer, stays_BN, scores_BN, added, sources))
+        added_BN = None if reduced is None else reduced.added
+        stays_BN = choice.kept if added_BN is None else choice.kept | added_BN
+        sources_BN = carry_sources(site.sources(), site.alive, stays_BN, None if reduced is None else reduced.sources)
+        site.record(CutRecord(site.view.site, site.view.layer, stays_BN, scores_BN, added_BN, sources_BN))
         return site.shorten(stays_BN, choice, reduced)
 
     def reduce(self, site: CutSite, ranked_BN: torch.Tensor, choice: Choice) -> Reduced:

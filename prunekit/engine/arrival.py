@@ -28,9 +28,9 @@ def arrive(record: VisionRecord | None, state: Prefill, hidden: torch.Tensor, ax
         kept_BN = state.vision.gather(cut.kept.flatten())
         scores_BN = state.vision.gather(cut.scores.flatten()).masked_fill(~state.kept, torch.nan)
         state.cuts.append(CutRecord(cut.site, cut.layer, kept_BN, scores_BN, sources=_within_samples(cut, source_BN)))
-    if not record.cuts or bool(record.cuts[-1].kept.all()):
+    if not record.cuts or bool((kept_TP := record.cuts[-1].kept).all()):
         return hidden
-    share = int(record.cuts[-1].kept[0].sum()) / record.cuts[-1].kept.shape[1]
+    share = int(kept_TP[0].sum()) / kept_TP.shape[1]  # the same in every image
     counts = state.layout.counts
     lengths = tuple(s - n + round(share * n) for s, n in zip(state.layout.lengths, counts, strict=True))
     return gather_tokens(hidden, state.shorten(state.cuts[-1].kept, lengths), axis)

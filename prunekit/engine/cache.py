@@ -86,8 +86,9 @@ class PrunedLayerMixin:
 
     def index_with(self, count: int) -> torch.Tensor:
         """Dense positions of the stored keys and of ``count`` new ones behind them, [B, stored + count]."""
-        new_Q = torch.arange(self.dense_length, self.dense_length + count, device=self.key_index.device)
-        return torch.cat([self.key_index, new_Q.expand(self.key_index.shape[0], -1)], dim=1)
+        index_BK = self.key_index
+        new_Q = torch.arange(self.dense_length, self.dense_length + count, device=index_BK.device)
+        return torch.cat([index_BK, new_Q.expand(len(index_BK), -1)], dim=1)
 
     def _latest(self, count: int) -> torch.Tensor:
         """Positions of the last ``count`` keys: those of the prompt, then every one since."""

@@ -125,15 +125,13 @@ def _mask(
         return mask
     # A layer that borrows comes after its lender, which has stored the new keys already.
     length = cache_layer.dense_length - (0 if source == index else queries)
-    key_index = cache_layer.key_index if source == index else cache_layer.lent_index(index, queries)
-    columns = None if mask is None else cache_layer.columns(key_index, length, mask.shape[-1], queries)
-    padded, start = (
-        cache_layer.padded or index in cache_layer.gone,
-        cache_layer.window_start() if source == index else 0,
-    )
+    key_index_BK = cache_layer.key_index if source == index else cache_layer.lent_index(index, queries)
+    columns_BK = None if mask is None else cache_layer.columns(key_index_BK, length, mask.shape[-1], queries)
+    padded = cache_layer.padded or index in cache_layer.gone
+    start = cache_layer.window_start() if source == index else 0
     if mask is None and start:
-        key_index, padded = key_index.masked_fill(key_index < start, -1), True
-    return decode_mask(mask, key_index, columns, padded, queries, target.family.implementation, dtype)
+        key_index_BK, padded = key_index_BK.masked_fill(key_index_BK < start, -1), True
+    return decode_mask(mask, key_index_BK, columns_BK, padded, queries, target.family.implementation, dtype)
 
 
 def mask_over_keys(target: Target, mask: Any, state: Prefill | None, query: torch.Tensor) -> Any:

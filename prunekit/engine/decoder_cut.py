@@ -17,7 +17,12 @@ from prunekit.views.trace import CutRecord
 
 
 class DecoderCut(CutSite):
-    """A cut before layer ``index``, which ``hidden`` [B, S, D] and ``arguments`` are about to enter."""
+    """A cut before layer ``index``, which ``hidden`` [B, M, D] and ``arguments`` are about to enter.
+
+    Attributes:
+        others: real tokens of each sample that are not visual.
+        projects: whether a reducer works on what the projector reads.
+    """
 
     def __init__(
         self, target: Target, index: int, state: Prefill, hidden: torch.Tensor, arguments: dict[str, Any]
@@ -32,15 +37,12 @@ class DecoderCut(CutSite):
             for n, length, now in zip(layout.counts, layout.prompt_lengths, self.standing, strict=True)
         ]
         if index in cut.evidence:
-            state.evidence.add(target.plan, view_ahead(target, index, state, hidden, arguments), counted=self._counted)
+            view = view_ahead(target, index, state, hidden, arguments)
+            state.evidence.add(target.plan, view, counted=target.plan.selector.adapts_count)
         self.view = state.view(index, family.one_state(hidden), family.grid, cut.site)
         self.projects = target.plan.reducer.acts_before_projector and cut.site == "input"
         if self.projects and self.view.vision.record.tower.tiled:  # of newlines nothing can be made
             self.patches = self.view.vision.exists.to(self.alive.device)
-
-    @property
-    def _counted(self) -> bool:
-        return self.target.plan.selector.adapts_count
 
     def tokens(self) -> torch.Tensor:
         if self.projects:

@@ -50,8 +50,8 @@ def _make(target: Target, index: int, name: str, value: Any, state: Prefill, hid
     if name in KEY_PLACES:
         return _carry_places(value, state)
     if target.plan.positions == "renumber" and name in ("position_embeddings", "position_ids"):
-        numbers = renumbered(target.positions, state)
-        return numbers if name == "position_ids" else family.rotary(hidden, numbers)  # type: ignore[misc]
+        positions = renumbered(target.positions, state)
+        return positions if name == "position_ids" else family.rotary(hidden, positions)  # type: ignore[misc]
     if _is_handed_on(value, state):
         assert state.cut_slots is not None
         return gather_tokens(value, state.cut_slots)

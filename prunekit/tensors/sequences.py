@@ -135,8 +135,8 @@ class PromptLayout:
             raise PrunekitError(f"samples {behind_end} have visual tokens behind the end of their prompt; {MARK}")
         present_BS = real_BS.clone()
         present_BS[:, -1] = True
-        silent = zip(counts, text_counts, prompt_lengths, strict=True)
-        lonely = [b for b, (n, words, length) in enumerate(silent) if n and length and not words]
+        samples = enumerate(zip(counts, text_counts, prompt_lengths, strict=True))
+        lonely = [b for b, (n, words, length) in samples if n and length and not words]
         if lonely:
             warnings.warn(f"no text after the image in samples {lonely}: their last token stands in", stacklevel=2)
             text_BS = text_BS.clone()

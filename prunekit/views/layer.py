@@ -34,6 +34,8 @@ class View:
         alive: visual tokens still there, bool [B, N].
         slots: where they stand in the sequence, long [B, N], arbitrary where not ``alive``.
         grid: rows and columns of patches of an image, where they are fixed, else None.
+        inputs: what the layer gives its attention function; None where it was not captured.
+        notes: what ``once`` has made, by name.
     """
 
     site: str

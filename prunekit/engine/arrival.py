@@ -12,7 +12,8 @@ from prunekit.views.vision import VisionRecord, VisionView
 
 
 def arrive(record: VisionRecord | None, state: Prefill, hidden: torch.Tensor, axis: int) -> torch.Tensor:
-    """What the encoder left reaches layer 0: hidden states without the visual tokens that went inside it.
+    """What the encoder left reaches layer 0: hidden states [B, S, D], tokens on ``axis``, without the visual tokens
+    that went inside it, [B, M, D].
 
     Raises:
         PrunekitError: where the encoder has not run under this pruner.

@@ -91,7 +91,7 @@ class PrunedLayerMixin:
         return torch.cat([index_BK, new_Q.expand(len(index_BK), -1)], dim=1)
 
     def _latest(self, count: int) -> torch.Tensor:
-        """Positions of the last ``count`` keys: those of the prompt, then every one since."""
+        """Positions of the last ``count`` keys, [B, count]: those of the prompt, then every one since."""
         assert self.prompt_index is not None
         new_K = torch.arange(self.prompt_length, self.dense_length, device=self.prompt_index.device)
         index_BK = torch.cat([self.prompt_index, new_K.expand(len(self.prompt_index), -1)], dim=1)
@@ -114,7 +114,8 @@ class PrunedLayerMixin:
         return 0 if window is None else max(0, self.dense_length - new - window + 1)
 
     def lent_index(self, borrower: int, queries: int) -> torch.Tensor:
-        """The keys handed to a layer that borrows them, without the ``queries`` new ones; -1 where it must not look."""
+        """Positions of the keys handed to a layer that borrows them, without the ``queries`` new ones, [B, stored]; -1
+        where it must not look."""
         index_BK = self.lent[:, : self.lent.shape[1] - queries]
         if borrower not in self.gone:
             return index_BK

@@ -78,8 +78,8 @@ class Caller:
 
     @property
     def labels(self) -> torch.Tensor | None:
-        """The labels of the running forward pass. ``model.forward(...)`` called past the hooks, as PEFT does, is looked
-        up among the running functions."""
+        """The labels [B, S] of the running forward pass. ``model.forward(...)`` called past the hooks, as PEFT does, is
+        looked up among the running functions."""
         if self.call.depth:
             return self.call.labels
         frame = sys._getframe()

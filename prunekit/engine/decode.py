@@ -33,7 +33,8 @@ def corrects_steps(target: Target) -> bool:
 def decode_layer(
     target: Target, index: int, hidden: torch.Tensor, kwargs: dict[str, Any], memo: dict[tuple[Any, ...], Any]
 ) -> tuple[tuple[torch.Tensor], dict[str, Any]] | None:
-    """The arguments of layer ``index`` in a decode step, None if they can stay; ``memo`` lasts for the step.
+    """The arguments of layer ``index`` in a decode step on ``hidden`` [B, Q, D], None if they can stay; ``memo`` lasts
+    for the step.
 
     Raises:
         PrunekitError: for several tokens at a time, on a family that can take only one.
@@ -162,7 +163,7 @@ def mask_over_keys(target: Target, mask: Any, state: Prefill | None, query: torc
 def _positions(
     target: Target, hidden: torch.Tensor, cache_layer: PrunedLayerMixin, kwargs: dict[str, Any]
 ) -> dict[str, Any]:
-    """Position ids less the tokens that went, and their rotary embeddings."""
+    """Position ids [B, Q] less the tokens that went, and their rotary embeddings."""
     positions = target.positions
     if positions is None:
         start = cache_layer.dense_length

@@ -53,7 +53,7 @@ class Prefill:
         notes: what views make once for all layers (``View.once``).
         inputs_embeds: what entered layer 0, [B, S, D].
         vision: the encoder's side of the visual tokens, where a component reads it.
-        positions: position ids as the model gave them to its rotary embedding.
+        positions: position ids [1 or B, S] (M-RoPE: triples) as the model gave them to its rotary embedding.
         gates: of a gated pass in training.
     """
 
@@ -99,7 +99,7 @@ class Prefill:
         return state
 
     def view(self, layer: int, hidden: torch.Tensor, grid: tuple[int, int] | None, site: str = "decoder") -> LayerView:
-        """What a scorer sees of ``layer`` now, on the device of that layer."""
+        """What a scorer sees of ``layer`` and its input ``hidden`` [B, M, D] now, on the device of that layer."""
         (hidden,) = in_float32(hidden)
         alive_BN, slots_BN = self.kept.to(hidden.device), self.slots.to(hidden.device)
         context = PrefillContext(self.inputs_embeds, self.regions, self.vision)

@@ -31,7 +31,7 @@ def ragged_index(mask: torch.Tensor, size: int, pad_left: bool = False) -> tuple
 
 
 def on_device(values: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Whole numbers of the host as a tensor, without making the host wait for the device."""
+    """Whole numbers of the host as a long tensor [len(values)], without making the host wait for the device."""
     if device.type == "cpu":
         return torch.tensor(values)
     if len(set(values)) == 1:

@@ -18,7 +18,7 @@ def _express(open_B1QK: torch.Tensor, implementation: str, dtype: torch.dtype) -
 
 
 def hide(mask: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """``mask`` (bool, True = may attend, or additive) with the positions of ``hidden`` closed."""
+    """``mask`` (bool, True = may attend, or additive) closed where ``hidden``, broadcast to its shape, is True."""
     closed = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
     return mask.masked_fill(hidden, closed)
 

@@ -83,6 +83,9 @@ MARK = "mark its tokens: pruner(model, prompt=mask), or labels of -100"
 class PromptLayout:
     """The dense sequence of a prefill. Shapes: [B, S] per token, [B, N] per visual token in sequence order.
 
+    ``visual`` marks the visual tokens among the real ones, ``visual_index`` has their dense indices, 0 where
+    ``exists`` is False, which pads samples that have fewer.
+
     ``prompt`` marks the real tokens that may decide what stays: all of them, or those before an answer or a draft that
     stands in the same sequence. ``words`` marks the instruction: the prompt's non-visual tokens after the first
     visual one (a sample without any falls back to the last token of its prompt, with a warning). ``counts`` holds N

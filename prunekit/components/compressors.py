@@ -32,13 +32,13 @@ class Compressor(Reducer):
     def reduce(  # type: ignore[override]
         self, *, tokens: torch.Tensor, sizes: torch.Tensor, kept: torch.Tensor, alive: torch.Tensor, **rest: Any
     ) -> Reduced:
-        counts = kept.sum(1)
-        made_BMD = self.compress(tokens.float(), alive, counts).to(tokens.dtype)
-        number_BN = (kept.cumsum(1) - 1).clamp(min=0, max=made_BMD.shape[1] - 1)
-        placed_BND = gather_tokens(made_BMD, number_BN)
-        share_B = (sizes * alive).sum(1) / counts.clamp(min=1)
-        sizes = torch.where(kept, share_B[:, None], sizes)
-        return Reduced(torch.where(kept[..., None], placed_BND, tokens), sizes)
+        counts_B = kept.sum(1)
+        compressed_BMD = self.compress(tokens.float(), alive, counts_B).to(tokens.dtype)
+        number_BN = (kept.cumsum(1) - 1).clamp(min=0, max=compressed_BMD.shape[1] - 1)
+        placed_BND = gather_tokens(compressed_BMD, number_BN)
+        share_B = (sizes * alive).sum(1) / counts_B.clamp(min=1)
+        sizes_BN = torch.where(kept, share_B[:, None], sizes)
+        return Reduced(torch.where(kept[..., None], placed_BND, tokens), sizes_BN)
 
 
 @register("reducer", "average_pool")

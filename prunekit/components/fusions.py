@@ -133,12 +133,12 @@ class LearnedFusion(Fusion):
 
     def fuse(self, evidence: torch.Tensor, layers: Sequence[int]) -> torch.Tensor:
         if self._trained is not None:
-            w = self._trained[list(layers)].to(evidence)
+            w_L = self._trained[list(layers)].to(evidence)
         elif self.weights is None:
             return evidence.mean(0)
         else:
-            w = load_weights(self.weights)[list(layers)].to(evidence)
-        return torch.einsum("l,lbn->bn", w, evidence)
+            w_L = load_weights(self.weights)[list(layers)].to(evidence)
+        return torch.einsum("l,lbn->bn", w_L, evidence)
 
 
 def load_weights(path: str) -> torch.Tensor:
@@ -204,8 +204,8 @@ class RolloutFusion(Fusion):
         queries = scorer.chosen_queries(last)
         rows_BQS = self.residual * last.one_hot(queries) + (1 - self.residual) * last.mean_attention(queries)
         for view in reversed(views[:-1]):
-            passed = view.propagate(rows_BQS)  # earlier layers may live on another device
-            rows_BQS = self.residual * rows_BQS.to(passed.device) + (1 - self.residual) * passed
+            product_BQS = view.propagate(rows_BQS)  # earlier layers may live on another device
+            rows_BQS = self.residual * rows_BQS.to(product_BQS.device) + (1 - self.residual) * product_BQS
         return scorer.score_rows(rows_BQS[:, None].to(last.hidden_states.device), last)
 
     def macs(self, works: Sequence[LayerWork], scorer: Scorer) -> float:

@@ -54,11 +54,11 @@ class RankRule(TopK):
         return self.variant == "paper"
 
     def counts(self, rows: torch.Tensor, quota: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
-        standing, queries = alive.sum(1), (rows > 0).any(-1).sum(1)
+        standing_B, queries_B = alive.sum(1), (rows > 0).any(-1).sum(1)
         values = torch.linalg.svdvals(rows.float())
         eps = torch.finfo(torch.float32).eps
-        smallest = values[:, :1] * torch.maximum(standing, queries)[:, None] * eps  # as numpy's matrix_rank
-        rank = (values > smallest).sum(1)
-        scale = 1 - quota / standing.clamp(min=1) if self.scale is None else self.scale
-        goes = (scale * (standing - rank)).round().long()
-        return (standing - goes.clamp(min=0)).clamp(min=1).minimum(standing)
+        smallest_B1 = values[:, :1] * torch.maximum(standing_B, queries_B)[:, None] * eps  # as numpy's matrix_rank
+        rank_B = (values > smallest_B1).sum(1)
+        scale = 1 - quota / standing_B.clamp(min=1) if self.scale is None else self.scale
+        goes_B = (scale * (standing_B - rank_B)).round().long()
+        return (standing_B - goes_B.clamp(min=0)).clamp(min=1).minimum(standing_B)

@@ -34,6 +34,9 @@ class PrunedLayerMixin:
         lent_count: how many keys the latest update returned, those that a sliding layer then forgot included.
         gone: for each layer that borrows these keys after a later cut, the positions it must not see, bool [B, S].
         prompt_known: whether the prefill's caller said where the prompt ends; else what follows may be the rest of it.
+        owner: the session whose pruner made it.
+        keys, values: what is stored, [B, H, stored, d].
+        cumulative_length: of a sliding layer, the tokens by which transformers sizes its masks.
     """
 
     prompt_index: torch.Tensor | None
@@ -83,23 +86,24 @@ class PrunedLayerMixin:
 
     def index_with(self, count: int) -> torch.Tensor:
         """Dense positions of the stored keys and of ``count`` new ones behind them, [B, stored + count]."""
-        new = torch.arange(self.dense_length, self.dense_length + count, device=self.key_index.device)
-        return torch.cat([self.key_index, new.expand(self.key_index.shape[0], -1)], dim=1)
+        index_BK = self.key_index
+        new_Q = torch.arange(self.dense_length, self.dense_length + count, device=index_BK.device)
+        return torch.cat([index_BK, new_Q.expand(len(index_BK), -1)], dim=1)
 
     def _latest(self, count: int) -> torch.Tensor:
-        """Positions of the last ``count`` keys: those of the prompt, then every one since."""
+        """Positions of the last ``count`` keys, [B, count]: those of the prompt, then every one since."""
         assert self.prompt_index is not None
-        new = torch.arange(self.prompt_length, self.dense_length, device=self.prompt_index.device)
-        index = torch.cat([self.prompt_index, new.expand(len(self.prompt_index), -1)], dim=1)
-        return index[:, index.shape[1] - count :]
+        new_K = torch.arange(self.prompt_length, self.dense_length, device=self.prompt_index.device)
+        index_BK = torch.cat([self.prompt_index, new_K.expand(len(self.prompt_index), -1)], dim=1)
+        return index_BK[:, index_BK.shape[1] - count :]
 
     def columns(self, key_index: torch.Tensor, length: int, mask_length: int, queries: int) -> torch.Tensor:
         """Where stored keys and ``queries`` new ones stand in a mask [.., mask_length] of the model: [B, stored + new].
 
         ``length`` is the dense length without the new ones. Negative for padding, and for what a sliding window left.
         """
-        new = torch.arange(length, length + queries, device=key_index.device).expand(key_index.shape[0], -1)
-        return torch.cat([key_index, new], dim=1) - (length + queries - mask_length)
+        new_BQ = torch.arange(length, length + queries, device=key_index.device).expand(key_index.shape[0], -1)
+        return torch.cat([key_index, new_BQ], dim=1) - (length + queries - mask_length)
 
     def window_start(self, new: int = 0) -> int:
         """The first position that a dense sliding layer would still have, before the ``new`` tokens it stored last.
@@ -110,13 +114,14 @@ class PrunedLayerMixin:
         return 0 if window is None else max(0, self.dense_length - new - window + 1)
 
     def lent_index(self, borrower: int, queries: int) -> torch.Tensor:
-        """The keys handed to a layer that borrows them, without the ``queries`` new ones; -1 where it must not look."""
-        index = self.lent[:, : self.lent.shape[1] - queries]
+        """Positions of the keys handed to a layer that borrows them, without the ``queries`` new ones, [B, stored]; -1
+        where it must not look."""
+        index_BK = self.lent[:, : self.lent.shape[1] - queries]
         if borrower not in self.gone:
-            return index
-        gone = self.gone[borrower]
-        hidden = gone.gather(1, index.clamp(0, gone.shape[1] - 1)) & (index < gone.shape[1])
-        return index.masked_fill(hidden, -1)
+            return index_BK
+        gone_BS = self.gone[borrower]
+        hidden_BK = gone_BS.gather(1, index_BK.clamp(0, gone_BS.shape[1] - 1)) & (index_BK < gone_BS.shape[1])
+        return index_BK.masked_fill(hidden_BK, -1)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last tokens. The prompt's tail behind the last token that went is whole, and may go as well.
@@ -146,8 +151,8 @@ class PrunedLayerMixin:
     def _crop_prompt(self, count: int) -> None:
         """Forget the last ``count`` tokens of the prompt, if all of them are stored in every sample."""
         assert self.prompt_index is not None
-        tail = torch.arange(self.prompt_length - count, self.prompt_length, device=self.prompt_index.device)
-        if count > self.prompt_index.shape[1] or not bool((self.prompt_index[:, -count:] == tail).all()):
+        tail_M = torch.arange(self.prompt_length - count, self.prompt_length, device=self.prompt_index.device)
+        if count > self.prompt_index.shape[1] or not bool((self.prompt_index[:, -count:] == tail_M).all()):
             raise PrunekitError("a pruned KV cache cannot be cropped to before the last token that was removed")
         self.prompt_index, self.prompt_length = self.prompt_index[:, :-count], self.prompt_length - count
 
@@ -167,15 +172,16 @@ class PrunedLayerMixin:
         super().reset()  # type: ignore[misc]
         self.prompt_index, self.dense_length, self.prompt_length = None, 0, 0
 
-    def _select(self, rows: torch.Tensor) -> None:
+    def _select(self, sample_B: torch.Tensor) -> None:
         if self.prompt_index is not None:
-            rows = rows.to(self.prompt_index.device)
-            self.prompt_index, self.removed = self.prompt_index[rows], self.removed[rows]
-            self.gone = {layer: gone[rows] for layer, gone in self.gone.items()}
+            sample_B = sample_B.to(self.prompt_index.device)
+            self.prompt_index, self.removed = self.prompt_index[sample_B], self.removed[sample_B]
+            self.gone = {layer: gone[sample_B] for layer, gone in self.gone.items()}
 
 
 class PromptKeepingMixin(PrunedLayerMixin):
-    """The same for a layer whose window holds new tokens only, and which never forgets its prompt (Unlimited-OCR)."""
+    """The same for a layer whose window holds new tokens only, and which never forgets its prompt (Unlimited-OCR), of
+    which ``stored_prompt`` keys stayed."""
 
     stored_prompt: int
 
@@ -189,14 +195,14 @@ class PromptKeepingMixin(PrunedLayerMixin):
 
     def _latest(self, count: int) -> torch.Tensor:
         assert self.prompt_index is not None
-        new = torch.arange(self.prompt_length, self.dense_length, device=self.prompt_index.device)
-        new = new[len(new) - (count - self.stored_prompt) :]
-        return torch.cat([self.prompt_index, new.expand(len(self.prompt_index), -1)], dim=1)
+        new_K = torch.arange(self.prompt_length, self.dense_length, device=self.prompt_index.device)
+        new_K = new_K[len(new_K) - (count - self.stored_prompt) :]
+        return torch.cat([self.prompt_index, new_K.expand(len(self.prompt_index), -1)], dim=1)
 
     def columns(self, key_index: torch.Tensor, length: int, mask_length: int, queries: int) -> torch.Tensor:
-        columns = super().columns(key_index, length, mask_length, queries)
-        columns[:, : self.stored_prompt] = key_index[:, : self.stored_prompt]
-        return columns
+        columns_BK = super().columns(key_index, length, mask_length, queries)
+        columns_BK[:, : self.stored_prompt] = key_index[:, : self.stored_prompt]
+        return columns_BK
 
     def crop(self, tokens_to_remove: int) -> None:
         if tokens_to_remove:
@@ -306,8 +312,8 @@ def seal_layers(cache: Any, state: Prefill, family: Family, owner: Any) -> None:
                 seal(cache, slot, sequence, state, owner)
         elif sequence.number != state.sequences[source].number:
             if not isinstance(cache.layers[source], PrunedLayerMixin):
-                whole = torch.arange(size, device=sequence.index.device).expand(len(state.layout.counts), -1)
-                dense = CompactSequence(0, whole, None, state.layout.lengths)
+                index_BS = torch.arange(size, device=sequence.index.device).expand(len(state.layout.counts), -1)
+                dense = CompactSequence(0, index_BS, None, state.layout.lengths)
                 seal(cache, source, dense, state, owner)
             cache.layers[source].gone[index] = ~sequence.present(size)
 
@@ -331,8 +337,8 @@ def seal(cache: Any, layer: int, sequence: CompactSequence, state: Prefill, owne
     pruned = kind.__new__(kind)
     pruned.__dict__.update(cache_layer.__dict__)
     cache.layers[layer] = cache_layer = pruned
-    index = sequence.index if sequence.valid is None else sequence.index.masked_fill(~sequence.valid, -1)
-    cache_layer.prompt_index = index[:, index.shape[1] - expected :]
+    index_BM = sequence.index if sequence.valid is None else sequence.index.masked_fill(~sequence.valid, -1)
+    cache_layer.prompt_index = index_BM[:, index_BM.shape[1] - expected :]
     dense_length = state.layout.real.shape[1]
     cache_layer.dense_length = cache_layer.prompt_length = dense_length
     cache_layer.prompt_known = state.prompt_known

@@ -82,11 +82,11 @@ class CutSite(ABC):
 
     @abstractmethod
     def leave(self) -> torch.Tensor:
-        """The hidden states, where nothing goes."""
+        """The hidden states [B, S, D], where nothing goes."""
 
     @abstractmethod
     def shorten(self, stays: torch.Tensor, choice: Choice, reduced: Reduced | None) -> torch.Tensor:
-        """The hidden states of what ``stays`` [B, N], as ``reduced`` has made it."""
+        """The hidden states [B, M, D] of what ``stays`` [B, N], as ``reduced`` has made it."""
 
 
 class Cutter:
@@ -96,7 +96,7 @@ class Cutter:
         self.parts = parts
 
     def cut(self, site: CutSite) -> torch.Tensor:
-        """Decide what goes, and shorten the sequence to what stays: its hidden states."""
+        """Decide what goes, and shorten the sequence to what stays: its hidden states [B, M, D]."""
         scores_BN = site.evidence.fuse(self.parts, site.layers, site.view).masked_fill(~site.alive, torch.nan)
         flags_B = (scores_BN.isnan() & site.alive).any(1)
         site.doubts.append(Doubt(f"NaN scores at the cut before {place_of(site.view)}", flags_B))
@@ -104,7 +104,7 @@ class Cutter:
         return self.apply(site, scores_BN, choice)
 
     def choose(self, site: CutSite, scores_BN: torch.Tensor) -> Choice:
-        """What stays by its scores (NaN where gone).
+        """What stays by its scores [B, N] (NaN where gone).
 
         The new counts follow from numbers of the host; the data are looked at only for selectors that are not exact.
         """
@@ -132,21 +132,21 @@ class Cutter:
         return Choice(kept_BN, added, tuple(k + more for k, more in zip(selected, added, strict=True)))
 
     def apply(self, site: CutSite, scores_BN: torch.Tensor, choice: Choice) -> torch.Tensor:
-        """Reduce, record and shorten."""
+        """Reduce, record and shorten to what was chosen by scores [B, N]: its hidden states [B, M, D]."""
         if choice.counts == tuple(site.standing):
             site.record(CutRecord(site.view.site, site.view.layer, choice.kept, scores_BN, sources=site.sources()))
             return site.leave()
         reduced = (
             self.reduce(site, scores_BN.nan_to_num(nan=-torch.inf), choice) if self.parts.reducer.reduces else None
         )
-        added = None if reduced is None else reduced.added
-        stays_BN = choice.kept if added is None else choice.kept | added
-        sources = carry_sources(site.sources(), site.alive, stays_BN, None if reduced is None else reduced.sources)
-        site.record(CutRecord(site.view.site, site.view.layer, stays_BN, scores_BN, added, sources))
+        added_BN = None if reduced is None else reduced.added
+        stays_BN = choice.kept if added_BN is None else choice.kept | added_BN
+        sources_BN = carry_sources(site.sources(), site.alive, stays_BN, None if reduced is None else reduced.sources)
+        site.record(CutRecord(site.view.site, site.view.layer, stays_BN, scores_BN, added_BN, sources_BN))
         return site.shorten(stays_BN, choice, reduced)
 
     def reduce(self, site: CutSite, ranked_BN: torch.Tensor, choice: Choice) -> Reduced:
-        """What the reducer makes of the cut; ``ranked`` are the scores, -inf where gone."""
+        """What the reducer makes of the cut; ``ranked`` are the scores [B, N], -inf where gone."""
         reducer, view, tokens_BND = self.parts.reducer, site.view, site.tokens()
         kept_BN, alive_BN = choice.kept, site.alive
         if site.patches is not None:  # the others are not the reducer's to make

@@ -33,7 +33,8 @@ def corrects_steps(target: Target) -> bool:
 def decode_layer(
     target: Target, index: int, hidden: torch.Tensor, kwargs: dict[str, Any], memo: dict[tuple[Any, ...], Any]
 ) -> tuple[tuple[torch.Tensor], dict[str, Any]] | None:
-    """The arguments of layer ``index`` in a decode step, None if they can stay; ``memo`` lasts for the step.
+    """The arguments of layer ``index`` in a decode step on ``hidden`` [B, Q, D], None if they can stay; ``memo`` lasts
+    for the step.
 
     Raises:
         PrunekitError: for several tokens at a time, on a family that can take only one.
@@ -82,19 +83,22 @@ def _places(
     places_by_name = {name: kwargs[name] for name in KEY_PLACES if kwargs.get(name) is not None}
     if not places_by_name or (theirs is not None and theirs.sequence == cache_layer.sequence):
         return {}
-    keys = cache_layer.index_with(queries)
-    slots = torch.arange(keys.shape[1], device=keys.device).expand_as(keys)
-    spots = torch.full((len(keys), cache_layer.dense_length + queries + 1), -1, device=keys.device)
-    spots = spots.scatter(1, keys.masked_fill(keys < 0, spots.shape[1] - 1), slots)
-    spots[:, -1] = -1
+    index_BK = cache_layer.index_with(queries)
+    slots_BK = torch.arange(index_BK.shape[1], device=index_BK.device).expand_as(index_BK)
+    slot_BS = torch.full((len(index_BK), cache_layer.dense_length + queries + 1), -1, device=index_BK.device)
+    slot_BS = slot_BS.scatter(1, index_BK.masked_fill(index_BK < 0, slot_BS.shape[1] - 1), slots_BK)
+    slot_BS[:, -1] = -1
     for name, places in places_by_name.items():
-        chosen = places.long()
-        dense = chosen if theirs is None else theirs.lent.gather(1, chosen.clamp(min=0).flatten(1)).view_as(chosen)
-        moved = spots.gather(1, dense.clamp(min=0).flatten(1)).view_as(chosen)
+        chosen_BQK = places.long()
+        index_BQK = chosen_BQK  # dense indices, where that layer has all keys
+        if theirs is not None:
+            index_BQK = theirs.lent.gather(1, chosen_BQK.clamp(min=0).flatten(1)).view_as(chosen_BQK)
+        place_BQK = slot_BS.gather(1, index_BQK.clamp(min=0).flatten(1)).view_as(chosen_BQK)
         # The query itself stands in for a key that went: it may be seen anyway.
-        itself = torch.arange(keys.shape[1] - queries, keys.shape[1], device=keys.device)[None, :, None]
-        moved = torch.where((moved < 0) | (dense < 0), itself, moved)
-        places_by_name[name] = torch.where(chosen < 0, chosen, moved).to(places.dtype)
+        first_new = index_BK.shape[1] - queries
+        itself_1Q1 = torch.arange(first_new, index_BK.shape[1], device=index_BK.device)[None, :, None]
+        place_BQK = torch.where((place_BQK < 0) | (index_BQK < 0), itself_1Q1, place_BQK)
+        places_by_name[name] = torch.where(chosen_BQK < 0, chosen_BQK, place_BQK).to(places.dtype)
     return places_by_name
 
 
@@ -122,15 +126,13 @@ def _mask(
         return mask
     # A layer that borrows comes after its lender, which has stored the new keys already.
     length = cache_layer.dense_length - (0 if source == index else queries)
-    key_index = cache_layer.key_index if source == index else cache_layer.lent_index(index, queries)
-    columns = None if mask is None else cache_layer.columns(key_index, length, mask.shape[-1], queries)
-    padded, start = (
-        cache_layer.padded or index in cache_layer.gone,
-        cache_layer.window_start() if source == index else 0,
-    )
+    key_index_BK = cache_layer.key_index if source == index else cache_layer.lent_index(index, queries)
+    columns_BK = None if mask is None else cache_layer.columns(key_index_BK, length, mask.shape[-1], queries)
+    padded = cache_layer.padded or index in cache_layer.gone
+    start = cache_layer.window_start() if source == index else 0
     if mask is None and start:
-        key_index, padded = key_index.masked_fill(key_index < start, -1), True
-    return decode_mask(mask, key_index, columns, padded, queries, target.family.implementation, dtype)
+        key_index_BK, padded = key_index_BK.masked_fill(key_index_BK < start, -1), True
+    return decode_mask(mask, key_index_BK, columns_BK, padded, queries, target.family.implementation, dtype)
 
 
 def mask_over_keys(target: Target, mask: Any, state: Prefill | None, query: torch.Tensor) -> Any:
@@ -153,14 +155,15 @@ def mask_over_keys(target: Target, mask: Any, state: Prefill | None, query: torc
     start = cache_layer.window_start(queries)
     if not cache_layer.padded and not start:
         return mask
-    places = cache_layer.lent[:, :-queries]
-    return decode_mask(None, places.masked_fill(places < start, -1), None, True, queries, implementation, query.dtype)
+    key_index_BK = cache_layer.lent[:, :-queries]
+    key_index_BK = key_index_BK.masked_fill(key_index_BK < start, -1)
+    return decode_mask(None, key_index_BK, None, True, queries, implementation, query.dtype)
 
 
 def _positions(
     target: Target, hidden: torch.Tensor, cache_layer: PrunedLayerMixin, kwargs: dict[str, Any]
 ) -> dict[str, Any]:
-    """Position ids less the tokens that went, and their rotary embeddings."""
+    """Position ids [B, Q] less the tokens that went, and their rotary embeddings."""
     positions = target.positions
     if positions is None:
         start = cache_layer.dense_length

@@ -17,7 +17,12 @@ from prunekit.views.trace import CutRecord
 
 
 class DecoderCut(CutSite):
-    """A cut before layer ``index``, which ``hidden`` [B, S, D] and ``arguments`` are about to enter."""
+    """A cut before layer ``index``, which ``hidden`` [B, M, D] and ``arguments`` are about to enter.
+
+    Attributes:
+        others: real tokens of each sample that are not visual.
+        projects: whether a reducer works on what the projector reads.
+    """
 
     def __init__(
         self, target: Target, index: int, state: Prefill, hidden: torch.Tensor, arguments: dict[str, Any]
@@ -32,15 +37,12 @@ class DecoderCut(CutSite):
             for n, length, now in zip(layout.counts, layout.prompt_lengths, self.standing, strict=True)
         ]
         if index in cut.evidence:
-            state.evidence.add(target.plan, view_ahead(target, index, state, hidden, arguments), counted=self._counted)
+            view = view_ahead(target, index, state, hidden, arguments)
+            state.evidence.add(target.plan, view, counted=target.plan.selector.adapts_count)
         self.view = state.view(index, family.one_state(hidden), family.grid, cut.site)
         self.projects = target.plan.reducer.acts_before_projector and cut.site == "input"
         if self.projects and self.view.vision.record.tower.tiled:  # of newlines nothing can be made
             self.patches = self.view.vision.exists.to(self.alive.device)
-
-    @property
-    def _counted(self) -> bool:
-        return self.target.plan.selector.adapts_count
 
     def tokens(self) -> torch.Tensor:
         if self.projects:
@@ -48,8 +50,8 @@ class DecoderCut(CutSite):
         return gather_tokens(self.hidden, self.view.slots)
 
     def sizes(self) -> torch.Tensor:
-        sizes = self.state.layout.exists.float() if self.state.sizes is None else self.state.sizes
-        return sizes.to(self.view.hidden_states.device)
+        sizes_BN = self.state.layout.exists.float() if self.state.sizes is None else self.state.sizes
+        return sizes_BN.to(self.view.hidden_states.device)
 
     def sources(self) -> torch.Tensor | None:
         return self.state.cuts[-1].sources if self.state.cuts else None
@@ -67,22 +69,22 @@ class DecoderCut(CutSite):
         lengths = tuple(n + count for n, count in zip(self.others, choice.counts, strict=True))
         hidden = gather_tokens(hidden, state.shorten(stays.to(state.kept.device), lengths), axis)
         if reduced is not None and self.target.plan.positions == "renumber":
-            order = reduced.order if reduced.order is not None else reduced.added
-            if order is not None:
-                hidden = gather_tokens(hidden, state.rearrange(order.long() * goes_B1), axis)
+            order_BN = reduced.order if reduced.order is not None else reduced.added
+            if order_BN is not None:
+                hidden = gather_tokens(hidden, state.rearrange(order_BN.long() * goes_B1), axis)
         return hidden
 
-    def _written(self, reduced: Reduced, stays: torch.Tensor, most: int) -> torch.Tensor:
+    def _written(self, reduced: Reduced, stays_BN: torch.Tensor, most: int) -> torch.Tensor:
         """The hidden states with what the reducer made in the slots of what ``stays``, at most ``most`` a sample."""
         tokens_BND = reduced.tokens
         if reduced.sizes is not None:
             self.state.sizes = reduced.sizes
         if self.projects:
-            index_BM, valid_BM = ragged_index(stays, min(most, stays.shape[1]))
+            index_BM, valid_BM = ragged_index(stays_BN, min(most, stays_BN.shape[1]))
             assert self.target.encoder is not None
             projected_BMD = self.target.encoder.project(gather_tokens(tokens_BND, index_BM))
-            tokens_BND = scatter_where(projected_BMD, index_BM, valid_BM, stays.shape[1])
-        return put_where(self.hidden, tokens_BND, self.view.slots, stays)
+            tokens_BND = scatter_where(projected_BMD, index_BM, valid_BM, stays_BN.shape[1])
+        return put_where(self.hidden, tokens_BND, self.view.slots, stays_BN)
 
 
 class LayerCutter(Cutter):

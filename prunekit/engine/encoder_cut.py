@@ -39,13 +39,13 @@ class EncoderCut(CutSite):
     def shorten(self, stays: torch.Tensor, choice: Choice, reduced: Reduced | None) -> torch.Tensor:
         run, prefix = self.run, self.run.prefix
         tokens_TPC = self.tokens() if reduced is None else reduced.tokens
-        order = torch.zeros_like(run.index)
+        order_TP = torch.zeros_like(run.index)
         if reduced is not None:
             run.sizes = run.sizes if reduced.sizes is None else reduced.sizes
-            order = order if reduced.added is None else reduced.added.long()
-            order = order if reduced.order is None else reduced.order
-        sources = run.record.cuts[-1].sources
-        assert sources is not None
-        run.sources = sources
-        places = run.shorten(stays, order * (run.length + 1) + run.index, choice.counts[0])
-        return torch.cat([self.hidden[:, :prefix], gather_tokens(tokens_TPC, places)], dim=1)
+            order_TP = order_TP if reduced.added is None else reduced.added.long()
+            order_TP = order_TP if reduced.order is None else reduced.order
+        sources_TP = run.record.cuts[-1].sources
+        assert sources_TP is not None
+        run.sources = sources_TP
+        number_TM = run.shorten(stays, order_TP * (run.length + 1) + run.index, choice.counts[0])
+        return torch.cat([self.hidden[:, :prefix], gather_tokens(tokens_TPC, number_TM)], dim=1)

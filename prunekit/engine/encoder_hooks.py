@@ -224,8 +224,8 @@ class EncoderHooks(NotCopied):
         query, key = in_float32(query, key)
         inputs = AttentionInputs(query, key, mask, scaling, causal=False)
         if number in self.plan.noted_blocks:
-            index = run.index - self.tower.prefix if run.record.cuts else None
-            run.record.blocks.setdefault(number, BlockRecord(index=index)).inputs.append(inputs)
+            index_TP = run.index - self.tower.prefix if run.record.cuts else None
+            run.record.blocks.setdefault(number, BlockRecord(index=index_TP)).inputs.append(inputs)
         if self.tower.packed:
             return
         assert run.hidden is not None
@@ -294,8 +294,8 @@ class EncoderHooks(NotCopied):
 
     def _leave_alone(self, module: nn.Module, args: Any, output: Any) -> None:
         if (run := self._run()) is not None:
-            places = run.index.gather(1, run.sources.clamp(min=0))
-            run.record.index = places.masked_fill(run.sources < 0, -1)
+            slots_TP = run.index.gather(1, run.sources.clamp(min=0))
+            run.record.index = slots_TP.masked_fill(run.sources < 0, -1)
             self._local.run = None
             if self.publish is not None:
                 self.publish(run.record)

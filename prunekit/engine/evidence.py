@@ -16,8 +16,8 @@ from prunekit.views.layer import View
 
 def score(scorer: Scorer, view: Any) -> torch.Tensor:
     """A scorer's scores of one layer, float32 [B, N]."""
-    scores = ask(scorer, "score", view, lambda: scorer.score(view))
-    return check_answer(scorer, "score", view, scores, view.alive.shape).float()
+    scores_BN = ask(scorer, "score", view, lambda: scorer.score(view))
+    return check_answer(scorer, "score", view, scores_BN, view.alive.shape).float()
 
 
 @dataclass
@@ -47,13 +47,13 @@ class Evidence:
         fusion, layers = parts.fusion, list(layers)
         if fusion.needs_full_attention:
             views: list[Any] = [self.views[layer] for layer in layers]
-            scores = ask(fusion, "fuse_views", view, lambda: fusion.fuse_views(views, parts.scorer))
-            return check_answer(fusion, "fuse_views", view, scores, view.alive.shape).float()
+            scores_BN = ask(fusion, "fuse_views", view, lambda: fusion.fuse_views(views, parts.scorer))
+            return check_answer(fusion, "fuse_views", view, scores_BN, view.alive.shape).float()
         if not layers:
             return score(parts.scorer, view)
         stacked_LBN = torch.stack([self.scores[layer].to(view.hidden_states.device) for layer in layers])
-        scores = ask(fusion, "fuse", view, lambda: fusion.fuse(stacked_LBN, layers))
-        return check_answer(fusion, "fuse", view, scores, view.alive.shape).float()
+        scores_BN = ask(fusion, "fuse", view, lambda: fusion.fuse(stacked_LBN, layers))
+        return check_answer(fusion, "fuse", view, scores_BN, view.alive.shape).float()
 
     def keep_views(self, layers: Collection[int]) -> None:
         """Let go of the views of all other layers: they hold queries and keys."""

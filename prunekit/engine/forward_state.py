@@ -16,7 +16,7 @@ from prunekit.views.doubts import Doubt
 
 @dataclass
 class DensePass:
-    """A prefill without visual tokens: it runs as it is."""
+    """A prefill without visual tokens: it runs as it is. ``positions`` are as in ``Prefill``."""
 
     layout: PromptLayout
     positions: torch.Tensor | None = None

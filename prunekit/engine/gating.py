@@ -76,7 +76,7 @@ class GateCutter(LayerCutter):
         state.gates = Gates(state.kept.float())
 
     def apply(self, site: CutSite, scores_BN: torch.Tensor, choice: Choice) -> torch.Tensor:
-        """Close the gates of what would go. Of tokens that went before, this cut says nothing."""
+        """Close the gates of what would go. Tokens removed by an earlier cut keep their gate."""
         assert isinstance(site, DecoderCut)
         state, layout, alive_BN = site.state, site.state.layout, site.alive
         assert state.gates is not None
@@ -118,8 +118,8 @@ class GateCutter(LayerCutter):
             if mask.dtype == torch.bool:
                 mask = hidden.new_zeros(mask.shape).masked_fill(~mask, torch.finfo(hidden.dtype).min)
             # The sum of two lowest numbers would be minus infinity, and a row of these NaN.
-            bias = state.gates.bias[:, None, None, :].to(mask)
-            state.arguments[key] = own, torch.where(mask > torch.finfo(mask.dtype).min / 2, mask + bias, mask)
+            bias_B11S = state.gates.bias[:, None, None, :].to(mask)
+            state.arguments[key] = own, torch.where(mask > torch.finfo(mask.dtype).min / 2, mask + bias_B11S, mask)
         return state.arguments[key][1]
 
     def _look(

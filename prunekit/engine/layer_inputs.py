@@ -50,8 +50,8 @@ def _make(target: Target, index: int, name: str, value: Any, state: Prefill, hid
     if name in KEY_PLACES:
         return _carry_places(value, state)
     if target.plan.positions == "renumber" and name in ("position_embeddings", "position_ids"):
-        numbers = renumbered(target.positions, state)
-        return numbers if name == "position_ids" else family.rotary(hidden, numbers)  # type: ignore[misc]
+        positions = renumbered(target.positions, state)
+        return positions if name == "position_ids" else family.rotary(hidden, positions)  # type: ignore[misc]
     if _is_handed_on(value, state):
         assert state.cut_slots is not None
         return gather_tokens(value, state.cut_slots)
@@ -133,14 +133,14 @@ def _is_handed_on(value: Any, state: Prefill) -> bool:
 
 def renumbered(positions: torch.Tensor | None, state: Prefill) -> torch.Tensor:
     """The position ids [B, M] of a sequence without the gaps: less the tokens that went before each."""
-    sequence, real = state.sequence, state.layout.real
+    sequence, real_BS = state.sequence, state.layout.real
     assert sequence.index is not None
-    used = torch.ones_like(sequence.index) if sequence.valid is None else sequence.valid.long()
-    used = used * real.gather(1, sequence.index)
-    before = real.cumsum(1).gather(1, sequence.index) - used.cumsum(1)
+    used_BM = torch.ones_like(sequence.index) if sequence.valid is None else sequence.valid.long()
+    used_BM = used_BM * real_BS.gather(1, sequence.index)
+    before_BM = real_BS.cumsum(1).gather(1, sequence.index) - used_BM.cumsum(1)
     if positions is None:
-        positions = torch.arange(real.shape[1], device=sequence.index.device)[None]
-    return (positions.expand(len(real), -1).gather(1, sequence.index) - before * used).clamp(min=0)
+        positions = torch.arange(real_BS.shape[1], device=sequence.index.device)[None]
+    return (positions.expand(len(real_BS), -1).gather(1, sequence.index) - before_BM * used_BM).clamp(min=0)
 
 
 def _carry_places(places: torch.Tensor, state: Prefill) -> torch.Tensor:
@@ -148,12 +148,12 @@ def _carry_places(places: torch.Tensor, state: Prefill) -> torch.Tensor:
 
     A key that went is replaced by the query itself, which always may be seen; -1 stays "none".
     """
-    slots = state.cut_slots
-    if slots is None or places.shape[1] == slots.shape[1]:
+    slots_BM = state.cut_slots
+    if slots_BM is None or places.shape[1] == slots_BM.shape[1]:
         return places
-    rows = places.gather(1, slots[..., None].expand(-1, -1, places.shape[2])).long()
-    order = torch.arange(slots.shape[1], device=slots.device).expand_as(slots)
-    moved = torch.full(places.shape[:2], -1, device=slots.device).scatter(1, slots, order)
-    chosen = moved.gather(1, rows.clamp(min=0).flatten(1)).view_as(rows)
-    chosen = torch.where(chosen < 0, order[..., None], chosen)
-    return torch.where(rows < 0, rows, chosen).to(places.dtype)
+    chosen_BMK = places.gather(1, slots_BM[..., None].expand(-1, -1, places.shape[2])).long()
+    slot_BM = torch.arange(slots_BM.shape[1], device=slots_BM.device).expand_as(slots_BM)
+    slot_BS = torch.full(places.shape[:2], -1, device=slots_BM.device).scatter(1, slots_BM, slot_BM)
+    place_BMK = slot_BS.gather(1, chosen_BMK.clamp(min=0).flatten(1)).view_as(chosen_BMK)
+    place_BMK = torch.where(place_BMK < 0, slot_BM[..., None], place_BMK)
+    return torch.where(chosen_BMK < 0, chosen_BMK, place_BMK).to(places.dtype)

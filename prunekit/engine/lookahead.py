@@ -28,7 +28,8 @@ class Peeked(Exception):
 def view_ahead(
     target: Target, index: int, state: Prefill, hidden: torch.Tensor, arguments: dict[str, Any]
 ) -> LayerView:
-    """The view of layer ``index`` on the sequence before its cut; ``arguments`` are what the model gives the layer.
+    """The view of layer ``index`` on the sequence before its cut; ``hidden`` [B, M, D] and ``arguments`` are what the
+    model gives the layer.
 
     Where the scorer reads attention, the layer's own norm and projections run up to its attention function, without
     the cache: a layer run twice on one cache would leave its keys and values there twice.

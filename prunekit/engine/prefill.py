@@ -56,7 +56,7 @@ class Prefill:
         vision: the encoder's side of the visual tokens, where a component reads it.
         inputs: keyword arguments of the core model, where its media are noted.
         media: its images and videos, where a component asks where their tokens stand.
-        positions: position ids as the model gave them to its rotary embedding.
+        positions: position ids [1 or B, S] (M-RoPE: triples) as the model gave them to its rotary embedding.
         gates: of a gated pass in training.
     """
 
@@ -104,12 +104,13 @@ class Prefill:
         return state
 
     def view(self, layer: int, hidden: torch.Tensor, grid: tuple[int, int] | None, site: str = "decoder") -> LayerView:
-        """What a scorer sees of ``layer`` now, on the device of that layer."""
+        """What a scorer sees of ``layer`` and its input ``hidden`` [B, M, D] now, on the device of that layer."""
         (hidden,) = in_float32(hidden)
-        alive, slots = self.kept.to(hidden.device), self.slots.to(hidden.device)
+        alive_BN, slots_BN = self.kept.to(hidden.device), self.slots.to(hidden.device)
         context = PrefillContext(self.inputs_embeds, self.regions, self.vision, self.media)
+        layout, sequence = self.layout, self.sequence
         return LayerView(
-            hidden, layer, self.layout, self.sequence, alive, slots, grid, context=context, site=site, notes=self.notes
+            hidden, layer, layout, sequence, alive_BN, slots_BN, grid, context=context, site=site, notes=self.notes
         )
 
     def removed(self, sequence: CompactSequence) -> torch.Tensor:
@@ -123,38 +124,38 @@ class Prefill:
     def shorten(self, kept: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
         """Go to the next sequence, where of the visual tokens only ``kept`` [B, N] stands: surviving slots [B, M]."""
         layout, sequence = self.layout, self.sequence
-        stays = layout.present if sequence.index is None else layout.present.gather(1, sequence.index)
+        stays_BM = layout.present if sequence.index is None else layout.present.gather(1, sequence.index)
         if sequence.valid is not None:
-            stays = stays & sequence.valid
-        goes = self.kept & ~kept
-        stays = stays & ~scatter_where(goes, self.slots, goes, stays.shape[1])
-        slots, self.sequence = sequence.compact(stays, lengths, layout.extra)
-        self.kept, self.cut_slots = kept, slots
+            stays_BM = stays_BM & sequence.valid
+        goes_BN = self.kept & ~kept
+        stays_BM = stays_BM & ~scatter_where(goes_BN, self.slots, goes_BN, stays_BM.shape[1])
+        slots_BM, self.sequence = sequence.compact(stays_BM, lengths, layout.extra)
+        self.kept, self.cut_slots = kept, slots_BM
         # The new slot of an old one: how many slots before it stay, after the padding.
-        rank = stays.cumsum(1) - 1 + slots.shape[1] - stays.sum(1, keepdim=True)
-        self.slots = rank.clamp(min=0).gather(1, self.slots).masked_fill(~kept, 0)
-        return slots
+        slot_BM = stays_BM.cumsum(1) - 1 + slots_BM.shape[1] - stays_BM.sum(1, keepdim=True)
+        self.slots = slot_BM.clamp(min=0).gather(1, self.slots).masked_fill(~kept, 0)
+        return slots_BM
 
     def rearrange(self, ranks: torch.Tensor) -> torch.Tensor:
         """Reorder the visual slots so that the tokens of an image follow each other by ``ranks`` [B, N], then by place:
         where each slot [B, M] takes its content from. The slots keep their own places, so this is for positions
         without gaps."""
-        ranks = ranks.to(self.slots.device)
-        image = self.layout.image.to(ranks.device)
+        ranks_BN = ranks.to(self.slots.device)
+        image_BN = self.layout.image.to(ranks_BN.device)
         spare = self.layout.real.shape[1]
         # Slots of an image are contiguous in both orders, so sorting the kept ones alone is a permutation of them.
-        order = (image * (ranks.amax() + 1) + ranks) * (spare + 1) + self.slots
-        ranked = order.masked_fill(~self.kept, torch.iinfo(order.dtype).max).argsort(dim=1, stable=True)
-        standing = self.slots.masked_fill(~self.kept, spare).sort(dim=1).values  # the slots they share, in order
-        place = torch.empty_like(self.slots).scatter(1, ranked, standing)
+        order_BN = (image_BN * (ranks_BN.amax() + 1) + ranks_BN) * (spare + 1) + self.slots
+        number_BN = order_BN.masked_fill(~self.kept, torch.iinfo(order_BN.dtype).max).argsort(dim=1, stable=True)
+        shared_BN = self.slots.masked_fill(~self.kept, spare).sort(dim=1).values  # the slots they share, in order
+        slot_BN = torch.empty_like(self.slots).scatter(1, number_BN, shared_BN)
         assert self.sequence.index is not None
         batch, size = self.sequence.index.shape
-        source = torch.arange(spare + 1, device=ranks.device).expand(batch, -1)
-        source = source.scatter(1, place, self.slots.masked_fill(~self.kept, spare))[:, :size]
-        self.slots = place.masked_fill(~self.kept, 0)
+        longer = torch.arange(spare + 1, device=ranks_BN.device).expand(batch, -1)  # whose last slot takes the rest
+        source_BM = longer.scatter(1, slot_BN, self.slots.masked_fill(~self.kept, spare))[:, :size]
+        self.slots = slot_BN.masked_fill(~self.kept, 0)
         assert self.cut_slots is not None
-        self.cut_slots = self.cut_slots.gather(1, source)
-        return source
+        self.cut_slots = self.cut_slots.gather(1, source_BM)
+        return source_BM
 
 
 def gather_argument(name: str, value: Any, index: torch.Tensor, size: int) -> Any:

@@ -182,8 +182,9 @@ class Session(NotCopied, Target):
             if state is not None and state.sequence.index is not None:
                 return self.family.bias_at(module, args[0], state.sequence.index, state.sequence.index)
             if state is None and cache_layer is not None:
-                keys, queries = cache_layer.lent, args[0].shape[1]
-                return self.family.bias_at(module, args[0], keys[:, keys.shape[1] - queries :], keys)
+                key_index_BK = cache_layer.lent
+                query_index_BQ = key_index_BK[:, key_index_BK.shape[1] - args[0].shape[1] :]
+                return self.family.bias_at(module, args[0], query_index_BQ, key_index_BK)
             return None
 
         return hook

@@ -142,7 +142,6 @@ def attention_inputs(
     places: torch.Tensor | None,
 ) -> AttentionInputs:
     """What a layer gave its attention function; ``places`` [B, M] are its own tokens among keys that it borrows."""
-    bias = options.get("position_bias")
     if places is not None:
         key = gather_tokens(key.transpose(1, 2), places).transpose(1, 2)
         mask = None if mask is None else take_columns(mask, places)
@@ -157,5 +156,5 @@ def attention_inputs(
         causal=bool(getattr(module, "is_causal", True) if causal is None else causal),
         softcap=options.get("softcap"),
         sinks=options.get("sinks") if sinks is None else sinks,
-        bias=bias,
+        bias=options.get("position_bias"),
     )

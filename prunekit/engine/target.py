@@ -61,7 +61,8 @@ class Target:
 
     @property
     def positions(self) -> torch.Tensor | None:
-        """The position ids of the running forward pass, as the model gave them to its rotary embedding."""
+        """The position ids [1 or B, S] of the running forward pass (M-RoPE: triples), as the model gave them to its
+        rotary embedding."""
         return None if self.thread.forward is None else self.thread.forward.positions
 
     @property

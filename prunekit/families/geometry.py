@@ -213,6 +213,8 @@ def slices_in_text(core: Any, call: MediaCall) -> list[Medium]:
     media, start = [], 0
     for runs in _marked_runs(call):
         own, start = sizes[start : start + len(runs)], start + len(runs)
+        if len(own) < len(runs):
+            raise UnknownPlaces(f"'{config.model_type}': {len(sizes)} sizes for more pictures than that")
         if call.kind == "video":
             media += _videos(runs, own)
         elif len({run.mark for run in runs}) > 2:

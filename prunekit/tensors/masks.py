@@ -7,17 +7,18 @@ import torch
 from prunekit.tensors.sequences import CompactSequence
 
 
-def _express(seen: torch.Tensor, implementation: str, dtype: torch.dtype) -> torch.Tensor:
-    """A bool mask [B, 1, Q, K] as an attention implementation wants it."""
+def _express(open_B1QK: torch.Tensor, implementation: str, dtype: torch.dtype) -> torch.Tensor:
+    """A bool mask over queries and keys as an attention implementation wants it."""
     if implementation.startswith("flash"):
-        return seen[:, 0, -1]
+        return open_B1QK[:, 0, -1]
     if implementation == "eager":
-        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
-    return seen
+        zeros_B1QK = torch.zeros(open_B1QK.shape, dtype=dtype, device=open_B1QK.device)
+        return zeros_B1QK.masked_fill(~open_B1QK, torch.finfo(dtype).min)
+    return open_B1QK
 
 
 def hide(mask: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """``mask`` (bool, True = may attend, or additive) with the positions of ``hidden`` closed."""
+    """``mask`` (bool, True = may attend, or additive) closed where ``hidden``, broadcast to its shape, is True."""
     closed = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
     return mask.masked_fill(hidden, closed)
 
@@ -31,29 +32,29 @@ def prefill_mask(
     order is kept. A 2-D padding mask (flash attention) loses its columns. Padding slots see themselves only, so that
     no softmax is empty.
     """
-    index, valid = sequence.index, sequence.valid
-    assert index is not None
+    index_BM, valid_BM = sequence.index, sequence.valid
+    assert index_BM is not None
     if mask is not None and mask.ndim == 2:
-        picked = mask.gather(1, index)
-        return picked if valid is None else picked * valid.to(picked.dtype)
-    if mask is None and valid is None:
+        mask_BM = mask.gather(1, index_BM)
+        return mask_BM if valid_BM is None else mask_BM * valid_BM.to(mask_BM.dtype)
+    if mask is None and valid_BM is None:
         return None
-    batch, size = index.shape
+    batch, size = index_BM.shape
     if mask is None:
-        assert valid is not None
-        causal = torch.ones(size, size, dtype=torch.bool, device=index.device).tril()
-        itself = torch.eye(size, dtype=torch.bool, device=index.device)
-        return _express((causal & valid[:, None, None, :]) | itself, implementation, dtype)
-    mask = mask.expand(batch, -1, -1, -1)
-    rows = index[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3])
-    columns = index[:, None, None, :].expand(-1, mask.shape[1], size, -1)
-    picked = mask.gather(2, rows).gather(3, columns)
-    if valid is None:
-        return picked
-    itself = torch.eye(size, dtype=torch.bool, device=index.device)
-    picked = hide(picked, ~valid[:, None, None, :])
-    opened = True if picked.dtype == torch.bool else 0.0
-    return picked.masked_fill(itself & ~valid[:, None, :, None], opened)
+        assert valid_BM is not None
+        causal_MM = torch.ones(size, size, dtype=torch.bool, device=index_BM.device).tril()
+        itself_MM = torch.eye(size, dtype=torch.bool, device=index_BM.device)
+        return _express((causal_MM & valid_BM[:, None, None, :]) | itself_MM, implementation, dtype)
+    mask_BHSS = mask.expand(batch, -1, -1, -1)
+    row_index_BHMS = index_BM[:, None, :, None].expand(-1, mask_BHSS.shape[1], -1, mask_BHSS.shape[3])
+    column_index_BHMM = index_BM[:, None, None, :].expand(-1, mask_BHSS.shape[1], size, -1)
+    mask_BHMM = mask_BHSS.gather(2, row_index_BHMS).gather(3, column_index_BHMM)
+    if valid_BM is None:
+        return mask_BHMM
+    itself_MM = torch.eye(size, dtype=torch.bool, device=index_BM.device)
+    mask_BHMM = hide(mask_BHMM, ~valid_BM[:, None, None, :])
+    opened = True if mask_BHMM.dtype == torch.bool else 0.0
+    return mask_BHMM.masked_fill(itself_MM & ~valid_BM[:, None, :, None], opened)
 
 
 def padding_mask(mask: torch.Tensor, sequence: CompactSequence, real: torch.Tensor) -> torch.Tensor:
@@ -63,15 +64,15 @@ def padding_mask(mask: torch.Tensor, sequence: CompactSequence, real: torch.Tens
     have 1 for tokens and 0 for padding, some the reverse, additive ones 0 and the lowest number.
     """
     assert sequence.index is not None
-    picked = mask.gather(1, sequence.index)
+    mask_BM = mask.gather(1, sequence.index)
     if sequence.valid is None:
-        return picked
-    token = mask.gather(1, real.to(torch.uint8).argmax(1, keepdim=True))
+        return mask_BM
+    token_B1 = mask.gather(1, real.to(torch.uint8).argmax(1, keepdim=True))
     if mask.is_floating_point():
-        padding = torch.where(token == 0, torch.finfo(mask.dtype).min, 0.0).to(mask.dtype)
+        padding_B1 = torch.where(token_B1 == 0, torch.finfo(mask.dtype).min, 0.0).to(mask.dtype)
     else:
-        padding = (token == 0).to(mask.dtype)
-    return torch.where(sequence.valid, picked, padding)
+        padding_B1 = (token_B1 == 0).to(mask.dtype)
+    return torch.where(sequence.valid, mask_BM, padding_B1)
 
 
 def take_columns(mask: torch.Tensor, places: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
@@ -79,10 +80,9 @@ def take_columns(mask: torch.Tensor, places: torch.Tensor, valid: torch.Tensor |
     [B, M] closed."""
     if mask.ndim == 2:
         return mask.gather(1, places)
-    mask = mask.expand(len(places), -1, -1, -1)
-    if valid is not None:
-        return hide(take_columns(mask, places), ~valid[:, None, None, :])
-    return mask.gather(3, places[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1))
+    mask_BHQK = mask.expand(len(places), -1, -1, -1)
+    columns_BHQM = mask_BHQK.gather(3, places[:, None, None, :].expand(-1, *mask_BHQK.shape[1:3], -1))
+    return columns_BHQM if valid is None else hide(columns_BHQM, ~valid[:, None, None, :])
 
 
 def shared_mask(
@@ -98,23 +98,24 @@ def shared_mask(
     Rows are those of its own sequence, columns those of ``keys``, less the tokens that went in between.
     """
     assert sequence.index is not None
-    rows, batch = sequence.index, len(sequence.index)
-    columns = torch.arange(size, device=rows.device).expand(batch, -1) if keys.index is None else keys.index
-    closed = ~sequence.present(size).gather(1, columns)
+    index_BM, batch = sequence.index, len(sequence.index)
+    key_index_BK = torch.arange(size, device=index_BM.device).expand(batch, -1) if keys.index is None else keys.index
+    closed_BK = ~sequence.present(size).gather(1, key_index_BK)
     if keys.valid is not None:
-        closed = closed | ~keys.valid
+        closed_BK = closed_BK | ~keys.valid
     if mask is None:
-        seen = (rows[:, None, :, None] >= columns[:, None, None, :]) & ~closed[:, None, None, :]
-        first = torch.arange(columns.shape[1], device=rows.device) == 0
-        return _express(seen | ~seen.any(-1, keepdim=True) & first, implementation, dtype)
-    mask = mask.expand(batch, -1, -1, -1)
-    picked = mask.gather(2, rows[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
-    picked = hide(take_columns(picked, columns), closed[:, None, None, :])
-    if picked.dtype != torch.bool:
-        return picked
+        visible_B1MK = (index_BM[:, None, :, None] >= key_index_BK[:, None, None, :]) & ~closed_BK[:, None, None, :]
+        first_K = torch.arange(key_index_BK.shape[1], device=index_BM.device) == 0
+        return _express(visible_B1MK | ~visible_B1MK.any(-1, keepdim=True) & first_K, implementation, dtype)
+    mask_BHSS = mask.expand(batch, -1, -1, -1)
+    row_index_BHMS = index_BM[:, None, :, None].expand(-1, mask_BHSS.shape[1], -1, mask_BHSS.shape[3])
+    mask_BHMK = take_columns(mask_BHSS.gather(2, row_index_BHMS), key_index_BK)
+    mask_BHMK = hide(mask_BHMK, closed_BK[:, None, None, :])
+    if mask_BHMK.dtype != torch.bool:
+        return mask_BHMK
     # Padding rows may see nothing now: an empty softmax is NaN, so they look at the first key.
-    first = torch.arange(columns.shape[1], device=rows.device) == 0
-    return picked | (~picked.any(-1, keepdim=True) & first)
+    first_K = torch.arange(key_index_BK.shape[1], device=index_BM.device) == 0
+    return mask_BHMK | (~mask_BHMK.any(-1, keepdim=True) & first_K)
 
 
 def decode_mask(
@@ -135,16 +136,14 @@ def decode_mask(
     if mask is None and not padded:
         return None
     batch, stored = key_index.shape
-    pad = torch.zeros(batch, stored + queries, dtype=torch.bool, device=key_index.device)
-    pad[:, :stored] = key_index < 0
+    closed_BK = torch.zeros(batch, stored + queries, dtype=torch.bool, device=key_index.device)
+    closed_BK[:, :stored] = key_index < 0
     if mask is None:
-        order = torch.ones(queries, queries, dtype=torch.bool, device=key_index.device).tril()
-        seen = torch.ones(batch, 1, queries, stored, dtype=torch.bool, device=key_index.device)
-        seen = torch.cat([seen, order.expand(batch, 1, -1, -1)], dim=-1) & ~pad[:, None, None, :]
-        return _express(seen, implementation, dtype)
+        causal_QQ = torch.ones(queries, queries, dtype=torch.bool, device=key_index.device).tril()
+        before = torch.ones(batch, 1, queries, stored, dtype=torch.bool, device=key_index.device)
+        visible_B1QK = torch.cat([before, causal_QQ.expand(batch, 1, -1, -1)], dim=-1)
+        return _express(visible_B1QK & ~closed_BK[:, None, None, :], implementation, dtype)
     assert columns is not None
-    pad |= columns < 0
-    columns = columns.clamp(min=0)
-    if mask.ndim == 2:
-        return take_columns(mask, columns) * (~pad).to(mask.dtype)
-    return hide(take_columns(mask, columns), pad[:, None, None, :])
+    closed_BK |= columns < 0
+    mask = take_columns(mask, columns.clamp(min=0))
+    return mask * (~closed_BK).to(mask.dtype) if mask.ndim == 2 else hide(mask, closed_BK[:, None, None, :])

@@ -16,7 +16,20 @@ Of these, masks say: ``real``, a dense index that is no padding; ``exists``, a v
 still stands when a layer begins; ``kept``, one that stays after the cut at hand, and ``stays``, kept or added by a
 reducer.
 
-Letters of shapes: B samples, S dense indices, M slots, N visual numbers, D width of a token.
+Letters of shapes, here and in all tensor code, where a suffix names a local tensor's axes (``kept_BN``; 1 is an axis
+of one entry, and what the suffix leaves out is a shape that differs from call to call):
+
+==  ==========================================  ==  ==================================================================
+B   samples                                     Q   query rows
+S   dense indices                               K   keys
+M   slots, or entries of any other index        H   heads, or 1 where all share one mask
+N   visual numbers                              d   width of a head
+D   width of a token                            L   layers
+T   images or tiles in the vision encoder       R   rows of the projector, those of all images after each other
+P   patches of an image                         C   width of the encoder
+==  ==========================================  ==  ==================================================================
+
+A component sees one sequence alone, that of its layer, and so do attention rows: S stands for its slots there.
 """
 
 from __future__ import annotations
@@ -70,6 +83,9 @@ MARK = "mark its tokens: pruner(model, prompt=mask), or labels of -100"
 class PromptLayout:
     """The dense sequence of a prefill. Shapes: [B, S] per token, [B, N] per visual token in sequence order.
 
+    ``visual`` marks the visual tokens among the real ones, ``visual_index`` has their dense indices, 0 where
+    ``exists`` is False, which pads samples that have fewer.
+
     ``prompt`` marks the real tokens that may decide what stays: all of them, or those before an answer or a draft that
     stands in the same sequence. ``words`` marks the instruction: the prompt's non-visual tokens after the first
     visual one (a sample without any falls back to the last token of its prompt, with a warning). ``counts`` holds N
@@ -108,31 +124,31 @@ class PromptLayout:
             PrunekitError: for a batch whose mask hides all visual tokens, and for a sample whose visual tokens stand
                 behind the end of its prompt.
         """
-        real = real_tokens(attention_mask, visual)
-        marked, visual = visual, visual & real
-        asked = real if prompt is None else real & prompt
-        text = asked & ~visual & (visual.cumsum(1) > 0)
-        late = visual & (asked.flip(1).cumsum(1).flip(1) == 0)
+        real_BS = real_tokens(attention_mask, visual)
+        visual_BS = visual & real_BS
+        prompt_BS = real_BS if prompt is None else real_BS & prompt
+        text_BS = prompt_BS & ~visual_BS & (visual_BS.cumsum(1) > 0)
+        behind_BS = visual_BS & (prompt_BS.flip(1).cumsum(1).flip(1) == 0)
         # The one look at the data on the host: how long each sample is, and how much of it is visual.
-        sums = [mask.sum(1) for mask in (marked, visual, real, text, asked, late, ~real[:, -1:])]
-        placed, counts, lengths, text_counts, prompt_lengths, behind, extra = map(tuple, torch.stack(sums).tolist())
-        if any(placed) and not any(counts):
+        sums = [mask.sum(1) for mask in (visual, visual_BS, real_BS, text_BS, prompt_BS, behind_BS, ~real_BS[:, -1:])]
+        marked, counts, lengths, text_counts, prompt_lengths, behind, extra = map(tuple, torch.stack(sums).tolist())
+        if any(marked) and not any(counts):
             raise PrunekitError("attention_mask hides every placeholder: there is no visual token to prune")
         if behind_end := [b for b, n in enumerate(behind) if n and prompt_lengths[b]]:
             raise PrunekitError(f"samples {behind_end} have visual tokens behind the end of their prompt; {MARK}")
-        present = real.clone()
-        present[:, -1] = True
-        silent = zip(counts, text_counts, prompt_lengths, strict=True)
-        lonely = [b for b, (n, words, length) in enumerate(silent) if n and length and not words]
+        present_BS = real_BS.clone()
+        present_BS[:, -1] = True
+        samples = enumerate(zip(counts, text_counts, prompt_lengths, strict=True))
+        lonely = [b for b, (n, words, length) in samples if n and length and not words]
         if lonely:
             warnings.warn(f"no text after the image in samples {lonely}: their last token stands in", stacklevel=2)
-            text = text.clone()
-            last = (asked * torch.arange(1, real.shape[1] + 1, device=real.device)).argmax(1)
-            text[lonely, last[lonely]] = True
+            text_BS = text_BS.clone()
+            last_B = (prompt_BS * torch.arange(1, real_BS.shape[1] + 1, device=real_BS.device)).argmax(1)
+            text_BS[lonely, last_B[lonely]] = True
             text_counts = tuple(max(t, int(b in lonely)) for b, t in enumerate(text_counts))
-        visual_index, exists = ragged_index(visual, max(counts))
+        index_BN, exists_BN = ragged_index(visual_BS, max(counts))
         return cls(
-            input_ids, real, visual, text, visual_index, exists, present, asked,
+            input_ids, real_BS, visual_BS, text_BS, index_BN, exists_BN, present_BS, prompt_BS,
             counts, lengths, prompt_lengths, text_counts, extra,
         )  # fmt: skip
 
@@ -153,8 +169,8 @@ class PromptLayout:
     @property
     def image(self) -> torch.Tensor:
         """Number of the run of neighbouring visual tokens (an image, or a row of one) of each, long [B, N]."""
-        starts = self.visual & ~torch.nn.functional.pad(self.visual[:, :-1], (1, 0))
-        return starts.cumsum(1).gather(1, self.visual_index)
+        starts_BS = self.visual & ~torch.nn.functional.pad(self.visual[:, :-1], (1, 0))
+        return starts_BS.cumsum(1).gather(1, self.visual_index)
 
 
 @dataclass(frozen=True)
@@ -176,17 +192,17 @@ class CompactSequence:
     def present(self, size: int) -> torch.Tensor:
         """Dense positions that stand in this sequence, bool [B, size]."""
         assert self.index is not None
-        valid = torch.ones_like(self.index, dtype=torch.bool) if self.valid is None else self.valid
-        return scatter_where(valid, self.index, valid, size)
+        valid_BM = torch.ones_like(self.index, dtype=torch.bool) if self.valid is None else self.valid
+        return scatter_where(valid_BM, self.index, valid_BM, size)
 
     def slots_in(self, source: CompactSequence, size: int) -> torch.Tensor:
         """Where the slots of this sequence stand in an earlier one, [B, M]."""
         assert self.index is not None
         if source.index is None:
             return self.index
-        places = torch.arange(source.index.shape[1], device=self.index.device).expand_as(source.index)
-        spots = scatter_where(places, source.index, source.valid, size)
-        return spots.gather(1, self.index)
+        slots_BM = torch.arange(source.index.shape[1], device=self.index.device).expand_as(source.index)
+        slot_BS = scatter_where(slots_BM, source.index, source.valid, size)
+        return slot_BS.gather(1, self.index)
 
     def compact(
         self, stays: torch.Tensor, lengths: tuple[int, ...], extra: tuple[int, ...]
@@ -194,7 +210,7 @@ class CompactSequence:
         """Drop the slots outside ``stays`` [B, M]: the surviving slots [B, M'] and the sequence they form."""
         sizes = [length + more for length, more in zip(lengths, extra, strict=True)]
         # Padding goes to the start: a recurrent layer must end on a real token.
-        slots, valid = ragged_index(stays, max(sizes), pad_left=True)
+        slots_BM, valid_BM = ragged_index(stays, max(sizes), pad_left=True)
         ragged = min(sizes) < max(sizes)
-        index = slots if self.index is None else self.index.gather(1, slots)
-        return slots, CompactSequence(self.number + 1, index, valid if ragged else None, lengths)
+        index_BM = slots_BM if self.index is None else self.index.gather(1, slots_BM)
+        return slots_BM, CompactSequence(self.number + 1, index_BM, valid_BM if ragged else None, lengths)

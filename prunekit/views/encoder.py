@@ -50,11 +50,11 @@ class EncoderView(View):
         if queries == "visual":
             return self.slots, self.alive
         if queries == "all":
-            places = torch.arange(self.hidden_states.shape[1], device=self.slots.device)
-            index = places.expand(len(self.slots), -1)
-            return index, torch.ones_like(index, dtype=torch.bool)
+            slots_S = torch.arange(self.hidden_states.shape[1], device=self.slots.device)
+            index_TS = slots_S.expand(len(self.slots), -1)
+            return index_TS, torch.ones_like(index_TS, dtype=torch.bool)
         if queries == "cls" and self.has_cls:
-            first = torch.zeros_like(self.slots[:, :1])
-            return first, torch.ones_like(first, dtype=torch.bool)
-        known = ("cls", "visual", "all") if self.has_cls else ("visual", "all")
-        raise UnknownNameError("queries of an encoder:", queries, known)
+            first_T1 = torch.zeros_like(self.slots[:, :1])
+            return first_T1, torch.ones_like(first_T1, dtype=torch.bool)
+        names = ("cls", "visual", "all") if self.has_cls else ("visual", "all")
+        raise UnknownNameError("queries of an encoder:", queries, names)

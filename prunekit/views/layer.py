@@ -36,6 +36,8 @@ class View:
         alive: visual tokens still there, bool [B, N].
         slots: where they stand in the sequence, long [B, N], arbitrary where not ``alive``.
         grid: rows and columns of patches of an image, where they are fixed, else None.
+        inputs: what the layer gives its attention function; None where it was not captured.
+        notes: what ``once`` has made, by name.
     """
 
     site: str
@@ -71,49 +73,47 @@ class View:
 
     def attention(self, queries: QuerySet) -> torch.Tensor:
         """Post-softmax attention rows [B, H, Q, S] of a query set, float32; zero rows where a sample has fewer."""
-        index, valid = self.query_index(queries)
-        rows = self._attention().rows(index)
-        return rows * valid[:, None, :, None].to(rows.device)
+        index_BQ, valid_BQ = self.query_index(queries)
+        rows_BHQS = self._attention().rows(index_BQ)
+        return rows_BHQS * valid_BQ[:, None, :, None].to(rows_BHQS.device)
 
     def mean_attention(self, queries: QuerySet) -> torch.Tensor:
         """The head mean of ``attention``, [B, Q, S], without holding the rows of all heads at a time."""
-        index, valid = self.query_index(queries)
+        index_BQ, valid_BQ = self.query_index(queries)
         inputs, step = self._attention(), self._attention().block_rows
-        parts = [inputs.rows(index[:, start : start + step]).mean(1) for start in range(0, index.shape[1], step)]
-        rows = torch.cat(parts, dim=1)
-        return rows * valid[..., None].to(rows.device)
+        parts = [inputs.rows(index_BQ[:, start : start + step]).mean(1) for start in range(0, index_BQ.shape[1], step)]
+        rows_BQS = torch.cat(parts, dim=1)
+        return rows_BQS * valid_BQ[..., None].to(rows_BQS.device)
 
     def attention_blocks(self, queries: QuerySet) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The rows of ``attention`` [B, H, q, S] and of ``visible`` [B, q, S], a block of queries at a time: for
         scorers that sum over queries, whose memory then does not grow with how many there are. Where a sample has fewer
         queries its rows are arbitrary and see nothing."""
-        inputs, (index, valid) = self._attention(), self._block_queries(queries)
-        for start in range(0, index.shape[1], inputs.block_rows):
-            place = slice(start, start + inputs.block_rows)
-            whole = index.shape[1] <= inputs.block_rows
-            seen = self._seen(queries if whole else None, index[:, place], valid[:, place])
-            yield inputs.rows(index[:, place], seen), seen
+        inputs, (index_BQ, valid_BQ) = self._attention(), self._block_queries(queries)
+        for start in range(0, index_BQ.shape[1], inputs.block_rows):
+            block = slice(start, start + inputs.block_rows)
+            whole = index_BQ.shape[1] <= inputs.block_rows
+            visible_BQS = self._visible(queries if whole else None, index_BQ[:, block], valid_BQ[:, block])
+            yield inputs.rows(index_BQ[:, block], visible_BQS), visible_BQS
 
     def _block_queries(self, queries: QuerySet) -> Queries:
         """``query_index`` of a query set whose rows are summed over."""
         return self.query_index(queries)
 
-    def _seen(self, queries: QuerySet | None, index: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    def _visible(self, queries: QuerySet | None, index_BQ: torch.Tensor, valid_BQ: torch.Tensor) -> torch.Tensor:
         """What the queries at ``index`` [B, q] may attend to, bool [B, q, S]; ``queries`` names them if they are all of
         a query set."""
-        seen = self._attention().visible(index)
-        return seen & valid[..., None].to(seen.device)
+        visible_BQS = self._attention().visible(index_BQ)
+        return visible_BQS & valid_BQ[..., None].to(visible_BQS.device)
 
     def visible(self, queries: QuerySet) -> torch.Tensor:
         """Which slots each query may attend to, bool [B, Q, S]; False rows where a sample has fewer queries."""
-        index, valid = self.query_index(queries)
-        seen = self._attention().visible(index)
-        return seen & valid[..., None].to(seen.device)
+        return self._visible(None, *self.query_index(queries))
 
     def one_hot(self, queries: QuerySet) -> torch.Tensor:
         """The rows of the identity that belong to a query set, float32 [B, Q, S]."""
-        index, valid = self.query_index(queries)
-        return torch.nn.functional.one_hot(index, self.hidden_states.shape[1]).float() * valid[..., None]
+        index_BQ, valid_BQ = self.query_index(queries)
+        return torch.nn.functional.one_hot(index_BQ, self.hidden_states.shape[1]).float() * valid_BQ[..., None]
 
     def propagate(self, rows: torch.Tensor) -> torch.Tensor:
         """rows [B, Q, S] times this layer's head-mean attention matrix, float32 [B, Q, S], on the layer's device."""
@@ -182,14 +182,14 @@ class LayerView(View):
     def in_layer(self, dense: torch.Tensor) -> torch.Tensor:
         """A per-token tensor of the dense sequence [B, S_dense] as this layer's sequence [B, S] has it, on the layer's
         device."""
-        compact = dense if self.sequence.index is None else dense.gather(1, self.sequence.index)
-        return compact.to(self.hidden_states.device)
+        compact_BS = dense if self.sequence.index is None else dense.gather(1, self.sequence.index)
+        return compact_BS.to(self.hidden_states.device)
 
     @property
     def real(self) -> torch.Tensor:
         """Slots in use, bool [B, S]."""
-        real = self.in_layer(self.layout.real)
-        return real if self.sequence.valid is None else real & self.sequence.valid.to(real.device)
+        real_BS = self.in_layer(self.layout.real)
+        return real_BS if self.sequence.valid is None else real_BS & self.sequence.valid.to(real_BS.device)
 
     @property
     def asked(self) -> torch.Tensor:
@@ -231,9 +231,10 @@ class LayerView(View):
         if queries == "all":
             return ragged_index(self.asked, max(self.sequence.lengths))
         if queries == "last":
-            real = self.asked
-            last = (real * torch.arange(1, real.shape[1] + 1, device=real.device)).argmax(1, keepdim=True)
-            return last, torch.ones_like(last, dtype=torch.bool)
+            prompt_BS = self.asked
+            number_S = torch.arange(1, prompt_BS.shape[1] + 1, device=prompt_BS.device)
+            last_B1 = (prompt_BS * number_S).argmax(1, keepdim=True)
+            return last_B1, torch.ones_like(last_B1, dtype=torch.bool)
         raise UnknownNameError("queries", queries, ("text", "last", "visual", "all"))
 
     def _block_queries(self, queries: QuerySet) -> Queries:
@@ -243,14 +244,14 @@ class LayerView(View):
         find = self._standing if queries == "visual" else lambda: self.query_index(queries)
         return self.once(f"queries {queries} of sequence {self.sequence.number}", find)
 
-    def _seen(self, queries: QuerySet | None, index: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    def _visible(self, queries: QuerySet | None, index_BQ: torch.Tensor, valid_BQ: torch.Tensor) -> torch.Tensor:
         """For a short query set made once for the layers of a sequence that share their mask."""
         inputs = self._attention()
-        if not isinstance(queries, str) or index.numel() * inputs.keys.shape[2] > SHARED:
-            return super()._seen(queries, index, valid)
+        if not isinstance(queries, str) or index_BQ.numel() * inputs.keys.shape[2] > SHARED:
+            return super()._visible(queries, index_BQ, valid_BQ)
         which = f"{self.sequence.number} {id(inputs.mask)} {inputs.window} {inputs.keys.shape[2]}"
         # The mask is kept beside it, so that its id stays its own.
-        find = lambda: (inputs.mask, super(LayerView, self)._seen(queries, index, valid))  # noqa: E731
+        find = lambda: (inputs.mask, super(LayerView, self)._visible(queries, index_BQ, valid_BQ))  # noqa: E731
         return self.once(f"seen by {queries} under {which}", find)[1].to(inputs.keys.device)
 
     def _standing(self) -> Queries:

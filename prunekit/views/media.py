@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from prunekit.families import Family
-from prunekit.families.geometry import MediaCall, Medium, UnknownPlaces
+from prunekit.families.geometry import MediaCall, Medium, Reader, UnknownPlaces
 from prunekit.families.support import support_of
 from prunekit.tensors.sequences import PromptLayout
 from prunekit.views.places import Places, places_of
@@ -51,16 +51,44 @@ class MediaRecord:
             raise UnknownPlaces(f"where the visual tokens of '{name}' stand is not known")
         if not self.encoded:
             raise UnknownPlaces("the model did not encode images under this pruner: give it pixels, not features")
-        video_BS = self._videos(layout)
+        video_BS, pace = self._videos(layout), self.inputs.get("second_per_grid_ts")
+        paces = () if pace is None else torch.as_tensor(pace).tolist()
+        problem, batch = None, len(layout.counts)
+        for repeats in range(1, batch + 1):  # beams and returned sequences repeat what was encoded once
+            if batch % repeats or layout.counts != tuple(n for n in layout.counts[::repeats] for _ in range(repeats)):
+                continue
+            try:
+                media = self._media(layout, video_BS, repeats, reader)
+                return places_of(media, self._kinds(layout, video_BS, repeats), repeats, paces)
+            except UnknownPlaces as error:
+                problem = problem or error
+        assert problem is not None
+        raise problem
+
+    @staticmethod
+    def _kinds(layout: PromptLayout, video_BS: torch.Tensor, repeats: int) -> list[list[str]]:
+        """The kind of each visual token in order, of each sample that was encoded."""
+        rows = zip(video_BS[::repeats], layout.visual[::repeats], strict=True)
+        return [["video" if video else "image" for video in row[mask].tolist()] for row, mask in rows]
+
+    def _media(
+        self, layout: PromptLayout, video_BS: torch.Tensor, repeats: int, reader: Reader
+    ) -> dict[str, list[Medium]]:
+        """The media by kind, if each sample stands ``repeats`` times in the batch."""
         media: dict[str, list[Medium]] = {}
-        repeats = self._repeats(layout, video_BS, reader, media)
-        kinds = [
-            ["video" if video else "image" for video in row[mask].tolist()]
-            for row, mask in zip(video_BS[::repeats], layout.visual[::repeats], strict=True)
-        ]
-        pace = self.inputs.get("second_per_grid_ts")
-        pace = () if pace is None else torch.as_tensor(pace).tolist()
-        return places_of(media, kinds, repeats, pace)
+        ids = None if layout.input_ids is None else layout.input_ids[::repeats]
+        for call in self.encoded:
+            own = video_BS if call.kind == "video" else ~video_BS
+            visual = (layout.visual & own)[::repeats]
+            read = reader(self.family.core, MediaCall(call.kind, dict(call.arguments), visual, ids))
+            media.setdefault(call.kind, []).extend(read)
+        encoded = sum(len(medium) for items in media.values() for medium in items)
+        if encoded * repeats != sum(layout.counts):
+            raise UnknownPlaces(
+                f"{sum(layout.counts)} visual tokens in the batch, {encoded} in the media that '{self.family.model_type}' "
+                "encoded: it keeps, drops or adds some by itself"
+            )
+        return media
 
     def _videos(self, layout: PromptLayout) -> torch.Tensor:
         """Which of the visual tokens are videos, bool [B, S]."""
@@ -75,28 +103,3 @@ class MediaRecord:
         if layout.input_ids is None or video is None or not bool((layout.input_ids == video).any()):
             raise UnknownPlaces("images and videos in one prompt: which placeholders are which is not known")
         return layout.input_ids == video
-
-    def _repeats(
-        self, layout: PromptLayout, video_BS: torch.Tensor, reader: Any, media: dict[str, list[Medium]]
-    ) -> int:
-        """Fill ``media`` by kind; how often each sample stands in the batch, by what was encoded for it."""
-        batch = len(layout.counts)
-        for repeats in range(1, batch + 1):
-            if batch % repeats or layout.counts != tuple(n for n in layout.counts[::repeats] for _ in range(repeats)):
-                continue
-            media.clear()
-            for call in self.encoded:
-                own = video_BS if call.kind == "video" else ~video_BS
-                ids = None if layout.input_ids is None else layout.input_ids[::repeats]
-                visual = (layout.visual & own)[::repeats]
-                media.setdefault(call.kind, []).extend(
-                    reader(self.family.core, MediaCall(call.kind, dict(call.arguments), visual, ids))
-                )
-            tokens = sum(len(medium) for items in media.values() for medium in items)
-            if tokens * repeats == sum(layout.counts):
-                return repeats
-        encoded = sum(len(medium) for items in media.values() for medium in items)
-        raise UnknownPlaces(
-            f"{sum(layout.counts)} visual tokens in the batch, {encoded} in the media that '{self.family.model_type}' "
-            "encoded: it keeps, drops or adds some by itself"
-        )

@@ -37,7 +37,7 @@ class CutRecord:
 
 @dataclass
 class TraceRecord:
-    """What a pruner did in one prefill. Its fields are those of ``Trace``."""
+    """What a pruner did in one prefill. Its fields are those of ``Trace``, with their shapes."""
 
     cuts: list[CutRecord] = field(default_factory=list)
     tokens_per_layer: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))

@@ -40,8 +40,8 @@ class VisionRecord:
         features: what the projector read, [T, P, C], or [R · group, C] where images are packed.
         cls: the CLS token beside it, [T, C], None without one.
         blocks: attention of the blocks that are kept for scorers.
-        rows: for each placeholder in order the row that it holds, long, -1 for a token of the model's own (a newline);
-            None where rows and placeholders agree one by one.
+        rows: for each placeholder of the batch in order the row that it holds, one long axis of them, -1 for a token of
+            the model's own (a newline); None where rows and placeholders agree one by one.
         images: rows of each image or tile.
         cuts: what happened inside the encoder, [T, P] each.
         tokens: tokens that each block processed, of each image.
@@ -87,10 +87,10 @@ class VisionRecord:
                 f"'{self.tower.name}' in {self.runs} runs: which belongs to which is not known (videos, left-overs)"
             )
         counts = on_device(layout.counts[::repeats], rows.device)
-        starts = (counts.cumsum(0) - counts).repeat_interleave(repeats)
-        places = starts[:, None] + torch.arange(layout.exists.shape[1], device=rows.device)
-        source = rows.to(places.device)[places.clamp(max=len(rows) - 1)]
-        return source.masked_fill(~layout.exists, -1)
+        starts_B = (counts.cumsum(0) - counts).repeat_interleave(repeats)
+        place_BN = starts_B[:, None] + torch.arange(layout.exists.shape[1], device=rows.device)
+        source_BN = rows.to(place_BN.device)[place_BN.clamp(max=len(rows) - 1)]
+        return source_BN.masked_fill(~layout.exists, -1)
 
 
 class VisionView:
@@ -99,6 +99,10 @@ class VisionView:
     A token of the model's own, behind which there is no patch (a newline between tiles), has zeros; ``exists`` [B, N]
     is False there. Where the projector joins patches, a token's features are theirs side by side, its keys and
     attention their means.
+
+    Attributes:
+        record: the run of the encoder.
+        source: the row behind each token, long [B, N], -1 where there is none.
     """
 
     def __init__(self, record: VisionRecord, source: torch.Tensor) -> None:
@@ -116,16 +120,16 @@ class VisionView:
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
         """Per-row values [R, ...] as the visual tokens have them: [B, N, ...], zero where there is no row."""
-        source = self.source.to(rows.device)
-        values = rows[source.clamp(min=0)]
-        return values * (source >= 0).reshape(*source.shape, *[1] * (rows.ndim - 1)).to(values.dtype)
+        source_BN = self.source.to(rows.device)
+        values = rows[source_BN.clamp(min=0)]
+        return values * (source_BN >= 0).reshape(*source_BN.shape, *[1] * (rows.ndim - 1)).to(values.dtype)
 
     @cached_property
     def image(self) -> torch.Tensor:
         """Which image or tile of the batch each token comes from, long [B, N], -1 where none."""
-        counts = on_device(self.record.images, self.source.device)
-        number = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-        return number[self.source.clamp(min=0)].masked_fill(self.source < 0, -1)
+        counts_T = on_device(self.record.images, self.source.device)
+        number_R = torch.arange(len(counts_T), device=counts_T.device).repeat_interleave(counts_T)
+        return number_R[self.source.clamp(min=0)].masked_fill(self.source < 0, -1)
 
     @cached_property
     def places(self) -> tuple[torch.Tensor, ...]:
@@ -134,13 +138,13 @@ class VisionView:
         record, device = self.record, self.source.device
         sizes = torch.tensor(record.grids, device=device)
         starts = on_device([0, *record.images], device).cumsum(0)
-        image = self.image.clamp(min=0)
-        rows, columns = sizes[image].unbind(-1)
-        place = self.source
+        image_BN = self.image.clamp(min=0)
+        rows_BN, columns_BN = sizes[image_BN].unbind(-1)
+        place_BN = self.source
         if record.tower.packed and record.rows is not None:  # rows are sorted otherwise than tokens
-            place = record.rows.argsort().to(device)[place.clamp(min=0)]
-        within = (place - starts[image]).clamp(min=0)
-        return within // columns, within % columns, rows, columns, self.image
+            place_BN = record.rows.argsort().to(device)[place_BN.clamp(min=0)]
+        within_BN = (place_BN - starts[image_BN]).clamp(min=0)
+        return within_BN // columns_BN, within_BN % columns_BN, rows_BN, columns_BN, self.image
 
     @cached_property
     def features(self) -> torch.Tensor:
@@ -153,12 +157,12 @@ class VisionView:
         """The CLS token that the projector would read, [B, C]: of several images of a sample the mean."""
         if self.record.cls is None:
             return None
-        cls = self.record.cls
-        image, size = self.image.to(cls.device), len(cls)
-        share = torch.zeros(len(image), size + 1, device=cls.device)
-        share = share.scatter(1, image.masked_fill(image < 0, size), 1.0)[:, :size]
-        share = share / share.sum(1, keepdim=True).clamp(min=1)
-        return share.to(cls.dtype) @ cls
+        cls_TC = self.record.cls
+        image_BN, images = self.image.to(cls_TC.device), len(cls_TC)
+        spare = torch.zeros(len(image_BN), images + 1, device=cls_TC.device)  # whose last column takes the rest
+        share_BT = spare.scatter(1, image_BN.masked_fill(image_BN < 0, images), 1.0)[:, :images]
+        share_BT = share_BT / share_BT.sum(1, keepdim=True).clamp(min=1)
+        return share_BT.to(cls_TC.dtype) @ cls_TC
 
     def keys(self, block: int | None = None) -> torch.Tensor:
         """Keys [B, N, H, d] of an encoder block: the one whose output the projector reads, or -1 for the last."""
@@ -185,8 +189,8 @@ class VisionView:
         parts = [read(inputs)[:, tower.prefix :] for inputs in block_record.inputs]
         values = torch.cat([x.flatten(0, 1) for x in parts]) if tower.packed else torch.cat(parts)
         if block_record.index is not None:
-            index = block_record.index.clamp(min=0)
-            values = values[torch.arange(len(index), device=index.device)[:, None], index]
+            index_TP = block_record.index.clamp(min=0)
+            values = values[torch.arange(len(index_TP), device=index_TP.device)[:, None], index_TP]
         return self.gather(self.record.flat(values).mean(1))
 
 
@@ -194,12 +198,12 @@ def received(inputs: AttentionInputs, query: int | None = None) -> torch.Tensor:
     """Head-mean attention [T, S] that one query gives, or that all of them give on average."""
     images, _, size, _ = inputs.keys.shape
     if query is not None:
-        index = torch.full((images, 1), query, device=inputs.keys.device)
-        return inputs.rows(index).mean(1)[:, 0]
+        index_T1 = torch.full((images, 1), query, device=inputs.keys.device)
+        return inputs.rows(index_T1).mean(1)[:, 0]
     return inputs.propagate(torch.full((images, 1, size), 1 / size, device=inputs.keys.device))[:, 0]
 
 
 def _joined(inputs: AttentionInputs) -> AttentionInputs:
     """One head as wide as all of them."""
-    queries, keys = (x.transpose(1, 2).flatten(2)[:, None] for x in (inputs.queries, inputs.keys))
-    return AttentionInputs(queries, keys, inputs.mask, queries.shape[-1] ** -0.5, inputs.causal)
+    queries_T1SC, keys_T1SC = (x.transpose(1, 2).flatten(2)[:, None] for x in (inputs.queries, inputs.keys))
+    return AttentionInputs(queries_T1SC, keys_T1SC, inputs.mask, queries_T1SC.shape[-1] ** -0.5, inputs.causal)

@@ -85,8 +85,8 @@ class MediaRecord:
         encoded = sum(len(medium) for items in media.values() for medium in items)
         if encoded * repeats != sum(layout.counts):
             raise UnknownPlaces(
-                f"{sum(layout.counts)} visual tokens in the batch, {encoded} in the media that '{self.family.model_type}' "
-                "encoded: it keeps, drops or adds some by itself"
+                f"{sum(layout.counts)} visual tokens in the batch, {encoded} in the media that "
+                f"'{self.family.model_type}' encoded: it keeps, drops or adds some by itself"
             )
         return media
 

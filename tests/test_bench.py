@@ -233,7 +233,7 @@ class TestModels:
 
 
 def test_the_page_has_a_place_for_every_table():
-    import measure_performance
+    from tools import measure_performance
 
     page = measure_performance.PAGE.read_text()
     for name, options in measure_performance.SECTIONS.items():

@@ -9,12 +9,12 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import prunekit
-from prunekit.embedded.forward import rms_norm
 from prunekit.engine import gating
 from prunekit.engine.gating import GateSession
 from prunekit.families import family_of
 from prunekit.train.gate import SigmoidGate
 from tiny import make_batch, tiny_model
+from tools.embedded.forward import rms_norm
 
 KEEP = 0.3
 

@@ -1,6 +1,6 @@
 """Trains the embedded model from scratch.
 
-    python -m prunekit.embedded.train --out DIR [--resume]
+    python -m tools.embedded.train --out DIR [--resume]
     python -m prunekit task=train train=embedded           # the same in a run folder; the model goes there too
 
 Stages: tower, drawn, align, joint, finish, shift, settle, deepen, glance, close, front, enlarge, widen, export. Each
@@ -22,16 +22,16 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from prunekit.data.scene import Scene
-from prunekit.embedded.align import train_align
-from prunekit.embedded.asking import Forms
-from prunekit.embedded.config import Size, arrange, build_model, resized, start_words
-from prunekit.embedded.decoder import Plan, Trainer
-from prunekit.embedded.export import MODEL_FOLDER, export
-from prunekit.embedded.joint import JointTrainer
-from prunekit.embedded.pool import pool_scenes, render_pool
-from prunekit.embedded.processor import build_tokenizer
-from prunekit.embedded.progress import load_checkpoint
-from prunekit.embedded.tower import Heads, train_tower
+from tools.embedded.align import train_align
+from tools.embedded.asking import Forms
+from tools.embedded.config import Size, arrange, build_model, resized, start_words
+from tools.embedded.decoder import Plan, Trainer
+from tools.embedded.export import MODEL_FOLDER, export
+from tools.embedded.joint import JointTrainer
+from tools.embedded.pool import pool_scenes, render_pool
+from tools.embedded.processor import build_tokenizer
+from tools.embedded.progress import load_checkpoint
+from tools.embedded.tower import Heads, train_tower
 
 SHALLOW = 6  # decoder layers of the drawn stage: look-ups are learned sooner in a shallow decoder
 FRONT = 4  # layers that the grown decoder has before those

@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 SIDE, CHUNK, BROKEN = 24, 500, 1000
 COLORS = ("red", "green", "blue", "grey")
 
@@ -56,8 +58,8 @@ def write_model(folder: Path) -> None:
 
 def resident() -> float:
     """Memory that is this process's own, MB: without the files of libraries, which come and go."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("RssAnon:")[2].split()[0]) / 1024
+    memory = psutil.Process().memory_info()
+    return (memory.rss - memory.shared) / 2**20
 
 
 class Watch(threading.Thread):

@@ -186,6 +186,8 @@ def test_the_embedded_models_stages_are_run_by_the_same_command(monkeypatch, tmp
     assert code == 1 and "resume=true goes on" in err
     code, _, err = run_main(monkeypatch, *given, f"hydra.run.dir={tmp_path}", "resume=true", "train.stages=[grown]")
     assert code == 1 and "Unknown train.stages 'grown'" in err
+    code, _, err = run_main(monkeypatch, *given, f"hydra.run.dir={tmp_path}", "resume=true", "train.stages=[joint]")
+    assert code == 1 and "no checkpoint of the tower stage" in err
 
 
 def test_an_installation_without_the_training_script_says_where_it_is(monkeypatch, tmp_path):

@@ -14,7 +14,7 @@ STAGES, MODEL = "stages", "model"
 SOURCE = Path(__file__).resolve().parents[2]
 """The checkout: ``tools/`` stands there beside the package. A wheel leaves it out."""
 SCRIPT = Path("tools", "embedded", "train.py")
-OPTIONS = ("stages", "tower_steps", "align_steps", "drawn_steps", "joint_steps", "max_steps", "threads", "notes")
+OPTIONS = ("stages", "max_steps", "threads", "notes")
 
 
 def run_embedded(options: dict[str, Any], folder: Path, resume: bool) -> None:
@@ -24,22 +24,18 @@ def run_embedded(options: dict[str, Any], folder: Path, resume: bool) -> None:
         PrunekitError: for unknown options and stages, checkpoints of an earlier run that is not to be resumed, and an
             installation without the training script.
     """
-    train = training_script()
+    script = training_script()
     for name in options:
         if name not in OPTIONS:
             raise UnknownNameError("option of train=embedded:", name, OPTIONS)
     for stage in options["stages"]:
-        check_choice("train.stages", stage, train.STAGES)
+        check_choice("train.stages", stage, script.STAGES)
     out = folder / STAGES
     if out.exists() and not resume:
         raise PrunekitError(f"'{out}' holds stages of an earlier run: resume=true goes on, or name a new folder")
-    arguments = ["--out", str(out), "--model", str(folder / MODEL), "--threads", str(_count(options, "threads"))]
-    arguments += ["--stages", *options["stages"], "--notes", *options["notes"], *(["--resume"] if resume else [])]
-    for name in ("tower", "align", "drawn", "joint"):
-        arguments += [f"--{name}-steps", str(_count(options, f"{name}_steps"))]
-    if options["max_steps"] is not None:
-        arguments += ["--most", str(_count(options, "max_steps"))]
-    train.main(arguments)
+    most = None if options["max_steps"] is None else _count(options, "max_steps")
+    chosen = {"stages": options["stages"], "notes": options["notes"], "threads": _count(options, "threads")}
+    script.train(script.Options(out=out, model=folder / MODEL, most=most, **chosen))
 
 
 def training_script() -> ModuleType:

@@ -17,8 +17,8 @@ import prunekit
 import zoo
 from prunekit.bench.segments import cache_name
 from prunekit.engine.cache import cache_in, is_cache
-from prunekit.engine.layout import Stage
-from prunekit.engine.masks import padding_mask
+from prunekit.tensors.masks import padding_mask
+from prunekit.tensors.sequences import CompactSequence
 from zoo.base import IMAGE, PAD, WORDS, Batch
 
 PRUNER = prunekit.Pruner("random", "single", prunekit.create("schedule", "one_shot", layer=1), keep_ratio=0.4)
@@ -50,7 +50,9 @@ class TestCaches:
 
 
 class TestMasks:
-    STAGE = Stage(1, torch.tensor([[0, 0, 1], [1, 2, 3]]), torch.tensor([[False, True, True], [True] * 3]), (2, 3))
+    SEQUENCE = CompactSequence(
+        1, torch.tensor([[0, 0, 1], [1, 2, 3]]), torch.tensor([[False, True, True], [True] * 3]), (2, 3)
+    )
     REAL = torch.tensor([[True] * 4, [False, True, True, True]])
 
     @pytest.mark.parametrize(
@@ -63,7 +65,7 @@ class TestMasks:
         mask[1, 0] = padding
         expected = torch.full((2, 3), token)
         expected[0, 0] = padding
-        assert torch.equal(padding_mask(mask, self.STAGE, self.REAL), expected)
+        assert torch.equal(padding_mask(mask, self.SEQUENCE, self.REAL), expected)
 
     def forward(self, **more: Any) -> torch.Tensor:
         """Logits of a pruned LLaVA, whose Llama hands what it does not know on to its layers."""

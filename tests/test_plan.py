@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import prunekit
-from prunekit.engine.hooks import Session
 from prunekit.engine.plan import CutPlan, Plan
+from prunekit.engine.session import Session
 from prunekit.families import family_of
 from tiny import dense_with_hidden_keys as dense
 from tiny import hidden_keys, make_batch, tiny_model

@@ -87,7 +87,7 @@ def test_the_loss_is_that_of_the_pruned_model(kind):
         kept = model.trace.cuts[-1].kept
         model.close()
         model.session.prompt, model.gate = labels == IGNORE, None
-        hard = prunekit.engine.hooks.Session(used.plan(family_of(made.model)), family_of(made.model))
+        hard = prunekit.engine.session.Session(used.plan(family_of(made.model)), family_of(made.model))
         hard.prompt = labels == IGNORE
         hard.install()
         logits = model.model(**batch, use_cache=False).logits

@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import nn
 
 import prunekit
-from prunekit.engine.trace import TraceRecord
 from prunekit.families import unwrap
+from prunekit.views.trace import TraceRecord
 from tiny import make_batch, tiny_model
 
 PRUNER = prunekit.Pruner(keep_ratio=0.3)

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from prunekit.components.base import Fusion, LayerWork, RowScorer, Scorer
-from prunekit.engine.view import LayerView
 from prunekit.errors import PrunekitError
 from prunekit.registry import register
+from prunekit.views.layer import LayerView
 
 SHIPPED = {path.stem: path for path in (Path(__file__).parent.parent / "assets" / "fusion").glob("*.safetensors")}
 """Fusion weights that ship with the package, by the name of their model."""
@@ -37,7 +37,7 @@ class AheadFusion(Fusion):
     """The layer that the tokens are about to enter, by its own norm and projections, before they go (PyramidDrop, CVPR
     2025). A scorer that reads hidden states alone sees those at the cut, without any run ahead (DART)."""
 
-    looks_ahead = True
+    uses_next_layer = True
 
     def layers(self, cut: int, previous: int) -> list[int]:
         return [cut]
@@ -142,7 +142,11 @@ class LearnedFusion(Fusion):
 
 
 def load_weights(path: str) -> torch.Tensor:
-    """The tensor "weights" [depth] of a safetensors file, float32; a name of ``SHIPPED`` stands for its file."""
+    """The tensor "weights" [depth] of a safetensors file, float32; a name of ``SHIPPED`` stands for its file.
+
+    Raises:
+        PrunekitError: for a file that is not there or holds no such tensor.
+    """
     path = str(SHIPPED.get(path, path))
     if not Path(path).is_file():
         raise PrunekitError(f"fusion.weights: no file '{path}'")
@@ -184,8 +188,6 @@ class RolloutFusion(Fusion):
 
     residual: float = 0.5
     window: int | None = None
-
-    joins_views = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.residual < 1:

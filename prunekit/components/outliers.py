@@ -13,7 +13,7 @@ from prunekit.registry import register
 from prunekit.tensors.ranking import stride, top_k
 
 if TYPE_CHECKING:
-    from prunekit.engine.view import LayerView
+    from prunekit.views.layer import LayerView
 
 
 @register("selector", "outliers")
@@ -40,13 +40,12 @@ class Outliers(Selector):
             text = "selector 'outliers' keeps what it finds, whatever keep_ratio says; selector.adaptive=false obeys it"
             warnings.warn(text, stacklevel=2)
 
-    def select_in(  # type: ignore[override]  # not inside an encoder: it is not exact
-        self, view: LayerView, scores: torch.Tensor, keep: torch.Tensor, alive: torch.Tensor
-    ) -> torch.Tensor:
-        alive = alive & (scores > torch.finfo(scores.dtype).min)  # newlines between tiles have no score
+    def select(self, view: LayerView, scores: torch.Tensor, quota: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        # Never inside an encoder: it is not exact.
+        alive = view.alive & (scores > torch.finfo(scores.dtype).min)  # newlines between tiles have no score
         if not self.adaptive:
-            chosen = top_k(scores, keep if not self.spread else (keep + 1) // 2, alive)
-            return chosen | stride(alive & ~chosen, keep - chosen.sum(1)) if self.spread else chosen
+            chosen = top_k(scores, quota if not self.spread else (quota + 1) // 2, alive)
+            return chosen | stride(alive & ~chosen, quota - chosen.sum(1)) if self.spread else chosen
         image, chosen = view.vision.image.to(alive.device), torch.zeros_like(alive)
         first = image.masked_fill(image < 0, torch.iinfo(image.dtype).max).amin(1, keepdim=True)
         for number in range(int((image - first).amax()) + 1):  # images of a sample

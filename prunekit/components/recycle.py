@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from prunekit.components.base import Reducer
+from prunekit.components.base import Reduced, Reducer
 from prunekit.errors import PrunekitError, check_choice
 from prunekit.registry import register
 from prunekit.tensors.indexing import gather_tokens, put_where, ragged_index, scatter_where
 from prunekit.tensors.ranking import ranks, top_k
+
+if TYPE_CHECKING:
+    from prunekit.views.layer import View
 
 
 @register("reducer", "recycle")
@@ -34,28 +38,28 @@ class Recycle(Reducer):
     neighbours: int | None = None
     on_top: bool = False
 
-    adds_tokens = True
-
     def __post_init__(self) -> None:
         check_choice("variant", self.variant, ("code", "paper"))
         if self.neighbours is not None and self.neighbours < 1:
             raise PrunekitError(f"reducer.neighbours must be at least 1, not {self.neighbours}")
 
-    def share(self, standing: int, keep: int) -> tuple[int, int]:
+    def split(self, view: View, standing: int, keep: int) -> tuple[int, int]:
         if self.on_top:
             return keep, clusters(standing - keep)
         selected = next(s for s in range(keep, 0, -1) if s + min(clusters(standing - s), keep // 2) <= keep)
         return selected, keep - selected
 
-    def add(
+    def reduce(  # type: ignore[override]
         self,
+        *,
         tokens: torch.Tensor,
         sizes: torch.Tensor,
         scores: torch.Tensor,
         kept: torch.Tensor,
         alive: torch.Tensor,
         count: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        **rest: Any,
+    ) -> Reduced:
         gone = alive & ~kept
         pool = torch.maximum(recycled(gone.sum(1)), count)
         index, valid = ragged_index(top_k(scores, pool, gone), int(pool.max()))
@@ -69,7 +73,7 @@ class Recycle(Reducer):
             summed = summed / member_BMM.sum(-1, keepdim=True).clamp(min=1)
         mass = (member_BMM @ sizes.gather(1, index)[..., None])[..., 0]
         added = scatter_where(centres, index, centres, alive.shape[1])
-        return put_where(tokens, summed, index, centres), put_where(sizes, mass, index, centres), added
+        return Reduced(put_where(tokens, summed, index, centres), put_where(sizes, mass, index, centres), added)
 
 
 def recycled(gone: torch.Tensor) -> torch.Tensor:
@@ -95,8 +99,8 @@ def density_peaks(
     size = distance.shape[1]
     pairs = valid[:, None] & valid[..., None]
     nearest = distance.masked_fill(~pairs, torch.inf).sort(-1).values
-    found = nearest.isfinite() & (torch.arange(size, device=distance.device) < neighbours[:, None, None])
-    log_density = -(nearest.masked_fill(~found, 0.0) ** 2).sum(-1) / found.sum(-1).clamp(min=1)
+    near = nearest.isfinite() & (torch.arange(size, device=distance.device) < neighbours[:, None, None])
+    log_density = -(nearest.masked_fill(~near, 0.0) ** 2).sum(-1) / near.sum(-1).clamp(min=1)
     rank = ranks(log_density.masked_fill(~valid, -torch.inf))
     denser = pairs & (rank[:, None] < rank[..., None])
     delta = distance.masked_fill(~denser, torch.inf).amin(-1)

@@ -32,9 +32,9 @@ class PerceiverLayer(nn.Module):
     def forward(self, latents: torch.Tensor, tokens: torch.Tensor, closed: torch.Tensor) -> torch.Tensor:
         """``closed`` [B, N] is True at tokens that do not count."""
         x_BMD = self.norm_latents(latents)
-        seen = torch.cat([self.norm_tokens(tokens), x_BMD], dim=1)
+        context = torch.cat([self.norm_tokens(tokens), x_BMD], dim=1)
         mask = torch.cat([closed, closed.new_zeros(x_BMD.shape[:2])], dim=1)
-        latents = latents + self.attend(x_BMD, seen, seen, key_padding_mask=mask, need_weights=False)[0]
+        latents = latents + self.attend(x_BMD, context, context, key_padding_mask=mask, need_weights=False)[0]
         return latents + self.forward_(self.norm_forward(latents))
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from prunekit.components.base import LayerWork, RowScorer, Scorer
-from prunekit.engine.view import LayerView
 from prunekit.errors import check_choice
 from prunekit.registry import register
 from prunekit.tensors.merging import cosine
+from prunekit.views.layer import LayerView
 
 HEADS = ("mean", "max")
 

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import torch
 
-from prunekit.engine.state import Prefill
-from prunekit.engine.trace import CutRecord
-from prunekit.engine.vision import VisionRecord, VisionView
+from prunekit.engine.prefill import Prefill
 from prunekit.errors import PrunekitError
 from prunekit.tensors.indexing import gather_tokens
+from prunekit.views.trace import CutRecord
+from prunekit.views.vision import VisionRecord, VisionView
 
 
 def arrive(record: VisionRecord | None, state: Prefill, hidden: torch.Tensor, axis: int) -> torch.Tensor:
-    """What the encoder left reaches layer 0: hidden states without the visual tokens that went inside it."""
+    """What the encoder left reaches layer 0: hidden states without the visual tokens that went inside it.
+
+    Raises:
+        PrunekitError: where the encoder has not run under this pruner.
+    """
     if record is None:
         raise PrunekitError(
             "the vision encoder did not run under this pruner: give it pixels, not features made before"
         )
     source = record.source(state.layout).to(state.kept.device)
     state.vision = VisionView(record, source)
+    state.doubts += record.doubts
     for cut in record.cuts:
         kept = state.vision.gather(cut.kept.flatten())
         scores = state.vision.gather(cut.scores.flatten()).masked_fill(~state.kept, torch.nan)

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from prunekit.engine.layout import Stage
-from prunekit.engine.state import Prefill
+from prunekit.engine.prefill import Prefill
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
+from prunekit.tensors.sequences import CompactSequence
 
 
 class PrunedLayerMixin:
@@ -30,7 +30,7 @@ class PrunedLayerMixin:
         prompt_length: those of the pruned prefill.
         removed: how many real tokens of each sample are missing, [B].
         padded: whether some sample has padding slots here.
-        stage: number of the stage whose layers share these positions.
+        sequence: number of the sequence whose layers share these positions.
         lent_count: how many keys the latest update returned, those that a sliding layer then forgot included.
         gone: for each layer that borrows these keys after a later cut, the positions it must not see, bool [B, S].
         prompt_known: whether the prefill's caller said where the prompt ends; else what follows may be the rest of it.
@@ -41,7 +41,7 @@ class PrunedLayerMixin:
     prompt_length: int
     removed: torch.Tensor
     padded: bool
-    stage: int
+    sequence: int
     lent_count: int
     gone: dict[int, torch.Tensor]
     prompt_known: bool
@@ -61,9 +61,9 @@ class PrunedLayerMixin:
             raise PrunekitError("this KV cache was pruned by prunekit: continue it inside the pruner that made it")
         count = key_states.shape[-2]
         self.lent_count = self.stored_count + count  # a layer that records its past stores more than it returns
-        found = super().update(key_states, *args, **kwargs)  # type: ignore[misc]
+        keys_and_values = super().update(key_states, *args, **kwargs)  # type: ignore[misc]
         self.dense_length += count
-        return found
+        return keys_and_values
 
     @property
     def stored_count(self) -> int:
@@ -119,7 +119,11 @@ class PrunedLayerMixin:
         return index.masked_fill(hidden, -1)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last tokens. The prompt's tail behind the last token that went is whole, and may go as well."""
+        """Forget the last tokens. The prompt's tail behind the last token that went is whole, and may go as well.
+
+        Raises:
+            PrunekitError: for a sliding window, whose older keys are gone.
+        """
         if self.prompt_index is None:
             return super().crop(tokens_to_remove)  # type: ignore[misc]
         count, window = abs(tokens_to_remove), getattr(self, "sliding_window", None)
@@ -210,9 +214,9 @@ def _pruned_class(kind: Any) -> Any:
         mixin = PromptKeepingMixin if hasattr(kind, "set_prefill_length") else PrunedLayerMixin
         # transformers registers every subclass that has a _layer_type as what new caches are made of: this one has
         # none while it is made.
-        made = type(f"Pruned{kind.__name__}", (mixin, kind), {"_layer_type": None})
-        made._layer_type = getattr(kind, "_layer_type", None)  # type: ignore[attr-defined]
-        _pruned_classes[kind] = made
+        pruned_class = type(f"Pruned{kind.__name__}", (mixin, kind), {"_layer_type": None})
+        pruned_class._layer_type = getattr(kind, "_layer_type", None)  # type: ignore[attr-defined]
+        _pruned_classes[kind] = pruned_class
     return _pruned_classes[kind]
 
 
@@ -285,55 +289,59 @@ def holds_keys(layer: Any) -> bool:
 
 def is_plain(cache: Any) -> bool:
     """Whether no layer of a cache needs a mask of its own: none holds padding, none lends keys across a cut."""
-    held = (layer for layer in getattr(cache, "layers", ()) if isinstance(layer, PrunedLayerMixin))
-    return not any(layer.padded or layer.gone or layer.window_start() > 0 for layer in held)
+    pruned_layers = (layer for layer in getattr(cache, "layers", ()) if isinstance(layer, PrunedLayerMixin))
+    return not any(layer.padded or layer.gone or layer.window_start() > 0 for layer in pruned_layers)
 
 
 def seal_layers(cache: Any, state: Prefill, family: Family, owner: Any) -> None:
     """Put pruned layers in place of the cache layers behind a cut, and tell lenders what borrowers must not see."""
     size = state.layout.real.shape[1]
-    for index, stage in enumerate(state.stages):
+    for index, sequence in enumerate(state.sequences):
         source = family.key_layers[index]
         slots = family.cache_slots[source]
-        if stage.index is None or slots[-1] >= len(cache.layers) or not holds_keys(cache.layers[slots[0]]):
+        if sequence.index is None or slots[-1] >= len(cache.layers) or not holds_keys(cache.layers[slots[0]]):
             continue
         if source == index:
             for slot in slots:
-                seal(cache, slot, stage, state, owner)
-        elif stage.number != state.stages[source].number:
+                seal(cache, slot, sequence, state, owner)
+        elif sequence.number != state.sequences[source].number:
             if not isinstance(cache.layers[source], PrunedLayerMixin):
-                whole = torch.arange(size, device=stage.index.device).expand(len(state.layout.counts), -1)
-                dense = Stage(0, whole, None, state.layout.lengths)
+                whole = torch.arange(size, device=sequence.index.device).expand(len(state.layout.counts), -1)
+                dense = CompactSequence(0, whole, None, state.layout.lengths)
                 seal(cache, source, dense, state, owner)
-            cache.layers[source].gone[index] = ~stage.present(size)
+            cache.layers[source].gone[index] = ~sequence.present(size)
 
 
-def seal(cache: Any, layer: int, stage: Stage, state: Prefill, owner: Any) -> None:
-    """Put a pruned layer in place of ``cache.layers[layer]``, which a pruned prefill filled; checks its keys' shape."""
-    held = cache.layers[layer]
-    assert stage.index is not None
-    window, prompt = getattr(held, "sliding_window", None), getattr(held, "prefill_keys", None)
-    stored = (held.keys if prompt is None else prompt).shape[-2]
+def seal(cache: Any, layer: int, sequence: CompactSequence, state: Prefill, owner: Any) -> None:
+    """Put a pruned layer in place of ``cache.layers[layer]``, which a pruned prefill filled; checks its keys' shape.
+
+    Raises:
+        PrunekitError: if the layer stored another number of keys than were to stay.
+    """
+    cache_layer = cache.layers[layer]
+    assert sequence.index is not None
+    window, prompt = getattr(cache_layer, "sliding_window", None), getattr(cache_layer, "prefill_keys", None)
+    stored = (cache_layer.keys if prompt is None else prompt).shape[-2]
     sliding = window is not None and prompt is None
-    forgets = sliding and not getattr(held, "record_past", False)
-    expected = min(stage.index.shape[1], window - 1) if forgets else stage.index.shape[1]  # type: ignore[operator]
+    forgets = sliding and not getattr(cache_layer, "record_past", False)
+    expected = min(sequence.index.shape[1], window - 1) if forgets else sequence.index.shape[1]  # type: ignore[operator]
     if stored != expected:
         raise PrunekitError(f"layer {layer} stored {stored} keys, {expected} were to stay")
-    kind = _pruned_class(type(held))
+    kind = _pruned_class(type(cache_layer))
     pruned = kind.__new__(kind)
-    pruned.__dict__.update(held.__dict__)
-    cache.layers[layer] = held = pruned
-    index = stage.index if stage.valid is None else stage.index.masked_fill(~stage.valid, -1)
-    held.prompt_index = index[:, index.shape[1] - expected :]
+    pruned.__dict__.update(cache_layer.__dict__)
+    cache.layers[layer] = cache_layer = pruned
+    index = sequence.index if sequence.valid is None else sequence.index.masked_fill(~sequence.valid, -1)
+    cache_layer.prompt_index = index[:, index.shape[1] - expected :]
     dense_length = state.layout.real.shape[1]
-    held.dense_length = held.prompt_length = dense_length
-    held.prompt_known = state.prompt_known
+    cache_layer.dense_length = cache_layer.prompt_length = dense_length
+    cache_layer.prompt_known = state.prompt_known
     if sliding:
-        held.cumulative_length = dense_length  # what masks are sized by
+        cache_layer.cumulative_length = dense_length  # what masks are sized by
     elif prompt is not None:
-        held.prefill_length = held.prefill_cumulative_length = dense_length
-        held.stored_prompt = expected
-    held.removed = state.removed(stage)
-    held.padded = stage.valid is not None
-    held.stage, held.lent_count, held.gone = stage.number, expected, {}
-    held.owner = weakref.ref(owner)
+        cache_layer.prefill_length = cache_layer.prefill_cumulative_length = dense_length
+        cache_layer.stored_prompt = expected
+    cache_layer.removed = state.removed(sequence)
+    cache_layer.padded = sequence.valid is not None
+    cache_layer.sequence, cache_layer.lent_count, cache_layer.gone = sequence.number, expected, {}
+    cache_layer.owner = weakref.ref(owner)

@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from prunekit.engine.guards import check_replica
-from prunekit.engine.layout import real_tokens
 from prunekit.errors import PrunekitError
+from prunekit.tensors.sequences import real_tokens
 
 IGNORE = -100
 """The label of tokens that are not trained on, as transformers has it."""

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from prunekit.engine.trace import CutRecord
-from prunekit.engine.view import EncoderView
-from prunekit.engine.vision import VisionRecord
+from prunekit.engine.evidence import Evidence
 from prunekit.errors import PrunekitError
 from prunekit.families.vision import VisionTower
 from prunekit.tensors.indexing import scatter_where
+from prunekit.views.encoder import EncoderView
+from prunekit.views.trace import CutRecord
+from prunekit.views.vision import VisionRecord
 
 
 @dataclass
@@ -32,8 +33,7 @@ class EncoderRun:
     index: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))
     sources: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))
     sizes: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0))
-    scores: dict[int, torch.Tensor] = field(default_factory=dict)
-    views: dict[int, EncoderView] = field(default_factory=dict)
+    evidence: Evidence = field(default_factory=Evidence)
     view: EncoderView | None = None
     hidden: torch.Tensor | None = None
     length: int = 0
@@ -98,7 +98,11 @@ def packed_grids(tower: VisionTower, grids: torch.Tensor) -> list[tuple[int, int
 
 
 def packed_rows(pack: Callable[..., Any], features: Any, args: Any, kwargs: Any, newline: bool) -> torch.Tensor:
-    """The row behind each token that ``pack`` makes of tiles [tiles, P, D] of several images; -1 for a newline."""
+    """The row behind each token that ``pack`` makes of tiles [tiles, P, D] of several images; -1 for a newline.
+
+    Raises:
+        PrunekitError: where tiles are interpolated, so that no patch stands behind a token.
+    """
     numbers, start = [], 0
     for image in features:
         count = image.shape[0] * image.shape[1]
@@ -107,8 +111,8 @@ def packed_rows(pack: Callable[..., Any], features: Any, args: Any, kwargs: Any,
         start += count
     mark = torch.full((1,), -1.0, dtype=torch.float64) if newline else None
     packed, _ = pack(numbers, *args, image_newline=mark, **kwargs)
-    found = torch.cat(list(packed))[:, 0]
-    rows = found.round().long()
-    if not torch.equal(rows.to(found.dtype), found):
+    numbered = torch.cat(list(packed))[:, 0]
+    rows = numbered.round().long()
+    if not torch.equal(rows.to(numbered.dtype), numbered):
         raise PrunekitError("tiles are interpolated here: no patch of its own stands behind a visual token")
     return rows

@@ -104,6 +104,10 @@ class Plan(Parts):
         """All layers from which evidence is taken."""
         return frozenset(layer for cut in self.cuts.values() for layer in cut.evidence)
 
+    def evidence_after(self, layer: int) -> frozenset[int]:
+        """Layers whose evidence cuts behind the one before ``layer`` read."""
+        return frozenset(seen for cut in self.cuts.values() if cut.layer > layer for seen in cut.evidence)
+
     @property
     def last_evidence(self) -> frozenset[int]:
         """For each cut the last layer that decides it, together."""

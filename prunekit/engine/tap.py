@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit.engine.masks import take_columns
 from prunekit.engine.mounted import own
 from prunekit.engine.precision import in_float32
-from prunekit.engine.rows import AttentionInputs
+from prunekit.families.implementation import implementation_of, untapped
+from prunekit.tensors.attention import AttentionInputs
 from prunekit.tensors.indexing import gather_tokens
+from prunekit.tensors.masks import take_columns
 
 ATTENTION_NAME = "prunekit"
 """The private name under which the tap stands in transformers' attention interface."""
@@ -105,16 +106,6 @@ class TappedConfig:
 
 def _itself(config: Any) -> Any:
     return config
-
-
-def untapped(config: Any) -> Any:
-    """The model's own config behind what a tapped module sees, or the config itself."""
-    return config.tap_config if type(config) is TappedConfig else config
-
-
-def implementation_of(config: Any) -> str:
-    """The name of the attention implementation that a config asks for now, whether it is tapped or not."""
-    return getattr(untapped(config), "_attn_implementation", None) or "eager"
 
 
 class Taps:

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 
 from prunekit.engine.cache import PrunedLayerMixin
-from prunekit.engine.encoder import EncoderHooks
-from prunekit.engine.forward import DecodeStep, ThreadState
+from prunekit.engine.encoder_hooks import EncoderHooks
+from prunekit.engine.forward_state import DecodeStep, ThreadState
 from prunekit.engine.plan import Plan
 from prunekit.families import Family
 from prunekit.families.vision import vision_of

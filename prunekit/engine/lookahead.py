@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit.engine.arguments import compact
 from prunekit.engine.cache import is_cache
+from prunekit.engine.layer_inputs import compact
 from prunekit.engine.precision import model_precision
-from prunekit.engine.rows import AttentionInputs
-from prunekit.engine.state import Prefill
+from prunekit.engine.prefill import Prefill
 from prunekit.engine.target import Target
-from prunekit.engine.view import LayerView
 from prunekit.errors import PrunekitError
+from prunekit.tensors.attention import AttentionInputs
+from prunekit.views.layer import LayerView
 
 
 class Peeked(Exception):
@@ -35,10 +35,10 @@ def view_ahead(
     """
     view = state.view(index, target.family.one_state(hidden), target.family.grid)
     if target.plan.scorer.uses_attention:
-        if state.stage.index is not None:
-            state.stages.append(state.stage)  # whose keys the layer attends to, while its arguments are made
+        if state.sequence.index is not None:
+            state.sequences.append(state.sequence)  # whose keys the layer attends to, while its arguments are made
             arguments = {name: compact(target, index, name, v, state, hidden) for name, v in arguments.items()}
-            state.stages.pop()
+            state.sequences.pop()
         inputs = _peek(target, target.family.layers[index], hidden, arguments)
         if inputs.queries.device != view.hidden_states.device:  # the layer lives on another device than the one before
             view = state.view(index, view.hidden_states.to(inputs.queries.device), target.family.grid)

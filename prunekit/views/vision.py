@@ -12,12 +12,13 @@ from functools import cached_property
 
 import torch
 
-from prunekit.engine.layout import Layout
-from prunekit.engine.rows import AttentionInputs
-from prunekit.engine.trace import CutRecord
 from prunekit.errors import PrunekitError
 from prunekit.families.vision import VisionTower
+from prunekit.tensors.attention import AttentionInputs
 from prunekit.tensors.indexing import on_device
+from prunekit.tensors.sequences import PromptLayout
+from prunekit.views.doubts import Doubt
+from prunekit.views.trace import CutRecord
 
 
 @dataclass
@@ -47,6 +48,7 @@ class VisionRecord:
         grids: rows and columns of rows of each image or tile.
         runs: how often the encoder ran since a prefill last took its record.
         index: of an encoder alone, where the token that stands for each patch is in its output, [T, P].
+        doubts: what may be wrong with its components' answers.
     """
 
     tower: VisionTower
@@ -60,16 +62,20 @@ class VisionRecord:
     grids: list[tuple[int, int]] = field(default_factory=list)
     runs: int = 1
     index: torch.Tensor | None = None
+    doubts: list[Doubt] = field(default_factory=list)
 
     def flat(self, x: torch.Tensor) -> torch.Tensor:
         """Per-patch values [T, P, ...] or [R · group, ...] as rows [R, group, ...]."""
         inner = x.shape[1:] if self.tower.packed else x.shape[2:]
         return x.reshape(-1, self.tower.group, *inner)
 
-    def source(self, layout: Layout) -> torch.Tensor:
+    def source(self, layout: PromptLayout) -> torch.Tensor:
         """The row behind each visual token, long [B, N], -1 where there is none.
 
         Beams and returned sequences repeat each sample after the encoder has run.
+
+        Raises:
+            PrunekitError: where rows and placeholders do not agree.
         """
         total = sum(self.images)
         rows = torch.arange(total, device=layout.exists.device) if self.rows is None else self.rows
@@ -83,8 +89,8 @@ class VisionRecord:
         counts = on_device(layout.counts[::repeats], rows.device)
         starts = (counts.cumsum(0) - counts).repeat_interleave(repeats)
         places = starts[:, None] + torch.arange(layout.exists.shape[1], device=rows.device)
-        found = rows.to(places.device)[places.clamp(max=len(rows) - 1)]
-        return found.masked_fill(~layout.exists, -1)
+        source = rows.to(places.device)[places.clamp(max=len(rows) - 1)]
+        return source.masked_fill(~layout.exists, -1)
 
 
 class VisionView:
@@ -111,8 +117,8 @@ class VisionView:
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
         """Per-row values [R, ...] as the visual tokens have them: [B, N, ...], zero where there is no row."""
         source = self.source.to(rows.device)
-        found = rows[source.clamp(min=0)]
-        return found * (source >= 0).reshape(*source.shape, *[1] * (rows.ndim - 1)).to(found.dtype)
+        values = rows[source.clamp(min=0)]
+        return values * (source >= 0).reshape(*source.shape, *[1] * (rows.ndim - 1)).to(values.dtype)
 
     @cached_property
     def image(self) -> torch.Tensor:
@@ -147,53 +153,53 @@ class VisionView:
         """The CLS token that the projector would read, [B, C]: of several images of a sample the mean."""
         if self.record.cls is None:
             return None
-        found = self.record.cls
-        image, size = self.image.to(found.device), len(found)
-        share = torch.zeros(len(image), size + 1, device=found.device)
+        cls = self.record.cls
+        image, size = self.image.to(cls.device), len(cls)
+        share = torch.zeros(len(image), size + 1, device=cls.device)
         share = share.scatter(1, image.masked_fill(image < 0, size), 1.0)[:, :size]
         share = share / share.sum(1, keepdim=True).clamp(min=1)
-        return share.to(found.dtype) @ found
+        return share.to(cls.dtype) @ cls
 
     def keys(self, block: int | None = None) -> torch.Tensor:
         """Keys [B, N, H, d] of an encoder block: the one whose output the projector reads, or -1 for the last."""
-        return self._per_token(block, lambda given: given.keys.transpose(1, 2))
+        return self._per_token(block, lambda inputs: inputs.keys.transpose(1, 2))
 
     def attention(self, block: int | None = None) -> torch.Tensor:
         """Attention [B, N] of an encoder block, mean over heads: what the CLS token gives each patch; without a CLS
         token, what a patch receives from all of them on average."""
         first = 0 if self.has_cls else None
-        return self._per_token(block, lambda given: received(given, first)[..., None])[..., 0]
+        return self._per_token(block, lambda inputs: received(inputs, first)[..., None])[..., 0]
 
     def unsplit_attention(self, block: int | None = None) -> torch.Tensor:
         """The same with queries and keys not split into heads, softmax(QKᵀ/√C) (LLaVA-PruMerge), [B, N]."""
         first = 0 if self.has_cls else None
-        return self._per_token(block, lambda given: received(_joined(given), first)[..., None])[..., 0]
+        return self._per_token(block, lambda inputs: received(_joined(inputs), first)[..., None])[..., 0]
 
     def _per_token(self, block: int | None, read: Callable[[AttentionInputs], torch.Tensor]) -> torch.Tensor:
         tower = self.record.tower
         number = tower.read if block is None else block % len(tower.blocks)
-        if (held := self.record.blocks.get(number)) is None:
+        if (block_record := self.record.blocks.get(number)) is None:
             raise PrunekitError(
                 f"view.vision: block {number} of the encoder was not kept, only {[*self.record.blocks]}"
             )
-        found = [read(given)[:, tower.prefix :] for given in held.inputs]
-        values = torch.cat([x.flatten(0, 1) for x in found]) if tower.packed else torch.cat(found)
-        if held.index is not None:
-            index = held.index.clamp(min=0)
+        parts = [read(inputs)[:, tower.prefix :] for inputs in block_record.inputs]
+        values = torch.cat([x.flatten(0, 1) for x in parts]) if tower.packed else torch.cat(parts)
+        if block_record.index is not None:
+            index = block_record.index.clamp(min=0)
             values = values[torch.arange(len(index), device=index.device)[:, None], index]
         return self.gather(self.record.flat(values).mean(1))
 
 
-def received(given: AttentionInputs, query: int | None = None) -> torch.Tensor:
+def received(inputs: AttentionInputs, query: int | None = None) -> torch.Tensor:
     """Head-mean attention [T, S] that one query gives, or that all of them give on average."""
-    images, _, size, _ = given.keys.shape
+    images, _, size, _ = inputs.keys.shape
     if query is not None:
-        index = torch.full((images, 1), query, device=given.keys.device)
-        return given.rows(index).mean(1)[:, 0]
-    return given.propagate(torch.full((images, 1, size), 1 / size, device=given.keys.device))[:, 0]
+        index = torch.full((images, 1), query, device=inputs.keys.device)
+        return inputs.rows(index).mean(1)[:, 0]
+    return inputs.propagate(torch.full((images, 1, size), 1 / size, device=inputs.keys.device))[:, 0]
 
 
-def _joined(given: AttentionInputs) -> AttentionInputs:
+def _joined(inputs: AttentionInputs) -> AttentionInputs:
     """One head as wide as all of them."""
-    queries, keys = (x.transpose(1, 2).flatten(2)[:, None] for x in (given.queries, given.keys))
-    return AttentionInputs(queries, keys, given.mask, queries.shape[-1] ** -0.5, given.causal)
+    queries, keys = (x.transpose(1, 2).flatten(2)[:, None] for x in (inputs.queries, inputs.keys))
+    return AttentionInputs(queries, keys, inputs.mask, queries.shape[-1] ** -0.5, inputs.causal)

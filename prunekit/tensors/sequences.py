@@ -1,4 +1,23 @@
-"""Where things stand in a batch: the dense sequence of one prefill, and the compact one after a cut."""
+"""Where things stand in a batch: the dense sequence of one prefill, and the compact one after a cut.
+
+A token has several numbers, and this is what the words for them mean everywhere in the engine:
+
+=============  ======================================================================================================
+dense index    place in the sequence that the model was given, 0 … S-1, padding counted. ``CompactSequence.index``
+               [B, M] has that of every slot, and cached keys remember theirs
+slot           place in the compact sequence that a layer processes, 0 … M-1. Slot = dense index until something goes
+visual number  the how-manieth visual token of its sample, 0 … N-1. Scores, masks of what stays and sources are [B, N]
+               in this order, whatever went; ``PromptLayout.visual_index`` [B, N] has their dense indices, and
+               ``Prefill.slots`` [B, N] where they stand now
+=============  ======================================================================================================
+
+Of these, masks say: ``real``, a dense index that is no padding; ``exists``, a visual number that its sample has;
+``valid``, a slot in use (the compact rows of a batch are padded too, at the start); ``alive``, a visual token that
+still stands when a layer begins; ``kept``, one that stays after the cut at hand, and ``stays``, kept or added by a
+reducer.
+
+Letters of shapes: B samples, S dense indices, M slots, N visual numbers, D width of a token.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +45,9 @@ def real_tokens(attention_mask: torch.Tensor | dict[str, Any] | None, visual: to
 
     A 2-D mask says it itself. In a 4-D one [B or 1, 1|H, S, S], bool or additive, padding is what does not see itself;
     of several, by the kind of layer, full attention's counts.
+
+    Raises:
+        PrunekitError: for a mask of another shape.
     """
     if isinstance(attention_mask, dict):
         attention_mask = attention_mask.get("full_attention", next(iter(attention_mask.values()), None))
@@ -45,7 +67,7 @@ MARK = "mark its tokens: pruner(model, prompt=mask), or labels of -100"
 
 
 @dataclass(frozen=True)
-class Layout:
+class PromptLayout:
     """The dense sequence of a prefill. Shapes: [B, S] per token, [B, N] per visual token in sequence order.
 
     ``prompt`` marks the real tokens that may decide what stays: all of them, or those before an answer or a draft that
@@ -78,7 +100,7 @@ class Layout:
         attention_mask: torch.Tensor | dict[str, Any] | None,
         visual: torch.Tensor,
         prompt: torch.Tensor | None = None,
-    ) -> Layout:
+    ) -> PromptLayout:
         """From token ids [B, S], the attention mask (``real_tokens``), the visual placeholders [B, S] and what of the
         sequence is prompt [B, S] (None: everything).
 
@@ -136,11 +158,14 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """What stands in the sequence that a run of layers processes.
+class CompactSequence:
+    """The sequence that a run of layers processes: the dense one, or what cuts have left of it.
 
-    ``index`` [B, M] is the dense position of each slot and ``valid`` [B, M] marks the slots in use; None means the
-    dense sequence itself, and no padding. ``lengths`` counts the real tokens of each sample.
+    Attributes:
+        number: of cuts before it.
+        index: dense index of each slot, long [B, M]; None for the dense sequence itself.
+        valid: slots in use, bool [B, M]; None if all are.
+        lengths: real tokens of each sample.
     """
 
     number: int
@@ -149,13 +174,13 @@ class Stage:
     lengths: tuple[int, ...]
 
     def present(self, size: int) -> torch.Tensor:
-        """Dense positions that stand in this stage, bool [B, size]."""
+        """Dense positions that stand in this sequence, bool [B, size]."""
         assert self.index is not None
         valid = torch.ones_like(self.index, dtype=torch.bool) if self.valid is None else self.valid
         return scatter_where(valid, self.index, valid, size)
 
-    def slots_in(self, source: Stage, size: int) -> torch.Tensor:
-        """Where the slots of this stage stand in an earlier one, [B, M]."""
+    def slots_in(self, source: CompactSequence, size: int) -> torch.Tensor:
+        """Where the slots of this sequence stand in an earlier one, [B, M]."""
         assert self.index is not None
         if source.index is None:
             return self.index
@@ -165,11 +190,11 @@ class Stage:
 
     def compact(
         self, stays: torch.Tensor, lengths: tuple[int, ...], extra: tuple[int, ...]
-    ) -> tuple[torch.Tensor, Stage]:
-        """Drop the slots outside ``stays`` [B, M]: the surviving slots [B, M'] and the stage they form."""
+    ) -> tuple[torch.Tensor, CompactSequence]:
+        """Drop the slots outside ``stays`` [B, M]: the surviving slots [B, M'] and the sequence they form."""
         sizes = [length + more for length, more in zip(lengths, extra, strict=True)]
         # Padding goes to the start: a recurrent layer must end on a real token.
         slots, valid = ragged_index(stays, max(sizes), pad_left=True)
         ragged = min(sizes) < max(sizes)
         index = slots if self.index is None else self.index.gather(1, slots)
-        return slots, Stage(self.number + 1, index, valid if ragged else None, lengths)
+        return slots, CompactSequence(self.number + 1, index, valid if ragged else None, lengths)

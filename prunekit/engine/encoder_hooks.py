@@ -16,25 +16,26 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunekit.engine.cutter import Cutter
+from prunekit.engine.encoder_cut import EncoderCut
 from prunekit.engine.encoder_run import EncoderRun, attention_function, packed_grids, packed_rows
 from prunekit.engine.mounted import NotCopied, guard, own
 from prunekit.engine.plan import EncoderPlan
 from prunekit.engine.precision import in_float32, model_precision
-from prunekit.engine.rows import AttentionInputs
 from prunekit.engine.tap import Taps
-from prunekit.engine.trace import CutRecord
-from prunekit.engine.view import EncoderView
-from prunekit.engine.vision import BlockRecord, VisionRecord
 from prunekit.errors import PrunekitError
 from prunekit.families.vision import VisionTower, window_order
+from prunekit.tensors.attention import AttentionInputs
 from prunekit.tensors.indexing import gather_tokens
+from prunekit.views.encoder import EncoderView
+from prunekit.views.vision import BlockRecord, VisionRecord
 
 
 class EncoderHooks(NotCopied):
     """One pruner's hooks on one encoder. State of a run is thread-local; the record of the latest waits to be taken."""
 
     def __init__(self, tower: VisionTower, plan: EncoderPlan) -> None:
-        self.tower, self.plan = tower, plan
+        self.tower, self.plan, self.cutter = tower, plan, Cutter(plan)
         self._local = threading.local()
         self._handles: list[Any] = []
         self._taps = Taps()
@@ -95,7 +96,7 @@ class EncoderHooks(NotCopied):
     def _observed(self) -> frozenset[int]:
         """Blocks whose queries and keys are looked at, or whose attention is weighted by sizes."""
         blocks = self.plan.noted_blocks | self.plan.evidence_blocks | frozenset(self.plan.counts)
-        if self.plan.counts and self.plan.reducer.weighs_attention:
+        if self.plan.counts and self.plan.reducer.proportional_attention:
             blocks |= frozenset(range(min(self.plan.counts), len(self.tower.blocks)))
         return blocks
 
@@ -178,13 +179,13 @@ class EncoderHooks(NotCopied):
         if self.tower.implementation:
             self._taps.add(module, self._tap(number), functools.partial(attention_function, self.tower, number))
             return
-        seen: dict[int, torch.Tensor] = {}
+        queries: dict[int, torch.Tensor] = {}
 
         def note_query(_: nn.Module, args: Any, output: torch.Tensor) -> None:
-            seen[threading.get_ident()] = output
+            queries[threading.get_ident()] = output
 
         def note_key(_: nn.Module, args: Any, output: torch.Tensor) -> None:
-            self._observe(number, seen.pop(threading.get_ident()), output, None, module.scale)
+            self._observe(number, queries.pop(threading.get_ident()), output, None, module.scale)
 
         def weigh(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
             bias = self._bias()
@@ -210,7 +211,7 @@ class EncoderHooks(NotCopied):
     def _bias(self) -> torch.Tensor | None:
         """Proportional attention: log of the sizes, once something has merged."""
         run = self._run()
-        if run is None or not run.record.cuts or not self.plan.reducer.weighs_attention:
+        if run is None or not run.record.cuts or not self.plan.reducer.proportional_attention:
             return None
         return run.log_sizes()
 
@@ -231,18 +232,11 @@ class EncoderHooks(NotCopied):
         tower = self.tower
         run.view = EncoderView(run.hidden, number, run.kept, run.index, tower.grid, inputs, tower.has_cls, tower.prefix)
         if number in self.plan.evidence_blocks:
-            if self.plan.fusion.joins_views:
-                run.views[number] = run.view
-            else:
-                run.scores[number] = self._scores(run.view)
+            run.evidence.add(self.plan, run.view)
 
-    def _scores(self, view: EncoderView) -> torch.Tensor:
-        scores = self.plan.scorer.score(view)  # type: ignore[arg-type]  # a scorer of this site takes it
-        if not isinstance(scores, torch.Tensor) or scores.shape != view.alive.shape:
-            shape = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
-            name = type(self.plan.scorer).__name__
-            raise PrunekitError(f"{name}.score returned {shape} in block {view.layer}, not {tuple(view.alive.shape)}")
-        return scores.float()
+    def _still_wanted(self, number: int) -> frozenset[int]:
+        """Blocks whose evidence cuts behind block ``number`` read."""
+        return frozenset(block for cut, blocks in self.plan.evidence.items() if cut > number for block in blocks)
 
     # -- cuts ----------------------------------------------------------------------------------------------------
 
@@ -251,7 +245,9 @@ class EncoderHooks(NotCopied):
             run = self._run()
             if run is None:
                 return None
-            run.residual = self._cut(number, run, args[0])
+            site = EncoderCut(run, args[0], self.plan.evidence[number], self.plan.counts[number])
+            run.residual = self.cutter.cut(site)
+            run.evidence.keep_views(self._still_wanted(number))
             return (run.residual,)
 
         return hook
@@ -270,42 +266,6 @@ class EncoderHooks(NotCopied):
         joined, run.residual, run.branch = run.residual + run.branch, None, None
         return (joined, *output[1:]) if isinstance(output, tuple) else joined
 
-    def _cut(self, number: int, run: EncoderRun, hidden: torch.Tensor) -> torch.Tensor:
-        """Decide what goes inside block ``number`` and shorten hidden states [T, S, C] to what stays."""
-        plan, view = self.plan, run.view
-        assert view is not None
-        scores = self._fused_scores(number, run).masked_fill(~run.kept, torch.nan)
-        keep, standing = self.plan.counts[number], run.standing
-        if keep >= standing:
-            run.record.cuts.append(CutRecord("vision", number, run.kept, scores, sources=run.sources))
-            return hidden
-        reducer, alive = plan.reducer, run.kept
-        selected, more = reducer.share_in(view, standing, keep)
-        wanted = torch.full((len(alive),), selected, device=alive.device)
-        ranked = scores.nan_to_num(nan=-torch.inf)
-        kept = plan.selector.select_in(view, ranked, wanted, alive)
-        tokens, sizes, added = gather_tokens(hidden, run.index), run.sizes, torch.zeros_like(kept)
-        if reducer.changes_tokens:
-            tokens, sizes = reducer.reduce_in(view, tokens, sizes, ranked, kept, alive)
-        if more:
-            tokens, sizes, added = reducer.add_in(view, tokens, sizes, ranked, kept, alive, wanted * 0 + more)
-        stays = kept | added
-        targets = reducer.targets_in(view, ranked, kept, added, alive)
-        own = torch.arange(alive.shape[1], device=alive.device).expand_as(alive)
-        step = torch.where(stays, own, targets if targets is not None else torch.full_like(own, -1))
-        run.sources = torch.where(run.sources < 0, -1, step.gather(1, run.sources.clamp(min=0)))
-        run.sizes = sizes
-        ranks = reducer.ranks_in(view, ranked, kept, added)
-        places = run.shorten(stays, ranks * (run.length + 1) + run.index, selected + more)
-        run.record.cuts.append(CutRecord("vision", number, stays, scores, sources=run.sources))
-        return torch.cat([hidden[:, : run.prefix], gather_tokens(tokens, places)], dim=1)
-
-    def _fused_scores(self, number: int, run: EncoderRun) -> torch.Tensor:
-        blocks, fusion = list(self.plan.evidence[number]), self.plan.fusion
-        if fusion.joins_views:
-            return fusion.fuse_views([run.views.pop(b) for b in blocks], self.plan.scorer)  # type: ignore[misc]
-        return fusion.fuse(torch.stack([run.scores[b] for b in blocks]), blocks)
-
     # -- after the blocks ----------------------------------------------------------------------------------------
 
     def _note_cls(self, block: nn.Module, args: Any, output: Any) -> None:
@@ -316,13 +276,13 @@ class EncoderHooks(NotCopied):
     def _enter_projector(self, projector: nn.Module, args: tuple[Any, ...]) -> None:
         if (run := self._run()) is None:
             return
-        record, (given,) = run.record, in_float32(args[0])
+        record, (features,) = run.record, in_float32(args[0])
         if self.tower.packed:
             record.images = [rows * columns for rows, columns in record.grids]
         else:
             record.images = [run.kept.shape[1]] * len(run.kept)
             record.grids = [self.tower.grid] * len(run.kept) if self.tower.grid is not None else []
-        record.features = given if not record.cuts else self._dense(run, given)
+        record.features = features if not record.cuts else self._dense(run, features)
 
     def _leave_projector(self, projector: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor | None:
         """The run is over; tokens that went leave zeros, so that the model finds as many features as placeholders."""
@@ -334,13 +294,13 @@ class EncoderHooks(NotCopied):
 
     def _leave_alone(self, module: nn.Module, args: Any, output: Any) -> None:
         if (run := self._run()) is not None:
-            found = run.index.gather(1, run.sources.clamp(min=0))
-            run.record.index = found.masked_fill(run.sources < 0, -1)
+            places = run.index.gather(1, run.sources.clamp(min=0))
+            run.record.index = places.masked_fill(run.sources < 0, -1)
             self._local.run = None
             if self.publish is not None:
                 self.publish(run.record)
 
     def _dense(self, run: EncoderRun, x: torch.Tensor) -> torch.Tensor:
         """x [T, M, C] of what stands, at the places of its patches: [T, P, C], zero elsewhere."""
-        found = gather_tokens(x, (run.index - run.prefix).clamp(min=0))
-        return found * run.kept[..., None].to(found.dtype)
+        dense = gather_tokens(x, (run.index - run.prefix).clamp(min=0))
+        return dense * run.kept[..., None].to(dense.dtype)

@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 
-from prunekit.engine.layout import Layout, Stage
+from prunekit.engine.evidence import Evidence
 from prunekit.engine.precision import in_float32
-from prunekit.engine.trace import CutRecord
-from prunekit.engine.view import LayerView, PrefillContext, Regions
-from prunekit.engine.vision import VisionView
 from prunekit.errors import PrunekitError
 from prunekit.tensors.indexing import gather_tokens, on_device, scatter_where
+from prunekit.tensors.sequences import CompactSequence, PromptLayout
+from prunekit.views.doubts import Doubt
+from prunekit.views.layer import LayerView, PrefillContext, Regions
+from prunekit.views.trace import CutRecord
+from prunekit.views.vision import VisionView
 
 
 @dataclass
@@ -31,23 +33,23 @@ class Gates:
 
 @dataclass
 class Prefill:
-    """State of one prefill, from the model's first layer to its last. B samples, N visual tokens, M slots of the stage.
+    """State of one prefill, from the model's first layer to its last; letters as in ``tensors.sequences``.
 
     Attributes:
         layout: the dense sequence.
-        stage: what stands in the sequence that the running layer processes.
+        sequence: the one that the running layer processes.
         kept: visual tokens that remain, bool [B, N].
-        slots: where they stand in the stage's sequence, long [B, N]; arbitrary where not ``kept``.
+        slots: where they stand in it, long [B, N]; arbitrary where not ``kept``.
         regions: where the answer of each sample is, if the caller said so.
         prompt_known: whether the caller said where the prompt ends.
         cuts: the cuts so far.
-        stages: the stage of each layer so far.
-        scores: evidence by layer, float32 [B, N]; for fusions that join views these stand in ``views``.
-        views: what evidence is still to be made of, by layer.
+        sequences: those of each layer so far.
+        evidence: what layers said that later cuts read.
+        doubts: what may be wrong with the components' answers.
         hidden: input [B, M, D] of the running layer, where it is one of evidence.
         sizes: how many tokens each visual token stands for, [B, N]; None while all stand for one.
-        cut_slots: the slots [B, M] of the stage before that the present ones were, None before any cut.
-        arguments: arguments of layers made for a stage, beside what they were made of.
+        cut_slots: the slots [B, M] that the present ones were before the latest cut, None before any.
+        arguments: arguments of layers made for a sequence, beside what they were made of.
         notes: what views make once for all layers (``View.once``).
         inputs_embeds: what entered layer 0, [B, S, D].
         vision: the encoder's side of the visual tokens, where a component reads it.
@@ -55,16 +57,16 @@ class Prefill:
         gates: of a gated pass in training.
     """
 
-    layout: Layout
-    stage: Stage
+    layout: PromptLayout
+    sequence: CompactSequence
     kept: torch.Tensor
     slots: torch.Tensor
     regions: Regions | None = None
     prompt_known: bool = False
     cuts: list[CutRecord] = field(default_factory=list)
-    stages: list[Stage] = field(default_factory=list)
-    scores: dict[int, torch.Tensor] = field(default_factory=dict)
-    views: dict[int, LayerView] = field(default_factory=dict)
+    sequences: list[CompactSequence] = field(default_factory=list)
+    evidence: Evidence = field(default_factory=Evidence)
+    doubts: list[Doubt] = field(default_factory=list)
     hidden: torch.Tensor | None = None
     sizes: torch.Tensor | None = None
     cut_slots: torch.Tensor | None = None
@@ -76,11 +78,15 @@ class Prefill:
     gates: Gates | None = None
 
     @classmethod
-    def begin(cls, layout: Layout, regions: Regions | None = None, prompt_known: bool = False) -> Prefill:
-        """The dense start: everything stands. ``regions`` of fewer samples than there are (beams) are repeated."""
+    def begin(cls, layout: PromptLayout, regions: Regions | None = None, prompt_known: bool = False) -> Prefill:
+        """The dense start: everything stands. ``regions`` of fewer samples than there are (beams) are repeated.
+
+        Raises:
+            PrunekitError: for regions of a number of samples that does not divide the batch.
+        """
         state = cls(
             layout,
-            Stage(0, None, None, layout.lengths),
+            CompactSequence(0, None, None, layout.lengths),
             layout.exists,
             layout.visual_index,
             prompt_known=prompt_known,
@@ -98,26 +104,26 @@ class Prefill:
         alive, slots = self.kept.to(hidden.device), self.slots.to(hidden.device)
         context = PrefillContext(self.inputs_embeds, self.regions, self.vision)
         return LayerView(
-            hidden, layer, self.layout, self.stage, alive, slots, grid, context=context, site=site, notes=self.notes
+            hidden, layer, self.layout, self.sequence, alive, slots, grid, context=context, site=site, notes=self.notes
         )
 
-    def removed(self, stage: Stage) -> torch.Tensor:
-        """How many real tokens of each sample are missing in a stage, [B]; made once for all of its layers."""
-        key = ("removed", stage.number)
+    def removed(self, sequence: CompactSequence) -> torch.Tensor:
+        """How many real tokens of each sample are missing in a sequence, [B]; made once for all of its layers."""
+        key = ("removed", sequence.number)
         if key not in self.arguments:
-            gone = [dense - now for dense, now in zip(self.layout.lengths, stage.lengths, strict=True)]
+            gone = [dense - now for dense, now in zip(self.layout.lengths, sequence.lengths, strict=True)]
             self.arguments[key] = (None, on_device(gone, self.layout.real.device))
         return self.arguments[key][1]
 
     def shorten(self, kept: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
-        """Go to the next stage, where of the visual tokens only ``kept`` [B, N] stands: surviving slots [B, M]."""
-        layout, stage = self.layout, self.stage
-        stays = layout.present if stage.index is None else layout.present.gather(1, stage.index)
-        if stage.valid is not None:
-            stays = stays & stage.valid
+        """Go to the next sequence, where of the visual tokens only ``kept`` [B, N] stands: surviving slots [B, M]."""
+        layout, sequence = self.layout, self.sequence
+        stays = layout.present if sequence.index is None else layout.present.gather(1, sequence.index)
+        if sequence.valid is not None:
+            stays = stays & sequence.valid
         goes = self.kept & ~kept
         stays = stays & ~scatter_where(goes, self.slots, goes, stays.shape[1])
-        slots, self.stage = stage.compact(stays, lengths, layout.extra)
+        slots, self.sequence = sequence.compact(stays, lengths, layout.extra)
         self.kept, self.cut_slots = kept, slots
         # The new slot of an old one: how many slots before it stay, after the padding.
         rank = stays.cumsum(1) - 1 + slots.shape[1] - stays.sum(1, keepdim=True)
@@ -135,8 +141,8 @@ class Prefill:
         ranked = order.masked_fill(~self.kept, torch.iinfo(order.dtype).max).argsort(dim=1, stable=True)
         standing = self.slots.masked_fill(~self.kept, spare).sort(dim=1).values  # the slots they share, in order
         place = torch.empty_like(self.slots).scatter(1, ranked, standing)
-        assert self.stage.index is not None
-        batch, size = self.stage.index.shape
+        assert self.sequence.index is not None
+        batch, size = self.sequence.index.shape
         source = torch.arange(spare + 1, device=ranks.device).expand(batch, -1)
         source = source.scatter(1, place, self.slots.masked_fill(~self.kept, spare))[:, :size]
         self.slots = place.masked_fill(~self.kept, 0)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from prunekit.engine.encoder import EncoderHooks
-from prunekit.engine.hooks import hold, release
+from prunekit.engine.encoder_hooks import EncoderHooks
 from prunekit.engine.mounted import Mounted, NotCopied, mark
 from prunekit.engine.plan import EncoderPlan
-from prunekit.engine.trace import Trace, TraceRecord
-from prunekit.engine.vision import VisionRecord
+from prunekit.engine.session import hold, release
 from prunekit.families.vision import VisionTower
+from prunekit.views.doubts import check_doubts
+from prunekit.views.trace import Trace, TraceRecord
+from prunekit.views.vision import VisionRecord
 
 
 class EncoderSession(NotCopied):
@@ -42,5 +43,6 @@ class EncoderSession(NotCopied):
         release(self.model, self)
 
     def _publish(self, record: VisionRecord) -> None:
+        check_doubts(record.doubts)
         tokens = torch.tensor(record.tokens)
         self.trace.publish(TraceRecord(record.cuts, tokens, tokens, record.index))

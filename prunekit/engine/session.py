@@ -1,10 +1,10 @@
 """The hooks: a session watches one model, removes visual tokens in its prefills and keeps its decode steps in step.
 
-Data flow of a prefill: the core model's pre-hook finds the visual tokens (``Layout``) and opens a ``Prefill``; each
-decoder layer's pre-hook cuts if a cut is due, then hands the layer the compact sequence with rotary embeddings and
-masks to match; the attention tap of a layer below a cut turns its q and k into evidence; the last layer's hook
-scatters what is left back to the dense shape; the core's hook seals the cache layers and publishes the trace.
-A decode step only rewrites the mask of layers whose cache is sealed.
+Data flow of a prefill: the core model's pre-hook finds the visual tokens (``PromptLayout``) and opens a ``Prefill``;
+each decoder layer's pre-hook cuts if a cut is due (``Cutter``), then hands the layer the compact sequence with rotary
+embeddings and masks to match; the attention tap of a layer below a cut turns its q and k into evidence; the last
+layer's hook scatters what is left back to the dense shape; the core's hook seals the cache layers and publishes the
+trace. A decode step only rewrites the mask of layers whose cache is sealed.
 """
 
 from __future__ import annotations
@@ -17,15 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit.engine.ahead import Peeked, view_ahead
-from prunekit.engine.arguments import compact, foreign_keys, has_masks
 from prunekit.engine.arrival import arrive
 from prunekit.engine.cache import PrunedLayerMixin, cache_in, check_cache, is_fresh, is_plain, seal_layers
 from prunekit.engine.caller import Caller, PromptMarks, check_whole, fit_marks, prompt_end
-from prunekit.engine.checks import nan_scores, raise_nan
-from prunekit.engine.choice import Choice, carry_sources, choose, reduce
 from prunekit.engine.decode import corrects_steps, decode_layer, mask_over_keys
-from prunekit.engine.forward import DecodeStep, DensePass
+from prunekit.engine.decoder_cut import DecoderCut, LayerCutter
+from prunekit.engine.forward_state import DecodeStep, DensePass
 from prunekit.engine.guards import (
     check_budget,
     check_checkpointing,
@@ -35,24 +32,27 @@ from prunekit.engine.guards import (
     check_sequence,
     checkpoints,
 )
-from prunekit.engine.layout import Layout, repeated
+from prunekit.engine.layer_inputs import foreign_keys, has_masks
+from prunekit.engine.lookahead import Peeked
 from prunekit.engine.mounted import NotCopied, guard, mark
 from prunekit.engine.plan import Plan
-from prunekit.engine.state import Prefill
+from prunekit.engine.prefill import Prefill
 from prunekit.engine.tap import Taps, attention_inputs
 from prunekit.engine.target import Target
-from prunekit.engine.trace import CutRecord, Trace, TraceRecord
-from prunekit.engine.view import LayerView, Regions
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
 from prunekit.tensors.indexing import gather_tokens, scatter_where
+from prunekit.tensors.sequences import PromptLayout, repeated
+from prunekit.views.doubts import check_doubts
+from prunekit.views.layer import LayerView, Regions
+from prunekit.views.trace import Trace, TraceRecord
 
 _pruned: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Any]] = weakref.WeakKeyDictionary()
 
 
 def hold(module: nn.Module, session: Any) -> None:
     """Note that a session prunes a model; raises if another does."""
-    if (held := _pruned.get(module)) is not None and held() is not None:
+    if (reference := _pruned.get(module)) is not None and reference() is not None:
         raise PrunekitError(
             f"{type(module).__name__} is pruned already: remove that pruner first, by its handle.remove() or "
             "prunekit.remove(model)"
@@ -62,12 +62,12 @@ def hold(module: nn.Module, session: Any) -> None:
 
 def holder(module: nn.Module) -> Any:
     """The session that prunes a model's core, None if there is none."""
-    return None if (held := _pruned.get(module)) is None else held()
+    return None if (reference := _pruned.get(module)) is None else reference()
 
 
 def release(module: nn.Module, session: Any) -> None:
     """Forget that a session prunes a model, if it does."""
-    if (held := _pruned.get(module)) is not None and held() is session:
+    if (reference := _pruned.get(module)) is not None and reference() is session:
         del _pruned[module]
 
 
@@ -82,14 +82,20 @@ class Session(NotCopied, Target):
         regions: Regions | None = None,
         prompt: PromptMarks | None = None,
         visual: torch.Tensor | None = None,
+        cutter: LayerCutter | None = None,
     ) -> None:
         super().__init__(plan, family)
+        self.cutter = cutter or LayerCutter(plan)
+        self.check_masks()
         self.regions, self.prompt, self.visual = regions, prompt, visual
         self.caller = Caller(family.model)
         self.trace = Trace()
         self._handles: list[Any] = []
         self._taps = Taps()
         self._corrects_steps = corrects_steps(self)
+
+    def check_masks(self) -> None:
+        self.cutter.check(self)
 
     def install(self) -> None:
         """Put the hooks on. A model that another pruner holds is refused; a failure leaves the model untouched."""
@@ -149,8 +155,8 @@ class Session(NotCopied, Target):
             state = self._prefill()
             if self.family.mixes_and_attends(index):
                 mask = mask_over_keys(self, mask, state, query)
-            if state is not None and state.stage.index is not None:
-                query = self.family.adjust_query(index, query, state.stage.index)
+            if state is not None and state.sequence.index is not None:
+                query = self.family.adjust_query(index, query, state.sequence.index)
             if state is not None and index in self.plan.evidence_layers and self.plan.scorer.uses_attention:
                 if self.thread.looks_ahead:  # the layer runs for this alone
                     raise Peeked(attention_inputs(module, query, key, mask, kwargs, None))
@@ -168,8 +174,8 @@ class Session(NotCopied, Target):
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
             state, cache_layer = self._prefill(), self.cache_layer
-            if state is not None and state.stage.index is not None:
-                return self.family.bias_at(module, args[0], state.stage.index, state.stage.index)
+            if state is not None and state.sequence.index is not None:
+                return self.family.bias_at(module, args[0], state.sequence.index, state.sequence.index)
             if state is None and cache_layer is not None:
                 keys, queries = cache_layer.lent, args[0].shape[1]
                 return self.family.bias_at(module, args[0], keys[:, keys.shape[1] - queries :], keys)
@@ -187,28 +193,15 @@ class Session(NotCopied, Target):
         mask: Any,
         kwargs: dict[str, Any],
     ) -> None:
-        if state.hidden is None or index in state.views or index in state.scores:
+        if state.hidden is None or index in state.evidence:
             return  # a second pass over the layer (gradient checkpointing) has nothing new
         view = state.view(index, state.hidden.to(query.device), self.family.grid)  # of a layer on another device
         view.inputs = attention_inputs(module, query, key, mask, kwargs, foreign_keys(self, index, state))
-        self._keep_evidence(state, index, view)
+        self._note_evidence(state, view)
 
-    def _keep_evidence(self, state: Prefill, index: int, view: LayerView) -> None:
-        counted = self.plan.selector.counts_rows and index in self.plan.last_evidence
-        if self.plan.fusion.joins_views or counted:
-            state.views[index] = view
-        if not self.plan.fusion.joins_views:
-            state.scores[index] = self._scores(view)
-
-    def _scores(self, view: Any) -> torch.Tensor:
-        scores = self.plan.scorer.score(view)
-        if not isinstance(scores, torch.Tensor) or scores.shape != view.alive.shape:
-            shape = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
-            name = type(self.plan.scorer).__name__
-            raise PrunekitError(
-                f"{name}.score returned {shape} at layer {view.layer}, not [B, N] = {tuple(view.alive.shape)}"
-            )
-        return scores.float()
+    def _note_evidence(self, state: Prefill, view: LayerView) -> None:
+        counted = self.plan.selector.adapts_count and view.layer in self.plan.last_evidence
+        state.evidence.add(self.plan, view, counted)
 
     # -- prefill -------------------------------------------------------------------------------------------------
 
@@ -219,15 +212,15 @@ class Session(NotCopied, Target):
     def _enter(self, core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         thread = self.thread
         thread.depth, thread.forward = thread.depth + 1, None
-        self.check_scores()
+        self.check_answers()
         check_replica(core, self.family.core)
         check_implementation(self)
         input_ids = kwargs.get("input_ids")
         if input_ids is None and args:
             input_ids = args[0]
         embeds = kwargs.get("inputs_embeds")
-        if input_ids is None and (noted := thread.embedded_ids) is not None:
-            input_ids = repeated(noted, embeds)
+        if input_ids is None and (embedded := thread.embedded_ids) is not None:
+            input_ids = repeated(embedded, embeds)
             thread.embedded_ids = None  # other embeddings of this shape are not known to be theirs
         cache = cache_in(kwargs, args)
         if not is_fresh(cache):
@@ -237,7 +230,7 @@ class Session(NotCopied, Target):
         check_packing(kwargs)
         visual, mask = self._visual(input_ids, embeds, kwargs), kwargs.get("attention_mask")
         end = prompt_end(self.caller, self.prompt, visual, mask)
-        layout = Layout.build(input_ids, mask, visual, end.mask)
+        layout = PromptLayout.build(input_ids, mask, visual, end.mask)
         if not any(layout.counts):
             if any("pixel" in name for name, value in kwargs.items() if value is not None):
                 raise PrunekitError(f"images, but no placeholder {self.family.token_ids} in input_ids")
@@ -251,6 +244,7 @@ class Session(NotCopied, Target):
         check_budget(self, visual.shape[1])
         check_checkpointing(self)
         thread.forward = Prefill.begin(layout, self.regions, prompt_known=end.known)
+        self.cutter.begin(thread.forward, kwargs)
         if self.encoder is not None and any("pixel" in name for name, value in kwargs.items() if value is not None):
             self.encoder.pop_record()  # what an earlier run left: this forward pass encodes its own
 
@@ -349,83 +343,35 @@ class Session(NotCopied, Target):
         return named.pop(self.family.layer_arguments[0]), named
 
     def _prefill_layer(self, index: int, state: Prefill, hidden: torch.Tensor, kwargs: dict[str, Any]) -> Any:
-        if self.family.touches_hidden_between_layers and state.stage.index is not None:
-            hidden = gather_tokens(hidden, state.stage.index, self.family.token_axis)
+        if self.family.touches_hidden_between_layers and state.sequence.index is not None:
+            hidden = gather_tokens(hidden, state.sequence.index, self.family.token_axis)
         check_sequence(self, index, state, hidden)
         if index == 0:
             state.inputs_embeds = self.family.one_state(hidden)
             if self.encoder is not None:
                 hidden = arrive(self.encoder.pop_record(), state, hidden, self.family.token_axis)
         if index in self.plan.cut_layers:
-            hidden = self._cut(index, state, hidden, kwargs)
-        state.stages.append(state.stage)
+            hidden = self.cutter.cut(DecoderCut(self, index, state, hidden, kwargs))
+            state.evidence.keep_views(self.plan.evidence_after(index))
+        state.sequences.append(state.sequence)
         state.hidden = self.family.one_state(hidden) if index in self.plan.evidence_layers else None
-        ahead = index in state.scores or index in state.views
-        if state.hidden is not None and not ahead and not self.plan.scorer.uses_attention:
-            self._keep_evidence(state, index, state.view(index, state.hidden, self.family.grid))
-        return self._passed_on(index, state, hidden, kwargs)
-
-    def _passed_on(self, index: int, state: Prefill, hidden: torch.Tensor, kwargs: dict[str, Any]) -> Any:
-        """What the layer is given instead of its arguments; None for these themselves."""
-        if state.stage.index is None:
-            return None
-        return (hidden,), {name: compact(self, index, name, value, state, hidden) for name, value in kwargs.items()}
-
-    def _decide(
-        self, index: int, state: Prefill, hidden: torch.Tensor, arguments: dict[str, Any]
-    ) -> tuple[torch.Tensor, LayerView, Choice]:
-        """Scores [B, N] before layer ``index`` (NaN where gone), its view, and what stays."""
-        if index in self.plan.cuts[index].evidence:
-            self._keep_evidence(state, index, view_ahead(self, index, state, hidden, arguments))
-        scores = self._fused_scores(index, state, hidden).to(state.kept.device).masked_fill(~state.kept, torch.nan)
-        view = state.view(index, self.family.one_state(hidden), self.family.grid, self.plan.cuts[index].site)
-        choice = choose(self, index, state, scores, view)
-        wanted = {layer for cut in self.plan.cuts.values() if cut.layer > index for layer in cut.evidence}
-        state.views = {layer: view for layer, view in state.views.items() if layer in wanted}
-        return scores, view, choice
-
-    def _cut(self, index: int, state: Prefill, hidden: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
-        """Decide what stays before layer ``index`` and shorten the sequence to it."""
-        scores, view, choice = self._decide(index, state, hidden, arguments)
-        if choice.lengths == state.stage.lengths:
-            state.cuts.append(CutRecord(view.site, index, choice.kept, scores))
-            return hidden
-        reducer, before, added = self.plan.reducer, state.kept, None
-        if choice.added or reducer.changes_tokens:
-            hidden, added = reduce(self, state, choice, scores, hidden, view)
-        kept = choice.kept if added is None else choice.kept | added
-        ranked, more = scores.nan_to_num(nan=-torch.inf), torch.zeros_like(kept) if added is None else added
-        targets = reducer.targets_in(view, ranked, choice.kept, more, before)
-        sources = None if targets is None else carry_sources(state, kept, targets)
-        state.cuts.append(CutRecord(view.site, index, kept, scores, added, sources))
-        hidden = gather_tokens(hidden, state.shorten(kept, choice.lengths), self.family.token_axis)
-        if self.plan.positions == "renumber" and (added is not None or reducer.changes_tokens):
-            goes = (before & ~kept).any(1, keepdim=True)  # a sample of which nothing goes stays as it is
-            ranks = reducer.ranks_in(view, ranked, choice.kept, more).to(goes.device) * goes
-            hidden = gather_tokens(hidden, state.rearrange(ranks), self.family.token_axis)
-        return hidden
-
-    def _fused_scores(self, index: int, state: Prefill, hidden: torch.Tensor) -> torch.Tensor:
-        layers, fusion = list(self.plan.cuts[index].evidence), self.plan.fusion
-        if fusion.joins_views:
-            return fusion.fuse_views([state.views[layer] for layer in layers], self.plan.scorer)
-        if not layers:
-            view = state.view(index, self.family.one_state(hidden), self.family.grid, self.plan.cuts[index].site)
-            return self._scores(view)
-        found = [state.scores[layer].to(hidden.device) for layer in layers]
-        return fusion.fuse(torch.stack(found), layers)
+        if state.hidden is not None and index not in state.evidence and not self.plan.scorer.uses_attention:
+            self._note_evidence(state, state.view(index, state.hidden, self.family.grid))
+        return self.cutter.pass_on(self, index, state, hidden, kwargs)
 
     def _to_dense(self, layer: nn.Module, args: Any, output: Any) -> Any:
         """After the last layer (after each, where the model adds to hidden states between layers): back to the dense
         shape, zeros where tokens are gone."""
         state = self._prefill()
-        if state is None or state.stage.index is None:
+        if state is None or state.sequence.index is None:
             return None
         hidden = output[0] if isinstance(output, tuple) else output
         size = state.layout.real.shape[1]
         axis = self.family.token_axis
         tokens = hidden.movedim((axis - 1, axis), (0, 1))
-        dense = scatter_where(tokens, state.stage.index, state.stage.valid, size).movedim((0, 1), (axis - 1, axis))
+        dense = scatter_where(tokens, state.sequence.index, state.sequence.valid, size).movedim(
+            (0, 1), (axis - 1, axis)
+        )
         return (dense, *output[1:]) if isinstance(output, tuple) else dense
 
     def _leave(self, core: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
@@ -435,23 +381,23 @@ class Session(NotCopied, Target):
         if output is not None and isinstance(state, DensePass):
             lengths = torch.tensor([state.layout.lengths] * self.family.depth)
             self.trace.publish(TraceRecord(tokens_per_layer=lengths))
-        if not isinstance(state, Prefill) or output is None or len(state.stages) < self.family.depth:
+        if not isinstance(state, Prefill) or output is None or len(state.sequences) < self.family.depth:
             return
-        thread.unchecked = nan_scores(state)
+        thread.doubts = tuple(state.doubts)
         if state.kept.device.type == "cpu":
-            self.check_scores()
+            self.check_answers()
         if (cache := cache_in(kwargs, args, output)) is not None:
             seal_layers(cache, state, self.family, self)
-        record = TraceRecord(state.cuts, torch.tensor([stage.lengths for stage in state.stages]))
+        record = TraceRecord(state.cuts, torch.tensor([sequence.lengths for sequence in state.sequences]))
         if state.vision is not None:
             record.vision_tokens = torch.tensor(state.vision.record.tokens)
         self.trace.publish(record)
 
-    def check_scores(self) -> None:
-        """Raise if a scorer made NaN. On a CPU at the end of the prefill; elsewhere, so that no prefill has to wait for
-        its device, at the start of the thread's next forward pass or at removal."""
-        unchecked, self.thread.unchecked = self.thread.unchecked, ()
-        raise_nan(unchecked)
+    def check_answers(self) -> None:
+        """Raise if a component's answer was wrong (NaN scores). On a CPU at the end of the prefill; elsewhere, so that
+        no prefill has to wait for its device, at the start of the thread's next forward pass or at removal."""
+        doubts, self.thread.doubts = self.thread.doubts, ()
+        check_doubts(doubts)
 
     def _decode_layer(self, index: int, step: DecodeStep, hidden: torch.Tensor, kwargs: dict[str, Any]) -> Any:
         cache = cache_in(kwargs)

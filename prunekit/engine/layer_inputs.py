@@ -6,46 +6,46 @@ from typing import Any
 
 import torch
 
-from prunekit.engine.layout import Stage
-from prunekit.engine.masks import padding_mask, prefill_mask, shared_mask, take_columns
-from prunekit.engine.state import Prefill, gather_argument
+from prunekit.engine.prefill import Prefill, gather_argument
 from prunekit.engine.target import Target
 from prunekit.errors import PrunekitError
 from prunekit.families.base import is_mask_name
 from prunekit.tensors.indexing import gather_tokens
+from prunekit.tensors.masks import padding_mask, prefill_mask, shared_mask, take_columns
+from prunekit.tensors.sequences import CompactSequence
 
 KEY_PLACES = ("prev_topk_indices",)
 """Places of keys that an earlier layer chose for each query, [B, S, K]."""
 
 
 def compact(target: Target, index: int, name: str, value: Any, state: Prefill, hidden: torch.Tensor) -> Any:
-    """A layer's argument as the current stage needs it; made once a stage and shared by its layers."""
+    """A layer's argument as the current sequence needs it; made once a sequence and shared by its layers."""
     if not is_mask_name(name) and not isinstance(value, torch.Tensor | tuple | list | dict):
         return value
-    keys, family = key_stage(target, index, state), target.family
+    keys, family = key_sequence(target, index, state), target.family
     flags = family.takes_padding_mask(index), family.mixes_and_attends(index), -1 if keys is None else keys.number
-    key = (name, id(value), state.stage.number, flags)
+    key = (name, id(value), state.sequence.number, flags)
     if key not in state.arguments:
         state.arguments[key] = (value, _make(target, index, name, value, state, hidden))
     return state.arguments[key][1]
 
 
-def key_stage(target: Target, index: int, state: Prefill) -> Stage | None:
-    """The stage of the keys that a layer borrows from an earlier one, None if they are those of its own stage."""
-    source = state.stages[target.family.key_layers[index]]
-    return source if source.number != state.stage.number else None
+def key_sequence(target: Target, index: int, state: Prefill) -> CompactSequence | None:
+    """The sequence of the keys that a layer borrows from an earlier one, None if they are those of its own sequence."""
+    source = state.sequences[target.family.key_layers[index]]
+    return source if source.number != state.sequence.number else None
 
 
 def foreign_keys(target: Target, index: int, state: Prefill) -> torch.Tensor | None:
-    """Where the slots of the current stage stand among borrowed keys, [B, M]; None for a layer's own keys."""
-    source = key_stage(target, index, state)
-    return None if source is None else state.stage.slots_in(source, state.layout.real.shape[1])
+    """Where the slots of the current sequence stand among borrowed keys, [B, M]; None for a layer's own keys."""
+    source = key_sequence(target, index, state)
+    return None if source is None else state.sequence.slots_in(source, state.layout.real.shape[1])
 
 
 def _make(target: Target, index: int, name: str, value: Any, state: Prefill, hidden: torch.Tensor) -> Any:
-    stage, family, size = state.stage, target.family, state.layout.real.shape[1]
-    assert stage.index is not None
-    if is_mask_name(name) or _is_mask(value, len(stage.index), size):
+    sequence, family, size = state.sequence, target.family, state.layout.real.shape[1]
+    assert sequence.index is not None
+    if is_mask_name(name) or _is_mask(value, len(sequence.index), size):
         return _mask(target, index, name, value, state, hidden)
     if name in KEY_PLACES:
         return _carry_places(value, state)
@@ -55,7 +55,7 @@ def _make(target: Target, index: int, name: str, value: Any, state: Prefill, hid
     if _is_handed_on(value, state):
         assert state.cut_slots is not None
         return gather_tokens(value, state.cut_slots)
-    fixed = family.fix_argument(name, gather_argument(name, value, stage.index, size), stage)
+    fixed = family.fix_argument(name, gather_argument(name, value, sequence.index, size), sequence)
     if fixed is value and isinstance(value, torch.Tensor) and size in value.shape and value.ndim > 1:
         raise PrunekitError(f"{_where(target, index, name, value)}: prunekit cannot tell its axis of tokens")
     return fixed
@@ -82,7 +82,7 @@ def _is_mask(value: Any, batch: int, size: int) -> bool:
 
 
 def _mask(target: Target, index: int, name: str, value: Any, state: Prefill, hidden: torch.Tensor) -> Any:
-    """A mask of a layer for the current stage: over queries and keys on both axes, of padding with the padding slots.
+    """A mask of a layer for the current sequence: over queries and keys on both axes, of padding with padding slots.
 
     None stands for no padding, and all of it causal. Rows of unequal length need a mask then: of padding where the
     layer mixes neighbours, also beside its attention (whose tap makes the mask over keys, see ``mask_over_keys``).
@@ -91,16 +91,16 @@ def _mask(target: Target, index: int, name: str, value: Any, state: Prefill, hid
         return {key: _mask(target, index, f"{name}[{key}]", v, state, hidden) for key, v in value.items()}
     if isinstance(value, bool | int | str):  # a switch
         return value
-    stage, family, size = state.stage, target.family, state.layout.real.shape[1]
-    keys, options = key_stage(target, index, state), (family.implementation, hidden.dtype)
-    assert stage.index is not None
-    batch = len(stage.index)
+    sequence, family, size = state.sequence, target.family, state.layout.real.shape[1]
+    keys, options = key_sequence(target, index, state), (family.implementation, hidden.dtype)
+    assert sequence.index is not None
+    batch = len(sequence.index)
     if value is None:
         if family.takes_padding_mask(index) or (family.mixes_and_attends(index) and keys is None):
-            return stage.valid
+            return sequence.valid
         if name != "attention_mask":
-            if stage.valid is None or (family.convolves(index) and not family.attends(index)):
-                return stage.valid
+            if sequence.valid is None or (family.convolves(index) and not family.attends(index)):
+                return sequence.valid
             raise PrunekitError(
                 f"{type(family.layers[index]).__name__} {index} of '{family.model_type}' is given no '{name}': "
                 "prunekit does not know which mask it wants of rows of unequal length"
@@ -108,39 +108,39 @@ def _mask(target: Target, index: int, name: str, value: Any, state: Prefill, hid
     elif not isinstance(value, torch.Tensor):
         raise PrunekitError(f"{_where(target, index, name, value)} is no mask that prunekit knows")
     elif value.ndim == 2 and value.shape[1] == size and len(value) in (1, batch):
-        return padding_mask(value.expand(batch, -1), stage, state.layout.real)
+        return padding_mask(value.expand(batch, -1), sequence, state.layout.real)
     elif value.ndim == 3 and value.shape[1:] == (size, size) and len(value) in (1, batch):
-        return prefill_mask(value[:, None], stage, *options)[:, 0]  # type: ignore[index]
+        return prefill_mask(value[:, None], sequence, *options)[:, 0]  # type: ignore[index]
     elif value.ndim == 4 and value.shape[2:] == (1, size) and len(value) in (1, batch) and keys is None:
-        return take_columns(value, stage.index, stage.valid)
+        return take_columns(value, sequence.index, sequence.valid)
     elif value.ndim != 4 or value.shape[2:] != (size, size) or len(value) not in (1, batch):
         raise PrunekitError(f"{_where(target, index, name, value)} is no mask that prunekit knows")
     if keys is not None:
-        return shared_mask(value, stage, keys, size, *options)
-    return prefill_mask(value, stage, *options)
+        return shared_mask(value, sequence, keys, size, *options)
+    return prefill_mask(value, sequence, *options)
 
 
 def _is_handed_on(value: Any, state: Prefill) -> bool:
     """Whether a layer behind a cut is given what the layer before it made of each token, [B, M, ...] with the slots
     that stood before the cut."""
-    if not isinstance(value, torch.Tensor) or value.ndim < 3 or len(state.stages) < 2 or state.cut_slots is None:
+    if not isinstance(value, torch.Tensor) or value.ndim < 3 or len(state.sequences) < 2 or state.cut_slots is None:
         return False
-    before = state.stages[-2]
-    if before.index is None or before.number == state.stage.number:
+    before = state.sequences[-2]
+    if before.index is None or before.number == state.sequence.number:
         return False
     return value.shape[:2] == before.index.shape and value.shape[1] != state.layout.real.shape[1]
 
 
 def renumbered(positions: torch.Tensor | None, state: Prefill) -> torch.Tensor:
-    """The position ids [B, M] of a stage without the gaps: less the tokens that went before each."""
-    stage, real = state.stage, state.layout.real
-    assert stage.index is not None
-    used = torch.ones_like(stage.index) if stage.valid is None else stage.valid.long()
-    used = used * real.gather(1, stage.index)
-    before = real.cumsum(1).gather(1, stage.index) - used.cumsum(1)
+    """The position ids [B, M] of a sequence without the gaps: less the tokens that went before each."""
+    sequence, real = state.sequence, state.layout.real
+    assert sequence.index is not None
+    used = torch.ones_like(sequence.index) if sequence.valid is None else sequence.valid.long()
+    used = used * real.gather(1, sequence.index)
+    before = real.cumsum(1).gather(1, sequence.index) - used.cumsum(1)
     if positions is None:
-        positions = torch.arange(real.shape[1], device=stage.index.device)[None]
-    return (positions.expand(len(real), -1).gather(1, stage.index) - before * used).clamp(min=0)
+        positions = torch.arange(real.shape[1], device=sequence.index.device)[None]
+    return (positions.expand(len(real), -1).gather(1, sequence.index) - before * used).clamp(min=0)
 
 
 def _carry_places(places: torch.Tensor, state: Prefill) -> torch.Tensor:
@@ -154,6 +154,6 @@ def _carry_places(places: torch.Tensor, state: Prefill) -> torch.Tensor:
     rows = places.gather(1, slots[..., None].expand(-1, -1, places.shape[2])).long()
     order = torch.arange(slots.shape[1], device=slots.device).expand_as(slots)
     moved = torch.full(places.shape[:2], -1, device=slots.device).scatter(1, slots, order)
-    found = moved.gather(1, rows.clamp(min=0).flatten(1)).view_as(rows)
-    found = torch.where(found < 0, order[..., None], found)
-    return torch.where(rows < 0, rows, found).to(places.dtype)
+    chosen = moved.gather(1, rows.clamp(min=0).flatten(1)).view_as(rows)
+    chosen = torch.where(chosen < 0, order[..., None], chosen)
+    return torch.where(rows < 0, rows, chosen).to(places.dtype)

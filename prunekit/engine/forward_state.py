@@ -9,15 +9,16 @@ from typing import Any
 import torch
 
 from prunekit.engine.cache import PrunedLayerMixin
-from prunekit.engine.layout import Layout
-from prunekit.engine.state import Prefill
+from prunekit.engine.prefill import Prefill
+from prunekit.tensors.sequences import PromptLayout
+from prunekit.views.doubts import Doubt
 
 
 @dataclass
 class DensePass:
     """A prefill without visual tokens: it runs as it is."""
 
-    layout: Layout
+    layout: PromptLayout
     positions: torch.Tensor | None = None
 
 
@@ -29,7 +30,7 @@ class DecodeStep:
         unmasked_is_exact: whether a layer that is given no mask needs nothing from prunekit.
         positions: position ids [1 or B, Q] (M-RoPE: triples) as the model gave them to its rotary embedding.
         cache_layer: the pruned cache layer of the decoder layer that runs, None where it was not pruned.
-        arguments: what layers of one stage are given instead of the model's arguments, made once for all of them.
+        arguments: what layers of one sequence are given instead of the model's arguments, made once for all of them.
     """
 
     unmasked_is_exact: bool
@@ -47,7 +48,7 @@ class ThreadState(threading.local):
         looks_ahead: whether a layer runs up to its attention function alone.
         embedded_ids: token ids [B, S] that the input embeddings have seen, for models whose decoder gets embeddings.
         latest_tokens: ids [B, S] or embeddings [B, S, D] of the previous prefill whose prompt's end nobody told.
-        unchecked: NaN flags of the latest prefill's scores, by cut, until somebody waits for the device anyway.
+        doubts: those of the latest prefill, until somebody waits for the device anyway.
     """
 
     depth: int = 0
@@ -55,4 +56,4 @@ class ThreadState(threading.local):
     looks_ahead: bool = False
     embedded_ids: torch.Tensor | None = None
     latest_tokens: torch.Tensor | None = None
-    unchecked: tuple[tuple[int, torch.Tensor], ...] = ()
+    doubts: tuple[Doubt, ...] = ()

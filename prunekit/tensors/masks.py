@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from prunekit.engine.layout import Stage
+from prunekit.tensors.sequences import CompactSequence
 
 
 def _express(seen: torch.Tensor, implementation: str, dtype: torch.dtype) -> torch.Tensor:
@@ -23,15 +23,15 @@ def hide(mask: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def prefill_mask(
-    mask: torch.Tensor | None, stage: Stage, implementation: str, dtype: torch.dtype
+    mask: torch.Tensor | None, sequence: CompactSequence, implementation: str, dtype: torch.dtype
 ) -> torch.Tensor | None:
-    """The mask [B, 1|H, M, M] of a stage from the dense one, gathered on both axes.
+    """The mask [B, 1|H, M, M] of a sequence from the dense one, gathered on both axes.
 
     None stays None where every sample is equally long: the attention function's causal path is exact then, since the
     order is kept. A 2-D padding mask (flash attention) loses its columns. Padding slots see themselves only, so that
     no softmax is empty.
     """
-    index, valid = stage.index, stage.valid
+    index, valid = sequence.index, sequence.valid
     assert index is not None
     if mask is not None and mask.ndim == 2:
         picked = mask.gather(1, index)
@@ -56,22 +56,22 @@ def prefill_mask(
     return picked.masked_fill(itself & ~valid[:, None, :, None], opened)
 
 
-def padding_mask(mask: torch.Tensor, stage: Stage, real: torch.Tensor) -> torch.Tensor:
-    """A padding mask [B, M] of a stage from the dense one [B, S], with its padding slots marked as padding.
+def padding_mask(mask: torch.Tensor, sequence: CompactSequence, real: torch.Tensor) -> torch.Tensor:
+    """A padding mask [B, M] of a sequence from the dense one [B, S], with its padding slots marked as padding.
 
     How a mask marks padding is read off a token that is ``real`` [B, S] (without looking at the data on the host): most
     have 1 for tokens and 0 for padding, some the reverse, additive ones 0 and the lowest number.
     """
-    assert stage.index is not None
-    picked = mask.gather(1, stage.index)
-    if stage.valid is None:
+    assert sequence.index is not None
+    picked = mask.gather(1, sequence.index)
+    if sequence.valid is None:
         return picked
     token = mask.gather(1, real.to(torch.uint8).argmax(1, keepdim=True))
     if mask.is_floating_point():
         padding = torch.where(token == 0, torch.finfo(mask.dtype).min, 0.0).to(mask.dtype)
     else:
         padding = (token == 0).to(mask.dtype)
-    return torch.where(stage.valid, picked, padding)
+    return torch.where(sequence.valid, picked, padding)
 
 
 def take_columns(mask: torch.Tensor, places: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
@@ -86,16 +86,21 @@ def take_columns(mask: torch.Tensor, places: torch.Tensor, valid: torch.Tensor |
 
 
 def shared_mask(
-    mask: torch.Tensor | None, stage: Stage, keys: Stage, size: int, implementation: str, dtype: torch.dtype
+    mask: torch.Tensor | None,
+    sequence: CompactSequence,
+    keys: CompactSequence,
+    size: int,
+    implementation: str,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
-    """The mask of a layer in ``stage`` that borrows the keys of an earlier stage: [B, 1|H, M, K].
+    """The mask of a layer in ``sequence`` that borrows the keys of an earlier sequence: [B, 1|H, M, K].
 
-    Rows are those of its own stage, columns those of ``keys``, less the tokens that went in between.
+    Rows are those of its own sequence, columns those of ``keys``, less the tokens that went in between.
     """
-    assert stage.index is not None
-    rows, batch = stage.index, len(stage.index)
+    assert sequence.index is not None
+    rows, batch = sequence.index, len(sequence.index)
     columns = torch.arange(size, device=rows.device).expand(batch, -1) if keys.index is None else keys.index
-    closed = ~stage.present(size).gather(1, columns)
+    closed = ~sequence.present(size).gather(1, columns)
     if keys.valid is not None:
         closed = closed | ~keys.valid
     if mask is None:

@@ -86,7 +86,11 @@ class Trace:
 
     def unmerge(self, tokens: torch.Tensor) -> torch.Tensor:
         """An encoder's output [T, M, C] with a token for every patch again, [T, P, C]: merged ones share theirs, what
-        is lost has zeros (ToMe, ICLR 2023, section 3)."""
+        is lost has zeros (ToMe, ICLR 2023, section 3).
+
+        Raises:
+            PrunekitError: where no encoder has run on its own.
+        """
         if self.index is None:
             raise PrunekitError("unmerge: no encoder has run on its own under this pruner")
         return gather_tokens(tokens, self.index.clamp(min=0)) * (self.index >= 0)[..., None].to(tokens.dtype)

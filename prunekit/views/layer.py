@@ -1,4 +1,4 @@
-"""What a scorer may look at in one decoder layer or encoder block, computed only when touched."""
+"""What a component may look at in one decoder layer, computed only when touched."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 import torch
 
-from prunekit.engine.layout import Layout, Stage
-from prunekit.engine.rows import AttentionInputs
-from prunekit.engine.vision import VisionView
 from prunekit.errors import PrunekitError, UnknownNameError
+from prunekit.tensors.attention import AttentionInputs
 from prunekit.tensors.indexing import gather_tokens, ragged_index
+from prunekit.tensors.sequences import CompactSequence, PromptLayout
+from prunekit.views.vision import VisionView
 
 T = TypeVar("T")
 QuerySet = str | torch.Tensor
@@ -60,7 +60,11 @@ class View:
         return self._attention().keys
 
     def query_index(self, queries: QuerySet) -> tuple[torch.Tensor, torch.Tensor]:
-        """Slots [B, Q] of a query set and which of them exist [B, Q] (samples may have fewer than Q)."""
+        """Slots [B, Q] of a query set and which of them exist [B, Q] (samples may have fewer than Q).
+
+        Raises:
+            PrunekitError: for a name that stands for no query set (``UnknownNameError``).
+        """
         raise NotImplementedError
 
     def attention(self, queries: QuerySet) -> torch.Tensor:
@@ -161,8 +165,8 @@ class LayerView(View):
 
     hidden_states: torch.Tensor
     layer: int
-    layout: Layout
-    stage: Stage
+    layout: PromptLayout
+    sequence: CompactSequence
     alive: torch.Tensor
     slots: torch.Tensor
     grid: tuple[int, int] | None = None
@@ -171,45 +175,48 @@ class LayerView(View):
     site: str = "decoder"
     notes: dict[str, Any] = field(default_factory=dict, repr=False)
 
-    def in_stage(self, dense: torch.Tensor) -> torch.Tensor:
+    def in_layer(self, dense: torch.Tensor) -> torch.Tensor:
         """A per-token tensor of the dense sequence [B, S_dense] as this layer's sequence [B, S] has it, on the layer's
         device."""
-        found = dense if self.stage.index is None else dense.gather(1, self.stage.index)
-        return found.to(self.hidden_states.device)
+        compact = dense if self.sequence.index is None else dense.gather(1, self.sequence.index)
+        return compact.to(self.hidden_states.device)
 
     @property
     def real(self) -> torch.Tensor:
         """Slots in use, bool [B, S]."""
-        real = self.in_stage(self.layout.real)
-        return real if self.stage.valid is None else real & self.stage.valid.to(real.device)
+        real = self.in_layer(self.layout.real)
+        return real if self.sequence.valid is None else real & self.sequence.valid.to(real.device)
 
     @property
     def asked(self) -> torch.Tensor:
         """Slots in use that a scorer may look at, bool [B, S]: the prompt, and not an answer behind it."""
         self.layout.check_prompt()
-        return self.real & self.in_stage(self.layout.prompt)
+        return self.real & self.in_layer(self.layout.prompt)
 
     @property
     def visual_mask(self) -> torch.Tensor:
         """Slots that hold a visual token, bool [B, S]."""
-        return self.in_stage(self.layout.visual) & self.real
+        return self.in_layer(self.layout.visual) & self.real
 
     @property
     def text_mask(self) -> torch.Tensor:
         """Slots of the instruction, bool [B, S]: real, not visual, after the sample's first visual token."""
-        return self.in_stage(self.layout.text) & self.real
+        return self.in_layer(self.layout.text) & self.real
 
     @property
     def input_ids(self) -> torch.Tensor:
         """Token ids [B, S]. Raises for a prompt that was given as embeddings."""
         if self.layout.input_ids is None:
             raise PrunekitError("input_ids: the prompt was given as inputs_embeds, its token ids are not known")
-        return self.in_stage(self.layout.input_ids)
+        return self.in_layer(self.layout.input_ids)
 
     def query_index(self, queries: QuerySet) -> tuple[torch.Tensor, torch.Tensor]:
         """Slots [B, Q] of a query set and which of them exist [B, Q] (samples may have fewer than Q).
 
         ``queries`` is "text" (the instruction), "last" (the last real token), "visual", "all", or a bool mask [B, S].
+
+        Raises:
+            PrunekitError: for a name that stands for no query set (``UnknownNameError``).
         """
         if isinstance(queries, torch.Tensor):
             return ragged_index(queries & self.asked, int(queries.sum(1).max()))
@@ -218,7 +225,7 @@ class LayerView(View):
         if queries == "text":
             return ragged_index(self.text_mask, max(self.layout.text_counts))
         if queries == "all":
-            return ragged_index(self.asked, max(self.stage.lengths))
+            return ragged_index(self.asked, max(self.sequence.lengths))
         if queries == "last":
             real = self.asked
             last = (real * torch.arange(1, real.shape[1] + 1, device=real.device)).argmax(1, keepdim=True)
@@ -226,25 +233,25 @@ class LayerView(View):
         raise UnknownNameError("queries", queries, ("text", "last", "visual", "all"))
 
     def _block_queries(self, queries: QuerySet) -> Queries:
-        """Made once for all layers of a stage; of visual queries only those that still stand."""
+        """Made once for all layers of a sequence; of visual queries only those that still stand."""
         if isinstance(queries, torch.Tensor):
             return self.query_index(queries)
         find = self._standing if queries == "visual" else lambda: self.query_index(queries)
-        return self.once(f"queries {queries} of stage {self.stage.number}", find)
+        return self.once(f"queries {queries} of sequence {self.sequence.number}", find)
 
     def _seen(self, queries: QuerySet | None, index: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        """For a short query set made once for the layers of a stage that share their mask."""
+        """For a short query set made once for the layers of a sequence that share their mask."""
         inputs = self._attention()
         if not isinstance(queries, str) or index.numel() * inputs.keys.shape[2] > SHARED:
             return super()._seen(queries, index, valid)
-        which = f"{self.stage.number} {id(inputs.mask)} {inputs.window} {inputs.keys.shape[2]}"
+        which = f"{self.sequence.number} {id(inputs.mask)} {inputs.window} {inputs.keys.shape[2]}"
         # The mask is kept beside it, so that its id stays its own.
         find = lambda: (inputs.mask, super(LayerView, self)._seen(queries, index, valid))  # noqa: E731
         return self.once(f"seen by {queries} under {which}", find)[1].to(inputs.keys.device)
 
     def _standing(self) -> Queries:
         """Slots of the visual tokens that still stand, and which exist: what ``query_index`` gives without the gaps."""
-        gone = zip(self.layout.lengths, self.layout.counts, self.stage.lengths, strict=True)
+        gone = zip(self.layout.lengths, self.layout.counts, self.sequence.lengths, strict=True)
         counts = [now - (whole - visual) for whole, visual, now in gone]
         return ragged_index(self.visual_mask, max(counts))
 
@@ -267,44 +274,13 @@ class LayerView(View):
     @property
     def vision(self) -> VisionView:
         """The encoder's side of the visual tokens: patch features, keys, CLS attention (components with
-        ``uses_vision``)."""
+        ``uses_vision``).
+
+        Raises:
+            PrunekitError: where no component has asked for it.
+        """
         if self.context.vision is None:
             raise PrunekitError(
                 "view.vision was not noted; a component that reads it must set the class attribute uses_vision = True"
             )
         return self.context.vision
-
-
-@dataclass
-class EncoderView(View):
-    """One block of a vision encoder: "samples" are images, "visual tokens" their patches, the sequence is the block's.
-
-    Query sets are "cls" (the first token, where the encoder has one), "visual" (the patches that stand) and "all".
-    ``prefix`` tokens stand before the patches.
-    """
-
-    hidden_states: torch.Tensor
-    layer: int
-    alive: torch.Tensor
-    slots: torch.Tensor
-    grid: tuple[int, int] | None
-    inputs: AttentionInputs | None = field(default=None, repr=False)
-    has_cls: bool = True
-    prefix: int = 1
-    site: str = "vision"
-    notes: dict[str, Any] = field(default_factory=dict, repr=False)
-
-    def query_index(self, queries: QuerySet) -> tuple[torch.Tensor, torch.Tensor]:
-        if isinstance(queries, torch.Tensor):
-            return ragged_index(queries, int(queries.sum(1).max()))
-        if queries == "visual":
-            return self.slots, self.alive
-        if queries == "all":
-            places = torch.arange(self.hidden_states.shape[1], device=self.slots.device)
-            index = places.expand(len(self.slots), -1)
-            return index, torch.ones_like(index, dtype=torch.bool)
-        if queries == "cls" and self.has_cls:
-            first = torch.zeros_like(self.slots[:, :1])
-            return first, torch.ones_like(first, dtype=torch.bool)
-        known = ("cls", "visual", "all") if self.has_cls else ("visual", "all")
-        raise UnknownNameError("queries of an encoder:", queries, known)

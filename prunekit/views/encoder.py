@@ -1,0 +1,48 @@
+"""What a component may look at in one block of a vision encoder, computed only when touched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from prunekit.errors import UnknownNameError
+from prunekit.tensors.attention import AttentionInputs
+from prunekit.tensors.indexing import ragged_index
+from prunekit.views.layer import QuerySet, View
+
+
+@dataclass
+class EncoderView(View):
+    """One block of a vision encoder: "samples" are images, "visual tokens" their patches, the sequence is the block's.
+
+    Query sets are "cls" (the first token, where the encoder has one), "visual" (the patches that stand) and "all".
+    ``prefix`` tokens stand before the patches.
+    """
+
+    hidden_states: torch.Tensor
+    layer: int
+    alive: torch.Tensor
+    slots: torch.Tensor
+    grid: tuple[int, int] | None
+    inputs: AttentionInputs | None = field(default=None, repr=False)
+    has_cls: bool = True
+    prefix: int = 1
+    site: str = "vision"
+    notes: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def query_index(self, queries: QuerySet) -> tuple[torch.Tensor, torch.Tensor]:
+        if isinstance(queries, torch.Tensor):
+            return ragged_index(queries, int(queries.sum(1).max()))
+        if queries == "visual":
+            return self.slots, self.alive
+        if queries == "all":
+            places = torch.arange(self.hidden_states.shape[1], device=self.slots.device)
+            index = places.expand(len(self.slots), -1)
+            return index, torch.ones_like(index, dtype=torch.bool)
+        if queries == "cls" and self.has_cls:
+            first = torch.zeros_like(self.slots[:, :1])
+            return first, torch.ones_like(first, dtype=torch.bool)
+        known = ("cls", "visual", "all") if self.has_cls else ("visual", "all")
+        raise UnknownNameError("queries of an encoder:", queries, known)

@@ -13,10 +13,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from fabricated import TASKS, change, make_run, questions, spoilt
 from PIL import Image
 from test_cli import arguments, model_folder, run_main  # noqa: F401  (a fixture)
 
+from fabricated import TASKS, change, make_run, questions, spoilt
 from prunekit.errors import PrunekitError
 from prunekit.report import compare, tables
 from prunekit.report.entries import COSTS

@@ -20,7 +20,7 @@ import torch
 import transformers
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "support")]
 
 from test_families import NAMES, PADDINGS, SCHEDULES, attentions, difference  # noqa: E402
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import prunekit
-from tiny import make_batch, tiny_model
+from zoo.tiny import make_batch, tiny_model
 
 
 def scorer(answer):

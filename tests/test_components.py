@@ -15,7 +15,7 @@ import prunekit
 from prunekit.components.schedules import cumulative_shares
 from prunekit.cost import layer_macs
 from prunekit.registry import Registry
-from tiny import make_batch, tiny_model
+from zoo.tiny import make_batch, tiny_model
 
 
 class TestRegistry:

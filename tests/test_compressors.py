@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 import prunekit
-from tiny import make_batch, tiny_model
+from zoo.tiny import make_batch, tiny_model
 
 TRAINED = ("perceiver", "qformer")
 

@@ -12,7 +12,7 @@ from devices import Machine, Placed
 import prunekit
 import zoo
 from prunekit.families import make_family
-from tiny import make_batch, tiny_model
+from zoo.tiny import make_batch, tiny_model
 
 FIRST, SECOND = "xla:0", "xla:1"
 

@@ -16,7 +16,7 @@ from prunekit.families import make_family
 from prunekit.pruning.presets import read_preset
 from prunekit.registry import registry
 from prunekit.store import register_options
-from tiny import make_batch, tiny_model
+from zoo.tiny import make_batch, tiny_model
 
 
 @dataclass

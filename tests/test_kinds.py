@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from masking import generate, hidden_positions, prompt_logits, real_tokens
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -19,6 +18,7 @@ from prunekit.bench.segments import cache_name
 from prunekit.engine.cache import cache_in, is_cache
 from prunekit.tensors.masks import padding_mask
 from prunekit.tensors.sequences import CompactSequence
+from reference import generate, hidden_keys, prompt_logits
 from zoo.base import IMAGE, PAD, WORDS, Batch
 
 PRUNER = prunekit.Pruner("random", "single", prunekit.create("schedule", "one_shot", layer=1), keep_ratio=0.4)
@@ -195,6 +195,6 @@ class TestModelsThatPruneByThemselves:
         batch = zoo.batch("nemotron_h_omni", "left") if media == "images" else self.clip(model)
         with PRUNER(model) as trace, torch.no_grad():
             logits = model(**batch.inputs).logits
-        expected, dense = prompt_logits(model, batch, hidden_positions(batch, trace.cuts)), model(**batch.inputs).logits
-        text = real_tokens(batch) & ~batch.visual
+        expected, dense = prompt_logits(model, batch, hidden_keys(batch, trace.cuts)), model(**batch.inputs).logits
+        text = batch.mask & ~batch.visual
         assert (logits - expected)[text].abs().max() < 1e-4 < 1e-3 < (dense - expected)[text].abs().max()

@@ -16,7 +16,8 @@ import prunekit
 import zoo
 from prunekit.components.recycle import density_peaks
 from prunekit.tensors.sequences import PromptLayout
-from tiny import IMAGE, hidden_keys, make_batch, tiny_model
+from reference import hidden_keys
+from zoo.tiny import IMAGE, make_batch, tiny_model
 
 SEEDS = range(6)
 

@@ -21,7 +21,7 @@ from hand_vision import (
 )
 
 import prunekit
-from tiny import make_batch
+from zoo.tiny import make_batch
 
 KINDS = ("clip", "siglip")
 SEEDS = (0, 1)

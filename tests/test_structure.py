@@ -14,7 +14,7 @@ from prunekit.engine.session import Session
 from prunekit.families import make_family
 from prunekit.tensors import attention
 from prunekit.views.doubts import Doubt
-from tiny import DEPTH, FAMILIES, IMAGE, Batch, make_batch, tiny_model
+from zoo.tiny import DEPTH, FAMILIES, IMAGE, Batch, make_batch, tiny_batch, tiny_model
 
 LONG = 40  # images of 16 tokens: a sequence so long that S² is more than anything else in a tiny model
 
@@ -23,7 +23,7 @@ def long_batch(text: int = 12, images: int = LONG) -> Batch:
     g = torch.Generator().manual_seed(0)
     words = torch.randint(2, 80, (4 + text,), generator=g).tolist()
     ids = torch.tensor([[*words[:4], *([IMAGE] * 16 * images), *words[4:]]])
-    return Batch({"input_ids": ids, "pixel_values": torch.randn(images, 3, 16, 16, generator=g)})
+    return tiny_batch({"input_ids": ids, "pixel_values": torch.randn(images, 3, 16, 16, generator=g)})
 
 
 def one_shot(layer: int = 2):

@@ -15,7 +15,7 @@ from torch import nn
 import prunekit
 from prunekit.families import unwrap
 from prunekit.views.trace import TraceRecord
-from tiny import make_batch, tiny_model
+from zoo.tiny import make_batch, tiny_model
 
 PRUNER = prunekit.Pruner(keep_ratio=0.3)
 OTHER = prunekit.Pruner("random", keep_ratio=0.6)

@@ -12,10 +12,10 @@ from rich.table import Table
 from prunekit.errors import PrunekitError
 from prunekit.report import tables
 from prunekit.report.compare import Comparison, compare
-from prunekit.report.entries import make_entries
+from prunekit.report.entries import COSTS, make_entries
 from prunekit.report.gallery import draw_gallery, recorded
 from prunekit.report.page import page
-from prunekit.report.plots import SHOWN, draw_layers, draw_overlap, draw_pareto, overlaps
+from prunekit.report.plots import SHOWN, draw_layers, draw_overlap, draw_pareto, overlaps, save
 from prunekit.report.runs import common_questions, find_runs
 from prunekit.report.style import pyplot
 
@@ -84,13 +84,14 @@ def write(found: Comparison, folder: Path) -> None:
         "table.csv": tables.comma_separated(found),
     }.items():
         (folder / name).write_text(made, encoding="utf-8")
-    draw_pareto(found, folder / "pareto.png", folder / "pareto.pdf")
-    draw_layers(found, folder / "layers.png")
+    figures = {cost: draw_pareto(found, cost) for cost in COSTS} | {"layers": draw_layers(found)}
+    save(figures[COSTS[0]], folder / "pareto.png", folder / "pareto.pdf")
+    save(figures["layers"], folder / "layers.png")
     shown, labels = pruned[:SHOWN], [e.label for e in pruned[:SHOWN]]
     overlap = overlaps(shown, [q.id for q in found.questions])
     note = f"the first {SHOWN} of {len(pruned)}" if len(pruned) > SHOWN else None
     draw_overlap(labels, overlap, folder / "overlap.png", note)
-    (folder / "report.html").write_text(page(found, labels, overlap, examples), encoding="utf-8")
+    (folder / "report.html").write_text(page(found, figures, labels, overlap, examples), encoding="utf-8")
 
 
 def print_report(found: Comparison, folder: Path) -> None:

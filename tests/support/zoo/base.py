@@ -81,6 +81,16 @@ class Batch:
     inputs: dict[str, Any]
     visual: torch.Tensor
 
+    @property
+    def ids(self) -> torch.Tensor:
+        return self.inputs["input_ids"]
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """Bool [B, S]: not padding."""
+        mask = self.inputs.get("attention_mask")
+        return torch.ones_like(self.visual) if mask is None else mask.bool()
+
 
 def construct_default(config: Any, attn: str | dict[str, str]) -> Any:
     """The model of a config, as the auto class makes it."""

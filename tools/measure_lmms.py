@@ -1,6 +1,6 @@
 """lmms-eval against prunekit's own evaluation: the same model, method and questions must give the same answers.
 
-Run in an environment with ``pip install -e '.[lmms]'``: ``python tests/measure_lmms.py``. No network: the task is made
+Run in an environment with ``pip install -e '.[lmms]'``: ``python -m tools.measure_lmms``. No network: the task is made
 here from the embedded data, as a parquet file and a YAML for ``--include_path``.
 """
 
@@ -13,7 +13,12 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from prunekit.data.example import Example
+from prunekit.evaluation.run import Evaluation
 
 TASK = """\
 task: prunekit_mini
@@ -47,9 +52,10 @@ def images(doc):
 """
 
 
-def write_task(folder: Path, examples) -> None:
+def write_task(folder: Path, examples: Sequence[Example]) -> None:
     """The local task: a parquet file with the images in it, the YAML, and the function that it names."""
-    import pandas
+    import pyarrow
+    import pyarrow.parquet
 
     rows = []
     for example in examples:
@@ -57,12 +63,14 @@ def write_task(folder: Path, examples) -> None:
         example.image().save(picture, "PNG")
         row = {"id": example.id, "image": picture.getvalue(), "question": example.question}
         rows.append({**row, "answer": example.answers[0]})
-    pandas.DataFrame(rows).to_parquet(folder / "mini.parquet")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "mini.parquet")
     (folder / "mini_task.yaml").write_text(TASK.format(data=folder / "mini.parquet"))
     (folder / "mini_task.py").write_text(CODE)
 
 
-def lmms_eval(folder: Path, model_args: str, batch_size: int, tasks: str = "prunekit_mini"):
+def lmms_eval(
+    folder: Path, model_args: str, batch_size: int, tasks: str = "prunekit_mini"
+) -> subprocess.CompletedProcess[str]:
     """Run lmms-eval as a user would."""
     command = [sys.executable, "-m", "lmms_eval", "--model", "prunekit", "--model_args", model_args, "--tasks", tasks]
     command += ["--include_path", str(folder), "--batch_size", str(batch_size), "--device", "cpu"]
@@ -80,8 +88,9 @@ def samples(folder: Path) -> dict[str, str]:
     return {ids[row["doc_id"]]: _text(row["filtered_resps"]).strip() for row in logged}
 
 
-def _text(found) -> str:
-    return found if isinstance(found, str) else _text(found[0])
+def _text(answer: Any) -> str:
+    """An answer, which lmms-eval logs inside lists."""
+    return answer if isinstance(answer, str) else _text(answer[0])
 
 
 def score(folder: Path) -> float:
@@ -91,7 +100,7 @@ def score(folder: Path) -> float:
     return next(value for key, value in found.items() if key.startswith("exact_match,"))
 
 
-def own(folder: Path, method: str, keep: float, examples, batch_size: int):
+def own(folder: Path, method: str, keep: float, examples: Sequence[Example], batch_size: int) -> Evaluation:
     """prunekit's evaluation of the same."""
     import prunekit
     from prunekit.evaluation.run import evaluate

@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from prunekit.data.scene import CELLS
 from prunekit.data.words import CORNERS, KINDS, NUMBERS
-from prunekit.embedded.pool import HUES, THINGS
-from prunekit.embedded.processor import CELL_NAMES, piece
+from tools.embedded.pool import HUES, THINGS
+from tools.embedded.processor import CELL_NAMES, piece
 
 WEIGHTS = {"thing": 1.0, "hue": 1.0, "cell": 1.0, "corner": 0.7, "sort": 0.5, "order": 1.0}
 

@@ -1,16 +1,19 @@
-"""The reference for every family: the dense model itself, through its own masks, with the cut tokens' keys closed.
+"""The slow references that pruning is held against.
 
-Nothing of the engine is used but the adapters' word on where the decoder's layers are. Layers that mix tokens by a
-state or a convolution have no keys to close: there "masked" means that each sample's mixer runs on its remaining
-tokens alone, one sample at a time.
+Three of them, from plain to general: decoders of llama's kind under masks of our own (``dense_with_hidden_keys``), and
+scores by loops over their attention (``scores``), use nothing of prunekit. For every family, the dense model goes
+through its own masks with the cut tokens' keys closed (``masked``); there only the adapters' word is taken on where
+the decoder's layers are. Layers that mix tokens by a state or a convolution have no keys to close: "masked" then means
+that each sample's mixer runs on its remaining tokens alone, one sample at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 
 from prunekit.engine.cache import cache_in, is_cache
@@ -19,9 +22,10 @@ from zoo import Batch
 from zoo.base import VOCAB, WORDS
 
 Hidden = dict[int, torch.Tensor]
+"""For each cut layer, which dense positions [B, S] are hidden from there on."""
 
 
-def hidden_positions(batch: Batch, cuts: list[Any]) -> Hidden:
+def hidden_keys(batch: Batch, cuts: list[Any]) -> Hidden:
     """From a trace's cuts: for each cut layer, which dense positions [B, S] are hidden from there on."""
     hidden = {}
     for cut in cuts:
@@ -33,10 +37,162 @@ def hidden_positions(batch: Batch, cuts: list[Any]) -> Hidden:
     return hidden
 
 
-def real_tokens(batch: Batch) -> torch.Tensor:
-    """Bool [B, S]: not padding."""
-    mask = batch.inputs.get("attention_mask")
-    return torch.ones_like(batch.visual) if mask is None else mask.bool()
+# ---- plain masks: no word of prunekit is taken
+
+
+@contextmanager
+def plain_masks(model: Any, real: torch.Tensor, hidden: Hidden) -> Iterator[None]:
+    """Every decoder layer under a mask of our own: causal, over the ``real`` tokens [B, S'], without the keys that are
+    ``hidden`` from that layer on. For decoders whose layers take such a mask; nothing of prunekit has a part in it."""
+    length, handles = real.shape[1], []
+    causal = torch.ones(length, length, dtype=torch.bool).tril() & real[:, None, :]
+    for index, layer in enumerate(model.get_decoder().layers):
+        allowed = causal.clone()
+        for cut, gone in hidden.items():
+            if index >= cut:
+                allowed[:, :, : gone.shape[1]] &= ~gone[:, None, :]
+        additive = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)[:, None]
+
+        def replace(module: Any, args: Any, kwargs: Any, additive: torch.Tensor = additive) -> Any:
+            return args, {**kwargs, "attention_mask": additive}
+
+        handles.append(layer.register_forward_pre_hook(replace, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def eager_attentions(model: Any, batch: Batch, hidden: Hidden) -> list[np.ndarray]:
+    """Attention [B, H, S, S] of each layer of the eager dense model under plain masks."""
+    with torch.no_grad(), plain_masks(model, batch.mask, hidden):
+        attentions = model(**batch.inputs, use_cache=False, output_attentions=True).attentions
+    return [layer.double().numpy() for layer in attentions]
+
+
+def dense_with_hidden_keys(
+    model: Any, batch: Batch, hidden: Hidden, new: int = 0
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """The dense model, eager and without cache, under plain masks. With ``new`` it decodes greedily by running the
+    whole sequence again for each token.
+
+    Returns:
+        Logits of the prompt [B, S, V], greedy tokens [B, new] (None without ``new``), logits of each step [B, new, V].
+    """
+    ids, mask, tokens, steps = batch.ids, batch.inputs["attention_mask"], [], []
+    prompt = None
+    for _ in range(max(1, new + 1)):
+        inputs = {**batch.inputs, "input_ids": ids, "attention_mask": mask}
+        inputs["position_ids"] = positions(model, batch, ids.shape[1], bool(new))
+        with torch.no_grad(), plain_masks(model, mask.bool(), hidden):
+            logits = model(**inputs, use_cache=False).logits
+        if prompt is None:
+            prompt = logits
+        steps.append(logits[:, -1])
+        tokens.append(steps[-1].argmax(-1))
+        ids = torch.cat([ids, tokens[-1][:, None]], 1)
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+    return prompt, torch.stack(tokens[:new], 1) if new else None, torch.stack(steps[: max(new, 1)], 1)
+
+
+def positions(model: Any, batch: Batch, length: int, generating: bool) -> torch.Tensor:
+    """Position ids of the prompt and of ``length - S`` tokens after it, as the model numbers them.
+
+    A plain forward counts places; ``generate`` counts real tokens and gives padding 0, and a new token follows the
+    last position, padding or not. With M-RoPE positions are triples.
+    """
+    mask, size = batch.inputs["attention_mask"], batch.ids.shape[1]
+    plain = torch.arange(size).expand_as(mask)
+    if generating:
+        plain = (mask.cumsum(1) - 1).masked_fill(mask == 0, 0)
+    if "image_grid_thw" in batch.inputs:
+        types, grid = batch.inputs["mm_token_type_ids"], batch.inputs["image_grid_thw"]
+        plain, _ = model.model.get_rope_index(batch.ids, types, grid, attention_mask=mask)
+    return torch.cat([plain, plain[..., -1:] + torch.arange(1, length - size + 1)], -1)
+
+
+# ---- scores as their formulas read
+
+
+def query_rows(batch: Batch, b: int, which: str, alive: list[int]) -> list[int]:
+    """Dense positions of a query set of sample ``b``; ``alive`` are its visual tokens still standing."""
+    real = [s for s in range(batch.ids.shape[1]) if batch.mask[b, s]]
+    visual = [s for s in real if batch.visual[b, s]]
+    if which == "visual":
+        return alive
+    if which == "last":
+        return [real[-1]]
+    text = [s for s in real if s not in visual and s > visual[0]]
+    return text if which == "text" else [s for s in real if s not in visual or s in alive]
+
+
+def received(matrix: np.ndarray, rows: list[int], column: int, heads: str = "mean") -> float:
+    """Mean over the rows that can see the column (causal) of the head-mean or head-max attention [H, S, S]."""
+    values = []
+    for row in rows:
+        if row >= column:
+            per_head = [matrix[h, row, column] for h in range(matrix.shape[0])]
+            values.append(max(per_head) if heads == "max" else sum(per_head) / len(per_head))
+    return sum(values) / len(values) if values else 0.0
+
+
+def rollout(matrices: list[np.ndarray], residual: float = 0.5) -> np.ndarray:
+    """[1, S, S]: Â_last ··· Â_first with Â = residual·I + (1 − residual)·headmean(A)."""
+    size = matrices[0].shape[-1]
+    product = np.eye(size)
+    for matrix in matrices:
+        product = (residual * np.eye(size) + (1 - residual) * matrix.mean(0)) @ product
+    return product[None]
+
+
+def scores(
+    attentions: list[np.ndarray],
+    batch: Batch,
+    *,
+    queries: str,
+    layers: list[int],
+    fusion: str = "multi",
+    weights: list[float] | None = None,
+    kept: torch.Tensor | None = None,
+    heads: str = "mean",
+) -> list[dict[int, float]]:
+    """For each sample: dense position of a standing visual token -> score, from the evidence of ``layers``.
+
+    ``kept`` [B, N] is what an earlier cut left (None: everything).
+    """
+    found = []
+    for b in range(batch.ids.shape[0]):
+        places = [s for s in range(batch.ids.shape[1]) if batch.visual[b, s]]
+        alive = [p for n, p in enumerate(places) if kept is None or kept[b, n]]
+        if fusion == "rollout":
+            evidence = [rollout([attentions[layer][b] for layer in layers])]
+            shares = [1.0]
+        else:
+            evidence = [attentions[layer][b] for layer in layers]
+            shares = weights or [1 / len(layers)] * len(layers)
+        rows = query_rows(batch, b, queries, alive)
+        found.append(
+            {p: sum(w * received(m, rows, p, heads) for w, m in zip(shares, evidence, strict=True)) for p in alive}
+        )
+    return found
+
+
+def compare(cut_scores: torch.Tensor, expected: list[dict[int, float]], batch: Batch) -> float:
+    """Largest difference between a cut's scores [B, N] and the expected ones; NaN exactly where none is expected."""
+    worst = 0.0
+    for b, values in enumerate(expected):
+        places = [s for s in range(batch.ids.shape[1]) if batch.visual[b, s]]
+        for n in range(cut_scores.shape[1]):
+            got = float(cut_scores[b, n])
+            if n >= len(places) or places[n] not in values:
+                assert np.isnan(got)
+            else:
+                worst = max(worst, abs(got - values[places[n]]))
+    return worst
+
+
+# ---- every family, through its own masks
 
 
 def mixes_neighbours(family: Family, layer: int) -> bool:
@@ -71,7 +227,7 @@ def masked(model: Any, batch: Batch, hidden: Hidden):
                 continue
             if mixes_neighbours(family, index):
                 patched.append((layer, layer.forward))
-                layer.forward = _sample_by_sample(layer, family.layer_arguments, real_tokens(batch) & ~gone)
+                layer.forward = _sample_by_sample(layer, family.layer_arguments, batch.mask & ~gone)
             else:
                 slot = family.cache_slots[family.key_layers[index]][0]
                 hook = _close_columns(family.layer_arguments, gone, total, slot)

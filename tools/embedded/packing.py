@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from prunekit.embedded.processor import ASSISTANT, BOS, EOS, SYSTEM, USER
+from tools.embedded.processor import ASSISTANT, BOS, EOS, SYSTEM, USER
 
 PREFIX = f"{BOS}{' '.join(SYSTEM)}{USER}"
 IGNORE = -100

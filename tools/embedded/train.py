@@ -1,6 +1,6 @@
 """Trains the embedded model from scratch.
 
-    python -m prunekit.embedded.train --out DIR [--resume]
+    python -m tools.embedded.train --out DIR [--resume]
     python -m prunekit task=train train=embedded           # the same in a run folder; the model goes there too
 
 Stages: tower, drawn, align, joint, finish, shift, settle, deepen, glance, close, front, enlarge, widen, export. Each
@@ -12,6 +12,7 @@ then the rest. Two models ship: that of the stage front, and in a folder with "-
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,16 +23,17 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from prunekit.data.scene import Scene
-from prunekit.embedded.align import train_align
-from prunekit.embedded.asking import Forms
-from prunekit.embedded.config import Size, arrange, build_model, resized, start_words
-from prunekit.embedded.decoder import Plan, Trainer
-from prunekit.embedded.export import MODEL_FOLDER, export
-from prunekit.embedded.joint import JointTrainer
-from prunekit.embedded.pool import pool_scenes, render_pool
-from prunekit.embedded.processor import build_tokenizer
-from prunekit.embedded.progress import load_checkpoint
-from prunekit.embedded.tower import Heads, train_tower
+from prunekit.errors import PrunekitError
+from tools.embedded.align import train_align
+from tools.embedded.asking import Forms
+from tools.embedded.config import Size, arrange, build_model, resized, start_words
+from tools.embedded.decoder import Plan, Trainer
+from tools.embedded.export import MODEL_FOLDER, export
+from tools.embedded.joint import JointTrainer
+from tools.embedded.pool import pool_scenes, render_pool
+from tools.embedded.processor import build_tokenizer
+from tools.embedded.progress import load_checkpoint
+from tools.embedded.tower import Heads, train_tower
 
 SHALLOW = 6  # decoder layers of the drawn stage: look-ups are learned sooner in a shallow decoder
 FRONT = 4  # layers that the grown decoder has before those
@@ -41,6 +43,7 @@ SHIFTED = (0, *range(3, Size.layers), None, None)  # the finished one's without 
 DEEPENED = (0, None, *range(1, Size.layers - 1))  # a new layer behind the first, and the last one left out
 CLOSED = (0, *range(2, Size.layers), None)  # without it again
 FRONTED = (None, *range(Size.layers - 1))  # a new layer before all others: every look comes one layer later
+TOWER_STEPS, ALIGN_STEPS = 1600, 600
 DRAWN = Plan(steps=5000, patience=80)
 JOINT = Plan(
     steps=2250,
@@ -141,39 +144,60 @@ STAGES = ("tower", "drawn", "align", "joint", *LATER, "export")
 EXPORTED = {"front": "", "widen": "-576"}  # stages whose models ship, and what is put behind the folder's name
 
 
-def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
+@dataclass(frozen=True)
+class Options:
+    """What a run may choose; the recipe itself stands in the plans above.
+
+    Attributes:
+        out: folder of checkpoints, log and scenes.
+        model: folder that export writes.
+        stages: names of STAGES; they run in that order.
+        most: no stage has more steps than this, for a trial.
+        notes: lines for the record of the training.
+        threads: of torch.
+    """
+
+    out: Path
+    model: Path = MODEL_FOLDER
+    stages: Sequence[str] = STAGES
+    most: int | None = None
+    notes: Sequence[str] = ()
+    threads: int = 2
+
+
+def options_of(argv: list[str] | None = None) -> Options:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints, log and scenes")
     parser.add_argument("--resume", action="store_true", help="go on from the folder's checkpoints")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
-    parser.add_argument("--tower-steps", type=int, default=1600)
-    parser.add_argument("--align-steps", type=int, default=600)
-    parser.add_argument("--drawn-steps", type=int, default=DRAWN.steps)
-    parser.add_argument("--joint-steps", type=int, default=JOINT.steps)
     parser.add_argument("--most", type=int, help="no stage has more steps than this: a trial")
     parser.add_argument("--model", type=Path, default=MODEL_FOLDER, help="folder that export writes")
     parser.add_argument("--notes", nargs="*", default=[], help="what the record of the training says besides")
     parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args(argv)
-    if arguments.out.exists() and not arguments.resume:
-        parser.error(f"{arguments.out} exists: give a new folder, or --resume to go on from its checkpoints")
-    return arguments
+    arguments = vars(parser.parse_args(argv))
+    if not arguments.pop("resume") and arguments["out"].exists():
+        parser.error(f"{arguments['out']} exists: give a new folder, or --resume to go on from its checkpoints")
+    return Options(**arguments)
 
 
 def need(folder: Path, stage: str) -> dict[str, Any]:
-    """A stage's checkpoint."""
+    """A stage's checkpoint.
+
+    Raises:
+        PrunekitError: if there is none.
+    """
     state = load_checkpoint(folder / f"{stage}.pt")
     if state is None:
-        raise SystemExit(f"no checkpoint of the {stage} stage in {folder}")
+        raise PrunekitError(f"no checkpoint of the {stage} stage in {folder}")
     return state
 
 
 class Run:
     """The stages, each from what the ones before it left in the folder."""
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self.folder, self.arguments, self.size = arguments.out, arguments, Size()
+    def __init__(self, options: Options) -> None:
+        self.folder, self.options, self.size = options.out, options, Size()
         self.tokenizer = build_tokenizer()
 
     @cached_property
@@ -185,12 +209,12 @@ class Run:
     def tower(self) -> None:
         scenes, images = self.pool
         tower = build_model(self.size).model.vision_tower
-        train_tower(tower, images, scenes, self.folder, self.steps(self.arguments.tower_steps))
+        train_tower(tower, images, scenes, self.folder, self.steps(TOWER_STEPS))
 
     def drawn(self) -> None:
         small = build_model(replace(self.size, layers=SHALLOW))
         start_words(small)
-        plan = replace(DRAWN, steps=self.steps(self.arguments.drawn_steps))
+        plan = replace(DRAWN, steps=self.steps(DRAWN.steps))
         trainer = Trainer(small, self.tokenizer, self.folder, plan, "drawn")
         trainer.restore()
         trainer.run()
@@ -207,12 +231,12 @@ class Run:
 
     def align(self) -> tuple[LlavaForConditionalGeneration, Heads]:
         model, heads = self.grown()
-        train_align(model, heads, self.tokenizer, self.pool, self.folder, self.steps(self.arguments.align_steps))
+        train_align(model, heads, self.tokenizer, self.pool, self.folder, self.steps(ALIGN_STEPS))
         return model, heads
 
     def joint(self) -> None:
         model, heads = self.align()
-        plan = replace(JOINT, steps=self.steps(self.arguments.joint_steps))
+        plan = replace(JOINT, steps=self.steps(JOINT.steps))
         trainer = JointTrainer(model, self.tokenizer, self.folder, plan, self.pool, heads)
         trainer.restore()
         trainer.run()
@@ -231,7 +255,7 @@ class Run:
 
     def steps(self, planned: int) -> int:
         """A stage's steps."""
-        return planned if self.arguments.most is None else min(planned, self.arguments.most)
+        return planned if self.options.most is None else min(planned, self.options.most)
 
     def export(self) -> None:
         plans = {"drawn": DRAWN, "joint": JOINT, **{stage: told.plan for stage, told in LATER.items()}}
@@ -240,8 +264,8 @@ class Run:
             steps = {stage: need(self.folder, stage)["step"] for stage in stages}
             told = {stage: asdict(plan) for stage, plan in plans.items() if stage in stages}
             size = replace(self.size, image=LATER[last].image)
-            record = {"steps": steps, "plans": told, "size": asdict(size), "notes": self.arguments.notes}
-            folder = self.arguments.model.with_name(self.arguments.model.name + suffix)
+            record = {"steps": steps, "plans": told, "size": asdict(size), "notes": list(self.options.notes)}
+            folder = self.options.model.with_name(self.options.model.name + suffix)
             export(end_of(self.folder, last).eval(), size, folder, record)
 
 
@@ -266,12 +290,16 @@ def end_of(folder: Path, stage: str) -> LlavaForConditionalGeneration:
     return model
 
 
-def main(argv: list[str] | None = None) -> None:
-    arguments = arguments_of(argv)
-    torch.set_num_threads(arguments.threads)
-    run = Run(arguments)
+def train(options: Options) -> None:
+    """Run the stages, each from its checkpoint if there is one.
+
+    Raises:
+        PrunekitError: if the stage before the first of them has left no checkpoint.
+    """
+    torch.set_num_threads(options.threads)
+    run = Run(options)
     for stage in STAGES:
-        if stage in arguments.stages:
+        if stage in options.stages:
             if stage in LATER:
                 run.later(stage)
             else:
@@ -279,4 +307,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        train(options_of())
+    except PrunekitError as error:
+        raise SystemExit(str(error)) from None

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from prunekit.data.questions import WAYS, Question
 from prunekit.data.scene import Scene
 from prunekit.data.words import DIRECTIONS, NUMBERS, OPTIONS
-from prunekit.embedded.processor import CELL_NAMES
+from tools.embedded.processor import CELL_NAMES
 
 LESSONS = ("where", "on", "beside", "option", "letter")
 SIDE = 4  # cells in a row

@@ -1,6 +1,6 @@
 """Measure every family of the zoo and write the record that ``task=families`` and ``docs/families.md`` show.
 
-``python tests/measure_families.py [names]``: for each family, or for those named (with all their kinds), the largest
+``python -m tools.measure_families [names]``: for each family, or for those named (with all their kinds), the largest
 difference between a pruned model and the masked dense one, over attention implementations, paddings and schedules.
 Figures of another transformers release stay in the record; run it under each.
 """
@@ -20,13 +20,14 @@ import torch
 import transformers
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "support")]
 
 from test_families import NAMES, PADDINGS, SCHEDULES, attentions, difference  # noqa: E402
 
 import zoo  # noqa: E402
-from prunekit.evaluation.families import RECORD, markdown  # noqa: E402
+from prunekit.evaluation.families import RECORD  # noqa: E402
 from prunekit.families import REFUSED, Family, make_family  # noqa: E402
+from tools.families_page import markdown  # noqa: E402
 
 
 def remarks(family: Family) -> list[str]:
@@ -72,7 +73,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    record = json.loads(RECORD.read_text()) if RECORD.exists() else {"schema": 1, "measured": {}}
+    record: dict[str, Any] = json.loads(RECORD.read_text()) if RECORD.exists() else {"schema": 1, "measured": {}}
     families: dict[str, Any] = {}
     broken = {zoo.FAMILY[name]: reason for name, reason in zoo.BROKEN.items()}
     for name in sys.argv[1:] or NAMES:

@@ -15,10 +15,11 @@ from transformers import LlavaForConditionalGeneration
 
 from prunekit.data.mini import SPLITS, load
 from prunekit.data.scene import VERSION
-from prunekit.embedded.config import Size
-from prunekit.embedded.processor import build_processor
+from prunekit.models import EMBEDDED
+from tools.embedded.config import Size
+from tools.embedded.processor import build_processor
 
-MODEL_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "mini"
+MODEL_FOLDER = EMBEDDED["mini"]
 CHECKSUMS = "checksums.json"
 
 CARD = """---
@@ -34,7 +35,7 @@ tower of {tower_layers} layers on patches of {patch} pixels, whose last but one 
 - **Data**: generated scenes of emoji and signs with one-word questions (`prunekit.data`). Art: Noto Emoji,
   © Google Inc., Apache-2.0. Letters: DejaVu Sans Bold.
 - **Licence** of the weights: Apache-2.0.
-- **Trained** from scratch by `python -m prunekit.embedded.train` (see `training.json` for seed, steps and
+- **Trained** from scratch by `python -m tools.embedded.train` (see `training.json` for seed, steps and
   versions). Where the text looks was never supervised, and nothing was pruned in training.
 - **Gates and figures**: `docs/embedded-model.md` of the repository.
 - **Limits**: it knows 48 drawn objects, 8 colours, 20 letters and the phrasings of its generator. It is no benchmark of

@@ -1,6 +1,6 @@
 """Builds the two atlases under assets/sprites from the npm package emoji-datasource-google and a TrueType font.
 
-python -m prunekit.data.build_sprites --images package/img/google/64 --font DejaVuSans-Bold.ttf
+python -m tools.build_sprites --images package/img/google/64 --font DejaVuSans-Bold.ttf
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ from prunekit.data.extra import lengthen
 from prunekit.data.questions import Question, questions
 from prunekit.data.scene import Scene
 from prunekit.data.words import TASKS, WHICH
-from prunekit.embedded.lessons import LESSONS, lessons
-from prunekit.embedded.packing import IGNORE, Asked, Packed, encode, pack
-from prunekit.embedded.processor import USER
+from tools.embedded.lessons import LESSONS, lessons
+from tools.embedded.packing import IGNORE, Asked, Packed, encode, pack
+from tools.embedded.processor import USER
 
 ASKED = (*TASKS, "comparison", *LESSONS)
 CHUNK, CHUNKS = 48, 8  # text positions of a chunk, chunks of a row

@@ -1,6 +1,6 @@
 """A soak: many synthetic examples through ``data=parquet`` and a tiny model; memory and rate as the run goes on.
 
-``python tests/measure_soak.py`` (needs pyarrow: ``pip install -e '.[data]'``). Every example has an image of its own;
+``python -m tools.measure_soak`` (needs pyarrow: ``pip install -e '.[data]'``). Every example has an image of its own;
 one in a thousand is broken. Ends with 1 if memory grew by more than ``--grown`` MB between a tenth of the way and the
 end of the predictions.
 """
@@ -16,6 +16,9 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 SIDE, CHUNK, BROKEN = 24, 500, 1000
 COLORS = ("red", "green", "blue", "grey")
@@ -29,7 +32,7 @@ def write_parquet(path: Path, count: int) -> None:
     from PIL import Image
 
     rng = numpy.random.default_rng(0)
-    writer = None
+    writer: Any = None
     for start in range(0, count, CHUNK):
         rows = []
         for number in range(start, min(start + CHUNK, count)):
@@ -46,8 +49,8 @@ def write_parquet(path: Path, count: int) -> None:
 
 def write_model(folder: Path) -> None:
     """An untrained model of the embedded model's kind, as small as they come."""
-    from prunekit.embedded.config import Size, build_model
-    from prunekit.embedded.export import export
+    from tools.embedded.config import Size, build_model
+    from tools.embedded.export import export
 
     size = Size(tower_layers=2, tower_width=32, tower_mlp=48, layers=4, width=32, mlp=48, heads=2)
     export(build_model(size, seed=0), size, folder, {})
@@ -55,8 +58,8 @@ def write_model(folder: Path) -> None:
 
 def resident() -> float:
     """Memory that is this process's own, MB: without the files of libraries, which come and go."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("RssAnon:")[2].split()[0]) / 1024
+    memory = psutil.Process().memory_info()
+    return (memory.rss - memory.shared) / 2**20
 
 
 class Watch(threading.Thread):
@@ -64,7 +67,8 @@ class Watch(threading.Thread):
 
     def __init__(self, path: Path) -> None:
         super().__init__(daemon=True)
-        self.path, self.notes, self.over, self.start_time = path, [], threading.Event(), time.monotonic()
+        self.path, self.over, self.start_time = path, threading.Event(), time.monotonic()
+        self.notes: list[tuple[int, float, float]] = []
 
     def run(self) -> None:
         rows = read = 0

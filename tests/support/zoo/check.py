@@ -1,4 +1,4 @@
-"""Prints one line a family: ``python -m tests.zoo.check [names]`` or ``python tests/zoo/check.py [names]``."""
+"""Prints one line a family: ``python tests/support/zoo/check.py [names]``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 import transformers
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from tests import zoo
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import zoo
 
 PIXELS = ("pixel_values", "pixel_values_videos", "flattened_patches", "pixel_values_images", "image_patches")
 

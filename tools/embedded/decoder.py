@@ -15,14 +15,14 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from prunekit.data.scene import SIZE, Scene, draw_scene
 from prunekit.data.words import NUMBERS
-from prunekit.embedded.asking import ASKED, Asker, Forms, accuracy_by_task, answer_right, early_labels
-from prunekit.embedded.drawn import drawn_tokens, label_tokens
-from prunekit.embedded.forward import Masks, decoder_layer, embed, make_masks, run_decoder
-from prunekit.embedded.lessons import LESSONS
-from prunekit.embedded.packing import IGNORE, PREFIX, Packed, positions
-from prunekit.embedded.pool import HUES, THINGS, scene_labels
-from prunekit.embedded.progress import Log, load_checkpoint, optimisers, save_checkpoint
-from prunekit.embedded.stage import Stage
+from tools.embedded.asking import ASKED, Asker, Forms, accuracy_by_task, answer_right, early_labels
+from tools.embedded.drawn import drawn_tokens, label_tokens
+from tools.embedded.forward import Masks, decoder_layer, embed, make_masks, run_decoder
+from tools.embedded.lessons import LESSONS
+from tools.embedded.packing import IGNORE, PREFIX, Packed, positions
+from tools.embedded.pool import HUES, THINGS, scene_labels
+from tools.embedded.progress import Log, load_checkpoint, optimisers, save_checkpoint
+from tools.embedded.stage import Stage
 
 
 @dataclass

@@ -11,11 +11,11 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from prunekit.data.scene import Scene
 from prunekit.data.words import KINDS
-from prunekit.embedded.drawn import label_tokens, named, patch_words
-from prunekit.embedded.pool import HELD, presence, scene_labels
-from prunekit.embedded.progress import Log, load_checkpoint, optimisers, save_checkpoint
-from prunekit.embedded.stage import Stage
-from prunekit.embedded.tower import LETTER_WEIGHT, Heads, augment, pixels
+from tools.embedded.drawn import label_tokens, named, patch_words
+from tools.embedded.pool import HELD, presence, scene_labels
+from tools.embedded.progress import Log, load_checkpoint, optimisers, save_checkpoint
+from tools.embedded.stage import Stage
+from tools.embedded.tower import LETTER_WEIGHT, Heads, augment, pixels
 
 RATE = 5e-3
 TEMPERATURE = 0.06

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel, LlamaRMSNorm
 
-from prunekit.embedded.packing import Packed, own_mask
+from tools.embedded.packing import Packed, own_mask
 
 Entering = Callable[[int, torch.Tensor], None]  # layer, its input [B, S, D]
 Seen = Callable[[int, torch.Tensor], None]  # layer, the text's attention weights [B, H, C, T, head + T]

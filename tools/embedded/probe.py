@@ -17,10 +17,10 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from prunekit.data.example import Example
 from prunekit.data.scene import SIZE
-from prunekit.embedded.asking import accuracy_by_task, answer_right
-from prunekit.embedded.forward import Masks, embed, make_masks, run_decoder
-from prunekit.embedded.packing import IGNORE, PREFIX, Packed, encode, pack, positions
-from prunekit.embedded.tower import pixels
+from tools.embedded.asking import accuracy_by_task, answer_right
+from tools.embedded.forward import Masks, embed, make_masks, run_decoder
+from tools.embedded.packing import IGNORE, PREFIX, Packed, encode, pack, positions
+from tools.embedded.tower import pixels
 
 CHUNK = 64  # questions in a forward pass
 Found = list[tuple[str, bool]]  # task and whether the answer is right, for each question
@@ -201,8 +201,8 @@ def main() -> None:
     from pathlib import Path
 
     from prunekit.data import load
-    from prunekit.embedded.processor import build_tokenizer
-    from prunekit.embedded.train import STAGES, end_of
+    from tools.embedded.processor import build_tokenizer
+    from tools.embedded.train import STAGES, end_of
 
     parser = argparse.ArgumentParser(description="Probes a training run's newest checkpoint on validation questions.")
     parser.add_argument("--out", type=Path, required=True, help="the run's folder")

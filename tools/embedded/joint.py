@@ -11,11 +11,11 @@ from torch import nn
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from prunekit.data.scene import Scene
-from prunekit.embedded.align import named_loss, see
-from prunekit.embedded.decoder import Plan, Trainer
-from prunekit.embedded.drawn import patch_words
-from prunekit.embedded.pool import HELD, scene_labels
-from prunekit.embedded.tower import Heads
+from tools.embedded.align import named_loss, see
+from tools.embedded.decoder import Plan, Trainer
+from tools.embedded.drawn import patch_words
+from tools.embedded.pool import HELD, scene_labels
+from tools.embedded.tower import Heads
 
 FURTHER = 0.5  # weight of the same on further images
 SEEING = 0.3  # weight of the tower's own task, and of naming what patches show

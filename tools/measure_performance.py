@@ -1,4 +1,4 @@
-"""Writes the tables of ``docs/performance.md`` from benches that it runs: ``python tests/measure_performance.py``.
+"""Writes the tables of ``docs/performance.md`` from benches that it runs: ``python -m tools.measure_performance``.
 
 Each table stands between markers under the command that made it. ``--small`` runs a small model with few rounds, to see
 that all works; ``--only NAME`` one section. Sections that need a GPU keep what they have where there is none. Run it on

@@ -12,9 +12,9 @@ from transformers import CLIPVisionModel
 
 from prunekit.data.scene import Scene
 from prunekit.data.words import KINDS
-from prunekit.embedded.pool import HELD, HUES, THINGS, presence, scene_labels
-from prunekit.embedded.progress import Log, load_checkpoint, optimiser, save_checkpoint
-from prunekit.embedded.stage import Stage
+from tools.embedded.pool import HELD, HUES, THINGS, presence, scene_labels
+from tools.embedded.progress import Log, load_checkpoint, optimiser, save_checkpoint
+from tools.embedded.stage import Stage
 
 GROUND_WEIGHT = 0.1  # most patches are ground
 LETTER_WEIGHT = 5.0  # few show letters

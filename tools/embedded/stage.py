@@ -17,8 +17,8 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
-from prunekit.embedded.progress import set_rate
 from prunekit.train.loop import Loop, loop_arguments
+from tools.embedded.progress import set_rate
 
 
 @dataclass

@@ -11,7 +11,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from prunekit.data.scene import CELLS
 from prunekit.data.words import CORNERS
-from prunekit.embedded.processor import ASSISTANT, BOS, CELL_NAMES, EOS, IMAGE, PAD, build_tokenizer, piece
+from tools.embedded.processor import ASSISTANT, BOS, CELL_NAMES, EOS, IMAGE, PAD, build_tokenizer, piece
 
 MARK = 0.5  # length of a row's and of a column's mark in the tower's position embeddings
 

@@ -1,6 +1,6 @@
-"""The embedded models' gates: ``python -m prunekit.embedded.gates`` prints them and writes docs/embedded-model.md.
+"""The embedded models' gates: ``python -m tools.embedded.gates`` prints them and writes docs/embedded-model.md.
 
-    python -m prunekit.embedded.gates --model prunekit/assets/mini-576     # those of the model with 576 visual tokens
+    python -m tools.embedded.gates --model prunekit/assets/mini-576     # those of the model with 576 visual tokens
 
 Everything is reported on the test split; the one choice (the cut's layer for `instruction`) is made on validation.
 """
@@ -20,15 +20,15 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from prunekit.data import Example, load
 from prunekit.data.words import TASKS
-from prunekit.embedded import probe
-from prunekit.embedded.asking import accuracy_by_task
-from prunekit.embedded.curves import Curve, Point, draw, table
-from prunekit.embedded.export import MODEL_FOLDER
-from prunekit.embedded.probe import Bench, Found, ask, mean_accuracy, prepare
+from tools.embedded import probe
+from tools.embedded.asking import accuracy_by_task
+from tools.embedded.curves import Curve, Point, draw, table
+from tools.embedded.export import MODEL_FOLDER
+from tools.embedded.probe import Bench, Found, ask, mean_accuracy, prepare
 
 DOC = Path(__file__).resolve().parents[2] / "docs" / "embedded-model.md"
 PICTURE = "curves-{name}.png"  # beside it
-START, END = "<!-- gates of {name}: written by python -m prunekit.embedded.gates -->", "<!-- end of gates of {name} -->"
+START, END = "<!-- gates of {name}: written by python -m tools.embedded.gates -->", "<!-- end of gates of {name} -->"
 RATIO = 0.25
 DEPTHS = (0.25, 0.375, 0.5)
 RATIOS = (0.05, 0.1, 0.25, 0.5, 0.75)

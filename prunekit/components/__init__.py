@@ -3,6 +3,7 @@
 from prunekit.components import (  # noqa: F401
     compressors,
     fusions,
+    grouped,
     outliers,
     recycle,
     reducers,

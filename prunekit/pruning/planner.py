@@ -230,9 +230,9 @@ def _check_places(recipe: Recipe, family: Family) -> None:
     """Raise for a component that needs to know where tokens stand, on a family whose geometry is not known."""
     readers = [part for part in recipe.components.values() if part.uses_places]
     if readers and support_of(family.model_type).geometry is None:
-        what = f"{readers[0].registered_name}' ({type(readers[0]).__name__})"
         raise PrunekitError(
-            f"'{what} needs view.places: where the visual tokens of '{family.model_type}' stand is not known"
+            f"'{component_name(readers[0])}' needs view.places: where the visual tokens of '{family.model_type}' stand "
+            "is not known"
         )
 
 

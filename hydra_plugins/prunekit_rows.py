@@ -121,7 +121,7 @@ def expand(name: str, overrides: Sequence[Override]) -> list[Planned]:
 def write_plan(folder: Path, jobs: Sequence[Planned]) -> None:
     """The jobs as planned, for whoever reads the sweep's folder."""
     from prunekit.files import write_json
-    from prunekit.jobs import PLAN  # not at the top: Hydra imports this file in every program that uses it
+    from prunekit.records.sweep import PLAN  # not at the top: Hydra imports this file in every program that uses it
 
     listed = [{"folder": j.folder, "row": j.row, "values": j.values, "overrides": j.words} for j in jobs]
     write_json(folder / PLAN, {"schema": 1, "jobs": listed})

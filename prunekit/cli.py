@@ -33,19 +33,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from prunekit import __version__, ranks
 from prunekit.errors import FolderError, PrunekitError, UnknownNameError
-from prunekit.files import written
-from prunekit.jobs import ERROR, failure, outcomes, reporting, unwritable
+from prunekit.files import unwritable, written
+from prunekit.records.folder import check_flags, check_replaceable, check_resumable, clear_results, holds_results
+from prunekit.records.lock import LOCK, check_free, claimed
+from prunekit.records.sweep import ERROR, failure, outcomes, reporting
 from prunekit.registry import registry
-from prunekit.runfolder import (
-    LOCK,
-    check_flags,
-    check_free,
-    check_replaceable,
-    check_resumable,
-    claimed,
-    clear_results,
-    holds_results,
-)
 from prunekit.store import register_options
 from prunekit.words import CONF, prepared, quoted
 

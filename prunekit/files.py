@@ -6,9 +6,10 @@ import io
 import json
 import os
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 from filelock import FileLock
@@ -17,17 +18,43 @@ from prunekit import ranks
 from prunekit.errors import PrunekitError
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all, under a name of its own until it is whole: several processes may try."""
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes its name once the block is done: under a name of its own until then, since several
+    processes may try."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text)
+    with part.open("wb") as file:
+        yield file
     part.replace(path)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def write_json(path: Path, data: Any) -> None:
     """Write plain data as JSON, whole; of several processes that share a run the first one does."""
     if ranks.is_first():
         write_whole(path, json.dumps(data, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON of a file; None if there is none, or it is cut short."""
+    with suppress(OSError, ValueError):
+        return json.loads(path.read_text())
+    return None
+
+
+def unwritable(path: Path) -> str | None:
+    """Why a file cannot be written at ``path``, None if it can; nothing is created or changed."""
+    if path.is_dir():
+        return "it is a folder"
+    there = path if path.exists() else next(p for p in path.absolute().parents if p.exists())
+    if there != path and not there.is_dir():
+        return f"'{there}' is no folder"
+    return None if os.access(there, os.W_OK) else f"no permission to write '{there}'"
 
 
 def written(error: BaseException) -> str | None:

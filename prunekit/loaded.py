@@ -11,12 +11,12 @@ class LoadedModel:
     """A model ready to evaluate.
 
     Attributes:
-        fingerprint: changes when weights, config, dtype or prompt do; dense results are cached under it.
+        digest: changes when weights, config, dtype or prompt do; dense results are cached under it.
         prompt: what to ask with in place of the processor's chat template.
     """
 
     model: Any
     processor: Any
     name: str
-    fingerprint: str
+    digest: str
     prompt: str | None = None

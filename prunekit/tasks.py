@@ -31,12 +31,13 @@ def run_eval(config: dict[str, Any], context: Context) -> float | None:
         What a sweeper may optimise: the mean accuracy, or a number below any where ``objective.flops_limit`` is passed.
     """
     from prunekit.evaluation.other import with_evidence
-    from prunekit.jobs import Job, identity
+    from prunekit.records.folder import Job
+    from prunekit.records.identity import job_identity
     from prunekit.tracking import MODES
 
     check_choice("logger.mode", config["logger"]["mode"], MODES)
     pruner, limit = build_pruner(config), flops_limit(config)
-    job = Job(context.folder, identity(config, pruner.components.values()))
+    job = Job(context.folder, job_identity(config, pruner.components.values()))
     if config["resume"] and (metrics := job.finished()) is not None:
         print(f"finished before: {context.folder} (accuracy {100 * metrics['accuracy']['mean']:.1f} %)")
         return metrics["accuracy"]["mean"]

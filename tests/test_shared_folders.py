@@ -24,10 +24,10 @@ import prunekit
 from prunekit import cli, ranks
 from prunekit.data import load
 from prunekit.errors import FolderError, PrunekitError
-from prunekit.evaluation import rows
 from prunekit.evaluation.results import Settings, summarise
 from prunekit.files import put_between
-from prunekit.runfolder import LOCK, WRITER, claimed
+from prunekit.records import rows
+from prunekit.records.lock import LOCK, WRITER, claimed
 
 TRAIN = ["task=train", "train.max_steps=1", "train.batch_size=4", "train.log_steps=1", "train.limit=8", "data.limit=7"]
 BENCH = ["task=bench", "bench.rounds=1", "bench.new_tokens=0", "bench.eager=false"]
@@ -241,7 +241,7 @@ class TestOneWriter:
     def test_a_disk_without_locks_is_said(self, monkeypatch, tmp_path):
         import errno
 
-        from prunekit import runfolder
+        from prunekit.records import lock
 
         class NoLock:
             def __init__(self, *_, **__):
@@ -250,7 +250,7 @@ class TestOneWriter:
             def acquire(self):
                 raise OSError(errno.ENOLCK, "No locks available")
 
-        monkeypatch.setattr(runfolder, "FileLock", NoLock)
+        monkeypatch.setattr(lock, "FileLock", NoLock)
         with pytest.warns(UserWarning, match="cannot be locked"), claimed(tmp_path):
             pass
 
@@ -425,7 +425,7 @@ class TestNothingIsReplaced:
         examples, other = load("test", 4), prunekit.Pruner(keep_ratio=0.25)
         run(loaded, tmp_path, examples)
         before = contents(tmp_path)
-        with pytest.raises(FolderError, match=r"keep_ratio=0\.5 there, 0\.25 here"):
+        with pytest.raises(FolderError, match=r"keep_ratio: 0\.5 there, 0\.25 here"):
             run(loaded, tmp_path, examples, other)
         assert contents(tmp_path) == before
         run(loaded, tmp_path, examples)

@@ -12,11 +12,11 @@ import numpy as np
 
 from prunekit.errors import PrunekitError, UnknownNameError
 from prunekit.evaluation.markdown import render
-from prunekit.evaluation.rows import check_rows
 from prunekit.evaluation.statistics import accuracies, intervals, iou
 from prunekit.evaluation.table_settings import Settings
 from prunekit.files import put_between, write_json, write_whole
-from prunekit.jobs import Outcome, outcomes
+from prunekit.records.rows import check_rows
+from prunekit.records.sweep import Outcome, outcomes
 
 COSTS = ("flops_ratio", "flops_ratio_with_vision", "kv_ratio", "prefill_ratio")
 SEED = "seed"

@@ -18,8 +18,8 @@ from prunekit.evaluation.statistics import (
     seed_interval,
     task_names,
 )
+from prunekit.records.runs import Question
 from prunekit.report.entries import DENSE, Entry
-from prunekit.report.runs import Question
 
 RESAMPLES = 10_000
 """Draws behind intervals and p-values: the smallest p is 2/10001, small enough for Holm over a hundred rows."""

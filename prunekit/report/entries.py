@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from prunekit.errors import PrunekitError
+from prunekit.records.runs import Question, Run
 from prunekit.registry import KINDS
-from prunekit.report.runs import Question, Run
 
 USUAL = {"selector": "topk", "reducer": "drop", "positions": "keep"}
 SHARES = ("keep_ratio", "keep_tokens", "budget")
@@ -49,13 +51,49 @@ class Entry:
         return bool(self.runs) and self.scorer != "oracle"
 
 
+def common_questions(runs: Sequence[Run]) -> tuple[list[Question], list[str]]:
+    """The examples that all runs answered, in the order of the first, and what is to be noted about them.
+
+    Raises:
+        PrunekitError: for runs of several data sets or models, or of different examples: they cannot be compared.
+    """
+    for key in ("data", "model"):
+        counts = Counter(str(run.metrics[key]) for run in runs)
+        if len(counts) > 1:
+            named = ", ".join(f"'{name}' ({count} run{'s' * (count > 1)})" for name, count in counts.most_common())
+            raise PrunekitError(f"one report is of one {key}; these runs are of {len(counts)}: {named}")
+    first = runs[0]
+    for run in runs[1:]:
+        if run.rows.keys() != first.rows.keys():
+            sizes = f"{len(first.rows)} in '{first.folder}', {len(run.rows)} in '{run.folder}'"
+            raise PrunekitError(f"these runs answered different examples and cannot be compared: {sizes}")
+    broken = {key for run in runs for key, row in run.rows.items() if row.get("error")}
+    if len(broken) == len(first.rows):
+        raise PrunekitError(f"no example of '{first.folder}' could be used")
+    notes = [f"{len(broken)} of {len(first.rows)} examples could not be used and are left out"] if broken else []
+    usable = Run(first.folder, first.metrics, {k: r for k, r in first.rows.items() if k not in broken}, {})
+    questions = list(usable.questions.values())
+    return questions, notes + _dense_note(runs, questions)
+
+
+def _dense_note(runs: Sequence[Run], questions: Sequence[Question]) -> list[str]:
+    """Dense answers are the same in all runs unless weights, device or number format differ."""
+    first = runs[0].rows
+    differing = max(
+        sum(run.rows[q.id]["dense_prediction"] != first[q.id]["dense_prediction"] for q in questions) for run in runs
+    )
+    if not differing:
+        return []
+    return [f"dense answers differ between runs, in up to {differing} examples; the first run's stand for dense"]
+
+
 def make_entries(runs: Sequence[Run], questions: Sequence[Question]) -> tuple[list[Entry], list[str]]:
     """Entries in order of their first run, the dense model first, and notes on runs that were there twice."""
     groups: dict[str, dict[str, Run]] = {}
     notes = []
     for run in runs:
         seeds: dict[str, Any] = {}
-        seedless = _without_seeds(run.signature, seeds)
+        seedless = _without_seeds(run.identity, seeds)
         if not seeds and run.method["scorer"] == "random":  # no run.json: the run's seed is the scorer's
             seeds = {"seed": run.metrics.get("seed")}
         group = groups.setdefault(json.dumps([run.row, seedless], sort_keys=True), {})
@@ -98,7 +136,7 @@ def _entry(runs: list[Run], questions: Sequence[Question]) -> Entry:
         kept=float(np.mean([len(row["kept"]) for group in rows for row in group])),
         preset=preset,
         scorer=str(method["scorer"]),
-        options=_flat(_without_seeds(runs[0].signature, {})) | {"layers": method.get("layers")},
+        options=_flat(_without_seeds(runs[0].identity, {})) | {"layers": method.get("layers")},
     )
 
 

@@ -88,7 +88,7 @@ class Settings:
         return cls(**options)
 
     @property
-    def signature(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """What must be equal for a run to be gone on with: all but how often it is logged, stored and evaluated."""
         rest = ("log_steps", "save_steps", "evaluate")
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in rest}

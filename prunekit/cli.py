@@ -42,7 +42,7 @@ from prunekit.store import register_options
 from prunekit.words import CONF, prepared, quoted
 
 if TYPE_CHECKING:
-    from prunekit.evaluation.results import Settings
+    from prunekit.results.settings import TableSettings
 
 _failed_jobs: list[str] = []
 _errors: list[Exception] = []
@@ -210,7 +210,7 @@ def planned(config: DictConfig) -> list[tuple[str, dict[str, Any]]] | None:
 
 def _write_table(config: DictConfig, folder: Path) -> None:
     """The table of a sweep over rows; what is wrong with it becomes the program's error, as callbacks may not raise."""
-    from prunekit.evaluation.results import write_results
+    from prunekit.results.sweep import write_results
 
     try:
         print(f"files: {', '.join(write_results(folder, table_settings(config)))}")
@@ -218,11 +218,11 @@ def _write_table(config: DictConfig, folder: Path) -> None:
         _errors.append(error)
 
 
-def table_settings(config: DictConfig) -> Settings:
+def table_settings(config: DictConfig) -> TableSettings:
     """``table`` of the configuration, checked."""
-    from prunekit.evaluation.results import Settings
+    from prunekit.results.settings import TableSettings
 
-    return Settings.of(OmegaConf.to_container(config.table, resolve=True))  # type: ignore[arg-type]
+    return TableSettings.of(OmegaConf.to_container(config.table, resolve=True))  # type: ignore[arg-type]
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")

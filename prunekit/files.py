@@ -69,18 +69,18 @@ def written(error: BaseException) -> str | None:
     return found
 
 
-def put_between(path: Path, text: str, name: str) -> None:
-    """Replace what stands between the markers ``name`` of a file by ``text``; without markers it goes to the end.
-    Several sweeps may write their tables into one file: each waits for the one before it."""
-    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+def put_between(path: Path, text: str, name: str, markers: tuple[str, str] | None = None) -> None:
+    """Replace what stands between a file's markers, by default those of the table ``name``, by ``text``; without
+    markers it goes to the end. Several sweeps may write their tables into one file: each waits for the one before."""
+    begin, end = markers or (f"<!-- {name}:begin -->", f"<!-- {name}:end -->")
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     with suppress(OSError, NotImplementedError):  # where nothing can be locked, nobody waits
         lock.acquire()
     try:
         old = path.read_text() if path.exists() else ""
-        before, found, rest = old.partition(begin)
-        after = rest.partition(end)[2].lstrip() if found else ""
+        before, _, rest = old.partition(begin)
+        after = rest.partition(end)[2].lstrip()
         head = f"{before.rstrip()}\n\n" if before.strip() else ""
         write_whole(path, f"{head}{begin}\n{text.strip()}\n{end}\n" + (f"\n{after}" if after else ""))
     finally:

@@ -5,6 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+TRAINED_KINDS = ("lora", "projector", "full")
+"""Kinds of training after which the model is another, and is named so: "mini+lora"."""
+
+
+def base_name(name: str) -> str:
+    """The name of the model that a trained one started from."""
+    base, plus, kind = name.rpartition("+")
+    return base if plus and kind in TRAINED_KINDS else name
+
 
 @dataclass
 class LoadedModel:

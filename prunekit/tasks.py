@@ -60,8 +60,8 @@ def _evaluate(
     """Run, print, draw and log one evaluation; its metrics."""
     from prunekit.evaluation.pictures import draw_kept, overlays
     from prunekit.evaluation.run import evaluate
-    from prunekit.evaluation.table import print_tables
     from prunekit.families import make_family
+    from prunekit.results.run_table import print_tables
     from prunekit.tracking import PICTURES, log_run
 
     found = evaluate(

@@ -17,9 +17,9 @@ from PIL import Image
 from test_cli import arguments, model_folder, run_main  # noqa: F401  (a fixture)
 
 from prunekit.errors import PrunekitError
-from prunekit.report import compare, tables
 from prunekit.report.plots import overlaps
 from prunekit.report.task import analyse, report
+from prunekit.results import compare, tables
 
 FILES = {
     "table.md", "table.tex", "table.csv", "pareto.png", "pareto.pdf", "layers.png", "overlap.png", "kept.png",

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from test_cli import arguments, model_folder, run_main  # noqa: F401  (a fixture)
 
-from prunekit.evaluation.markdown import render
-from prunekit.evaluation.results import Settings, judge, summarise
-from prunekit.evaluation.statistics import iou
 from prunekit.files import put_between
+from prunekit.results.settings import TableSettings
+from prunekit.results.statistics import iou
+from prunekit.results.sweep import judge, summarise
+from prunekit.results.sweep_table import render
 
 
 def table(model_folder, folder, *more):  # noqa: F811
@@ -89,10 +90,11 @@ def made(folder, name, right, kept=(0, 1), image=lambda i: i // 2, values=None):
     folder.mkdir(parents=True)
     lines = [
         {"id": f"q{i}", "image_id": f"i{image(i)}", "task": "ab"[i % 2], "correct": bool(r), "dense_correct": True,
-         "kept": list(kept)} for i, r in enumerate(right)
+         "question": "?", "prediction": "", "dense_prediction": "", "kept": list(kept)} for i, r in enumerate(right)
     ]  # fmt: skip
     (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    metrics = {"model": "m", "data": "d", "flops_ratio": 0.5619, "flops_ratio_with_vision": None, "kv_ratio": 0.5,
+    metrics = {"schema": 1, "method": {"scorer": "random"}, "examples": len(lines), "tokens_per_layer": [1.0],
+               "model": "m", "data": "d", "flops_ratio": 0.5619, "flops_ratio_with_vision": None, "kv_ratio": 0.5,
                "prefill_ratio": 0.7, "prefill_ratio_includes_vision": False}  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(metrics))
     return {"folder": folder.name, "row": name, "values": values or {}, "overrides": []}
@@ -121,7 +123,7 @@ def test_claims_are_judged_by_paired_intervals(sweep):
         {"text": "f", "row": "good", "cost": "flops_ratio", "value": 0.56},
         {"text": "g", "row": "good", "cost": "flops_ratio", "value": 0.57},
     ]
-    found = summarise(sweep, Settings(name="x", overlap="good", claims=claims))
+    found = summarise(sweep, TableSettings(name="x", overlap="good", claims=claims))
     verdicts = [claim["verdict"] for claim in found["claims"]]
     assert verdicts == ["holds", "does not hold", "open", "does not hold", "holds", "holds", "does not hold"]
     assert found["examples"] == 390  # those that every run has
@@ -141,7 +143,7 @@ def test_what_is_swept_besides_makes_sections(tmp_path):
         jobs.append(made(tmp_path / str(number), name, right, values={"keep_ratio": keep, "seed": seed}))
     (tmp_path / "sweep.json").write_text(json.dumps({"schema": 1, "jobs": jobs}))
     for compact in (False, True):
-        settings = Settings(name="x", reference="a", compact=compact)
+        settings = TableSettings(name="x", reference="a", compact=compact)
         found = summarise(tmp_path, settings)
         cells = [(c["row"], c["section"].removeprefix("keep_ratio "), c["seeds"]) for c in found["cells"]]
         assert cells == [("a", "0.5", 2), ("a", "0.1", 2), ("b", "0.5", 2), ("b", "0.1", 2)]
@@ -153,8 +155,8 @@ def test_what_is_swept_besides_makes_sections(tmp_path):
 
 def test_claims_about_rows_that_are_not_there(sweep):
     with pytest.raises(ValueError, match="Did you mean 'good'"):
-        summarise(sweep, Settings(name="x", claims=[{"text": "a", "better": "godo", "worse": "bad"}]))
-    narrowed = Settings(name="x", rows=["good"], claims=[{"text": "a", "better": "good", "worse": "left out"}])
+        summarise(sweep, TableSettings(name="x", claims=[{"text": "a", "better": "godo", "worse": "bad"}]))
+    narrowed = TableSettings(name="x", rows=["good"], claims=[{"text": "a", "better": "good", "worse": "left out"}])
     assert [claim["verdict"] for claim in summarise(sweep, narrowed)["claims"]] == ["not measured"]
     gone = judge({"text": "a", "better": "good", "worse": "bad"}, {}, {}, [], {"good", "bad"})
     assert gone["verdict"] == "not measured"
@@ -168,7 +170,7 @@ def test_runs_of_different_data_are_not_compared(sweep):
     path = sweep / "1" / "metrics.json"
     path.write_text(path.read_text().replace('"d"', '"other"'))
     with pytest.raises(ValueError, match="differ in their data: d, other"):
-        summarise(sweep, Settings(name="x"))
+        summarise(sweep, TableSettings(name="x"))
 
 
 @pytest.mark.parametrize(

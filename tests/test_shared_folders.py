@@ -24,10 +24,11 @@ import prunekit
 from prunekit import cli, ranks
 from prunekit.data import load
 from prunekit.errors import FolderError, PrunekitError
-from prunekit.evaluation.results import Settings, summarise
 from prunekit.files import put_between
 from prunekit.records import rows
 from prunekit.records.lock import LOCK, WRITER, claimed
+from prunekit.results.settings import TableSettings
+from prunekit.results.sweep import summarise
 
 TRAIN = ["task=train", "train.max_steps=1", "train.batch_size=4", "train.log_steps=1", "train.limit=8", "data.limit=7"]
 BENCH = ["task=bench", "bench.rounds=1", "bench.new_tokens=0", "bench.eager=false"]
@@ -335,7 +336,7 @@ class TestRows:
         run(loaded, tmp_path / "0", load("test", 8))
         (tmp_path / "sweep.json").write_text(json.dumps({"jobs": [{"folder": "0", "row": "a", "values": {}}]}))
         path = tmp_path / "0" / "predictions.jsonl"
-        read = {"table": lambda: summarise(tmp_path, Settings()), "report": lambda: analyse(str(tmp_path))}[reader]
+        read = {"table": lambda: summarise(tmp_path, TableSettings()), "report": lambda: analyse(str(tmp_path))}[reader]
         read()
         whole = lines(tmp_path / "0")
         path.write_text("".join(json.dumps({**row, "run": str(n // 4)}) + "\n" for n, row in enumerate(whole)))

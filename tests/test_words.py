@@ -224,6 +224,6 @@ def test_the_docs_name_tasks_that_exist():
 
 @pytest.mark.parametrize(("layers", "words"), [([4], "cut before layer 4"), ([2, 4], "cut before layers 2, 4")])
 def test_one_layer_is_not_several(layers, words):
-    from prunekit.evaluation.table import cut_before
+    from prunekit.results.run_table import cut_before
 
     assert cut_before(layers) == words

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from prunekit.families import EXACT
+from prunekit.results.markdown import markdown_table
 
 RECORD = Path(__file__).parents[1] / "assets" / "families.json"
 """Written by ``tests/measure_families.py``."""
@@ -121,14 +122,8 @@ before transformers 5.24).
 
 def markdown(record: dict[str, Any]) -> str:
     """``docs/families.md``."""
-    refused = [("family", "reason"), *sorted(record["refused"].items())]
     return PAGE.format(
         summary="\n".join(f"- {line}." for line in summary(record)),
-        table=_markdown_table([HEADINGS, *rows(record)]),
-        refused=_markdown_table(refused),
+        table=markdown_table(HEADINGS, rows(record), align="l"),
+        refused=markdown_table(("family", "reason"), sorted(record["refused"].items()), align="l"),
     )
-
-
-def _markdown_table(lines: list[tuple[str, ...]]) -> str:
-    head, *body = ["| " + " | ".join(line) + " |" for line in lines]
-    return "\n".join([head, "|" + "---|" * len(lines[0]), *body])

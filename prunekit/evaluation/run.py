@@ -35,6 +35,7 @@ from prunekit.records.lock import claimed
 from prunekit.records.runs import SCHEMA
 
 OUTPUTS = (METRICS, "kept.png", KEPT)
+SCORER_FACTS = ("draws", "uses_regions")
 TIMED_BATCH = 8
 
 
@@ -197,7 +198,8 @@ def _measured(loop: Loop, totals: Totals) -> dict[str, Any]:
 def _method(pruner: Pruner, layers: Sequence[int]) -> dict[str, Any]:
     names = {kind: component_name(component) for kind, component in pruner.components.items()}
     budget = {"keep_ratio": pruner.keep_ratio, **pruner.kept_share}
-    return {"name": pruner.name, **names, "positions": pruner.positions, **budget, "layers": list(layers)}
+    facts = {flag: True for flag in SCORER_FACTS if getattr(pruner.scorer, flag)}  # a table may lack the scorer's class
+    return {"name": pruner.name, **names, "positions": pruner.positions, **budget, "layers": list(layers), **facts}
 
 
 def _vision_macs(batcher: Batcher, family: Family, example: Example) -> float | None:

@@ -23,12 +23,13 @@ class Outcome:
     """The outcome of a planned job.
 
     Attributes:
-        row, values: its row and what varies within the row, as planned.
+        row, label, values: its row, the name of the row in a table, and what varies within the row, as planned.
         folder: the job's.
         error: why there is no result, None if there is one.
     """
 
     row: str
+    label: str
     values: dict[str, str]
     folder: Path
     error: str | None
@@ -50,7 +51,9 @@ def planned(sweep: Path) -> list[dict[str, Any]]:
 def outcomes(sweep: Path) -> list[Outcome]:
     """The planned jobs of a sweep over rows, in order; empty for any other folder."""
     places = [(job, sweep / job["folder"]) for job in planned(sweep)]
-    return [Outcome(job["row"], job["values"], place, failure(place)) for job, place in places]
+    return [
+        Outcome(job["row"], job.get("label", job["row"]), job["values"], place, failure(place)) for job, place in places
+    ]
 
 
 def plan_entry(folder: Path) -> tuple[Path, dict[str, Any]] | None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from prunekit.evaluation.statistics import iou
-from prunekit.report.compare import Comparison, Row
-from prunekit.report.entries import Entry
 from prunekit.report.style import COLOURS, GREY, pyplot, shorten, styles
+from prunekit.results.compare import Comparison, Row
+from prunekit.results.entries import Entry
+from prunekit.results.statistics import iou
 
 DPI = 150
 SHOWN = 24

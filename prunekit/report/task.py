@@ -11,13 +11,13 @@ from rich.table import Table
 
 from prunekit.errors import PrunekitError
 from prunekit.records.runs import find_runs
-from prunekit.report import tables
-from prunekit.report.compare import Comparison, compare
-from prunekit.report.entries import common_questions, make_entries
 from prunekit.report.gallery import draw_gallery, recorded
 from prunekit.report.page import page
 from prunekit.report.plots import SHOWN, draw_layers, draw_overlap, draw_pareto, overlaps
 from prunekit.report.style import pyplot
+from prunekit.results import tables
+from prunekit.results.compare import Comparison, compare
+from prunekit.results.entries import common_questions, make_entries
 
 PICTURES = "kept.png"
 

@@ -11,6 +11,7 @@ from prunekit import ranks
 from prunekit.adapters import attach, weights_digest
 from prunekit.data.example import Example
 from prunekit.errors import PrunekitError
+from prunekit.loaded import TRAINED_KINDS
 from prunekit.models import LoadedModel
 from prunekit.pruning.pruner import Pruner
 from prunekit.records.folder import TRAINING
@@ -24,8 +25,6 @@ from prunekit.train.settings import JOURNAL, Settings
 from prunekit.train.trainer import Journal, PruneTrainer, arguments_for, last_checkpoint
 
 CHECKPOINTS = "checkpoints"
-MODEL_KINDS = ("lora", "projector", "full")
-"""Kinds after which the model is another."""
 
 
 def train(
@@ -91,12 +90,12 @@ def evaluated(loaded: LoadedModel, model: TrainedModel, settings: Settings, fold
 
 def restored(loaded: LoadedModel, settings: Settings, folder: Path) -> LoadedModel:
     """What a finished training left in its folder, put into the model that it started from."""
-    plain = attach(loaded.model, folder) if settings.kind in MODEL_KINDS else loaded.model
+    plain = attach(loaded.model, folder) if settings.kind in TRAINED_KINDS else loaded.model
     return _changed(loaded, plain, settings, folder)
 
 
 def _changed(loaded: LoadedModel, plain: Any, settings: Settings, folder: Path) -> LoadedModel:
-    changed = settings.kind in MODEL_KINDS
+    changed = settings.kind in TRAINED_KINDS
     name = f"{loaded.name}+{settings.kind}" if changed else loaded.name
     digest = f"{loaded.digest}-{weights_digest(folder)}" if changed else loaded.digest
     return LoadedModel(plain.eval(), loaded.processor, name, digest)

@@ -17,10 +17,10 @@ from prunekit.data.source import gather, source_name
 from prunekit.errors import PrunekitError, UnknownNameError
 from prunekit.evaluation.batches import Batcher
 from prunekit.evaluation.run import Evaluation, evaluate
-from prunekit.evaluation.statistics import accuracies, intervals
 from prunekit.files import put_between, write_json
 from prunekit.models import LoadedModel
 from prunekit.pruning.pruner import Pruner
+from prunekit.results.statistics import accuracies, intervals
 from prunekit.train.measure import score_spread
 from prunekit.train.run import train
 from prunekit.train.settings import Settings

@@ -91,8 +91,8 @@ def report(config: dict[str, Any], context: Context, trained: LoadedModel, folde
     """Evaluate the trained model under its pruner as it stands on disk, show the fusion's weights, tell W&B."""
     from prunekit.evaluation.pictures import draw_kept
     from prunekit.evaluation.run import evaluate
-    from prunekit.evaluation.table import print_tables
     from prunekit.families import make_family
+    from prunekit.results.run_table import print_tables
     from prunekit.train.weights import show_weights
 
     pruner = Pruner.load(folder).replace(name=config["preset"])

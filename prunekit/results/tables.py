@@ -6,8 +6,11 @@ import csv
 import io
 from collections.abc import Callable
 
-from prunekit.report.compare import SIGNIFICANT, Comparison, Difference, Row
-from prunekit.report.entries import COSTS, DENSE
+from prunekit.results.compare import SIGNIFICANT, Comparison, Difference, Row
+from prunekit.results.entries import DENSE
+from prunekit.results.markdown import escape_markdown, markdown_table
+from prunekit.results.numbers import NONE, ratio, with_interval
+from prunekit.results.seeds import COSTS
 
 TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -38,17 +41,17 @@ def main_table(found: Comparison) -> tuple[list[str], list[list[Cell]]]:
     columns: list[tuple[str, Callable[[Row], Cell]]] = [
         ("method", lambda r: (_name(r), False)),
         ("keep", lambda r: (r.entry.keep, False)),
-        ("accuracy", lambda r: (_with_interval(r.accuracy["mean"], r.intervals["mean"]), "mean" in r.best)),
+        ("accuracy", lambda r: (with_interval(r.accuracy["mean"], r.intervals["mean"]), "mean" in r.best)),
         ("over dense", lambda r: (_difference(r.over_dense if r.entry.runs else None), False)),
     ]
     if found.reference != DENSE:
         columns += [(f"over {found.reference}", lambda r: (_difference(r.over_reference), False))]
     columns += [
         ("p", lambda r: (_p(r.over_reference), False)),
-        ("FLOPs", lambda r: (_ratio(r, "flops_ratio"), False)),
-        ("with vision", lambda r: (_ratio(r, "flops_ratio_with_vision"), False)),
-        ("KV", lambda r: (_ratio(r, "kv_ratio"), False)),
-        ("time", lambda r: (_ratio(r, "prefill_ratio"), False)),
+        ("FLOPs", lambda r: (ratio(r.entry.costs["flops_ratio"]), False)),
+        ("with vision", lambda r: (ratio(r.entry.costs["flops_ratio_with_vision"]), False)),
+        ("KV", lambda r: (ratio(r.entry.costs["kv_ratio"]), False)),
+        ("time", lambda r: (ratio(r.entry.costs["prefill_ratio"]), False)),
         ("kept", lambda r: ("all" if r.entry.kept is None else f"{r.entry.kept:.1f}", False)),
     ]
     if found.hard_controls:
@@ -69,22 +72,13 @@ def markdown(found: Comparison) -> str:
     """``table.md``: accuracy and cost, then accuracy by task."""
     tables = [_markdown(*main_table(found)), _markdown(*task_table(found))] if len(found.tasks) > 1 else [
         _markdown(*main_table(found))]  # fmt: skip
-    notes = "\n".join(f"- {_escape_markdown(note)}" for note in found.notes)
-    return "\n\n".join(part for part in (_escape_markdown(caption(found)), *tables, notes) if part) + "\n"
+    notes = "\n".join(f"- {escape_markdown(note)}" for note in found.notes)
+    return "\n\n".join(part for part in (escape_markdown(caption(found)), *tables, notes) if part) + "\n"
 
 
 def _markdown(headings: list[str], rows: list[list[Cell]]) -> str:
-    lines = [f"| {' | '.join(map(_escape_markdown, headings))} |", "|---|" + "--:|" * (len(headings) - 1)]
-    for row in rows:
-        cells = [f"**{_escape_markdown(text)}**" if bold else _escape_markdown(text) for text, bold in row]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _escape_markdown(text: str) -> str:
-    for special in "\\`*_|":
-        text = text.replace(special, f"\\{special}")
-    return " ".join(text.replace("<", "&lt;").split())
+    cells = [[f"**{escape_markdown(text)}**" if bold else escape_markdown(text) for text, bold in row] for row in rows]
+    return markdown_table([escape_markdown(heading) for heading in headings], cells)
 
 
 def latex(found: Comparison) -> str:
@@ -145,26 +139,16 @@ def _name(row: Row) -> str:
     return f"{row.entry.method} ({row.seeds} seeds)" if row.seeds > 1 else row.entry.method
 
 
-def _with_interval(value: float, interval: list[float], sign: str = "") -> str:
-    low, high = interval
-    return f"{100 * value:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
-
-
 def _difference(found: Difference | None) -> str:
-    return "–" if found is None else _with_interval(found.value, found.interval, "+")
+    return NONE if found is None else with_interval(found.value, found.interval, signed=True)
 
 
 def _p(found: Difference | None) -> str:
     if found is None:
-        return "–"
+        return NONE
     return "<0.001" if found.adjusted < 0.001 else f"{found.adjusted:.3f}"
-
-
-def _ratio(row: Row, cost: str) -> str:
-    value = row.entry.costs[cost]
-    return "–" if value is None else f"{value:.3f}"
 
 
 def _hard(row: Row) -> str:
     found = row.hard
-    return "–" if found is None else f"{_with_interval(found.accuracy, found.interval)} (n={found.examples})"
+    return NONE if found is None else f"{with_interval(found.accuracy, found.interval)} (n={found.examples})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,11 +12,11 @@ import numpy as np
 
 from prunekit.errors import PrunekitError
 from prunekit.records.runs import Question, Run
-from prunekit.registry import KINDS
+from prunekit.registry import KINDS, registry
+from prunekit.results.seeds import COSTS, answers, costs, kept, mean
 
 USUAL = {"selector": "topk", "reducer": "drop", "positions": "keep"}
 SHARES = ("keep_ratio", "keep_tokens", "budget")
-COSTS = ("flops_ratio", "flops_ratio_with_vision", "kv_ratio", "prefill_ratio")
 DENSE = "dense"
 
 
@@ -31,6 +31,7 @@ class Entry:
         costs: pruned over dense, means over seeds; None where unknown.
         tokens: mean real tokens in each decoder layer.
         kept: mean visual tokens after the last cut; None for the dense model.
+        told: whether the scorer is told where the answer is.
     """
 
     label: str
@@ -42,13 +43,13 @@ class Entry:
     tokens: list[float]
     kept: float | None
     preset: str | None = None
-    scorer: str | None = None
+    told: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def competes(self) -> bool:
-        """Whether it may be the best: the dense model and the oracle, which is told the answer's place, may not."""
-        return bool(self.runs) and self.scorer != "oracle"
+        """Whether it may be the best: neither the dense model nor a scorer that is told the answer's place may."""
+        return bool(self.runs) and not self.told
 
 
 def common_questions(runs: Sequence[Run]) -> tuple[list[Question], list[str]]:
@@ -94,7 +95,7 @@ def make_entries(runs: Sequence[Run], questions: Sequence[Question]) -> tuple[li
     for run in runs:
         seeds: dict[str, Any] = {}
         seedless = _without_seeds(run.identity, seeds)
-        if not seeds and run.method["scorer"] == "random":  # no run.json: the run's seed is the scorer's
+        if not seeds and scorer_fact(run, "draws"):  # no run.json: the run's seed is the scorer's
             seeds = {"seed": run.metrics.get("seed")}
         group = groups.setdefault(json.dumps([run.row, seedless], sort_keys=True), {})
         seed = json.dumps(seeds, sort_keys=True)
@@ -106,6 +107,13 @@ def make_entries(runs: Sequence[Run], questions: Sequence[Question]) -> tuple[li
     entries = [e for e in entries if e.method != DENSE] or entries
     name_apart(entries)
     return [_dense(runs[0], questions), *entries], notes
+
+
+def scorer_fact(run: Run, flag: str) -> bool:
+    """A class flag of the scorer that a run used: as the run recorded it, else as the registry knows the scorer; False
+    for one that neither knows."""
+    cls = registry.classes("scorer").get(str(run.method["scorer"]))
+    return bool(run.method.get(flag, getattr(cls, flag, False)))
 
 
 def _without_seeds(found: Any, seeds: dict[str, Any], path: str = "") -> Any:
@@ -122,20 +130,19 @@ def _without_seeds(found: Any, seeds: dict[str, Any], path: str = "") -> Any:
 
 
 def _entry(runs: list[Run], questions: Sequence[Question]) -> Entry:
-    method = runs[0].method
-    rows = [[run.rows[q.id] for q in questions] for run in runs]
+    method, ids = runs[0].method, [q.id for q in questions]
     preset = method.get("name")
     return Entry(
         label="",
         method=runs[0].row or preset or "",
         keep=_share(method),
         runs=runs,
-        correct=np.array([[float(row["correct"]) for row in group] for group in rows]),
-        costs={cost: _mean(run.metrics.get(cost) for run in runs) for cost in COSTS},
+        correct=answers(runs, ids),
+        costs=costs(runs),
         tokens=np.mean([run.metrics["tokens_per_layer"] for run in runs], axis=0).tolist(),
-        kept=float(np.mean([len(row["kept"]) for group in rows for row in group])),
+        kept=kept(runs, ids),
         preset=preset,
-        scorer=str(method["scorer"]),
+        told=scorer_fact(runs[0], "uses_regions"),
         options=_flat(_without_seeds(runs[0].identity, {})) | {"layers": method.get("layers")},
     )
 
@@ -146,12 +153,6 @@ def _share(method: dict[str, Any]) -> str:
     if method.get("keep_tokens") is not None:
         return f"{method['keep_tokens']} tokens"
     return "–" if method.get("keep_ratio") is None else f"{method['keep_ratio']:g}"
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    found = list(values)
-    known = [value for value in found if value is not None]
-    return float(np.mean(known)) if len(known) == len(found) else None
 
 
 def _flat(found: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -166,8 +167,8 @@ def _flat(found: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _dense(run: Run, questions: Sequence[Question]) -> Entry:
-    correct = np.array([[float(run.rows[q.id]["dense_correct"]) for q in questions]])
-    length = _mean(run.rows[q.id].get("prompt_tokens") for q in questions) or run.metrics["tokens_per_layer"][0]
+    correct = answers([run], [q.id for q in questions], "dense_correct")
+    length = mean(run.rows[q.id].get("prompt_tokens") for q in questions) or run.metrics["tokens_per_layer"][0]
     tokens = [length] * len(run.metrics["tokens_per_layer"])
     return Entry(DENSE, DENSE, "1", [], correct, dict.fromkeys(COSTS, 1.0), tokens, None)
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from prunekit.errors import UnknownNameError
-from prunekit.evaluation.statistics import (
+from prunekit.records.runs import Question
+from prunekit.results.entries import DENSE, Entry
+from prunekit.results.statistics import (
     accuracies,
     bootstrap,
     holm,
@@ -18,8 +20,6 @@ from prunekit.evaluation.statistics import (
     seed_interval,
     task_names,
 )
-from prunekit.records.runs import Question
-from prunekit.report.entries import DENSE, Entry
 
 RESAMPLES = 10_000
 """Draws behind intervals and p-values: the smallest p is 2/10001, small enough for Holm over a hundred rows."""

@@ -13,7 +13,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -63,9 +63,15 @@ def option_groups() -> str:
     return "\n".join(f"{group}: {', '.join(options)}" for group, options in shown.items())
 
 
+def sweep_over(values: Sequence[Any]) -> str:
+    """A list of the configuration as a sweep of the command line: [0.25, 1.0] is "choice(0.25,1)"."""
+    return f"choice({','.join(f'{value:g}' if isinstance(value, float) else str(value) for value in values)})"
+
+
 # Part of the default folders' names: runs that start at the same time have folders of their own.
 OmegaConf.register_new_resolver("prunekit_unique", lambda: secrets.token_hex(4), use_cache=True, replace=True)
 OmegaConf.register_new_resolver("prunekit_groups", option_groups, replace=True)
+OmegaConf.register_new_resolver("prunekit_sweep", sweep_over, replace=True)
 
 
 class SweepSummary(Callback):

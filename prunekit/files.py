@@ -60,13 +60,13 @@ def unwritable(path: Path) -> str | None:
 def written(error: BaseException) -> str | None:
     """The file that was being written when an error came up, None if there was none: a full disk's own error does not
     say it."""
-    found, trace = None, error.__traceback__
+    name, trace = None, error.__traceback__
     while trace is not None:
         for value in trace.tb_frame.f_locals.values():
             if isinstance(value, io.IOBase) and re.search("[wax+]", str(getattr(value, "mode", ""))):
-                found = str(getattr(value, "name", None) or found)
+                name = str(getattr(value, "name", None) or name)
         trace = trace.tb_next
-    return found
+    return name
 
 
 def put_between(path: Path, text: str, name: str, markers: tuple[str, str] | None = None) -> None:

@@ -78,6 +78,10 @@ def _evaluate(
     )
     if not ranks.is_first():
         return found.metrics
+    if config["table"]["spread"] is not None:
+        from prunekit.train.measure import record_spread
+
+        found.metrics = record_spread(config, context.folder, shared_batcher(config), found.examples, pruner)
     mode, grid = config["logger"]["mode"], make_family(loaded.model).grid
     draw_kept(found.examples, found.rows, grid, context.folder / "kept.png")
     print_tables(found.metrics)
@@ -196,7 +200,5 @@ def run_train(config: dict[str, Any], context: Context) -> None:
 
 
 def run_study(config: dict[str, Any], context: Context) -> None:
-    """``task=study``: learned fusion and sparse fine-tuning against no training; a table for docs/training.md."""
-    from prunekit.train.study import run
-
-    run(config, context)
+    """``task=study``: the old word for a sweep over rows whose jobs train."""
+    raise PrunekitError("a study is a sweep over rows: experiment=sparse_finetune, penalties or late_fusion alone")

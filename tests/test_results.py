@@ -11,6 +11,8 @@ import pytest
 from test_cli import arguments, model_folder, run_main  # noqa: F401  (a fixture)
 
 from prunekit.files import put_between
+from prunekit.results.markdown import markdown_table
+from prunekit.results.numbers import ratio, with_interval
 from prunekit.results.settings import TableSettings
 from prunekit.results.statistics import iou
 from prunekit.results.sweep import judge, summarise
@@ -160,6 +162,35 @@ def test_claims_about_rows_that_are_not_there(sweep):
     assert [claim["verdict"] for claim in summarise(sweep, narrowed)["claims"]] == ["not measured"]
     gone = judge({"text": "a", "better": "good", "worse": "bad"}, {}, {}, [], {"good", "bad"})
     assert gone["verdict"] == "not measured"
+
+
+def test_how_numbers_and_tables_are_written():
+    assert with_interval(0.123, (0.11, 0.1349)) == "12.3 [11.0, 13.5]"
+    assert with_interval(0.01, [-0.0201, 0.03], signed=True, unit=" %") == "+1.0 % [-2.0, +3.0]"
+    assert with_interval(0.5, (0.25, 0.75), scale=1, digits=3) == "0.500 [0.250, 0.750]" and ratio(None) == "–"
+    assert markdown_table(["", "a", "b"], [["x", "1", "2"]], align="lrl") == "| | a | b |\n|---|--:|---|\n| x | 1 | 2 |"
+
+
+def test_rows_have_labels_and_the_columns_that_are_asked_for(sweep):
+    """A control is compared with those before it alone; what no job measured is no column."""
+    plan = json.loads((sweep / "sweep.json").read_text())
+    for job, label in zip(plan["jobs"], ("Good one", "Bad one", "Like"), strict=True):
+        job["label"] = label
+    (sweep / "sweep.json").write_text(json.dumps(plan))
+    path = sweep / "1" / "metrics.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model": "m+lora", "spread": {"on_kept": 0.25}}))
+    settings = TableSettings(
+        name="x", against={"good": "the good", "bad": "the bad"}, tasks=False, note="As asked.",
+        columns=["accuracy", "against", "own_dense", "on_kept", "hoyer"],
+    )  # fmt: skip
+    text = render(summarise(sweep, settings), settings)
+    assert "`m` on `d`" in text and "As asked." in text and "Costs" not in text
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    heads = ["", "accuracy", "against the good", "against the bad", "its own dense", "attention on what stays"]
+    assert lines[0] == heads
+    assert [line[0] for line in lines[2:]] == ["Good one", "Bad one", "Like"]
+    assert [line[2:4].count("–") for line in lines[2:]] == [2, 1, 0]
+    assert [line[5] for line in lines[2:]] == ["–", "25.0 %", "–"]
 
 
 def test_iou_of_sets():

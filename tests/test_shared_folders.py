@@ -255,6 +255,21 @@ class TestOneWriter:
         with pytest.warns(UserWarning, match="cannot be locked"), claimed(tmp_path):
             pass
 
+    def test_who_wants_to_wait_comes_after_the_present_writer(self, tmp_path):
+        order = []
+
+        def second():
+            with claimed(tmp_path, wait=True):
+                order.append("second")
+
+        with claimed(tmp_path):
+            thread = threading.Thread(target=second)
+            thread.start()
+            thread.join(0.3)
+            order.append("first")
+        thread.join(60)
+        assert order == ["first", "second"]
+
     def test_tables_in_one_file_wait_for_each_other(self, tmp_path):
         file = tmp_path / "results.md"
         children = [fork(lambda n=n: [put_between(file, str(k), f"{n}-{k}") for k in range(20)]) for n in range(3)]

@@ -23,7 +23,7 @@ from prunekit.evaluation import loop as evaluation
 from prunekit.evaluation.answers import DenseCache
 from prunekit.files import unwritable
 from prunekit.records.folder import Job
-from prunekit.records.identity import difference, job_identity, run_name
+from prunekit.records.identity import difference, job_identity, run_name, what_matters
 from prunekit.registry import source_folder
 
 TWO = "rows={near:['schedule=one_shot','schedule.depth=0.5'],chance:['scorer=random','fusion=single','seed=0,1']}"
@@ -254,6 +254,21 @@ class TestJobs:
             "keep_ratio: 0.5 there, 0.25 here"
         )
         assert "data.limit" in difference(job_identity(CONFIG), job_identity({**CONFIG, "data": {"limit": 3}}))
+
+    def test_parts_of_another_task_do_not_matter(self):
+        config = {"seed": 0, "train": {"max_steps": 1}, "bench": {"rounds": 1}, "table": {}, "study": None}
+        assert what_matters(config, "eval") == {"seed": 0}
+        assert what_matters(config, "train") == {"seed": 0, "train": {"max_steps": 1}}
+        assert what_matters(config, "bench") == {"seed": 0, "bench": {"rounds": 1}}
+
+    def test_several_differences_in_words(self):
+        there = {"a": 1, "b": {"c": 2, "d": 3}, "model": "0f", "z": [1]}
+        assert difference(there, {**there}) is None
+        assert difference(there, {**there, "b": {"c": 2}}) == "b.d: 3 there, None here"
+        assert difference(there, {**there, "model": "1e"}) == "another model, or other weights or dtype of it"
+        two = {**there, "a": 2, "model": "1e", "z": [2]}
+        assert difference(there, two) == "a: 1 there, 2 here, z: [1] there, [2] here"
+        assert difference({str(n): n for n in range(9)}, {}).endswith("2: 2 there, None here, and 6 more")
 
     def test_a_data_file_counts_by_its_content(self, tmp_path):
         file = tmp_path / "q.jsonl"

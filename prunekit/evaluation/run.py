@@ -96,17 +96,17 @@ def evaluate(
         rows.gather(folder, walk.places, name)
         totals = Totals(make_family(loaded.model))
         shown = {example.id: example for example in (examples if walk.whole else loop.head)}
-        held = list(_count(folder, totals, walk, shown, name))
+        counted = list(_count(folder, totals, walk, shown, name))
         _check_count(folder, totals, walk)
-        found: dict[str, Any] = {}
+        measured: dict[str, Any] = {}
         if ranks.is_first():
-            record_kept(batcher, [shown[row["id"]] for row in held], pruner, folder / KEPT)
+            record_kept(batcher, [shown[row["id"]] for row in counted], pruner, folder / KEPT)
             head = {"schema": SCHEMA, "method": _method(pruner, handle.plan.cut_layers), "model": loaded.name}
             corpus = metrics.corpus_metrics(metric, _answers(folder, walk, name))
-            found = {**head, "data": data, "seed": seed, "metric": metric, **_measured(loop, totals), **corpus}
-        found = ranks.share(found)
-        write_json(folder / METRICS, found)
-    return Evaluation(found, held, [shown[row["id"]] for row in held])
+            measured = {**head, "data": data, "seed": seed, "metric": metric, **_measured(loop, totals), **corpus}
+        measured = ranks.share(measured)
+        write_json(folder / METRICS, measured)
+    return Evaluation(measured, counted, [shown[row["id"]] for row in counted])
 
 
 def _check_count(folder: Path, totals: Totals, walk: Walk) -> None:

@@ -21,8 +21,8 @@ Identity = dict[str, Any]
 NOT_OF_A_RUN = ("resume", "overwrite", "logger", "table", "rows", "objective", "batch_size", "device", "study")
 """Parts of a configuration that change the results of no task."""
 
-OF_OTHER_TASKS = dict.fromkeys(("eval", "layers"), ("train", "runs", "report", "bench", "shape"))
-"""Parts that do not change the results of a task."""
+OF_ONE_TASK = {"train": ("train",), "report": ("runs", "report"), "bench": ("bench", "shape")}
+"""Parts that change the results of one task alone."""
 
 MODEL = "another model, or other weights or dtype of it"
 SHOWN = 3
@@ -31,8 +31,8 @@ SHOWN = 3
 
 def what_matters(config: Mapping[str, Any], task: str) -> Identity:
     """The parts of a configuration that change the results of a task."""
-    rest = (*NOT_OF_A_RUN, *OF_OTHER_TASKS.get(task, ()))
-    return {key: value for key, value in config.items() if key not in rest}
+    others = {part for name, parts in OF_ONE_TASK.items() if name != task for part in parts}
+    return {key: value for key, value in config.items() if key not in others.union(NOT_OF_A_RUN)}
 
 
 def job_identity(config: Mapping[str, Any], components: Iterable[object] = ()) -> Identity:

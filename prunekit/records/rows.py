@@ -151,13 +151,13 @@ def _parse(line: bytes) -> Row | None:
     return row if isinstance(row, dict) and isinstance(row.get("id"), str) else None
 
 
-def check_rows(found: Sequence[Row], metrics: Mapping[str, Any], folder: Path) -> None:
+def check_rows(rows: Sequence[Row], metrics: Mapping[str, Any], folder: Path) -> None:
     """Raise unless the rows of a finished run are all its own, and as many as its ``metrics`` count at least."""
-    runs, count = {row.get("run") for row in found}, metrics.get("examples", 0) + metrics.get("errors", 0)
+    runs, count = {row.get("run") for row in rows}, metrics.get("examples", 0) + metrics.get("errors", 0)
     if len(runs) > 1:
         raise PrunekitError(f"'{folder}' holds rows of {len(runs)} runs: resume=true there keeps its own")
-    if len(found) < count:
-        raise PrunekitError(f"'{folder}' is half-written: {len(found)} of {count} predictions")
+    if len(rows) < count:
+        raise PrunekitError(f"'{folder}' is half-written: {len(rows)} of {count} predictions")
 
 
 @contextmanager

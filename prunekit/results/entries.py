@@ -31,7 +31,7 @@ class Entry:
         costs: pruned over dense, means over seeds; None where unknown.
         tokens: mean real tokens in each decoder layer.
         kept: mean visual tokens after the last cut; None for the dense model.
-        told: whether the scorer is told where the answer is.
+        sees_answer: whether the scorer is told where the answer is.
     """
 
     label: str
@@ -43,13 +43,13 @@ class Entry:
     tokens: list[float]
     kept: float | None
     preset: str | None = None
-    told: bool = False
+    sees_answer: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def competes(self) -> bool:
         """Whether it may be the best: neither the dense model nor a scorer that is told the answer's place may."""
-        return bool(self.runs) and not self.told
+        return bool(self.runs) and not self.sees_answer
 
 
 def common_questions(runs: Sequence[Run]) -> tuple[list[Question], list[str]]:
@@ -116,12 +116,12 @@ def scorer_fact(run: Run, flag: str) -> bool:
     return bool(run.method.get(flag, getattr(cls, flag, False)))
 
 
-def _without_seeds(found: Any, seeds: dict[str, Any], path: str = "") -> Any:
-    """``found`` less every "seed" in it; those go to ``seeds`` under their paths."""
-    if not isinstance(found, dict):
-        return found
+def _without_seeds(options: Any, seeds: dict[str, Any], path: str = "") -> Any:
+    """``options`` less every "seed" in it; those go to ``seeds`` under their paths."""
+    if not isinstance(options, dict):
+        return options
     rest = {}
-    for key, value in found.items():
+    for key, value in options.items():
         if key == "seed":
             seeds[f"{path}{key}"] = value
         else:
@@ -142,7 +142,7 @@ def _entry(runs: list[Run], questions: Sequence[Question]) -> Entry:
         tokens=np.mean([run.metrics["tokens_per_layer"] for run in runs], axis=0).tolist(),
         kept=kept(runs, ids),
         preset=preset,
-        told=scorer_fact(runs[0], "uses_regions"),
+        sees_answer=scorer_fact(runs[0], "uses_regions"),
         options=_flat(_without_seeds(runs[0].identity, {})) | {"layers": method.get("layers")},
     )
 
@@ -155,10 +155,10 @@ def _share(method: dict[str, Any]) -> str:
     return "–" if method.get("keep_ratio") is None else f"{method['keep_ratio']:g}"
 
 
-def _flat(found: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Options with dots between the levels; a component's name stands under its kind."""
     flat: dict[str, Any] = {}
-    for key, value in found.items():
+    for key, value in options.items():
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{key}.")
         else:
@@ -177,16 +177,16 @@ def name_apart(entries: Sequence[Entry]) -> None:
     """Set ``method`` and ``label`` so that no two labels are equal: parts of the composition that all share are left
     out, then options that differ are added, then layers, then a number. A row's or method's name stands as it is."""
     unnamed = [e for e in entries if not e.method]
-    shown = [kind for kind in KINDS[:3] if len({str(e.options.get(kind)) for e in unnamed}) > 1]
+    kinds = [kind for kind in KINDS[:3] if len({str(e.options.get(kind)) for e in unnamed}) > 1]
     for entry in unnamed:
-        parts = [str(entry.options.get(kind)) for kind in shown or KINDS[:3]]
+        parts = [str(entry.options.get(kind)) for kind in kinds or KINDS[:3]]
         parts += [str(entry.options[k]) for k, usual in USUAL.items() if entry.options.get(k, usual) != usual]
         entry.method = " · ".join(parts)
     for alike in _alike(entries):
-        told = _differences(alike)
+        keys = _differences(alike)
         for entry in alike:
-            found = [f"{key}={_plain(entry.options.get(key))}" for key in told]
-            entry.method = " ".join([entry.method, *found])
+            words = [f"{key}={_plain(entry.options.get(key))}" for key in keys]
+            entry.method = " ".join([entry.method, *words])
     for alike in _alike(entries):
         for number, entry in enumerate(alike, 1):
             entry.method = f"{entry.method} #{number}"

@@ -10,7 +10,7 @@ RULES = {"l": "---", "r": "--:"}
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]], align: str = "lr") -> str:
     """Lines of a table. ``align`` has a letter a column, ``l`` or ``r``; the last one stands for all that follow."""
     rules = [RULES[align[min(place, len(align) - 1)]] for place in range(len(headings))]
-    lines = [f"| {' | '.join(cells)} |" for cells in (headings, *rows)]
+    lines = ["|" + "".join(f" {cell} |" if cell else " |" for cell in cells) for cells in (headings, *rows)]
     return "\n".join([lines[0], f"|{'|'.join(rules)}|", *lines[1:]])
 
 

@@ -141,7 +141,7 @@ def _described(
     entry["own_dense"] = accuracies(questions, cell.values(questions, "dense_correct").tolist())["mean"]
     if all("spread" in m for m in metrics):
         entry |= {key: mean(m["spread"][key] for m in metrics) for key in metrics[0]["spread"]}
-    if all("training_seconds" in m for m in metrics):
+    if all(m.get("training_seconds") is not None for m in metrics):
         entry["training_seconds"] = mean(m["training_seconds"] for m in metrics)
     return entry
 

@@ -21,22 +21,23 @@ Cell = tuple[str, bool]
 """Text, and whether it is bold."""
 
 
-def caption(found: Comparison) -> str:
+def caption(comparison: Comparison) -> str:
     """What the numbers of the table are, in a few sentences."""
-    images = len({q.image_id for q in found.questions})
+    images = len({q.image_id for q in comparison.questions})
     parts = [
-        f"{found.model} on {found.data}, {len(found.questions)} questions about {images} images.",
-        f"Accuracy in percent, mean over tasks, with 95 % intervals ({found.resamples:,} bootstrap draws of images, of",
-        "seeds as well where there are several). Differences are paired on the same questions; p is two-sided,",
-        f"adjusted by Holm over the rows compared with {found.reference}. Bold: better than every other method of its",
-        f"budget, adjusted p < {SIGNIFICANT}. FLOPs, KV cache and measured prefill time are pruned over dense.",
+        f"{comparison.model} on {comparison.data}, {len(comparison.questions)} questions about {images} images.",
+        "Accuracy in percent, mean over tasks, with 95 % intervals",
+        f"({comparison.resamples:,} bootstrap draws of images, of seeds as well where there are several).",
+        "Differences are paired on the same questions; p is two-sided, adjusted by Holm over the rows compared with",
+        f"{comparison.reference}. Bold: better than every other method of its budget, adjusted p < {SIGNIFICANT}.",
+        "FLOPs, KV cache and measured prefill time are pruned over dense.",
     ]
-    if controls := found.hard_controls:
+    if controls := comparison.hard_controls:
         parts.append(f"Hard: only the examples that {' or '.join(controls)} (of the nearest budget) gets wrong.")
     return " ".join(parts)
 
 
-def main_table(found: Comparison) -> tuple[list[str], list[list[Cell]]]:
+def main_table(comparison: Comparison) -> tuple[list[str], list[list[Cell]]]:
     """Headings and cells of accuracy, differences and cost."""
     columns: list[tuple[str, Callable[[Row], Cell]]] = [
         ("method", lambda r: (_name(r), False)),
@@ -44,8 +45,8 @@ def main_table(found: Comparison) -> tuple[list[str], list[list[Cell]]]:
         ("accuracy", lambda r: (with_interval(r.accuracy["mean"], r.intervals["mean"]), "mean" in r.best)),
         ("over dense", lambda r: (_difference(r.over_dense if r.entry.runs else None), False)),
     ]
-    if found.reference != DENSE:
-        columns += [(f"over {found.reference}", lambda r: (_difference(r.over_reference), False))]
+    if comparison.reference != DENSE:
+        columns += [(f"over {comparison.reference}", lambda r: (_difference(r.over_reference), False))]
     columns += [
         ("p", lambda r: (_p(r.over_reference), False)),
         ("FLOPs", lambda r: (ratio(r.entry.costs["flops_ratio"]), False)),
@@ -54,26 +55,29 @@ def main_table(found: Comparison) -> tuple[list[str], list[list[Cell]]]:
         ("time", lambda r: (ratio(r.entry.costs["prefill_ratio"]), False)),
         ("kept", lambda r: ("all" if r.entry.kept is None else f"{r.entry.kept:.1f}", False)),
     ]
-    if found.hard_controls:
+    if comparison.hard_controls:
         columns += [("hard", lambda r: (_hard(r), False))]
-    return [name for name, _ in columns], [[cell(row) for _, cell in columns] for row in found.rows]
+    return [name for name, _ in columns], [[cell(row) for _, cell in columns] for row in comparison.rows]
 
 
-def task_table(found: Comparison) -> tuple[list[str], list[list[Cell]]]:
+def task_table(comparison: Comparison) -> tuple[list[str], list[list[Cell]]]:
     """Headings and cells of accuracy by task."""
     rows: list[list[Cell]] = []
-    for row in found.rows:
-        cells = [(f"{100 * row.accuracy[task]:.1f}", task in row.best) for task in found.tasks]
+    for row in comparison.rows:
+        cells = [(f"{100 * row.accuracy[task]:.1f}", task in row.best) for task in comparison.tasks]
         rows.append([(_name(row), False), (row.entry.keep, False), *cells])
-    return ["method", "keep", *found.tasks], rows
+    return ["method", "keep", *comparison.tasks], rows
 
 
-def markdown(found: Comparison) -> str:
+def _all_tables(comparison: Comparison) -> list[tuple[list[str], list[list[Cell]]]]:
+    return [main_table(comparison), *([task_table(comparison)] if len(comparison.tasks) > 1 else [])]
+
+
+def markdown(comparison: Comparison) -> str:
     """``table.md``: accuracy and cost, then accuracy by task."""
-    tables = [_markdown(*main_table(found)), _markdown(*task_table(found))] if len(found.tasks) > 1 else [
-        _markdown(*main_table(found))]  # fmt: skip
-    notes = "\n".join(f"- {escape_markdown(note)}" for note in found.notes)
-    return "\n\n".join(part for part in (escape_markdown(caption(found)), *tables, notes) if part) + "\n"
+    tables = [_markdown(*table) for table in _all_tables(comparison)]
+    notes = "\n".join(f"- {escape_markdown(note)}" for note in comparison.notes)
+    return "\n\n".join(part for part in (escape_markdown(caption(comparison)), *tables, notes) if part) + "\n"
 
 
 def _markdown(headings: list[str], rows: list[list[Cell]]) -> str:
@@ -81,10 +85,10 @@ def _markdown(headings: list[str], rows: list[list[Cell]]) -> str:
     return markdown_table([escape_markdown(heading) for heading in headings], cells)
 
 
-def latex(found: Comparison) -> str:
+def latex(comparison: Comparison) -> str:
     """``table.tex``: the same two tables as plain ``tabular``s that need no package."""
-    tables = [main_table(found)] + ([task_table(found)] if len(found.tasks) > 1 else [])
-    return "\n\n".join([f"% {' '.join(caption(found).split())}", *(_latex(*table) for table in tables)]) + "\n"
+    tables = [_latex(*table) for table in _all_tables(comparison)]
+    return "\n\n".join([f"% {' '.join(caption(comparison).split())}", *tables]) + "\n"
 
 
 def _latex(headings: list[str], rows: list[list[Cell]]) -> str:
@@ -101,9 +105,9 @@ def escape_latex(text: str) -> str:
     return "".join(TEX.get(letter, letter) for letter in " ".join(text.split()))
 
 
-def comma_separated(found: Comparison) -> str:
+def comma_separated(comparison: Comparison) -> str:
     """``table.csv``: every number, unrounded, a row an entry."""
-    rows = [_record(row, found) for row in found.rows]
+    rows = [_record(row, comparison) for row in comparison.rows]
     out = io.StringIO()
     writer = csv.DictWriter(out, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
@@ -111,10 +115,11 @@ def comma_separated(found: Comparison) -> str:
     return out.getvalue()
 
 
-def _record(row: Row, found: Comparison) -> dict[str, object]:
+def _record(row: Row, comparison: Comparison) -> dict[str, object]:
     low, high = row.intervals["mean"]
     record: dict[str, object] = {
-        "label": row.entry.label, "method": row.entry.method, "keep": row.entry.keep, "examples": len(found.questions),
+        "label": row.entry.label, "method": row.entry.method, "keep": row.entry.keep,
+        "examples": len(comparison.questions),
         "accuracy": row.accuracy["mean"], "accuracy_low": low, "accuracy_high": high, "best": "mean" in row.best,
         "seeds": row.seeds, **_ends("seeds", row.seed_interval),
     }  # fmt: skip
@@ -125,7 +130,7 @@ def _record(row: Row, found: Comparison) -> dict[str, object]:
     record |= {cost: row.entry.costs[cost] for cost in COSTS} | {"kept": row.entry.kept}
     record |= {"hard_control": hard and hard.control, "hard_examples": hard and hard.examples}
     record |= {"hard_accuracy": hard and hard.accuracy, **_ends("hard", hard.interval if hard else None)}
-    for task in found.tasks:
+    for task in comparison.tasks:
         record |= {f"accuracy/{task}": row.accuracy[task], **_ends(f"accuracy/{task}", row.intervals[task])}
     return record
 
@@ -139,16 +144,16 @@ def _name(row: Row) -> str:
     return f"{row.entry.method} ({row.seeds} seeds)" if row.seeds > 1 else row.entry.method
 
 
-def _difference(found: Difference | None) -> str:
-    return NONE if found is None else with_interval(found.value, found.interval, signed=True)
+def _difference(difference: Difference | None) -> str:
+    return NONE if difference is None else with_interval(difference.value, difference.interval, signed=True)
 
 
-def _p(found: Difference | None) -> str:
-    if found is None:
+def _p(difference: Difference | None) -> str:
+    if difference is None:
         return NONE
-    return "<0.001" if found.adjusted < 0.001 else f"{found.adjusted:.3f}"
+    return "<0.001" if difference.adjusted < 0.001 else f"{difference.adjusted:.3f}"
 
 
 def _hard(row: Row) -> str:
-    found = row.hard
-    return NONE if found is None else f"{with_interval(found.accuracy, found.interval)} (n={found.examples})"
+    hard = row.hard
+    return NONE if hard is None else f"{with_interval(hard.accuracy, hard.interval)} (n={hard.examples})"

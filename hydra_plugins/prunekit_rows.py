@@ -27,12 +27,14 @@ class Planned(NamedTuple):  # no dataclass: Hydra runs this file before Python k
 
     Attributes:
         row: its row's name.
+        label: the row's name in a table.
         values: what varies within the row, by key.
         words: all overrides.
         folder: the job's own, below the sweep's.
     """
 
     row: str
+    label: str
     values: dict[str, str]
     words: list[str]
     folder: str
@@ -71,59 +73,66 @@ def _words(job: Planned) -> list[str]:
 
 
 def plan(config: DictConfig, params: list[str], arguments: list[str], loader: ConfigLoader) -> list[Planned]:
-    """The jobs of a configuration's ``rows``, those that ``table.rows`` names if it names any."""
+    """The jobs of a configuration's ``rows``: those that ``table.rows`` names if it names any, without those of
+    ``study.skip``."""
+    labels: Any = OmegaConf.select(config, "table.labels") or {}
     rows: Any = OmegaConf.to_container(config.rows, resolve=True) if config.get("rows") else None
     if not isinstance(rows, dict):
         raise HydraException("hydra/sweeper=rows needs rows={NAME: [override, ...], ...}")
     parser, jobs = OverridesParser.create(config_loader=loader), []
+    arguments = [word for word in arguments if word != "task=study"]  # the old word for rows whose jobs train
     for name, words in rows.items():
         if words is None:  # a row that was taken out by rows.NAME=null
             continue
         if not isinstance(words, list):
             raise HydraException(f"rows.{name} must be a list of overrides, not {words!r}")
-        jobs += expand(str(name), parser.parse_overrides([*params, *map(str, words), *arguments]))
+        overrides = parser.parse_overrides([*params, *map(str, words), *arguments])
+        jobs += expand(str(name), overrides, labels.get(name))
     if twice := [folder for folder, count in Counter(job.folder for job in jobs).items() if count > 1]:
         raise HydraException(f"rows: two jobs share the folder '{twice[0]}'")
-    return chosen(jobs, OmegaConf.select(config, "table.rows"))
+    return chosen(jobs, OmegaConf.select(config, "table.rows"), OmegaConf.select(config, "study.skip"))
 
 
-def chosen(jobs: list[Planned], wanted: Any) -> list[Planned]:
-    """The jobs of the rows named; all if it is None."""
+def chosen(jobs: list[Planned], wanted: Any, skipped: Any) -> list[Planned]:
+    """The jobs of the rows that are wanted (None: all) and not skipped; the first row of a study stays."""
     from prunekit.errors import check_choice
 
-    if wanted is None:
-        return jobs
-    names = [wanted] if isinstance(wanted, str) else list(wanted)
+    rows = list(dict.fromkeys(job.row for job in jobs))
+    names = rows if wanted is None else [wanted] if isinstance(wanted, str) else list(wanted)
     for name in names:
-        check_choice("row", name, dict.fromkeys(job.row for job in jobs))
-    return [job for job in jobs if job.row in names]
+        check_choice("row", name, rows)
+    for name in skipped or ():
+        check_choice("study.skip", name, rows[1:])
+    return [job for job in jobs if job.row in names and job.row not in (skipped or ())]
 
 
-def expand(name: str, overrides: Sequence[Override]) -> list[Planned]:
+def expand(name: str, overrides: Sequence[Override], label: str | None = None) -> list[Planned]:
     """The jobs of one row: the product of its sweeps. Of two overrides of a key the later counts. ``{key}`` in the
-    row's name stands for the value of that key."""
+    row's name and label stands for the value of that key."""
     merged = {override.get_key_element(): override for override in overrides}
     swept = [key for key, override in merged.items() if override.is_sweep_override()]
     (products,) = BasicSweeper.split_arguments(list(merged.values()), None)
     jobs = []
     for words in products:
-        given = {key: word.partition("=")[2] for key, word in zip(merged, words, strict=True)}
-        label = name
-        for key, value in given.items():
-            label = label.replace(f"{{{key}}}", value)
-        values = {key: given[key] for key in swept if f"{{{key}}}" not in name}
-        parts = [label, *(f"{key}_{value}" for key, value in values.items())]
+        assigned = {key: word.partition("=")[2] for key, word in zip(merged, words, strict=True)}
+        row, title = name, label or name
+        for key, value in assigned.items():
+            row, title = (text.replace(f"{{{key}}}", value) for text in (row, title))
+        values = {key: assigned[key] for key in swept if f"{{{key}}}" not in name}
+        parts = [row, *(f"{key}_{value}" for key, value in values.items())]
         folder = "/".join(re.sub(r"_*[^\w.-]+_*", "_", part).strip("._") or "_" for part in parts)
-        jobs.append(Planned(label, values, words, folder))
+        jobs.append(Planned(row, title, values, words, folder))
     return jobs
 
 
 def write_plan(folder: Path, jobs: Sequence[Planned]) -> None:
     """The jobs as planned, for whoever reads the sweep's folder."""
     from prunekit.files import write_json
-    from prunekit.jobs import PLAN  # not at the top: Hydra imports this file in every program that uses it
+    from prunekit.records.sweep import PLAN  # not at the top: Hydra imports this file in every program that uses it
 
-    listed = [{"folder": j.folder, "row": j.row, "values": j.values, "overrides": j.words} for j in jobs]
+    listed = [
+        {"folder": j.folder, "row": j.row, "label": j.label, "values": j.values, "overrides": j.words} for j in jobs
+    ]
     write_json(folder / PLAN, {"schema": 1, "jobs": listed})
 
 

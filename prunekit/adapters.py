@@ -65,7 +65,7 @@ def _loaded(model: Any, file: Path) -> Any:
     return model
 
 
-def digest(folder: str | Path) -> str:
+def weights_digest(folder: str | Path) -> str:
     """A hash of what ``attach`` reads."""
     folder, content = Path(folder), hashlib.sha256()
     for place in (folder, folder / ADAPTER):

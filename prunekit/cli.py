@@ -13,7 +13,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -33,24 +33,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from prunekit import __version__, ranks
 from prunekit.errors import FolderError, PrunekitError, UnknownNameError
-from prunekit.files import written
-from prunekit.jobs import ERROR, failure, outcomes, reporting, unwritable
+from prunekit.files import unwritable, written
+from prunekit.records.folder import check_flags, check_replaceable, check_resumable, clear_results, holds_results
+from prunekit.records.lock import LOCK, check_free, claimed
+from prunekit.records.sweep import ERROR, failure, outcomes, reporting
 from prunekit.registry import registry
-from prunekit.runfolder import (
-    LOCK,
-    check_flags,
-    check_free,
-    check_replaceable,
-    check_resumable,
-    claimed,
-    clear_results,
-    holds_results,
-)
 from prunekit.store import register_options
 from prunekit.words import CONF, prepared, quoted
 
 if TYPE_CHECKING:
-    from prunekit.evaluation.results import Settings
+    from prunekit.results.settings import TableSettings
 
 _failed_jobs: list[str] = []
 _errors: list[Exception] = []
@@ -71,9 +63,15 @@ def option_groups() -> str:
     return "\n".join(f"{group}: {', '.join(options)}" for group, options in shown.items())
 
 
+def sweep_over(values: Sequence[Any]) -> str:
+    """A list of the configuration as a sweep of the command line: [0.25, 1.0] is "choice(0.25,1)"."""
+    return f"choice({','.join(f'{value:g}' if isinstance(value, float) else str(value) for value in values)})"
+
+
 # Part of the default folders' names: runs that start at the same time have folders of their own.
 OmegaConf.register_new_resolver("prunekit_unique", lambda: secrets.token_hex(4), use_cache=True, replace=True)
 OmegaConf.register_new_resolver("prunekit_groups", option_groups, replace=True)
+OmegaConf.register_new_resolver("prunekit_sweep", sweep_over, replace=True)
 
 
 class SweepSummary(Callback):
@@ -218,7 +216,7 @@ def planned(config: DictConfig) -> list[tuple[str, dict[str, Any]]] | None:
 
 def _write_table(config: DictConfig, folder: Path) -> None:
     """The table of a sweep over rows; what is wrong with it becomes the program's error, as callbacks may not raise."""
-    from prunekit.evaluation.results import write_results
+    from prunekit.results.sweep import write_results
 
     try:
         print(f"files: {', '.join(write_results(folder, table_settings(config)))}")
@@ -226,11 +224,11 @@ def _write_table(config: DictConfig, folder: Path) -> None:
         _errors.append(error)
 
 
-def table_settings(config: DictConfig) -> Settings:
+def table_settings(config: DictConfig) -> TableSettings:
     """``table`` of the configuration, checked."""
-    from prunekit.evaluation.results import Settings
+    from prunekit.results.settings import TableSettings
 
-    return Settings.of(OmegaConf.to_container(config.table, resolve=True))  # type: ignore[arg-type]
+    return TableSettings.of(OmegaConf.to_container(config.table, resolve=True))  # type: ignore[arg-type]
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")

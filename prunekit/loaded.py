@@ -5,18 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+TRAINED_KINDS = ("lora", "projector", "full")
+"""Kinds of training after which the model is another, and is named so: "mini+lora"."""
+
+
+def base_name(name: str) -> str:
+    """The name of the model that a trained one started from."""
+    base, plus, kind = name.rpartition("+")
+    return base if plus and kind in TRAINED_KINDS else name
+
 
 @dataclass
 class LoadedModel:
     """A model ready to evaluate.
 
     Attributes:
-        fingerprint: changes when weights, config, dtype or prompt do; dense results are cached under it.
+        digest: changes when weights, config, dtype or prompt do; dense results are cached under it.
         prompt: what to ask with in place of the processor's chat template.
     """
 
     model: Any
     processor: Any
     name: str
-    fingerprint: str
+    digest: str
     prompt: str | None = None

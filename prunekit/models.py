@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from prunekit import ranks
-from prunekit.adapters import attach, digest
+from prunekit.adapters import attach, weights_digest
 from prunekit.data.rows import parse_prompt
+from prunekit.digests import digest
 from prunekit.errors import PrunekitError, UnknownNameError, check_choice
 from prunekit.loaded import LoadedModel
 from prunekit.model_errors import loading_failed, missing_parts, not_found
@@ -22,7 +23,7 @@ EMBEDDED = {name: Path(__file__).parent / "assets" / name for name in ("mini", "
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 WHOLE_FILE = 256 * 2**20
-"""Files up to this size are hashed whole for the fingerprint, larger ones by size and time of change."""
+"""Files up to this size are hashed whole for the digest, larger ones by size and time of change."""
 
 
 def resolve_device(device: str) -> torch.device:
@@ -104,11 +105,11 @@ def load_model(
     if device_map is None:
         model = model.to(place)
     _make_ready(name, processor)
-    mark = _fingerprint(source, model, attn)
+    mark = _model_digest(source, model, attn)
     if asked is not None:
-        mark = hashlib.sha256(f"{mark} {asked}".encode()).hexdigest()[:32]
+        mark = digest(f"{mark} {asked}", 32)
     if adapter is not None:
-        model, mark = attach(model, adapter), f"{mark}-{digest(adapter)}"
+        model, mark = attach(model, adapter), f"{mark}-{weights_digest(adapter)}"
     return LoadedModel(model.eval(), processor, name, mark, asked)
 
 
@@ -124,13 +125,13 @@ def _make_ready(name: str, processor: Any) -> None:
 
 def source_digest(name: str) -> str:
     """Digest of the files of a local or embedded model, without loading it; of a hub id, the name's alone."""
-    digest, folder = hashlib.sha256(), EMBEDDED.get(name, Path(name))
+    content, folder = hashlib.sha256(), EMBEDDED.get(name, Path(name))
     if not folder.is_dir():
-        digest.update(name.encode())
+        content.update(name.encode())
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.suffix in (".json", ".safetensors", ".bin", ".jinja", ".txt", ".model"):
-            digest.update(path.name.encode() + _content(path))
-    return digest.hexdigest()[:32]
+            content.update(path.name.encode() + _content(path))
+    return content.hexdigest()[:32]
 
 
 def _content(path: Path) -> bytes:
@@ -140,9 +141,9 @@ def _content(path: Path) -> bytes:
 
 def file_digest(path: Path) -> str:
     """Digest of a file's content; of a large one's size and time of change."""
-    return hashlib.sha256(_content(path)).hexdigest()[:16]
+    return digest(_content(path))
 
 
-def _fingerprint(source: str, model: Any, attn: str) -> str:
+def _model_digest(source: str, model: Any, attn: str) -> str:
     made = f"{model.dtype} {attn} {getattr(model.config, '_commit_hash', None)} {source_digest(source)}"
-    return hashlib.sha256(made.encode()).hexdigest()[:32]
+    return digest(made, 32)

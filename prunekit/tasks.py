@@ -31,12 +31,13 @@ def run_eval(config: dict[str, Any], context: Context) -> float | None:
         What a sweeper may optimise: the mean accuracy, or a number below any where ``objective.flops_limit`` is passed.
     """
     from prunekit.evaluation.other import with_evidence
-    from prunekit.jobs import Job, identity
+    from prunekit.records.folder import Job
+    from prunekit.records.identity import job_identity
     from prunekit.tracking import MODES
 
     check_choice("logger.mode", config["logger"]["mode"], MODES)
     pruner, limit = build_pruner(config), flops_limit(config)
-    job = Job(context.folder, identity(config, pruner.components.values()))
+    job = Job(context.folder, job_identity(config, pruner.components.values()))
     if config["resume"] and (metrics := job.finished()) is not None:
         print(f"finished before: {context.folder} (accuracy {100 * metrics['accuracy']['mean']:.1f} %)")
         return metrics["accuracy"]["mean"]
@@ -59,8 +60,8 @@ def _evaluate(
     """Run, print, draw and log one evaluation; its metrics."""
     from prunekit.evaluation.pictures import draw_kept, overlays
     from prunekit.evaluation.run import evaluate
-    from prunekit.evaluation.table import print_tables
     from prunekit.families import make_family
+    from prunekit.results.run_table import print_tables
     from prunekit.tracking import PICTURES, log_run
 
     found = evaluate(
@@ -77,6 +78,10 @@ def _evaluate(
     )
     if not ranks.is_first():
         return found.metrics
+    if config["table"]["spread"] is not None:
+        from prunekit.train.measure import record_spread
+
+        found.metrics = record_spread(config, context.folder, shared_batcher(config), found.examples, pruner)
     mode, grid = config["logger"]["mode"], make_family(loaded.model).grid
     draw_kept(found.examples, found.rows, grid, context.folder / "kept.png")
     print_tables(found.metrics)
@@ -195,7 +200,5 @@ def run_train(config: dict[str, Any], context: Context) -> None:
 
 
 def run_study(config: dict[str, Any], context: Context) -> None:
-    """``task=study``: learned fusion and sparse fine-tuning against no training; a table for docs/training.md."""
-    from prunekit.train.study import run
-
-    run(config, context)
+    """``task=study``: the old word for a sweep over rows whose jobs train."""
+    raise PrunekitError("a study is a sweep over rows: experiment=sparse_finetune, penalties or late_fusion alone")

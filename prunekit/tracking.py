@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import os
 import shlex
@@ -15,6 +14,7 @@ from uuid import uuid4
 
 from PIL import Image
 
+from prunekit.digests import digest
 from prunekit.errors import check_choice
 
 MODES = ("auto", "online", "offline", "disabled")
@@ -192,8 +192,7 @@ def _start(wandb: Any, folder: Path, mode: str, job: str, options: dict[str, Any
 def run_id(folder: Path, config: dict[str, Any]) -> str:
     """The same for the same configuration in the same folder, so that a resumed run goes on with its own record."""
     same = {**config, "resume": None, "overwrite": None, "folder": str(folder.resolve())}
-    text = json.dumps(same, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return digest(json.dumps(same, sort_keys=True, default=str))
 
 
 def _cells(row: dict[str, Any]) -> list[Any]:

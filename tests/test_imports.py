@@ -24,3 +24,14 @@ def test_the_maths_stands_at_the_bottom():
     for name, targets in edges.items():
         if name.startswith("prunekit.tensors"):
             assert all(target.startswith(tuple(LOWEST)) for target in targets), (name, targets)
+
+
+def test_records_and_results_are_plain_data():
+    """Run folders and tables are read without a model: whoever wants to join tables needs nothing of what ran."""
+    above = tuple(f"prunekit.{name}" for name in ("evaluation", "engine", "components", "pruning", "train", "report"))
+    edges = imports(modules())
+    up = {(name, target) for name, targets in edges.items() if name.startswith(("prunekit.records", "prunekit.results"))
+          for target in targets if target.startswith(above)}  # fmt: skip
+    results_below = {(name, target) for name, targets in edges.items() if name.startswith("prunekit.records")
+                     for target in targets if target.startswith("prunekit.results")}  # fmt: skip
+    assert not up and not results_below

@@ -102,7 +102,7 @@ def test_a_prompt_of_ones_own(saved, questions):
     assert prompt_for(loaded, example(questions, "square.png")) == "user: <image><image>\nwhat is it? said:"
     with pytest.raises(ValueError, match="no place for the earlier turns of '0'"):
         prompt_for(loaded, example(questions, history=(("a", "b"),)))
-    assert loaded.fingerprint != load_model(str(saved("llava")), device="cpu").fingerprint
+    assert loaded.digest != load_model(str(saved("llava")), device="cpu").digest
 
 
 def test_a_device_map_places_the_model(saved, questions):

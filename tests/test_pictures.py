@@ -128,6 +128,6 @@ def test_regions_are_of_the_upright_picture():
 
 def test_answers_to_pictures_that_were_not_turned_are_not_found_again(monkeypatch):
     example = Example("a", "a", "t", "q", ("x",), pictures=(Picture(turned(6, "PNG"), "x row 1"),))
-    now = example.fingerprint()
+    now = example.digest()
     monkeypatch.setattr("prunekit.data.example.READING", "")
-    assert example.fingerprint() != now
+    assert example.digest() != now

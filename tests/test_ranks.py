@@ -18,9 +18,10 @@ from test_resume import lines, loaded, measured, run  # noqa: F401  (a fixture)
 
 from prunekit import configured, models, ranks, tasks
 from prunekit.data import load
+from prunekit.digests import id_number
 from prunekit.errors import PrunekitError
-from prunekit.evaluation import rows
-from prunekit.evaluation.windows import Walk, digest
+from prunekit.evaluation.windows import Walk
+from prunekit.records import rows
 
 COUNT = 26
 """Over two processes, in batches of 5: 14 and 12, a remainder on both sides."""
@@ -150,7 +151,7 @@ def test_shares_are_whole_images_and_cover_the_data_once(monkeypatch):
         walk = Walk(examples, 4, window=5)
         windows = list(walk.windows())
         assert all(len(window) == 5 for window in windows[:-1])
-        assert walk.places == {digest(e.id): place for place, e in enumerate(examples)}
+        assert walk.places == {id_number(e.id): place for place, e in enumerate(examples)}
         found.append([e for window in windows for e in window])
     assert sorted(e.id for share in found for e in share) == sorted(e.id for e in examples)
     images = [{e.image_id for e in share} for share in found]

@@ -18,10 +18,12 @@ from test_cli import arguments, model_folder, run_main  # noqa: F401  (a fixture
 
 from fabricated import TASKS, change, make_run, questions, spoilt
 from prunekit.errors import PrunekitError
-from prunekit.report import compare, tables
-from prunekit.report.entries import COSTS
+from prunekit.records.runs import find_runs
 from prunekit.report.plots import overlaps
 from prunekit.report.task import analyse, report
+from prunekit.results import compare, tables
+from prunekit.results.entries import scorer_fact
+from prunekit.results.seeds import COSTS
 
 FILES = {
     "table.md", "table.tex", "table.csv", "pareto.png", "pareto.pdf", "layers.png", "overlap.png", "kept.png",
@@ -128,6 +130,23 @@ def test_bold_is_only_what_is_significantly_best(tmp_path):
     found = analyse(str(tmp_path / "runs"))
     assert not any("mean" in row.best for row in found.rows)
     assert "**" not in tables.markdown(found).split("| method | keep | colour")[0]
+
+
+def test_facts_of_a_scorer_are_recorded_or_looked_up(tmp_path):
+    """A scorer of somebody else's folder is not registered here: its run says what it is."""
+    asked = questions(4)
+    for name, recorded in {
+        "theirs": {"uses_regions": True, "draws": True},
+        "oracle": {},
+        "random": {},
+        "mine": {},
+    }.items():
+        make_run(tmp_path / name, name, 0.5, asked=asked, scorer=name)
+        path = tmp_path / name / "metrics.json"
+        change(path, method={**json.loads(path.read_text())["method"], **recorded})
+    runs = {run.folder.name: run for run in find_runs(tmp_path)[0]}
+    assert {name for name, run in runs.items() if scorer_fact(run, "uses_regions")} == {"theirs", "oracle"}
+    assert {name for name, run in runs.items() if scorer_fact(run, "draws")} == {"theirs", "random"}
 
 
 def test_overlap_is_intersection_over_union(tmp_path):

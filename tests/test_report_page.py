@@ -12,8 +12,8 @@ import pytest
 from test_report import EVIL
 
 from fabricated import make_run, questions
-from prunekit.report import compare
 from prunekit.report.task import report
+from prunekit.results import compare
 
 BROWSER = Path(__file__).parent / "browser.py"
 

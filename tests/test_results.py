@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 from test_cli import arguments, model_folder, run_main  # noqa: F401  (a fixture)
 
-from prunekit.evaluation.markdown import render
-from prunekit.evaluation.results import Settings, judge, summarise
-from prunekit.evaluation.statistics import iou
 from prunekit.files import put_between
+from prunekit.results.markdown import markdown_table
+from prunekit.results.numbers import ratio, with_interval
+from prunekit.results.settings import TableSettings
+from prunekit.results.statistics import iou
+from prunekit.results.sweep import judge, summarise
+from prunekit.results.sweep_table import render
 
 
 def table(model_folder, folder, *more):  # noqa: F811
@@ -89,10 +92,11 @@ def made(folder, name, right, kept=(0, 1), image=lambda i: i // 2, values=None):
     folder.mkdir(parents=True)
     lines = [
         {"id": f"q{i}", "image_id": f"i{image(i)}", "task": "ab"[i % 2], "correct": bool(r), "dense_correct": True,
-         "kept": list(kept)} for i, r in enumerate(right)
+         "question": "?", "prediction": "", "dense_prediction": "", "kept": list(kept)} for i, r in enumerate(right)
     ]  # fmt: skip
     (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    metrics = {"model": "m", "data": "d", "flops_ratio": 0.5619, "flops_ratio_with_vision": None, "kv_ratio": 0.5,
+    metrics = {"schema": 1, "method": {"scorer": "random"}, "examples": len(lines), "tokens_per_layer": [1.0],
+               "model": "m", "data": "d", "flops_ratio": 0.5619, "flops_ratio_with_vision": None, "kv_ratio": 0.5,
                "prefill_ratio": 0.7, "prefill_ratio_includes_vision": False}  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(metrics))
     return {"folder": folder.name, "row": name, "values": values or {}, "overrides": []}
@@ -121,7 +125,7 @@ def test_claims_are_judged_by_paired_intervals(sweep):
         {"text": "f", "row": "good", "cost": "flops_ratio", "value": 0.56},
         {"text": "g", "row": "good", "cost": "flops_ratio", "value": 0.57},
     ]
-    found = summarise(sweep, Settings(name="x", overlap="good", claims=claims))
+    found = summarise(sweep, TableSettings(name="x", overlap="good", claims=claims))
     verdicts = [claim["verdict"] for claim in found["claims"]]
     assert verdicts == ["holds", "does not hold", "open", "does not hold", "holds", "holds", "does not hold"]
     assert found["examples"] == 390  # those that every run has
@@ -141,7 +145,7 @@ def test_what_is_swept_besides_makes_sections(tmp_path):
         jobs.append(made(tmp_path / str(number), name, right, values={"keep_ratio": keep, "seed": seed}))
     (tmp_path / "sweep.json").write_text(json.dumps({"schema": 1, "jobs": jobs}))
     for compact in (False, True):
-        settings = Settings(name="x", reference="a", compact=compact)
+        settings = TableSettings(name="x", reference="a", compact=compact)
         found = summarise(tmp_path, settings)
         cells = [(c["row"], c["section"].removeprefix("keep_ratio "), c["seeds"]) for c in found["cells"]]
         assert cells == [("a", "0.5", 2), ("a", "0.1", 2), ("b", "0.5", 2), ("b", "0.1", 2)]
@@ -153,11 +157,40 @@ def test_what_is_swept_besides_makes_sections(tmp_path):
 
 def test_claims_about_rows_that_are_not_there(sweep):
     with pytest.raises(ValueError, match="Did you mean 'good'"):
-        summarise(sweep, Settings(name="x", claims=[{"text": "a", "better": "godo", "worse": "bad"}]))
-    narrowed = Settings(name="x", rows=["good"], claims=[{"text": "a", "better": "good", "worse": "left out"}])
+        summarise(sweep, TableSettings(name="x", claims=[{"text": "a", "better": "godo", "worse": "bad"}]))
+    narrowed = TableSettings(name="x", rows=["good"], claims=[{"text": "a", "better": "good", "worse": "left out"}])
     assert [claim["verdict"] for claim in summarise(sweep, narrowed)["claims"]] == ["not measured"]
     gone = judge({"text": "a", "better": "good", "worse": "bad"}, {}, {}, [], {"good", "bad"})
     assert gone["verdict"] == "not measured"
+
+
+def test_how_numbers_and_tables_are_written():
+    assert with_interval(0.123, (0.11, 0.1349)) == "12.3 [11.0, 13.5]"
+    assert with_interval(0.01, [-0.0201, 0.03], signed=True, unit=" %") == "+1.0 % [-2.0, +3.0]"
+    assert with_interval(0.5, (0.25, 0.75), scale=1, digits=3) == "0.500 [0.250, 0.750]" and ratio(None) == "–"
+    assert markdown_table(["", "a", "b"], [["x", "1", "2"]], align="lrl") == "| | a | b |\n|---|--:|---|\n| x | 1 | 2 |"
+
+
+def test_rows_have_labels_and_the_columns_that_are_asked_for(sweep):
+    """A control is compared with those before it alone; what no job measured is no column."""
+    plan = json.loads((sweep / "sweep.json").read_text())
+    for job, label in zip(plan["jobs"], ("Good one", "Bad one", "Like"), strict=True):
+        job["label"] = label
+    (sweep / "sweep.json").write_text(json.dumps(plan))
+    path = sweep / "1" / "metrics.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model": "m+lora", "spread": {"on_kept": 0.25}}))
+    settings = TableSettings(
+        name="x", against={"good": "the good", "bad": "the bad"}, tasks=False, note="As asked.",
+        columns=["accuracy", "against", "own_dense", "on_kept", "hoyer"],
+    )  # fmt: skip
+    text = render(summarise(sweep, settings), settings)
+    assert "`m` on `d`" in text and "As asked." in text and "Costs" not in text
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    heads = ["", "accuracy", "against the good", "against the bad", "its own dense", "attention on what stays"]
+    assert lines[0] == heads
+    assert [line[0] for line in lines[2:]] == ["Good one", "Bad one", "Like"]
+    assert [line[2:4].count("–") for line in lines[2:]] == [2, 1, 0]
+    assert [line[5] for line in lines[2:]] == ["–", "25.0 %", "–"]
 
 
 def test_iou_of_sets():
@@ -168,7 +201,7 @@ def test_runs_of_different_data_are_not_compared(sweep):
     path = sweep / "1" / "metrics.json"
     path.write_text(path.read_text().replace('"d"', '"other"'))
     with pytest.raises(ValueError, match="differ in their data: d, other"):
-        summarise(sweep, Settings(name="x"))
+        summarise(sweep, TableSettings(name="x"))
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ from prunekit.data import load
 from prunekit.data.pictures import Picture
 from prunekit.data.source import Examples
 from prunekit.errors import PrunekitError
-from prunekit.evaluation import rows
 from prunekit.evaluation.run import evaluate
 from prunekit.models import load_model
+from prunekit.records import rows
 
 COUNT = 36
 
@@ -137,15 +137,15 @@ def test_another_configuration_is_named(tmp_path, loaded):
     run(loaded, tmp_path, load("test", 4))
     before = (tmp_path / "predictions.jsonl").read_bytes()
     for pruner, options, word in (
-        (prunekit.Pruner(keep_ratio=0.25), {}, "keep_ratio=0.5 there, 0.25 here"),
-        (None, {"data": "mini/heldout"}, "data=mini there, mini/heldout here"),
-        (None, {"max_new_tokens": 3}, "max_new_tokens=2 there, 3 here"),
+        (prunekit.Pruner(keep_ratio=0.25), {}, "keep_ratio: 0.5 there, 0.25 here"),
+        (None, {"data": "mini/heldout"}, "data: mini there, mini/heldout here"),
+        (None, {"max_new_tokens": 3}, "max_new_tokens: 2 there, 3 here"),
     ):
         with pytest.raises(PrunekitError, match="another configuration") as caught:
             run(loaded, tmp_path, pruner=pruner, resume=True, **options)
         assert word in str(caught.value) and "\n" not in str(caught.value)
     other = Examples(load("test", 4), "vqa")
-    with pytest.raises(PrunekitError, match="metric=None there, vqa here"):
+    with pytest.raises(PrunekitError, match="metric: None there, vqa here"):
         run(loaded, tmp_path, other, resume=True)
     assert (tmp_path / "predictions.jsonl").read_bytes() == before and (tmp_path / "metrics.json").exists()
 

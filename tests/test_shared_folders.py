@@ -24,10 +24,11 @@ import prunekit
 from prunekit import cli, ranks
 from prunekit.data import load
 from prunekit.errors import FolderError, PrunekitError
-from prunekit.evaluation import rows
-from prunekit.evaluation.results import Settings, summarise
 from prunekit.files import put_between
-from prunekit.runfolder import LOCK, WRITER, claimed
+from prunekit.records import rows
+from prunekit.records.lock import LOCK, WRITER, claimed
+from prunekit.results.settings import TableSettings
+from prunekit.results.sweep import summarise
 
 TRAIN = ["task=train", "train.max_steps=1", "train.batch_size=4", "train.log_steps=1", "train.limit=8", "data.limit=7"]
 BENCH = ["task=bench", "bench.rounds=1", "bench.new_tokens=0", "bench.eager=false"]
@@ -241,7 +242,7 @@ class TestOneWriter:
     def test_a_disk_without_locks_is_said(self, monkeypatch, tmp_path):
         import errno
 
-        from prunekit import runfolder
+        from prunekit.records import lock
 
         class NoLock:
             def __init__(self, *_, **__):
@@ -250,9 +251,24 @@ class TestOneWriter:
             def acquire(self):
                 raise OSError(errno.ENOLCK, "No locks available")
 
-        monkeypatch.setattr(runfolder, "FileLock", NoLock)
+        monkeypatch.setattr(lock, "FileLock", NoLock)
         with pytest.warns(UserWarning, match="cannot be locked"), claimed(tmp_path):
             pass
+
+    def test_who_wants_to_wait_comes_after_the_present_writer(self, tmp_path):
+        order = []
+
+        def second():
+            with claimed(tmp_path, wait=True):
+                order.append("second")
+
+        with claimed(tmp_path):
+            thread = threading.Thread(target=second)
+            thread.start()
+            thread.join(0.3)
+            order.append("first")
+        thread.join(60)
+        assert order == ["first", "second"]
 
     def test_tables_in_one_file_wait_for_each_other(self, tmp_path):
         file = tmp_path / "results.md"
@@ -335,7 +351,7 @@ class TestRows:
         run(loaded, tmp_path / "0", load("test", 8))
         (tmp_path / "sweep.json").write_text(json.dumps({"jobs": [{"folder": "0", "row": "a", "values": {}}]}))
         path = tmp_path / "0" / "predictions.jsonl"
-        read = {"table": lambda: summarise(tmp_path, Settings()), "report": lambda: analyse(str(tmp_path))}[reader]
+        read = {"table": lambda: summarise(tmp_path, TableSettings()), "report": lambda: analyse(str(tmp_path))}[reader]
         read()
         whole = lines(tmp_path / "0")
         path.write_text("".join(json.dumps({**row, "run": str(n // 4)}) + "\n" for n, row in enumerate(whole)))
@@ -425,7 +441,7 @@ class TestNothingIsReplaced:
         examples, other = load("test", 4), prunekit.Pruner(keep_ratio=0.25)
         run(loaded, tmp_path, examples)
         before = contents(tmp_path)
-        with pytest.raises(FolderError, match=r"keep_ratio=0\.5 there, 0\.25 here"):
+        with pytest.raises(FolderError, match=r"keep_ratio: 0\.5 there, 0\.25 here"):
             run(loaded, tmp_path, examples, other)
         assert contents(tmp_path) == before
         run(loaded, tmp_path, examples)

@@ -178,13 +178,13 @@ def test_an_image_that_cannot_be_used_is_named_when_it_is_asked_for(folder, kind
     path = jsonl(folder, GOOD, *rows)
     good, bad, missing, odd = opened(path)
     with pytest.raises(RowError, match="row 4: image"):
-        odd.fingerprint()
+        odd.digest()
     assert good.image().size == (8, 6) and not bad.error
     with pytest.raises(RowError, match=r"q\.jsonl row 2: ") as found:
         bad.images()
     assert message in str(found.value)
     with pytest.raises(RowError, match=r"q\.jsonl row 3: image '.*missing\.png': No such file"):
-        missing.fingerprint()
+        missing.digest()
 
 
 def test_a_hundred_megapixels_are_refused_before_they_are_decoded(monkeypatch):
@@ -247,14 +247,14 @@ def test_prompts():
             parse_prompt(wrong)
 
 
-def test_the_same_question_about_the_same_pixels_has_the_same_fingerprint(folder):
+def test_the_same_question_about_the_same_pixels_has_the_same_digest(folder):
     one, two, three, four = opened(
         jsonl(folder, GOOD, {**GOOD, "image": "b.png"}, {**GOOD, "history": [["a", "b"]]}, {**GOOD, "answers": ["x"]})
     )
-    assert one.fingerprint() == four.fingerprint() and len({e.fingerprint() for e in (one, two, three)}) == 3
-    before = one.fingerprint()
+    assert one.digest() == four.digest() and len({e.digest() for e in (one, two, three)}) == 3
+    before = one.digest()
     (folder / "a.png").write_bytes(png("green"))
-    assert one.fingerprint() != before
+    assert one.digest() != before
 
 
 def test_what_is_asked_has_a_digest(folder):

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from prunekit.evaluation import statistics
-from prunekit.evaluation.statistics import (
+from prunekit.results import statistics
+from prunekit.results.statistics import (
     accuracies,
     bootstrap,
     holm,

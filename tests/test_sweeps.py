@@ -21,8 +21,9 @@ from hydra_plugins.prunekit_rows import expand
 from prunekit import configured, tasks
 from prunekit.evaluation import loop as evaluation
 from prunekit.evaluation.answers import DenseCache
-from prunekit.evaluation.rows import run_digest
-from prunekit.jobs import Job, difference, identity, unwritable
+from prunekit.files import unwritable
+from prunekit.records.folder import Job
+from prunekit.records.identity import difference, job_identity, run_name, what_matters
 from prunekit.registry import source_folder
 
 TWO = "rows={near:['schedule=one_shot','schedule.depth=0.5'],chance:['scorer=random','fusion=single','seed=0,1']}"
@@ -248,25 +249,40 @@ CONFIG = {"keep_ratio": 0.5, "model": {"name": "mini"}, "resume": True, "batch_s
 class TestJobs:
     def test_what_matters_to_a_run(self):
         same = {**CONFIG, "resume": False, "batch_size": 8}
-        assert identity(CONFIG) == identity(same)
-        assert difference(identity(CONFIG), identity({**CONFIG, "keep_ratio": 0.25})) == (
+        assert job_identity(CONFIG) == job_identity(same)
+        assert difference(job_identity(CONFIG), job_identity({**CONFIG, "keep_ratio": 0.25})) == (
             "keep_ratio: 0.5 there, 0.25 here"
         )
-        assert "data.limit" in difference(identity(CONFIG), identity({**CONFIG, "data": {"limit": 3}}))
+        assert "data.limit" in difference(job_identity(CONFIG), job_identity({**CONFIG, "data": {"limit": 3}}))
+
+    def test_parts_of_another_task_do_not_matter(self):
+        config = {"seed": 0, "train": {"max_steps": 1}, "bench": {"rounds": 1}, "table": {}, "study": None}
+        assert what_matters(config, "eval") == {"seed": 0}
+        assert what_matters(config, "train") == {"seed": 0, "train": {"max_steps": 1}}
+        assert what_matters(config, "bench") == {"seed": 0, "bench": {"rounds": 1}}
+
+    def test_several_differences_in_words(self):
+        there = {"a": 1, "b": {"c": 2, "d": 3}, "model": "0f", "z": [1]}
+        assert difference(there, {**there}) is None
+        assert difference(there, {**there, "b": {"c": 2}}) == "b.d: 3 there, None here"
+        assert difference(there, {**there, "model": "1e"}) == "another model, or other weights or dtype of it"
+        two = {**there, "a": 2, "model": "1e", "z": [2]}
+        assert difference(there, two) == "a: 1 there, 2 here, z: [1] there, [2] here"
+        assert difference({str(n): n for n in range(9)}, {}).endswith("2: 2 there, None here, and 6 more")
 
     def test_a_data_file_counts_by_its_content(self, tmp_path):
         file = tmp_path / "q.jsonl"
         file.write_text("{}")
         named = {**CONFIG, "data": {"path": str(file), "limit": None}}
-        before = identity(named)
+        before = job_identity(named)
         file.write_text("[]")
-        assert "data.content" in difference(before, identity(named))
+        assert "data.content" in difference(before, job_identity(named))
 
     def test_a_run_with_rows_in_error_is_not_finished(self, tmp_path):
-        job = Job(tmp_path, identity(CONFIG))
+        job = Job(tmp_path, job_identity(CONFIG))
         job.write(finished=True)
         (tmp_path / "run.json").write_text("{}")
-        (tmp_path / "predictions.jsonl").write_text(json.dumps({"id": "1", "run": run_digest({})}) + "\n")
+        (tmp_path / "predictions.jsonl").write_text(json.dumps({"id": "1", "run": run_name({})}) + "\n")
         for metrics, done in (({"examples": 1, "errors": 0}, True), ({"examples": 0, "errors": 1}, False), ({}, False)):
             (tmp_path / "metrics.json").write_text(json.dumps(metrics))
             assert (job.finished() is not None) == done
@@ -276,14 +292,14 @@ class TestJobs:
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"one")
         named = {**CONFIG, "model": {"name": str(folder)}}
-        before = identity(named)
+        before = job_identity(named)
         (folder / "model.safetensors").write_bytes(b"two")
-        assert difference(before, identity(named)).startswith("model.content: ")
+        assert difference(before, job_identity(named)).startswith("model.content: ")
 
     def test_a_method_counts_by_the_content_of_its_file(self, tmp_path):
         parts = prunekit.method("fastv").components.values()
-        ((name, digest),) = identity(CONFIG, parts)["files"].items()
-        assert name == "fastv.py" and identity(CONFIG, prunekit.Pruner().components.values())["files"] == {}
+        ((name, digest),) = job_identity(CONFIG, parts)["files"].items()
+        assert name == "fastv.py" and job_identity(CONFIG, prunekit.Pruner().components.values())["files"] == {}
         assert digest == hashlib.sha256((source_folder("methods") / name).read_bytes()).hexdigest()[:16]
 
     def test_weights_count_by_their_content(self, tmp_path):
@@ -291,7 +307,7 @@ class TestJobs:
         for value in (1.0, 2.0):
             save_file({"weights": torch.full((6,), value)}, tmp_path / "w.safetensors")
             fusion = prunekit.create("fusion", "learned", weights=str(tmp_path / "w.safetensors"))
-            found.append(identity(CONFIG, [fusion]))
+            found.append(job_identity(CONFIG, [fusion]))
         assert difference(*found).startswith("files.w.safetensors: ")
 
     def test_finished_needs_every_line(self, tmp_path):
@@ -300,8 +316,8 @@ class TestJobs:
         job.write(finished=True)
         (tmp_path / "metrics.json").write_text('{"examples": 2}')
         (tmp_path / "run.json").write_text("{}")
-        one, two = (json.dumps({"id": name, "run": run_digest({})}) + "\n" for name in "12")
-        for lines in (one, one + '{"id"', one + two.replace(run_digest({}), "of another run"), '{"id": "1"}\n' * 2):
+        one, two = (json.dumps({"id": name, "run": run_name({})}) + "\n" for name in "12")
+        for lines in (one, one + '{"id"', one + two.replace(run_name({}), "of another run"), '{"id": "1"}\n' * 2):
             (tmp_path / "predictions.jsonl").write_text(lines)
             assert job.finished() is None
         (tmp_path / "predictions.jsonl").write_text(one + two)

@@ -105,8 +105,8 @@ def test_a_trainings_history_is_logged_by_step(tmp_path):
 
 
 def test_a_report_logs_its_table_and_plots(monkeypatch, tmp_path):
-    from prunekit.report import compare
     from prunekit.report.task import report
+    from prunekit.results import compare
 
     monkeypatch.setattr(compare, "RESAMPLES", 200)
     make_run(tmp_path / "runs/0", "fastv", 0.7)

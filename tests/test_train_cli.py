@@ -17,6 +17,7 @@ from test_cli import run_main
 
 import prunekit
 from prunekit.data import load
+from prunekit.train.trainer import PruneTrainer
 from tools.embedded.config import Size, build_model
 from tools.embedded.export import export
 
@@ -202,6 +203,7 @@ def test_the_study_writes_its_table_and_goes_on_where_it_stopped(monkeypatch, tm
     page.write_text("# Before\n\n<!-- sparse_finetune:begin -->\nold\n<!-- sparse_finetune:end -->\n\nafter\n")
     fixed = ["experiment=sparse_finetune", "model=hf", f"model.name={folder_of_a_model}", f"hydra.run.dir={run}"]
     sizes = ["train.max_steps=2", "train.batch_size=4", "data.limit=14", "data.max_new_tokens=2", "study.spread=7"]
+    sizes += ["train.log_steps=1", "logger.mode=disabled"]
     more = ["device=cpu", f"study.file={page}", "study.sparsity=[0.5]", "study.skip=[lora]", "study.picture=null"]
     code, _, err = run_main(monkeypatch, *fixed, *sizes, *more)
     assert code == 0, err
@@ -210,15 +212,21 @@ def test_the_study_writes_its_table_and_goes_on_where_it_stopped(monkeypatch, tm
     labels = ["no training", "learned fusion", "LoRA, λ = 0.5", "LoRA, trained without pruning"]
     for label in labels:
         assert text.count(f"| {label} |") == 2
-    rows = json.loads((run / "study.json").read_text())["rows"]
-    assert [(row["variant"]["name"], row["keep"]) for row in rows] == [
-        (name, keep) for name in ("none", "fusion", "lora-0.5", "dense") for keep in (0.25, 0.1)
+    cells = json.loads((run / "results.json").read_text())["cells"]
+    assert [(cell["row"], cell["section"]) for cell in cells] == [
+        (name, f"keep_ratio {keep}") for name in ("none", "fusion", "lora-0.5", "dense") for keep in (0.25, 0.1)
     ]
-    for row in rows:
-        told = [json.loads(line) for line in _lines(run / row["variant"]["name"] / f"keep-{row['keep']:g}")]
+    for cell in cells:
+        told = [json.loads(line) for line in _lines(run / cell["row"] / cell["section"].replace(" ", "_"))]
         shares = {task: [r["correct"] for r in told if r["task"] == task] for task in {r["task"] for r in told}}
         mean = sum(sum(right) / len(right) for right in shares.values()) / len(shares)
-        assert row["numbers"]["accuracy"] == pytest.approx(mean)
+        assert cell["accuracy"]["mean"] == pytest.approx(mean)
+    calls = []
+    original = PruneTrainer.train
+    monkeypatch.setattr(PruneTrainer, "train", lambda self, *args: calls.append(1) or original(self, *args))
+    code, _, err = run_main(monkeypatch, *fixed, *sizes, *more, "task=study", "overwrite=true")
+    assert code == 0 and len(calls) == 3, err  # each row once, for both keep ratios
+    text = page.read_text()
     stamp = (run / "lora-0.5" / "training.jsonl").stat().st_mtime_ns
     code, _, err = run_main(monkeypatch, *fixed, *sizes, *more, "resume=true")
     assert code == 0, err
@@ -227,6 +235,10 @@ def test_the_study_writes_its_table_and_goes_on_where_it_stopped(monkeypatch, tm
     assert code == 1 and "another configuration (train.learning_rate" in err
     code, _, err = run_main(monkeypatch, *fixed, *sizes, *more, "resume=true", "study.skip=[lorra]")
     assert code == 1 and "Unknown study.skip 'lorra'" in err
+    headings = [line for line in text.splitlines() if line.startswith("| | accuracy")]
+    columns = "accuracy | against no training | against LoRA without pruning | against dense | its own dense | "
+    columns += "attention on what stays | on the image | entropy | Hoyer | minutes"
+    assert headings == [f"| | {columns} |"] * 2
     code, _, err = run_main(monkeypatch, "task=study", f"hydra.run.dir={tmp_path / 'bare'}")
     assert code == 1 and "experiment=sparse_finetune" in err
 

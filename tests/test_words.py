@@ -16,8 +16,8 @@ from test_cli import ROOT, arguments, model_folder, run_main  # noqa: F401  (a f
 from test_resume import lines
 
 import prunekit
-from prunekit.evaluation import rows
 from prunekit.files import write_whole
+from prunekit.records import rows
 from prunekit.words import CONF, prepared, quoted
 
 FOLDERS = [
@@ -183,13 +183,11 @@ class TestFullDisk:
             rows.append(file, {"id": "a"})
         assert one_line(caught.value) == "'/dev/full': No space left on device"
 
-    @pytest.mark.parametrize("name", ["metrics.json", "job.json", "kept", "predictions.jsonl"])
+    @pytest.mark.parametrize("name", ["metrics.json", "job.json", "kept.npz", "predictions.jsonl"])
     def test_files_of_a_run(self, monkeypatch, tmp_path, model_folder, name):  # noqa: F811
         given = arguments(model_folder, tmp_path)
         assert run_main(monkeypatch, *given)[0] == 0
-        part = {"kept": "kept.part", "predictions.jsonl": "predictions.jsonl.part"}.get(
-            name, f"{name}.{os.getpid()}.part"
-        )
+        part = f"{name}.{os.getpid()}.part"
         (tmp_path / part).symlink_to("/dev/full")
         code, _, err = run_main(monkeypatch, *given)
         said = [line for line in err.splitlines() if "error:" in line]
@@ -197,12 +195,12 @@ class TestFullDisk:
 
     def test_what_no_file_is_known_of_names_the_run_folder(self, monkeypatch, tmp_path, model_folder):  # noqa: F811
         """Libraries raise errors of their own."""
-        from prunekit import jobs
+        from prunekit.records import folder
 
         def full(*_, **__):
             raise RuntimeError("[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file data/0")
 
-        monkeypatch.setattr(jobs.Job, "write", full)
+        monkeypatch.setattr(folder.Job, "write", full)
         code, _, err = run_main(monkeypatch, *arguments(model_folder, tmp_path))
         assert code == 1 and f"'{tmp_path}' cannot be written" in err
 
@@ -226,6 +224,6 @@ def test_the_docs_name_tasks_that_exist():
 
 @pytest.mark.parametrize(("layers", "words"), [([4], "cut before layer 4"), ([2, 4], "cut before layers 2, 4")])
 def test_one_layer_is_not_several(layers, words):
-    from prunekit.evaluation.table import cut_before
+    from prunekit.results.run_table import cut_before
 
     assert cut_before(layers) == words

@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from prunekit.results.numbers import NONE, ratio, with_interval
+
 HEADINGS = (
     "run", "prefill ms", "first token ms", "ms a token", "tokens/s", "activations MiB", "KV MiB", "FLOPs", "time",
     "efficiency", "over ceiling",
@@ -41,21 +43,21 @@ def cells(row: dict[str, Any]) -> list[str]:
     return [
         _time(row["prefill_s"]),
         _time(row["first_token_s"], spread=False),
-        "–" if row["token_s"] is None else _time(row["token_s"]),
-        "–" if row["tokens_per_s"] is None else f"{row['tokens_per_s']['median']:.1f}",
+        NONE if row["token_s"] is None else _time(row["token_s"]),
+        NONE if row["tokens_per_s"] is None else f"{row['tokens_per_s']['median']:.1f}",
         f"{row['activation_bytes'] / 2**20:.1f}",
         f"{row['kv_bytes'] / 2**20:.1f}",
-        f"{row['flops_ratio']:.3f}",
+        ratio(row["flops_ratio"]),
         _ratio(row["prefill_ratio"]),
-        "–" if row["efficiency"] is None else f"{row['efficiency']:.3f}",
-        "–" if over is None else over_ceiling(over),
+        ratio(row["efficiency"]),
+        NONE if over is None else over_ceiling(over),
     ]
 
 
 def over_ceiling(found: dict[str, float]) -> str:
     """What a contender takes longer than the ceiling, per cent: the median and its interval."""
-    middle, low, high = (100 * (found[key] - 1) for key in ("median", "from", "to"))
-    return f"{middle:+.1f} % [{low:+.1f}, {high:+.1f}]"
+    middle, low, high = (found[key] - 1 for key in ("median", "from", "to"))
+    return with_interval(middle, (low, high), signed=True, unit=" %")
 
 
 def _time(found: dict[str, float], spread: bool = True) -> str:

@@ -13,11 +13,11 @@ from prunekit.bench.run import SCHEMA, Options, bench_point, machine, profile_pr
 from prunekit.bench.shapes import VISUAL, build, config_of
 from prunekit.bench.workload import Workload, from_example, synthetic
 from prunekit.errors import PrunekitError
-from prunekit.evaluation.table import cut_before
 from prunekit.models import resolve_device, resolve_dtype
 from prunekit.pruning.budget import NOMINAL, for_prompt
 from prunekit.pruning.planner import allotment_of
 from prunekit.pruning.pruner import Pruner
+from prunekit.results.run_table import cut_before
 
 
 @dataclass(frozen=True)

@@ -57,14 +57,14 @@ class Example:
             return [picture.load() for picture in self.pictures]
         return [_image(image_id).copy() for image_id in self.image_ids]
 
-    def fingerprint(self) -> str:
+    def digest(self) -> str:
         """Digest of all that a model is shown: the images, earlier turns, the question. Raises RowError."""
-        digest = hashlib.sha256(repr((self.question, self.history)).encode())
+        content = hashlib.sha256(repr((self.question, self.history)).encode())
         for picture in self.pictures:
-            digest.update(f"{READING} {picture.digest()}".encode())
+            content.update(f"{READING} {picture.digest()}".encode())
         for image in [] if self.pictures else self.images():
-            digest.update(f"{image.size} {image.mode}".encode() + image.tobytes())
-        return digest.hexdigest()[:24]
+            content.update(f"{image.size} {image.mode}".encode() + image.tobytes())
+        return content.hexdigest()[:24]
 
 
 @lru_cache(maxsize=512)

@@ -18,7 +18,7 @@ MAX_PIXELS = 50_000_000
 """More pixels than this in one picture are taken for a mistake unless ``data.max_pixels`` says otherwise."""
 
 READING = "upright"
-"""Stands in fingerprints of examples for the way pictures are read: answers to pictures that were read in another way
+"""Stands in digests of examples for the way pictures are read: answers to pictures that were read in another way
 (not turned, clipped) are not found again."""
 
 TURNS = {

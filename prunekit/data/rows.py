@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -178,8 +177,3 @@ def _identity(row: Mapping[str, Any], number: int) -> str:
     if isinstance(own, bool) or not isinstance(own, str | int):
         raise RowError(f"id must be a text or a whole number, not {shorten(own)}")
     return str(own) if row.get("group") is None else f"{row['group']}#{own}"
-
-
-def id_hash(name: str) -> int:
-    """Eight bytes that stand for an id when millions are remembered."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())

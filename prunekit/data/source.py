@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,8 +12,9 @@ from prunekit.data.benchmarks import BENCHMARKS, Benchmark
 from prunekit.data.example import Example
 from prunekit.data.hub import open_hub
 from prunekit.data.mini import ALL_SPLITS, load
-from prunekit.data.rows import RowReader, id_hash, parse_prompt
+from prunekit.data.rows import RowReader, parse_prompt
 from prunekit.data.tables import Row, Table, open_jsonl, open_parquet
+from prunekit.digests import digest, id_number
 from prunekit.errors import PrunekitError, RowError, check_choice
 from prunekit.files import read_yaml
 from prunekit.metrics import metric
@@ -97,7 +97,7 @@ class Source:
 
 def _once(example: Example, seen: set[int], where: str, number: int) -> Example:
     """The example, or an error if an earlier one has its id: predictions are kept by id."""
-    if (key := id_hash(example.id)) in seen:
+    if (key := id_number(example.id)) in seen:
         return replace(example, id=f"row {number}", error=f"{where}: id '{example.id}' is taken by an earlier row")
     seen.add(key)
     return example
@@ -150,7 +150,7 @@ def gather(source: Source | Examples) -> Examples:
 def _digest(data: Mapping[str, Any]) -> str:
     free = ("limit", "streaming", "max_new_tokens", "metric")  # of those a run keeps its own account, or none is needed
     asked = sorted((key, value) for key, value in data.items() if key not in free)
-    return hashlib.sha256(repr(asked).encode()).hexdigest()[:16]
+    return digest(repr(asked))
 
 
 def source_name(data: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ import torch
 from filelock import FileLock
 
 from prunekit.data.example import Example
+from prunekit.digests import digest
 from prunekit.errors import RowError
 from prunekit.evaluation.batches import Batcher
 from prunekit.evaluation.faults import BatchLimit, survive
@@ -96,8 +96,8 @@ def cache_folder() -> Path:
 class DenseCache:
     """Dense answers of one model, by example: a file of JSON lines named after the content of what produced them."""
 
-    def __init__(self, fingerprint: str, max_new_tokens: int) -> None:
-        key = hashlib.sha256(f"3 {fingerprint} {max_new_tokens}".encode()).hexdigest()[:24]
+    def __init__(self, model_digest: str, max_new_tokens: int) -> None:
+        key = digest(f"3 {model_digest} {max_new_tokens}", 24)
         self.path = cache_folder() / "dense" / f"{key}.jsonl"
         self._answers: dict[str, str] = {}
         self._end = 0  # of what has been read
@@ -119,7 +119,7 @@ class DenseCache:
     def computing(self, examples: Sequence[Example]) -> Iterator[None]:
         """While these examples' answers are computed: of several processes that want the same ones the first computes,
         the others wait and then find them. A process that dies lets go of them; other examples wait for nobody."""
-        names = hashlib.sha256("\n".join(example.id for example in examples).encode()).hexdigest()[:16]
+        names = digest("\n".join(example.id for example in examples))
         lock = FileLock(self.path.with_suffix(f".{names}.lock"))
         with suppress(OSError, NotImplementedError):  # where nothing can be locked, each computes for itself
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,11 +134,11 @@ class DenseCache:
 
     def get(self, example: Example) -> str | None:
         """The kept answer, None if there is none. Raises RowError for an example that cannot be used."""
-        return self._answers.get(example.fingerprint())
+        return self._answers.get(example.digest())
 
     def add(self, example: Example, answer: str) -> None:
         """Keep an answer at once; a folder that cannot be written is no error."""
         with suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a") as file:
-                file.write(json.dumps([example.fingerprint(), answer]) + "\n")
+                file.write(json.dumps([example.digest(), answer]) + "\n")

@@ -21,6 +21,7 @@ from prunekit.evaluation.batches import Batcher
 from prunekit.evaluation.other import for_batch
 from prunekit.evaluation.regions import regions_for
 from prunekit.families import Family, make_family
+from prunekit.files import replacing
 from prunekit.pruning.pruner import Pruner
 from prunekit.views.trace import CutRecord
 
@@ -116,10 +117,8 @@ def write_kept(path: Path, examples: Sequence[KeptExample]) -> None:
     for i, example in enumerate(examples):
         for j, cut in enumerate(example.cuts):
             arrays |= {f"kept_{i}_{j}": cut.kept, f"scores_{i}_{j}": cut.scores}
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
+    with replacing(path) as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    part.replace(path)
 
 
 def read_kept(path: Path) -> dict[str, KeptExample]:

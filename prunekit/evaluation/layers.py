@@ -11,10 +11,12 @@ from rich.table import Table
 
 from prunekit.data.example import Example
 from prunekit.errors import PrunekitError
-from prunekit.evaluation.run import evaluate, write_json
+from prunekit.evaluation.run import evaluate
 from prunekit.families import make_family
+from prunekit.files import write_json
 from prunekit.models import LoadedModel
 from prunekit.pruning.pruner import Pruner
+from prunekit.results.numbers import ratio, with_interval
 
 TOLERANCE = 0.02
 """Accuracy below dense that a recommended layer may cost."""
@@ -85,12 +87,12 @@ def _print(result: dict[str, Any], folder: Path) -> None:
     for heading in ("layer", "accuracy %", "change (paired)", "FLOPs", "KV", "prefill time"):
         table.add_column(heading, justify="right")
     for row in result["layers"]:
-        low, high = (100 * x for x in row["change_ci"])
+        change = with_interval(row["change"], row["change_ci"], signed=True)
         table.add_row(
             str(row["layer"]),
             f"{100 * row['accuracy']:.1f}",
-            f"{100 * row['change']:+.1f} \\[{low:+.1f}, {high:+.1f}]",
-            *(f"{row[k]:.3f}" for k in ("flops_ratio", "kv_ratio", "prefill_ratio")),
+            change.replace("[", r"\["),
+            *(ratio(row[k]) for k in ("flops_ratio", "kv_ratio", "prefill_ratio")),
             style="bold" if row["layer"] == result["recommended_layer"] else None,
         )
     Console(width=None if Console().is_terminal else 110).print(table)

@@ -13,14 +13,15 @@ from tqdm import tqdm
 
 from prunekit import ranks
 from prunekit.data.example import Example
+from prunekit.digests import id_number
 from prunekit.errors import PrunekitError, RowError
-from prunekit.evaluation import rows
 from prunekit.evaluation.answers import Answer, DenseCache, answer_all
 from prunekit.evaluation.batches import Batcher
 from prunekit.evaluation.faults import BatchLimit
 from prunekit.evaluation.regions import regions_for
-from prunekit.evaluation.windows import Walk, digest
+from prunekit.evaluation.windows import Walk
 from prunekit.pruning.pruner import Pruner
+from prunekit.records import rows
 
 Score = Callable[[str, Example], float]
 """What a prediction is worth, in [0, 1]."""
@@ -66,7 +67,7 @@ class Loop:
 
     Attributes:
         run_name: what the rows bear as the name of their run.
-        done: ids whose rows stand, by ``digest``.
+        done: ids whose rows stand, by ``id_number``.
         limits: how many examples go through the dense and the pruned model at a time.
         head: usable examples of the first window that has any, for what is measured once.
     """
@@ -83,14 +84,14 @@ class Loop:
 
     def run(self, walk: Walk, total: int | None, data: str) -> None:
         """Append a row for every example of the walk that has none."""
-        cache = DenseCache(self.batcher.loaded.fingerprint, self.max_new_tokens)
+        cache = DenseCache(self.batcher.loaded.digest, self.max_new_tokens)
         window: list[Example] = []
         faults: dict[str, RowError] = {}
         with ExitStack() as stack:
             self._file = stack.enter_context(rows.own_file(self.folder).open("ab"))
             self._bars = stack.enter_context(closing(Bars(total)))
             for window in walk.windows():
-                todo = [e for e in window if digest(e.id) not in self.done]
+                todo = [e for e in window if id_number(e.id) not in self.done]
                 for side in self.limits:
                     self._bars.advance(side, len(window) - len(todo))
                 faults = self._window(todo, cache)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import length_hint
@@ -13,8 +12,8 @@ from typing import Any
 from prunekit import metrics, ranks
 from prunekit.cost import vision_macs
 from prunekit.data.example import Example
+from prunekit.digests import id_number
 from prunekit.errors import PrunekitError
-from prunekit.evaluation import rows
 from prunekit.evaluation.batches import Batcher
 from prunekit.evaluation.faults import BatchLimit
 from prunekit.evaluation.kept import FILE as KEPT
@@ -23,19 +22,20 @@ from prunekit.evaluation.loop import Loop
 from prunekit.evaluation.regions import regions_for
 from prunekit.evaluation.timing import prefill_ratio
 from prunekit.evaluation.totals import Totals
-from prunekit.evaluation.windows import Walk, digest
+from prunekit.evaluation.windows import Walk
 from prunekit.families import Family, make_family
 from prunekit.files import write_json
 from prunekit.models import LoadedModel
 from prunekit.pruning.pruner import Pruner
 from prunekit.pruning.recipe import component_name
-from prunekit.runfolder import check_flags, claimed, would_replace
+from prunekit.records import rows
+from prunekit.records.folder import METRICS, RUN
+from prunekit.records.identity import Identity, run_name
+from prunekit.records.lock import claimed
+from prunekit.records.runs import SCHEMA
 
-SCHEMA = 1
-OUTPUTS = ("metrics.json", "kept.png", KEPT)
-SIGNATURE = "run.json"
-"""What a run was of: a run of another configuration must not be resumed into it."""
-
+OUTPUTS = (METRICS, "kept.png", KEPT)
+SCORER_FACTS = ("draws", "uses_regions")
 TIMED_BATCH = 8
 
 
@@ -86,9 +86,9 @@ def evaluate(
     handle.remove()
     total, metric, asked = length_hint(examples, -1), metric or metric_of(examples), getattr(examples, "digest", "")
     examples, batcher = _some(examples, data), batcher or Batcher(loaded)
-    signature = sign(loaded, pruner, data, max_new_tokens, metric, asked)
+    identity = identity_of(loaded, pruner, data, max_new_tokens, metric, asked)
     with claimed(folder):
-        done, name = _prepare(folder, signature, resume, overwrite), rows.run_digest(signature)
+        done, name = _prepare(folder, identity, resume, overwrite), run_name(identity)
         limits = {side: BatchLimit(batch_size) for side in ("dense", "pruned")}
         walk = Walk(examples, batch_size, window)
         loop = Loop(batcher, pruner, folder, metrics.metric(metric).score, max_new_tokens, limits, name, done)
@@ -96,17 +96,17 @@ def evaluate(
         rows.gather(folder, walk.places, name)
         totals = Totals(make_family(loaded.model))
         shown = {example.id: example for example in (examples if walk.whole else loop.head)}
-        held = list(_count(folder, totals, walk, shown, name))
+        counted = list(_count(folder, totals, walk, shown, name))
         _check_count(folder, totals, walk)
-        found: dict[str, Any] = {}
+        measured: dict[str, Any] = {}
         if ranks.is_first():
-            record_kept(batcher, [shown[row["id"]] for row in held], pruner, folder / KEPT)
+            record_kept(batcher, [shown[row["id"]] for row in counted], pruner, folder / KEPT)
             head = {"schema": SCHEMA, "method": _method(pruner, handle.plan.cut_layers), "model": loaded.name}
             corpus = metrics.corpus_metrics(metric, _answers(folder, walk, name))
-            found = {**head, "data": data, "seed": seed, "metric": metric, **_measured(loop, totals), **corpus}
-        found = ranks.share(found)
-        write_json(folder / "metrics.json", found)
-    return Evaluation(found, held, [shown[row["id"]] for row in held])
+            measured = {**head, "data": data, "seed": seed, "metric": metric, **_measured(loop, totals), **corpus}
+        measured = ranks.share(measured)
+        write_json(folder / METRICS, measured)
+    return Evaluation(measured, counted, [shown[row["id"]] for row in counted])
 
 
 def _check_count(folder: Path, totals: Totals, walk: Walk) -> None:
@@ -124,12 +124,12 @@ def metric_of(examples: Iterable[Example]) -> str:
     return getattr(examples, "metric", "exact")
 
 
-def sign(
+def identity_of(
     loaded: LoadedModel, pruner: Pruner, data: str, max_new_tokens: int, metric: str = "exact", asked: str = ""
-) -> dict[str, Any]:
-    """What a run is of, as ``run.json`` holds it; ``asked`` is the digest of how the data's rows become questions."""
+) -> Identity:
+    """The run's identity, as ``run.json`` holds it; ``asked`` is the digest of how the data's rows become questions."""
     rest = {name: value for name, value in {"metric": metric, "asked": asked}.items() if value not in ("exact", "")}
-    return {**pruner.describe(), "model": loaded.fingerprint, "data": data, "max_new_tokens": max_new_tokens, **rest}
+    return {**pruner.describe(), "model": loaded.digest, "data": data, "max_new_tokens": max_new_tokens, **rest}
 
 
 def _some(examples: Iterable[Example], data: str) -> Iterable[Example]:
@@ -145,52 +145,27 @@ def _some(examples: Iterable[Example], data: str) -> Iterable[Example]:
     return same
 
 
-def _prepare(folder: Path, signature: dict[str, Any], resume: bool, overwrite: bool) -> set[int]:
+def _prepare(folder: Path, identity: Identity, resume: bool, overwrite: bool) -> set[int]:
     """Make the folder ready: ids that are done in it. By the first process; all learn what comes of it."""
     resume = ranks.share(resume)
-    ranks.by_first(lambda: _make_ready(folder, json.loads(json.dumps(signature)), resume, overwrite))
-    if ranks.is_first():
+
+    def make_ready() -> None:
+        begun = any(rows.read(folder))
+        if RUN.continues(folder, identity, resume=resume, overwrite=overwrite, begun=begun):
+            rows.mend(folder, run_name(identity))
+        else:
+            rows.clear(folder)
         for name in OUTPUTS:  # of an earlier run: they must not pass for this one's
             (folder / name).unlink(missing_ok=True)
-        write_json(folder / SIGNATURE, signature)
+        RUN.write(folder, identity)
+
+    ranks.by_first(make_ready)
     return rows.finished_ids(folder) if resume else set()
-
-
-def _make_ready(folder: Path, signature: dict[str, Any], resume: bool, overwrite: bool) -> None:
-    """Mend the rows that a run to be resumed left, or remove an older run's."""
-    check_flags({"resume": resume, "overwrite": overwrite})
-    signed = _signed(folder) if resume or not overwrite else None
-    changed = "no record of what it is of" if signed is None else _differences(signed, signature)
-    if resume and signed is not None:
-        if changed and any(rows.read(folder)):
-            raise PrunekitError(f"resume: '{folder}' holds a run of another configuration: {changed}")
-        rows.mend(folder, rows.run_digest(signature))
-    elif changed and not overwrite and (folder / "metrics.json").exists():
-        raise would_replace(folder, changed)
-    else:
-        rows.clear(folder)
-
-
-def _signed(folder: Path) -> dict[str, Any] | None:
-    """The signature in a folder, None without one."""
-    path = folder / SIGNATURE
-    try:
-        return json.loads(path.read_text()) if path.exists() else None
-    except ValueError as error:
-        raise PrunekitError(f"'{path}' cannot be read: {error}; overwrite=true begins anew") from None
-
-
-def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:
-    """Where two signatures differ, in words; empty if nowhere."""
-    keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
-    if keys == ["model"]:
-        return "another model, or other weights or dtype of it"
-    return ", ".join(f"{key}={there.get(key)} there, {here.get(key)} here" for key in keys if key != "model")
 
 
 def _of(walk: Walk, folder: Path, name: str) -> Iterator[dict[str, Any]]:
     """The rows of this run and data; a folder may hold others, of a run with more examples."""
-    return (row for row in rows.read(folder) if row.get("run") == name and digest(row["id"]) in walk.places)
+    return (row for row in rows.read(folder) if row.get("run") == name and id_number(row["id"]) in walk.places)
 
 
 def _answers(folder: Path, walk: Walk, name: str) -> Iterator[dict[str, Any]]:
@@ -223,7 +198,8 @@ def _measured(loop: Loop, totals: Totals) -> dict[str, Any]:
 def _method(pruner: Pruner, layers: Sequence[int]) -> dict[str, Any]:
     names = {kind: component_name(component) for kind, component in pruner.components.items()}
     budget = {"keep_ratio": pruner.keep_ratio, **pruner.kept_share}
-    return {"name": pruner.name, **names, "positions": pruner.positions, **budget, "layers": list(layers)}
+    facts = {flag: True for flag in SCORER_FACTS if getattr(pruner.scorer, flag)}  # a table may lack the scorer's class
+    return {"name": pruner.name, **names, "positions": pruner.positions, **budget, "layers": list(layers), **facts}
 
 
 def _vision_macs(batcher: Batcher, family: Family, example: Example) -> float | None:

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 
 from prunekit.cost import prefill_cost
-from prunekit.evaluation.statistics import accuracies, intervals
 from prunekit.evaluation.vision_cost import encoder_saving, with_encoder_saving
 from prunekit.families import Family
+from prunekit.results.statistics import accuracies, intervals
 
 
 class Question(NamedTuple):

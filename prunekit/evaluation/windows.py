@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from prunekit import ranks
 from prunekit.data.example import Example
+from prunekit.digests import id_number
 
 WINDOW = 1024
 """Examples of a list that are sorted by length together, and whose dense answers come first."""
@@ -16,16 +16,11 @@ STREAMED = 256
 """The same of a stream, whose examples may hold the bytes of their images."""
 
 
-def digest(name: str) -> int:
-    """An id in 8 bytes, so that hundreds of thousands can be remembered."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
-
-
 class Walk:
     """The examples in order, each with its place; those of one image that follow each other stay together.
 
     Attributes:
-        places: the place of each example by ``digest`` of its id, those of all processes included.
+        places: the place of each example by ``id_number`` of its id, those of all processes included.
         whole: whether the data is a list, so that all of it may be held.
     """
 
@@ -42,7 +37,7 @@ class Walk:
         run, latest = -1, None
         for place, given in enumerate(self._examples):
             example = self._named(given)
-            self.places[digest(example.id)] = place
+            self.places[id_number(example.id)] = place
             if example.image_id != latest:
                 run, latest = run + 1, example.image_id
             if run % ranks.world() == ranks.rank():
@@ -55,7 +50,7 @@ class Walk:
 
     def _named(self, example: Example) -> Example:
         """The example; a second one under the same id is an error of its own, under a name of its own."""
-        key = digest(example.id)
+        key = id_number(example.id)
         if key not in self.places:
             return example
         self._repeats[key] += 1

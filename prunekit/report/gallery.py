@@ -15,9 +15,9 @@ from PIL import Image
 
 from prunekit.evaluation.kept import FILE, KeptCut, KeptExample, read_kept
 from prunekit.evaluation.pictures import dim
-from prunekit.report.entries import Entry
-from prunekit.report.runs import Question
+from prunekit.records.runs import Question
 from prunekit.report.style import GREY, pyplot, shorten
+from prunekit.results.entries import Entry
 
 COLUMNS, ROWS = 6, 3
 SIDE = 336

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from prunekit.evaluation.kept import KeptCut
-from prunekit.report.compare import Comparison, Row
-from prunekit.report.entries import COSTS
 from prunekit.report.gallery import Shown, heat, usable
 from prunekit.report.plots import COST_NAMES
 from prunekit.report.style import COLOURS, GREY, styles
 from prunekit.report.svg import markup
-from prunekit.report.tables import Cell, caption, main_table, task_table
+from prunekit.results.compare import Comparison, Row
+from prunekit.results.seeds import COSTS
+from prunekit.results.tables import Cell, caption, main_table, task_table
 
 HERE = Path(__file__).parent
 EXAMPLES, PANELS = 12, 24

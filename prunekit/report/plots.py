@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from prunekit.evaluation.statistics import iou
-from prunekit.report.compare import Comparison, Row
-from prunekit.report.entries import COSTS, Entry
 from prunekit.report.style import COLOURS, GREY, pyplot, shorten, styles
 from prunekit.report.svg import mark
+from prunekit.results.compare import Comparison, Row
+from prunekit.results.entries import Entry
+from prunekit.results.seeds import COSTS
+from prunekit.results.statistics import iou
 
 DPI = 150
 MARKER = {"markersize": 6, "markeredgecolor": "white", "markeredgewidth": 0.6}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from prunekit.errors import PrunekitError
-from prunekit.report.entries import Entry
+from prunekit.results.entries import Entry
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
 MARKERS = "osD^vP*Xph<>"

@@ -10,14 +10,15 @@ from rich.console import Console
 from rich.table import Table
 
 from prunekit.errors import PrunekitError
-from prunekit.report import tables
-from prunekit.report.compare import Comparison, compare
-from prunekit.report.entries import COSTS, make_entries
+from prunekit.records.runs import find_runs
 from prunekit.report.gallery import draw_gallery, recorded
 from prunekit.report.page import page
 from prunekit.report.plots import SHOWN, draw_layers, draw_overlap, draw_pareto, overlaps, save
-from prunekit.report.runs import common_questions, find_runs
 from prunekit.report.style import pyplot
+from prunekit.results import tables
+from prunekit.results.compare import Comparison, compare
+from prunekit.results.entries import common_questions, make_entries
+from prunekit.results.seeds import COSTS
 
 PICTURES = "kept.png"
 
@@ -31,13 +32,13 @@ def report(runs: str | None, folder: Path, reference: str | None = None) -> Comp
     """
     check_folder(folder)
     pyplot()  # what is missing is said before any work is done
-    found = analyse(runs, reference)
+    comparison = analyse(runs, reference)
     with _drafts(folder) as drafts:
-        write(found, Path(drafts))
+        write(comparison, Path(drafts))
         (folder / PICTURES).unlink(missing_ok=True)  # of an older report: this one may have none
         for draft in sorted(Path(drafts).iterdir()):
             draft.replace(folder / draft.name)
-    return found
+    return comparison
 
 
 def check_folder(folder: Path) -> None:
@@ -58,9 +59,9 @@ def analyse(runs: str | None, reference: str | None = None) -> Comparison:
     questions, notes = common_questions(read)
     entries, repeated = make_entries(read, questions)
     metrics = read[0].metrics
-    found = compare(entries, questions, reference, model=str(metrics["model"]), data=str(metrics["data"]))
-    found.notes = [f"left out: {line}" for line in left_out] + repeated + notes
-    return found
+    comparison = compare(entries, questions, reference, model=str(metrics["model"]), data=str(metrics["data"]))
+    comparison.notes = [f"left out: {line}" for line in left_out] + repeated + notes
+    return comparison
 
 
 def _drafts(folder: Path) -> tempfile.TemporaryDirectory[str]:
@@ -71,39 +72,43 @@ def _drafts(folder: Path) -> tempfile.TemporaryDirectory[str]:
         raise PrunekitError(f"'{folder}' cannot be written: {error.strerror}") from None
 
 
-def write(found: Comparison, folder: Path) -> None:
+def write(comparison: Comparison, folder: Path) -> None:
     """All files of a report; what cannot be drawn is noted in them."""
-    entries = [row.entry for row in found.rows]
+    entries = [row.entry for row in comparison.rows]
     pruned = [e for e in entries if e.runs]
-    examples = recorded(entries, found.questions)
+    examples = recorded(entries, comparison.questions)
     if not draw_gallery(examples, pruned, folder / PICTURES):
-        found.notes.append(f"no {PICTURES}: no run has examples on record (kept.npz) whose tokens have known places")
-    for name, made in {
-        "table.md": tables.markdown(found),
-        "table.tex": tables.latex(found),
-        "table.csv": tables.comma_separated(found),
+        comparison.notes.append(
+            f"no {PICTURES}: no run has examples on record (kept.npz) whose tokens have known places"
+        )
+    for name, text in {
+        "table.md": tables.markdown(comparison),
+        "table.tex": tables.latex(comparison),
+        "table.csv": tables.comma_separated(comparison),
     }.items():
-        (folder / name).write_text(made, encoding="utf-8")
-    figures = {cost: draw_pareto(found, cost) for cost in COSTS} | {"layers": draw_layers(found)}
+        (folder / name).write_text(text, encoding="utf-8")
+    figures = {cost: draw_pareto(comparison, cost) for cost in COSTS} | {"layers": draw_layers(comparison)}
     save(figures[COSTS[0]], folder / "pareto.png", folder / "pareto.pdf")
     save(figures["layers"], folder / "layers.png")
     shown, labels = pruned[:SHOWN], [e.label for e in pruned[:SHOWN]]
-    overlap = overlaps(shown, [q.id for q in found.questions])
+    overlap = overlaps(shown, [q.id for q in comparison.questions])
     note = f"the first {SHOWN} of {len(pruned)}" if len(pruned) > SHOWN else None
     draw_overlap(labels, overlap, folder / "overlap.png", note)
-    (folder / "report.html").write_text(page(found, figures, labels, overlap, examples), encoding="utf-8")
+    (folder / "report.html").write_text(page(comparison, figures, labels, overlap, examples), encoding="utf-8")
 
 
-def print_report(found: Comparison, folder: Path) -> None:
+def print_report(comparison: Comparison, folder: Path) -> None:
     """The main table on standard output, notes, and where the files are."""
-    headings, rows = tables.main_table(found)
-    table: Any = Table(title=f"{found.model} on {found.data}, {len(found.questions)} questions", title_justify="left")
+    headings, rows = tables.main_table(comparison)
+    table: Any = Table(
+        title=f"{comparison.model} on {comparison.data}, {len(comparison.questions)} questions", title_justify="left"
+    )
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="right" if number else "left")
     for cells in rows:
         table.add_row(*(_rich(*cell) for cell in cells))
     Console(width=None if Console().is_terminal else 190).print(table)
-    for note in found.notes:
+    for note in comparison.notes:
         print(f"note: {note}")
     names = ", ".join(sorted(p.name for p in folder.iterdir() if p.is_file()))
     print(f"files: {folder} ({names})")

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from prunekit.configured import whole
 from prunekit.data.example import Example
 from prunekit.evaluation.batches import Batcher
 from prunekit.pruning.pruner import Pruner
+from prunekit.records.folder import add_metrics
 from prunekit.train.penalties import PENALTIES
+
+
+def record_spread(
+    config: dict[str, Any], folder: Path, batcher: Batcher, examples: Sequence[Example], pruner: Pruner
+) -> dict[str, Any]:
+    """Measure ``score_spread`` on the first ``table.spread`` examples of a finished run; its metrics, with that."""
+    count = whole(config, "table.spread", 1)
+    spread = score_spread(batcher, examples[:count], pruner, whole(config, "batch_size", 1))
+    return add_metrics(folder, spread=spread)
 
 
 def score_spread(batcher: Batcher, examples: Sequence[Example], pruner: Pruner, batch_size: int) -> dict[str, float]:
@@ -18,7 +31,7 @@ def score_spread(batcher: Batcher, examples: Sequence[Example], pruner: Pruner, 
     ``on_kept`` is the share of the scores' sum on what stays, ``l1`` that sum (for attention: how much of the
     instruction's attention the image gets), ``entropy`` and ``hoyer`` the penalties of the same names.
     """
-    found: dict[str, list[float]] = {"on_kept": [], **{name: [] for name in PENALTIES}}
+    spreads: dict[str, list[float]] = {"on_kept": [], **{name: [] for name in PENALTIES}}
     for batch in batcher.batches(examples, batch_size):
         inputs = batcher.inputs(batch, pruner)
         with torch.inference_mode(), pruner(batcher.loaded.model) as trace:
@@ -26,7 +39,7 @@ def score_spread(batcher: Batcher, examples: Sequence[Example], pruner: Pruner, 
         for cut in trace.cuts:
             alive = ~cut.scores.isnan()
             mass = torch.where(alive, cut.scores, 0.0).abs()
-            found["on_kept"] += ((mass * cut.kept).sum(1) / mass.sum(1).clamp(min=1e-12)).tolist()
+            spreads["on_kept"] += ((mass * cut.kept).sum(1) / mass.sum(1).clamp(min=1e-12)).tolist()
             for name, function in PENALTIES.items():
-                found[name] += function(cut.scores, alive).tolist()
-    return {name: sum(values) / len(values) for name, values in found.items()}
+                spreads[name] += function(cut.scores, alive).tolist()
+    return {name: sum(values) / len(values) for name, values in spreads.items()}

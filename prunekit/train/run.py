@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from prunekit import ranks
-from prunekit.adapters import attach, digest
+from prunekit.adapters import attach, weights_digest
 from prunekit.data.example import Example
 from prunekit.errors import PrunekitError
-from prunekit.files import write_json
-from prunekit.jobs import difference
+from prunekit.loaded import TRAINED_KINDS
 from prunekit.models import LoadedModel
 from prunekit.pruning.pruner import Pruner
-from prunekit.runfolder import check_flags, claimed, would_replace
+from prunekit.records.folder import TRAINING
+from prunekit.records.identity import Identity
+from prunekit.records.lock import claimed
 from prunekit.train.artifacts import save_artifacts
 from prunekit.train.batches import Collator, Examples
 from prunekit.train.kinds import with_learned_fusion
@@ -23,11 +24,7 @@ from prunekit.train.model import TrainedModel
 from prunekit.train.settings import JOURNAL, Settings
 from prunekit.train.trainer import Journal, PruneTrainer, arguments_for, last_checkpoint
 
-CHECKPOINTS, SIGNATURE = "checkpoints", "train.json"
-DONE = "pruner.yaml"
-"""The last file that a training writes."""
-MODEL_KINDS = ("lora", "projector", "full")
-"""Kinds after which the model is another."""
+CHECKPOINTS = "checkpoints"
 
 
 def train(
@@ -61,10 +58,10 @@ def train(
     need = settings.batch_size * settings.accumulate * args.world_size
     if len(usable) < need:
         raise PrunekitError(f"data '{data}': {len(usable)} examples do not fill one step's batch of {need}")
-    signature = sign(loaded, pruner, settings, data, seed, args.world_size)
+    identity = identity_of(loaded, pruner, settings, data, seed, args.world_size)
     with claimed(folder):
-        checkpoint = prepare_folder(folder, json.loads(json.dumps(signature)), resume, overwrite)
-        if (folder / DONE).exists():
+        checkpoint = prepare_folder(folder, identity, resume, overwrite)
+        if (folder / TRAINING.result).exists():
             return restored(loaded, settings, folder)
         model = TrainedModel(loaded.model, pruner, settings, seed)
         try:
@@ -93,59 +90,53 @@ def evaluated(loaded: LoadedModel, model: TrainedModel, settings: Settings, fold
 
 def restored(loaded: LoadedModel, settings: Settings, folder: Path) -> LoadedModel:
     """What a finished training left in its folder, put into the model that it started from."""
-    plain = attach(loaded.model, folder) if settings.kind in MODEL_KINDS else loaded.model
+    plain = attach(loaded.model, folder) if settings.kind in TRAINED_KINDS else loaded.model
     return _changed(loaded, plain, settings, folder)
 
 
 def _changed(loaded: LoadedModel, plain: Any, settings: Settings, folder: Path) -> LoadedModel:
-    changed = settings.kind in MODEL_KINDS
+    changed = settings.kind in TRAINED_KINDS
     name = f"{loaded.name}+{settings.kind}" if changed else loaded.name
-    fingerprint = f"{loaded.fingerprint}-{digest(folder)}" if changed else loaded.fingerprint
-    return LoadedModel(plain.eval(), loaded.processor, name, fingerprint)
+    digest = f"{loaded.digest}-{weights_digest(folder)}" if changed else loaded.digest
+    return LoadedModel(plain.eval(), loaded.processor, name, digest)
 
 
-def sign(
+def identity_of(
     loaded: LoadedModel, pruner: Pruner, settings: Settings, data: str, seed: int, processes: int
-) -> dict[str, Any]:
-    """What a run is of, as ``train.json`` holds it."""
+) -> Identity:
+    """The training's identity, as ``train.json`` holds it."""
     return {
-        "train": settings.signature,
+        "train": settings.identity,
         "pruner": pruner.describe(),
-        "model": loaded.fingerprint,
+        "model": loaded.digest,
         "data": data,
         "seed": seed,
         "processes": processes,
     }
 
 
-def prepare_folder(folder: Path, signature: dict[str, Any], resume: bool, overwrite: bool = False) -> Path | None:
-    """Sign the folder; the checkpoint to go on from, None to start. Without ``resume`` an older run is no start, and
-    it is replaced only under ``overwrite`` if it was another one."""
-    check_flags({"resume": resume, "overwrite": overwrite})
-    file, found = folder / SIGNATURE, None
-    change = difference(json.loads(file.read_text()), signature) if file.exists() and not overwrite else None
-    if resume and file.exists():
-        if change:
-            raise PrunekitError(f"resume: '{folder}' holds a training of another configuration ({change})")
-        found = last_checkpoint(folder / CHECKPOINTS)
-    elif not overwrite and last_checkpoint(folder / CHECKPOINTS) is not None:
+def prepare_folder(folder: Path, identity: Identity, resume: bool, overwrite: bool = False) -> Path | None:
+    """Record the identity; the checkpoint to go on from, None to start. Without ``resume`` an older run is no start,
+    and it is replaced only under ``overwrite`` if it was another one."""
+    goes_on = resume and (folder / TRAINING.file).exists()
+    checkpoint = None if overwrite else last_checkpoint(folder / CHECKPOINTS)
+    if checkpoint is not None and not goes_on:
         raise PrunekitError(
             f"'{folder}' holds checkpoints of a training: resume=true goes on, overwrite=true begins anew, or name "
             "a new folder"
         )
-    elif change and (folder / DONE).exists():
-        raise would_replace(folder, change)
+    TRAINING.continues(folder, identity, resume=resume, overwrite=overwrite)
     ranks.wait()  # all have seen what the folder held
-    if ranks.is_first() and found is None and not (resume and file.exists()):
-        (folder / DONE).unlink(missing_ok=True)  # of an earlier training: it must not pass for this one's
+    if ranks.is_first() and not goes_on:
+        (folder / TRAINING.result).unlink(missing_ok=True)  # of an earlier training: it must not pass for this one's
         if overwrite:
             shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    ranks.wait()  # nobody looks for DONE before
-    if ranks.is_first() and not (folder / DONE).exists():
+    ranks.wait()  # nobody looks for the result before
+    if ranks.is_first() and not (folder / TRAINING.result).exists():
         folder.mkdir(parents=True, exist_ok=True)
-        _shorten_journal(folder / JOURNAL, 0 if found is None else int(found.name.split("-")[1]))
-        write_json(file, signature)
-    return found
+        _shorten_journal(folder / JOURNAL, 0 if checkpoint is None else int(checkpoint.name.split("-")[1]))
+        TRAINING.write(folder, identity)
+    return checkpoint
 
 
 def _shorten_journal(path: Path, step: int) -> None:

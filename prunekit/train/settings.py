@@ -36,6 +36,7 @@ class Settings:
     gate_clip: float | None = 1.0
     keep_warmup: float = 0.0
     keep_random: list[float] = field(default_factory=list)
+    shared: bool = False
     checkpointing: bool = False
     split: str = "train"
     limit: int | None = None
@@ -57,7 +58,7 @@ class Settings:
                 raise PrunekitError(f"train.{name} must be a whole number from 1 on, not {value!r}")
         if isinstance(self.limit, bool) or not (self.limit is None or (isinstance(self.limit, int) and self.limit > 0)):
             raise PrunekitError(f"train.limit must be a whole number from 1 on or null, not {self.limit!r}")
-        for name in ("evaluate", "checkpointing"):
+        for name in ("evaluate", "checkpointing", "shared"):
             if not isinstance(value := getattr(self, name), bool):
                 raise PrunekitError(f"train.{name} must be true or false, not {value!r}")
         numbers = ("sparsity", "weight_decay", "clip", "lora_dropout", "lora_alpha", "learning_rate", "fusion_rate")
@@ -77,6 +78,8 @@ class Settings:
         for name in ("keep_random", "lora_targets"):
             if not isinstance(value := getattr(self, name), list | None):
                 raise PrunekitError(f"train.{name} must be a list, not {value!r}")
+        if self.shared and not self.keep_random:
+            raise PrunekitError("train.shared=true trains once for several keep ratios: name them in train.keep_random")
 
     @classmethod
     def parse(cls, options: dict[str, Any]) -> Settings:
@@ -88,9 +91,9 @@ class Settings:
         return cls(**options)
 
     @property
-    def signature(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """What must be equal for a run to be gone on with: all but how often it is logged, stored and evaluated."""
-        rest = ("log_steps", "save_steps", "evaluate")
+        rest = ("log_steps", "save_steps", "evaluate", "shared")
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in rest}
 
     def temperature_at(self, step: int, steps: int) -> float:

@@ -1,4 +1,7 @@
-"""``task=train`` of the command line: a training run and the evaluation of what came out."""
+"""``task=train`` of the command line: a training run and the evaluation of what came out.
+
+Jobs of a sweep over rows may share a training (``train.shared``): it stands in their row's folder, the evaluations in
+their own."""
 
 from __future__ import annotations
 
@@ -12,6 +15,9 @@ from prunekit.data.source import same_rows, source_name
 from prunekit.errors import PrunekitError, check_choice
 from prunekit.models import LoadedModel
 from prunekit.pruning.pruner import Pruner
+from prunekit.records.folder import TRAINING, add_metrics
+from prunekit.records.lock import claimed
+from prunekit.records.sweep import ERROR, PLAN, plan_entry
 from prunekit.tracking import MODES, log_run
 from prunekit.train.embedded import run_embedded
 from prunekit.train.settings import JOURNAL, Settings
@@ -24,8 +30,7 @@ def run(config: dict[str, Any], context: Context) -> None:
         run_embedded(options, context.folder, bool(config["resume"]))
         return
     settings = Settings.parse(config["train"])
-    seed, resume = whole(config, "seed", 0), bool(config["resume"])
-    folder = context.folder
+    seed, folder = whole(config, "seed", 0), training_folder(context.folder, settings)
     data = training_data(config, settings)
     check_evaluation(config, settings, data)
     pruner = training_pruner(config, settings)
@@ -36,15 +41,31 @@ def run(config: dict[str, Any], context: Context) -> None:
     pruner = fit_budget(pruner, loaded, examples)
     from prunekit.train.run import train
 
-    before = _changed_at(folder / JOURNAL)
-    try:
-        how: dict[str, Any] = {"seed": seed, "resume": resume, "overwrite": bool(config["overwrite"])}
-        trained = train(loaded, examples, pruner, settings, folder, data=source_name(data), **how)
-    except Exception:
-        if ranks.is_first() and _changed_at(folder / JOURNAL) != before:  # what a training that stopped went through
-            print(log(config, context, {}))
-        raise
-    report(config, context, trained, folder)
+    with claimed(folder, wait=settings.shared):
+        before = _changed_at(folder / JOURNAL)
+        how: dict[str, Any] = {name: bool(config[name]) for name in ("resume", "overwrite")}
+        if settings.shared:  # a row's first job trains, the others read what it left
+            how["overwrite"] = how["overwrite"] and not _trained_in_this_sweep(context.folder, folder)
+            how["resume"] = not how["overwrite"]
+        try:
+            trained = train(loaded, examples, pruner, settings, folder, data=source_name(data), seed=seed, **how)
+        except Exception:
+            if ranks.is_first() and _changed_at(folder / JOURNAL) != before:  # what a stopped training went through
+                print(log(config, context, folder, {}))
+            raise
+    report(config, context, settings, trained, folder)
+
+
+def training_folder(folder: Path, settings: Settings) -> Path:
+    """Where the training stands: in the run folder, or in that of the row whose jobs share it."""
+    entry = plan_entry(folder) if settings.shared else None
+    return folder if entry is None else entry[0] / Path(entry[1]["folder"]).parts[0]
+
+
+def _trained_in_this_sweep(folder: Path, training: Path) -> bool:
+    """Whether the training was finished after the sweep around a job's folder was planned."""
+    entry, done = plan_entry(folder), _changed_at(training / TRAINING.result)
+    return entry is not None and done is not None and done >= (entry[0] / PLAN).stat().st_mtime_ns
 
 
 def _changed_at(path: Path) -> int | None:
@@ -52,7 +73,10 @@ def _changed_at(path: Path) -> int | None:
 
 
 def training_pruner(config: dict[str, Any], settings: Settings) -> Pruner:
-    """The configured pruner; training the fusion starts from weights that were asked for, never from shipped ones."""
+    """The configured pruner; training the fusion starts from weights that were asked for, never from shipped ones. One
+    for several keep ratios is the same whichever of them a job evaluates."""
+    if settings.shared:
+        config = {**config, "keep_ratio": settings.keep_random[0]}
     model = {key: value for key, value in config["model"].items() if key != "fusion_weights"}
     return build_pruner({**config, "model": model if settings.kind == "fusion" else config["model"]})
 
@@ -87,18 +111,22 @@ def check_apart(learned: dict[str, Any], evaluated: dict[str, Any]) -> None:
         )
 
 
-def report(config: dict[str, Any], context: Context, trained: LoadedModel, folder: Path) -> None:
+def report(config: dict[str, Any], context: Context, settings: Settings, trained: LoadedModel, training: Path) -> None:
     """Evaluate the trained model under its pruner as it stands on disk, show the fusion's weights, tell W&B."""
+    from prunekit.evaluation.batches import Batcher
     from prunekit.evaluation.pictures import draw_kept
     from prunekit.evaluation.run import evaluate
-    from prunekit.evaluation.table import print_tables
     from prunekit.families import make_family
+    from prunekit.results.run_table import print_tables
+    from prunekit.train.measure import record_spread
     from prunekit.train.weights import show_weights
 
-    pruner = Pruner.load(folder).replace(name=config["preset"])
-    metrics: dict[str, Any] = {}
-    if config["train"]["evaluate"]:
-        found = evaluate(
+    folder, pruner = context.folder, Pruner.load(training).replace(name=config["preset"])
+    if settings.shared:
+        pruner = pruner.replace(keep_ratio=build_pruner(config).keep_ratio)
+    batcher, metrics = Batcher(trained), {}
+    if settings.evaluate:
+        evaluation = evaluate(
             trained,
             load_examples(config),
             pruner,
@@ -107,23 +135,34 @@ def report(config: dict[str, Any], context: Context, trained: LoadedModel, folde
             seed=config["seed"],
             batch_size=whole(config, "batch_size", 1),
             max_new_tokens=whole(config, "data.max_new_tokens", 1),
-            overwrite=True,  # what an earlier training in this folder came to
+            batcher=batcher,
+            resume=settings.shared and config["resume"],
+            overwrite=not settings.shared or config["overwrite"],  # what an earlier training in this folder came to
         )
-        metrics = found.metrics
+        metrics = evaluation.metrics
     if not ranks.is_first():
         return
-    show_weights(folder, pruner, trained.model)
+    show_weights(training, pruner, trained.model, config["table"]["picture"])
     if metrics:
-        draw_kept(found.examples, found.rows, make_family(trained.model).grid, folder / "kept.png")
+        seconds = [row["seconds"] for row in _history(training) if "seconds" in row]
+        metrics = add_metrics(folder, training_seconds=seconds[-1] if seconds else None)
+        if config["table"]["spread"] is not None:
+            metrics = record_spread(config, folder, batcher, evaluation.examples, pruner)
+        draw_kept(evaluation.examples, evaluation.rows, make_family(trained.model).grid, folder / "kept.png")
         print_tables(metrics)
-    line = log(config, context, metrics)
-    print(f"files: {folder} ({', '.join(sorted(p.name for p in folder.iterdir() if not p.name.startswith('.')))})")
+    line = log(config, context, training, metrics)
+    names = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") and p.name != ERROR)
+    print(f"files: {folder} ({', '.join(names)})")
     print(line)
 
 
-def log(config: dict[str, Any], context: Context, metrics: dict[str, Any]) -> str:
+def _history(training: Path) -> list[dict[str, Any]]:
+    """Losses by step, as the training's journal has them."""
+    return [json.loads(line) for line in (training / JOURNAL).read_text().splitlines()]
+
+
+def log(config: dict[str, Any], context: Context, training: Path, metrics: dict[str, Any]) -> str:
     """Tell W&B of the losses by step and of the evaluation; the line to show."""
-    history = [json.loads(line) for line in (context.folder / JOURNAL).read_text().splitlines()]
     return log_run(
         context.folder,
         config["logger"]["mode"],
@@ -131,6 +170,6 @@ def log(config: dict[str, Any], context: Context, metrics: dict[str, Any]) -> st
         metrics=metrics,
         group=context.sweep,
         tags=[f"{kind}={choice}" for kind, choice in context.choices.items()],
-        history=history,
+        history=_history(training),
         job_type="train",
     )

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from prunekit.results.numbers import with_interval
+
 
 @dataclass(frozen=True)
 class Point:
@@ -16,7 +18,7 @@ class Point:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return with_interval(self.mean, (self.low, self.high), scale=1, digits=3)
 
 
 Curve = Mapping[float, Point]

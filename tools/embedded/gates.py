@@ -20,6 +20,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from prunekit.data import Example, load
 from prunekit.data.words import TASKS
+from prunekit.files import put_between
+from prunekit.results.markdown import markdown_table
+from prunekit.results.statistics import intervals
 from tools.embedded import probe
 from tools.embedded.asking import accuracy_by_task
 from tools.embedded.curves import Curve, Point, draw, table
@@ -56,8 +59,7 @@ class Results:
         print(f"{name}: {figure} [{verdict}]", flush=True)
 
     def table(self, header: list[str], rows: list[list[str]]) -> None:
-        text = [" | ".join(header), " | ".join("---" for _ in header), *(" | ".join(row) for row in rows)]
-        self.tables.append("\n".join(f"| {line} |" for line in text))
+        self.tables.append(markdown_table(header, rows, align="l"))
         print(self.tables[-1], flush=True)
 
     def curves(self, first: str, label: str, curves: dict[str, Curve]) -> None:
@@ -66,24 +68,10 @@ class Results:
         self.panels.append((label, curves))
 
 
-def interval(examples: list[Example], found: Found, draws: int = 1000) -> tuple[float, float]:
-    """95 % interval of the mean over tasks, by bootstrap over images."""
-    by_image: dict[str, list[tuple[int, bool]]] = defaultdict(list)
-    for example, (task, right) in zip(examples, found, strict=True):
-        by_image[example.image_id].append((TASKS.index(task), right))
-    hits, asked = np.zeros((len(by_image), len(TASKS))), np.zeros((len(by_image), len(TASKS)))
-    for row, answers in enumerate(by_image.values()):
-        for place, correct in answers:
-            hits[row, place] += correct
-            asked[row, place] += 1
-    index = np.random.RandomState(0).randint(0, len(by_image), (draws, len(by_image)))
-    means = (hits[index].sum(axis=1) / asked[index].sum(axis=1).clip(1)).mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
-
-
 def point(bench: Bench, found: Found) -> Point:
-    return Point(mean_accuracy(found), *interval(list(bench.examples), found))
+    """The mean over tasks, with its bootstrap interval over images."""
+    right = [float(correct) for _, correct in found]
+    return Point(mean_accuracy(found), *intervals(bench.examples, right)["mean"])
 
 
 def shown(bench: Bench, found: Found) -> str:
@@ -213,12 +201,9 @@ def foreign_kept(bench: Bench, kept: torch.Tensor) -> torch.Tensor:
 
 def write(results: Results, doc: Path, questions: int, name: str) -> None:
     """Puts the tables between the model's markers in the document."""
-    start, end = START.format(name=name), END.format(name=name)
-    gates = ["| gate | measured | |", "| --- | --- | --- |", *(f"| {' | '.join(line)} |" for line in results.lines)]
-    text = doc.read_text()
-    before, after = text.split(start)[0], text.split(end)[1]
-    body = "\n\n".join([f"{questions} questions of each split.", "\n".join(gates), *results.tables])
-    doc.write_text(f"{before}{start}\n{body}\n{end}{after}")
+    gates = markdown_table(("gate", "measured", ""), results.lines, align="l")
+    body = "\n\n".join([f"{questions} questions of each split.", gates, *results.tables])
+    put_between(doc, body, name, (START.format(name=name), END.format(name=name)))
 
 
 def main() -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunekit.files import replacing
+
 
 class Log:
     """Prints one line a report and keeps it in ``log.jsonl`` of the run's folder."""
@@ -80,9 +82,8 @@ def set_rate(optimizer: torch.optim.Optimizer, step: int, steps: int, warmup: in
 def save_checkpoint(path: Path, **state: Any) -> None:
     """Writes a checkpoint in one move, so that an interrupted write leaves the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    temporary.replace(path)
+    with replacing(path) as file:
+        torch.save(state, file)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:

@@ -68,14 +68,14 @@ def bootstrap(examples: Sequence[Asked], values: np.ndarray, seed: int = 0, resa
         image, task = images[example.image_id], tasks[example.task]
         sums[image, :, task] += values[:, number]
         counts[image, task] += 1
-    rng, found = np.random.default_rng(seed), []
+    rng, shares = np.random.default_rng(seed), []
     share, size = np.full(len(images), 1 / len(images)), max(1, BLOCK // len(images))
     for start in range(0, resamples, size):  # blocks of one stream: the draws do not depend on their size
         weights = rng.multinomial(len(images), share, size=min(size, resamples - start)).astype(float)
         drawn = (weights @ counts)[:, None]
         total = np.tensordot(weights, sums, 1)
-        found.append(np.divide(total, drawn, out=np.full_like(total, np.nan), where=drawn > 0))
-    per_task = np.concatenate(found)
+        shares.append(np.divide(total, drawn, out=np.full_like(total, np.nan), where=drawn > 0))
+    per_task = np.concatenate(shares)
     return np.concatenate([np.nanmean(per_task, axis=2, keepdims=True), per_task], axis=2)
 
 

@@ -2,13 +2,12 @@
 
 Under several processes each appends to a part of its own, ``predictions.rank0003.jsonl``, and the first joins them.
 
-Every row names its run, by ``run``, a digest of what the run is of: rows of another one are never counted, however they
-came into the folder.
+Every row names its run, by ``run``, the digest of the run's identity: rows of another one are never counted, however
+they came into the folder.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,8 +16,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from prunekit import ranks
+from prunekit.digests import id_number
 from prunekit.errors import PrunekitError
-from prunekit.evaluation.windows import digest
+from prunekit.files import replacing
 
 FILE = "predictions.jsonl"
 PARTS = "predictions.rank*.jsonl"
@@ -27,11 +27,6 @@ NEEDED = ("id", "correct", "dense_correct", "kept", "prompt_tokens", "tokens_per
 """What a finished row holds; one without is done again, and so is one with an error: it may be mended by now."""
 
 Row = dict[str, Any]
-
-
-def run_digest(signature: Mapping[str, Any]) -> str:
-    """The name that a run's rows bear, from its signature."""
-    return hashlib.sha256(json.dumps(signature, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def own_file(folder: Path) -> Path:
@@ -71,8 +66,8 @@ def mend(folder: Path, run: str) -> None:
                 broken += 1
             elif row.get("run", run) != run:
                 others += 1
-            elif digest(row["id"]) not in seen and is_finished(row):
-                seen.add(digest(row["id"]))
+            elif id_number(row["id"]) not in seen and is_finished(row):
+                seen.add(id_number(row["id"]))
                 out.write(line + b"\n")
     if broken:
         warnings.warn(f"resume: dropped {broken} broken line{'s' * (broken > 1)} of {folder / FILE}", stacklevel=3)
@@ -86,8 +81,8 @@ def is_finished(row: Row) -> bool:
 
 
 def finished_ids(folder: Path) -> set[int]:
-    """``digest`` of the ids that are done, of a folder that is mended."""
-    return {digest(row["id"]) for _, row in _lines(folder) if row is not None}
+    """``id_number`` of the ids that are done, of a folder that is mended."""
+    return {id_number(row["id"]) for _, row in _lines(folder) if row is not None}
 
 
 def gather(folder: Path, places: Mapping[int, int], run: str) -> None:
@@ -95,7 +90,7 @@ def gather(folder: Path, places: Mapping[int, int], run: str) -> None:
     other data (of a larger ``data.limit``, say) stand behind them.
 
     Args:
-        places: the place of each example by ``digest`` of its id.
+        places: the place of each example by ``id_number`` of its id.
     """
     ranks.wait()
     if ranks.is_first():
@@ -123,7 +118,7 @@ def _spots(handles: Sequence[BinaryIO], places: Mapping[int, int], run: str) -> 
         start = 0
         for line in handle:
             if (row := _parse(line)) is not None and row.get("run") == run:
-                place = places.get(digest(row["id"]))
+                place = places.get(id_number(row["id"]))
                 behind += place is None
                 spots.setdefault(behind if place is None else place, (number, start, len(line)))
             start += len(line)
@@ -156,21 +151,19 @@ def _parse(line: bytes) -> Row | None:
     return row if isinstance(row, dict) and isinstance(row.get("id"), str) else None
 
 
-def check_rows(found: Sequence[Row], metrics: Mapping[str, Any], folder: Path) -> None:
+def check_rows(rows: Sequence[Row], metrics: Mapping[str, Any], folder: Path) -> None:
     """Raise unless the rows of a finished run are all its own, and as many as its ``metrics`` count at least."""
-    runs, count = {row.get("run") for row in found}, metrics.get("examples", 0) + metrics.get("errors", 0)
+    runs, count = {row.get("run") for row in rows}, metrics.get("examples", 0) + metrics.get("errors", 0)
     if len(runs) > 1:
         raise PrunekitError(f"'{folder}' holds rows of {len(runs)} runs: resume=true there keeps its own")
-    if len(found) < count:
-        raise PrunekitError(f"'{folder}' is half-written: {len(found)} of {count} predictions")
+    if len(rows) < count:
+        raise PrunekitError(f"'{folder}' is half-written: {len(rows)} of {count} predictions")
 
 
 @contextmanager
 def _replacing(folder: Path) -> Iterator[BinaryIO]:
     """A new ``predictions.jsonl``, which takes the place of all files of rows once it is whole."""
-    part = folder / f"{FILE}.part"
-    with part.open("wb") as out:
+    with replacing(folder / FILE) as out:
         yield out
-    part.replace(folder / FILE)
     for path in folder.glob(PARTS):
         path.unlink()

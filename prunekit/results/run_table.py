@@ -8,14 +8,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from prunekit.results.numbers import ratio, with_interval
 
-def _percent(value: float, interval: list[float] | None = None, signed: bool = False) -> str:
-    sign = "+" if signed else ""
-    text = f"{100 * value:{sign}.1f}"
-    if interval is None:
-        return text
-    low, high = (f"{100 * x:{sign}.1f}" for x in interval)
-    return f"{text} [dim]\\[{low}, {high}][/dim]"
+
+def _percent(value: float, interval: list[float], signed: bool = False) -> str:
+    number, _, ends = with_interval(value, interval, signed=signed).partition(" ")
+    return f"{number} [dim]\\{ends}[/dim]"
 
 
 def accuracy_table(metrics: dict[str, Any]) -> Table:
@@ -48,10 +46,10 @@ def cost_table(metrics: dict[str, Any]) -> Table:
     both = metrics["flops_ratio_with_vision"]
     with_vision = ", vision encoder included" if metrics["prefill_ratio_includes_vision"] else ""
     rows = {
-        "FLOPs of the LLM's prefill (gated-MLP formula)": f"{metrics['flops_ratio']:.3f}",
-        "FLOPs with the vision encoder": "unknown layout" if both is None else f"{both:.3f}",
-        "KV cache": f"{metrics['kv_ratio']:.3f}",
-        f"prefill time, measured{with_vision}": f"{metrics['prefill_ratio']:.3f}",
+        "FLOPs of the LLM's prefill (gated-MLP formula)": ratio(metrics["flops_ratio"]),
+        "FLOPs with the vision encoder": "unknown layout" if both is None else ratio(both),
+        "KV cache": ratio(metrics["kv_ratio"]),
+        f"prefill time, measured{with_vision}": ratio(metrics["prefill_ratio"]),
         "tokens in each layer (mean)": " ".join(f"{n:.0f}" for n in metrics["tokens_per_layer"]),
     }
     for name, value in rows.items():

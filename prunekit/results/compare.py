@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from prunekit.errors import UnknownNameError
-from prunekit.evaluation.statistics import (
+from prunekit.records.runs import Question
+from prunekit.results.entries import DENSE, Entry
+from prunekit.results.statistics import (
     accuracies,
     bootstrap,
     holm,
@@ -18,8 +20,6 @@ from prunekit.evaluation.statistics import (
     seed_interval,
     task_names,
 )
-from prunekit.report.entries import DENSE, Entry
-from prunekit.report.runs import Question
 
 RESAMPLES = 10_000
 """Draws behind intervals and p-values: the smallest p is 2/10001, small enough for Holm over a hundred rows."""
@@ -140,11 +140,11 @@ def _row(
     columns = {name: draws[entry.label][:, i] for i, name in enumerate(("mean", *tasks))}
     return Row(
         entry,
-        accuracy={name: float(np.mean([found[name] for found in per_seed])) for name in columns},
+        accuracy={name: float(np.mean([one[name] for one in per_seed])) for name in columns},
         intervals={name: interval(column) for name, column in columns.items()},
         over_dense=_difference(entry, dense, questions, draws),
         seeds=len(per_seed),
-        seed_interval=seed_interval([found["mean"] for found in per_seed]),
+        seed_interval=seed_interval([one["mean"] for one in per_seed]),
     )
 
 
@@ -173,8 +173,8 @@ def _test(
         if other is not None and other is not row.entry:
             row.over_reference = _difference(row.entry, other, questions, draws)
     tested = [row.over_reference for row in rows if row.over_reference is not None]
-    for found, adjusted in zip(tested, holm([d.p for d in tested]), strict=True):
-        found.adjusted = adjusted
+    for difference, adjusted in zip(tested, holm([d.p for d in tested]), strict=True):
+        difference.adjusted = adjusted
 
 
 def _mark_best(group: Sequence[Row], draws: dict[str, np.ndarray], columns: list[str]) -> None:
@@ -198,5 +198,5 @@ def _hard(rows: Sequence[Row], entries: Sequence[Entry], questions: Sequence[Que
             continue
         asked = [questions[i] for i in wrong]
         drawn = bootstrap(asked, row.entry.correct[:, wrong], resamples=RESAMPLES)[:, :, 0]
-        found = accuracies(asked, row.entry.correct[:, wrong].mean(0).tolist())["mean"]
-        row.hard = Hard(control.label, len(wrong), found, interval(over_seeds(drawn)))
+        accuracy = accuracies(asked, row.entry.correct[:, wrong].mean(0).tolist())["mean"]
+        row.hard = Hard(control.label, len(wrong), accuracy, interval(over_seeds(drawn)))

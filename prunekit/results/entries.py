@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from prunekit.registry import KINDS
-from prunekit.report.runs import Question, Run
+from prunekit.errors import PrunekitError
+from prunekit.records.runs import Question, Run
+from prunekit.registry import KINDS, registry
+from prunekit.results.seeds import COSTS, answers, costs, kept, mean
 
 USUAL = {"selector": "topk", "reducer": "drop", "positions": "keep"}
 SHARES = ("keep_ratio", "keep_tokens", "budget")
-COSTS = ("flops_ratio", "flops_ratio_with_vision", "kv_ratio", "prefill_ratio")
 DENSE = "dense"
 
 
@@ -29,6 +31,7 @@ class Entry:
         costs: pruned over dense, means over seeds; None where unknown.
         tokens: mean real tokens in each decoder layer.
         kept: mean visual tokens after the last cut; None for the dense model.
+        sees_answer: whether the scorer is told where the answer is.
     """
 
     label: str
@@ -40,13 +43,49 @@ class Entry:
     tokens: list[float]
     kept: float | None
     preset: str | None = None
-    scorer: str | None = None
+    sees_answer: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def competes(self) -> bool:
-        """Whether it may be the best: the dense model and the oracle, which is told the answer's place, may not."""
-        return bool(self.runs) and self.scorer != "oracle"
+        """Whether it may be the best: neither the dense model nor a scorer that is told the answer's place may."""
+        return bool(self.runs) and not self.sees_answer
+
+
+def common_questions(runs: Sequence[Run]) -> tuple[list[Question], list[str]]:
+    """The examples that all runs answered, in the order of the first, and what is to be noted about them.
+
+    Raises:
+        PrunekitError: for runs of several data sets or models, or of different examples: they cannot be compared.
+    """
+    for key in ("data", "model"):
+        counts = Counter(str(run.metrics[key]) for run in runs)
+        if len(counts) > 1:
+            named = ", ".join(f"'{name}' ({count} run{'s' * (count > 1)})" for name, count in counts.most_common())
+            raise PrunekitError(f"one report is of one {key}; these runs are of {len(counts)}: {named}")
+    first = runs[0]
+    for run in runs[1:]:
+        if run.rows.keys() != first.rows.keys():
+            sizes = f"{len(first.rows)} in '{first.folder}', {len(run.rows)} in '{run.folder}'"
+            raise PrunekitError(f"these runs answered different examples and cannot be compared: {sizes}")
+    broken = {key for run in runs for key, row in run.rows.items() if row.get("error")}
+    if len(broken) == len(first.rows):
+        raise PrunekitError(f"no example of '{first.folder}' could be used")
+    notes = [f"{len(broken)} of {len(first.rows)} examples could not be used and are left out"] if broken else []
+    usable = Run(first.folder, first.metrics, {k: r for k, r in first.rows.items() if k not in broken}, {})
+    questions = list(usable.questions.values())
+    return questions, notes + _dense_note(runs, questions)
+
+
+def _dense_note(runs: Sequence[Run], questions: Sequence[Question]) -> list[str]:
+    """Dense answers are the same in all runs unless weights, device or number format differ."""
+    first = runs[0].rows
+    differing = max(
+        sum(run.rows[q.id]["dense_prediction"] != first[q.id]["dense_prediction"] for q in questions) for run in runs
+    )
+    if not differing:
+        return []
+    return [f"dense answers differ between runs, in up to {differing} examples; the first run's stand for dense"]
 
 
 def make_entries(runs: Sequence[Run], questions: Sequence[Question]) -> tuple[list[Entry], list[str]]:
@@ -55,8 +94,8 @@ def make_entries(runs: Sequence[Run], questions: Sequence[Question]) -> tuple[li
     notes = []
     for run in runs:
         seeds: dict[str, Any] = {}
-        seedless = _without_seeds(run.signature, seeds)
-        if not seeds and run.method["scorer"] == "random":  # no run.json: the run's seed is the scorer's
+        seedless = _without_seeds(run.identity, seeds)
+        if not seeds and scorer_fact(run, "draws"):  # no run.json: the run's seed is the scorer's
             seeds = {"seed": run.metrics.get("seed")}
         group = groups.setdefault(json.dumps([run.row, seedless], sort_keys=True), {})
         seed = json.dumps(seeds, sort_keys=True)
@@ -70,12 +109,19 @@ def make_entries(runs: Sequence[Run], questions: Sequence[Question]) -> tuple[li
     return [_dense(runs[0], questions), *entries], notes
 
 
-def _without_seeds(found: Any, seeds: dict[str, Any], path: str = "") -> Any:
-    """``found`` less every "seed" in it; those go to ``seeds`` under their paths."""
-    if not isinstance(found, dict):
-        return found
+def scorer_fact(run: Run, flag: str) -> bool:
+    """A class flag of the scorer that a run used: as the run recorded it, else as the registry knows the scorer; False
+    for one that neither knows."""
+    cls = registry.classes("scorer").get(str(run.method["scorer"]))
+    return bool(run.method.get(flag, getattr(cls, flag, False)))
+
+
+def _without_seeds(options: Any, seeds: dict[str, Any], path: str = "") -> Any:
+    """``options`` less every "seed" in it; those go to ``seeds`` under their paths."""
+    if not isinstance(options, dict):
+        return options
     rest = {}
-    for key, value in found.items():
+    for key, value in options.items():
         if key == "seed":
             seeds[f"{path}{key}"] = value
         else:
@@ -84,21 +130,20 @@ def _without_seeds(found: Any, seeds: dict[str, Any], path: str = "") -> Any:
 
 
 def _entry(runs: list[Run], questions: Sequence[Question]) -> Entry:
-    method = runs[0].method
-    rows = [[run.rows[q.id] for q in questions] for run in runs]
+    method, ids = runs[0].method, [q.id for q in questions]
     preset = method.get("name")
     return Entry(
         label="",
         method=runs[0].row or preset or "",
         keep=_share(method),
         runs=runs,
-        correct=np.array([[float(row["correct"]) for row in group] for group in rows]),
-        costs={cost: _mean(run.metrics.get(cost) for run in runs) for cost in COSTS},
+        correct=answers(runs, ids),
+        costs=costs(runs),
         tokens=np.mean([run.metrics["tokens_per_layer"] for run in runs], axis=0).tolist(),
-        kept=float(np.mean([len(row["kept"]) for group in rows for row in group])),
+        kept=kept(runs, ids),
         preset=preset,
-        scorer=str(method["scorer"]),
-        options=_flat(_without_seeds(runs[0].signature, {})) | {"layers": method.get("layers")},
+        sees_answer=scorer_fact(runs[0], "uses_regions"),
+        options=_flat(_without_seeds(runs[0].identity, {})) | {"layers": method.get("layers")},
     )
 
 
@@ -110,16 +155,10 @@ def _share(method: dict[str, Any]) -> str:
     return "–" if method.get("keep_ratio") is None else f"{method['keep_ratio']:g}"
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    found = list(values)
-    known = [value for value in found if value is not None]
-    return float(np.mean(known)) if len(known) == len(found) else None
-
-
-def _flat(found: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Options with dots between the levels; a component's name stands under its kind."""
     flat: dict[str, Any] = {}
-    for key, value in found.items():
+    for key, value in options.items():
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{key}.")
         else:
@@ -128,8 +167,8 @@ def _flat(found: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _dense(run: Run, questions: Sequence[Question]) -> Entry:
-    correct = np.array([[float(run.rows[q.id]["dense_correct"]) for q in questions]])
-    length = _mean(run.rows[q.id].get("prompt_tokens") for q in questions) or run.metrics["tokens_per_layer"][0]
+    correct = answers([run], [q.id for q in questions], "dense_correct")
+    length = mean(run.rows[q.id].get("prompt_tokens") for q in questions) or run.metrics["tokens_per_layer"][0]
     tokens = [length] * len(run.metrics["tokens_per_layer"])
     return Entry(DENSE, DENSE, "1", [], correct, dict.fromkeys(COSTS, 1.0), tokens, None)
 
@@ -138,16 +177,16 @@ def name_apart(entries: Sequence[Entry]) -> None:
     """Set ``method`` and ``label`` so that no two labels are equal: parts of the composition that all share are left
     out, then options that differ are added, then layers, then a number. A row's or method's name stands as it is."""
     unnamed = [e for e in entries if not e.method]
-    shown = [kind for kind in KINDS[:3] if len({str(e.options.get(kind)) for e in unnamed}) > 1]
+    kinds = [kind for kind in KINDS[:3] if len({str(e.options.get(kind)) for e in unnamed}) > 1]
     for entry in unnamed:
-        parts = [str(entry.options.get(kind)) for kind in shown or KINDS[:3]]
+        parts = [str(entry.options.get(kind)) for kind in kinds or KINDS[:3]]
         parts += [str(entry.options[k]) for k, usual in USUAL.items() if entry.options.get(k, usual) != usual]
         entry.method = " · ".join(parts)
     for alike in _alike(entries):
-        told = _differences(alike)
+        keys = _differences(alike)
         for entry in alike:
-            found = [f"{key}={_plain(entry.options.get(key))}" for key in told]
-            entry.method = " ".join([entry.method, *found])
+            words = [f"{key}={_plain(entry.options.get(key))}" for key in keys]
+            entry.method = " ".join([entry.method, *words])
     for alike in _alike(entries):
         for number, entry in enumerate(alike, 1):
             entry.method = f"{entry.method} #{number}"

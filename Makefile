@@ -37,7 +37,7 @@ STUDIES := sparse_finetune penalties late_fusion
 results: gates tables studies
 
 gates: $(VENV)/all
-	$(BIN)/python -m prunekit.embedded.gates --limit 280
+	$(BIN)/python -m tools.embedded.gates --limit 280
 
 tables: $(VENV)/all
 	for name in $(TABLES); do \

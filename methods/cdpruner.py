@@ -44,11 +44,11 @@ class Dpp(prunekit.Selector):
 
     exact = True
 
-    def select_in(self, view, scores, keep, alive) -> torch.Tensor:
+    def select(self, view, scores, quota) -> torch.Tensor:
         cosine = prunekit.ops.cosine(view.visual(view.hidden_states))
-        q = torch.where(alive, scores, 0).to(cosine.device).float().clamp(min=0)
+        q = torch.where(view.alive, scores, 0).float().clamp(min=0)
         kernel = q[..., None] * cosine * q[:, None]
-        return greedy_map(kernel, keep.to(kernel.device), alive.to(kernel.device)).to(scores.device)
+        return greedy_map(kernel, quota, view.alive)
 
 
 def greedy_map(kernel: torch.Tensor, keep: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:

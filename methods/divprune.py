@@ -22,9 +22,9 @@ class MaxMin(prunekit.Selector):
 
     exact = ignores_scores = True
 
-    def select_in(self, view, scores, keep, alive) -> torch.Tensor:
+    def select(self, view, scores, quota) -> torch.Tensor:
         distance = 1 - prunekit.ops.cosine(view.visual(view.hidden_states))
-        return farthest(distance, keep.to(distance.device), alive.to(distance.device)).to(scores.device)
+        return farthest(distance, quota, view.alive)
 
 
 def farthest(distance: torch.Tensor, keep: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ class Downsample(prunekit.Schedule):
     so few patches cost. Each patch takes the place of the one at its centre in the whole image.
     """
 
-    in_encoder = True
+    sites = ("vision",)
 
     def cuts(self, depth: int, keep_ratio: float) -> tuple[prunekit.Cut, ...]:
         return ()

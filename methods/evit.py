@@ -27,7 +27,7 @@ class EvitSchedule(prunekit.Schedule):
     ratios: list[float] | None = None
     keep: float | None = None
 
-    in_encoder = True
+    sites = ("vision",)
 
     def __post_init__(self) -> None:
         options = {"layers": self.layers, "depths": self.depths, "ratios": self.ratios}
@@ -59,23 +59,19 @@ class Fuse(prunekit.Reducer):
     It is an ordinary token from then on, comes last, and bears the name of the best that goes.
     """
 
-    adds_tokens = True
-
-    def share(self, standing: int, keep: int) -> tuple[int, int]:
+    def split(self, view, standing: int, keep: int) -> tuple[int, int]:
         return (keep - 1, 1) if keep > 1 else (keep, 0)
 
-    def add(self, tokens, sizes, scores, kept, alive, count) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def reduce(self, *, tokens, sizes, scores, kept, alive, count, **rest) -> prunekit.Reduced:
         gone = alive & ~kept
         weights = torch.where(gone, scores, 0)
         weights = weights.masked_fill(weights <= torch.finfo(weights.dtype).min, 0)  # what has no score has no weight
         fused = (weights.float()[:, None] @ tokens.float()).to(tokens.dtype)
         mass = torch.where(gone, sizes, 0).sum(1, keepdim=True)
         added = prunekit.ops.top_k(scores, count, gone)
-        return torch.where(added[..., None], fused, tokens), torch.where(added, mass, sizes), added
-
-    def targets_in(self, view, scores, kept, added, alive) -> torch.Tensor:
-        one = added.long().argmax(1, keepdim=True)
-        return torch.where(added.any(1, keepdim=True), one, -1).expand_as(kept)
+        sources = torch.where(added.any(1, keepdim=True), added.long().argmax(1, keepdim=True), -1).expand_as(kept)
+        tokens = torch.where(added[..., None], fused, tokens)
+        return prunekit.Reduced(tokens, torch.where(added, mass, sizes), added, sources)
 
 
 prunekit.compose("evit", scorer="cls", fusion="single", schedule="evit", reducer="fuse", positions="renumber")

@@ -30,7 +30,7 @@ class FastV(prunekit.RowScorer):
     query: str | None = None
     seed: int | None = None
 
-    works_blind = True
+    works_without_attention = True
 
     def __post_init__(self) -> None:
         prunekit.check_choice("variant", self.variant, QUERIES)

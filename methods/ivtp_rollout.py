@@ -37,7 +37,7 @@ class ChosenWords(prunekit.ReceivedAttention):
         ):  # the stage in the encoder reads the CLS row; without a CLS token those of all patches
             return "cls" if view.has_cls else "visual"
         chosen = view.once("chosen_words", lambda: self.choose(view.inputs_embeds, view.layout))
-        return view.in_stage(chosen.to(view.layout.text.device)) & view.real
+        return view.in_layer(chosen.to(view.layout.text.device)) & view.real
 
     def choose(self, embeds: torch.Tensor, layout) -> torch.Tensor:
         """The chosen tokens of the dense sequence, bool [B, S], from what entered layer 0, [B, S, D]."""
@@ -73,7 +73,7 @@ class Groups(prunekit.Schedule):
             raise prunekit.PrunekitError(
                 f"schedule.size must lie in 1..{self.within} (schedule.within), not {self.size}"
             )
-        self.in_encoder = self.vision
+        self.sites = ("vision", "decoder") if self.vision else ("decoder",)
 
     def cuts(self, depth: int, keep_ratio: float) -> tuple[prunekit.Cut, ...]:
         ends = [layer for layer in range(self.size, self.within + 1, self.size) if layer < depth]

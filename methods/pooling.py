@@ -22,16 +22,16 @@ class Cells(prunekit.Selector):
 
     ignores_scores = uses_vision = True
 
-    def select_in(self, view, scores, keep, alive) -> torch.Tensor:
+    def select(self, view, scores, quota) -> torch.Tensor:
         row, column, rows, columns, image = view.vision.places
-        patches = alive & (image >= 0)
+        patches = view.alive & (image >= 0)
         area = rows * columns
-        share = keep[:, None] * area / patches.sum(1, keepdim=True).clamp(min=1)
+        share = quota[:, None] * area / patches.sum(1, keepdim=True).clamp(min=1)
         high, wide = prunekit.ops.cell_grid(rows, columns, share)
         cell = (row * high // rows) * wide + column * wide // columns
         offset = (_centre(row, high, rows)) ** 2 + (_centre(column, wide, columns)) ** 2
         chosen = _first_of_each(cell + (image + 1) * (area.amax() + 1), offset, patches)
-        _say(keep, chosen)
+        _say(quota, chosen)
         return chosen
 
 
@@ -50,8 +50,8 @@ def _first_of_each(group: torch.Tensor, order: torch.Tensor, among: torch.Tensor
     return torch.zeros_like(among).scatter(1, index, starts) & among
 
 
-def _say(keep: torch.Tensor, chosen: torch.Tensor) -> None:
-    wanted, found = int(keep[0]), int(chosen[0].sum())
+def _say(quota: torch.Tensor, chosen: torch.Tensor) -> None:
+    wanted, found = int(quota[0]), int(chosen[0].sum())
     if wanted != found:
         warnings.warn(f"pooling keeps {found} tokens, the nearest grid to {wanted}", stacklevel=2)
 
@@ -61,19 +61,16 @@ def _say(keep: torch.Tensor, chosen: torch.Tensor) -> None:
 class Pool(prunekit.Reducer):
     """Each token that goes is averaged, by sizes, into the kept one of its image that is nearest to it on the grid."""
 
-    changes_tokens = uses_vision = True
+    uses_vision = True
 
-    def reduce_in(self, view, tokens, sizes, scores, kept, alive) -> tuple[torch.Tensor, torch.Tensor]:
-        target = self.targets_in(view, scores, kept, torch.zeros_like(kept), alive)
-        return prunekit.ops.merge_into(tokens, sizes, target, kept, alive)
-
-    def targets_in(self, view, scores, kept, added, alive) -> torch.Tensor:
+    def reduce(self, *, view, tokens, sizes, kept, alive, **rest) -> prunekit.Reduced:
         row, column, _, _, image = view.vision.places
         place = torch.stack([row, column], -1).float()
         far = torch.cdist(place, place, compute_mode="donot_use_mm_for_euclid_dist")
         other = (image[:, :, None] != image[:, None]) | ~kept[:, None]
         nearest = far.masked_fill(other, math.inf).min(-1)
-        return nearest.indices.masked_fill(torch.isinf(nearest.values) | (image < 0), -1)
+        target = nearest.indices.masked_fill(torch.isinf(nearest.values) | (image < 0), -1)
+        return prunekit.Reduced(*prunekit.ops.merge_into(tokens, sizes, target, kept, alive), sources=target)
 
 
 prunekit.compose(

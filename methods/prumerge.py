@@ -41,40 +41,35 @@ class PruMerge(prunekit.Reducer):
     variant: str = "code"
     nearest: int = 32
 
-    adds_tokens = changes_tokens = before_projector = True
+    acts_before_projector = True
 
     def __post_init__(self) -> None:
         prunekit.check_choice("variant", self.variant, ("code", "paper"))
         if self.nearest < 0:
             raise prunekit.PrunekitError(f"reducer.nearest must not be negative, not {self.nearest}")
 
-    def share(self, standing: int, keep: int) -> tuple[int, int]:
+    def split(self, view, standing: int, keep: int) -> tuple[int, int]:
         return (keep - 1, 1) if keep > 1 else (keep, 0)
 
-    def reduce_in(self, view, tokens, sizes, scores, kept, alive) -> tuple[torch.Tensor, torch.Tensor]:
+    def reduce(self, *, view, tokens, sizes, scores, kept, alive, count) -> prunekit.Reduced:
+        absorbed = self._absorbed(view, tokens, scores, kept, alive)
+        gone = alive & ~kept
+        weights = self._shared(torch.where(gone, scores, 0).float()[:, None])
+        one = (weights @ tokens.float()).to(tokens.dtype)
+        added = prunekit.ops.top_k(scores, count, gone)
+        tokens = torch.where(kept[..., None], tokens + absorbed, torch.where(added[..., None], one, tokens))
+        place = torch.where(added.any(1, keepdim=True), added.long().argmax(1, keepdim=True), -1)
+        order = prunekit.ops.ranks(scores).masked_fill(added, scores.shape[1])
+        return prunekit.Reduced(tokens, sizes, added, place.expand_as(kept), order)
+
+    def _absorbed(self, view, tokens, scores, kept, alive) -> torch.Tensor:
+        """The weighted sum of what each token takes in, [B, N, D]."""
         itself = torch.eye(kept.shape[1], dtype=torch.bool, device=kept.device)
         cosine = prunekit.ops.cosine(self._keys(view, tokens)).masked_fill(itself | ~alive[:, None], -torch.inf)
         best = cosine.topk(min(self.nearest, kept.shape[1] - 1), dim=-1)
         near = torch.zeros_like(cosine).scatter(-1, best.indices, (best.values > -torch.inf).to(cosine.dtype))
         weights = near * (scores * alive).to(near.dtype).nan_to_num()[:, None]
-        absorbed = (self._shared(weights) @ tokens.float()).to(tokens.dtype)
-        return torch.where(kept[..., None], tokens + absorbed, tokens), sizes
-
-    def add_in(
-        self, view, tokens, sizes, scores, kept, alive, count
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        gone = alive & ~kept
-        weights = self._shared(torch.where(gone, scores, 0).float()[:, None])
-        one = (weights @ tokens.float()).to(tokens.dtype)
-        added = prunekit.ops.top_k(scores, count, gone)
-        return torch.where(added[..., None], one, tokens), sizes, added
-
-    def targets_in(self, view, scores, kept, added, alive) -> torch.Tensor:
-        one = added.long().argmax(1, keepdim=True)
-        return torch.where(added.any(1, keepdim=True), one, -1).expand_as(kept)
-
-    def ranks_in(self, view, scores, kept, added) -> torch.Tensor:
-        return prunekit.ops.ranks(scores).masked_fill(added, scores.shape[1])
+        return (self._shared(weights) @ tokens.float()).to(tokens.dtype)
 
     def _shared(self, weights: torch.Tensor) -> torch.Tensor:
         if self.variant == "code":

@@ -29,7 +29,7 @@ class SparseVLM(prunekit.ReceivedAttention):
 
     def chosen_queries(self, view) -> torch.Tensor:
         raters = view.once("sparsevlm", lambda: self.raters(view.inputs_embeds, view.layout))
-        return view.in_stage(raters.to(view.layout.text.device)) & view.real
+        return view.in_layer(raters.to(view.layout.text.device)) & view.real
 
     def raters(self, embeds: torch.Tensor, layout) -> torch.Tensor:
         """Bool [B, S] from what entered layer 0, [B, S, D]."""

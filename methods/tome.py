@@ -57,17 +57,19 @@ class BipartiteMerge(prunekit.Reducer):
 
     proportional: bool = True
 
-    changes_tokens = True
-
     @property
-    def weighs_attention(self) -> bool:
+    def proportional_attention(self) -> bool:
         return self.proportional
 
-    def reduce_in(self, view, tokens, sizes, scores, kept, alive) -> tuple[torch.Tensor, torch.Tensor]:
-        target = self.targets_in(view, scores, kept, torch.zeros_like(kept), alive)
-        return prunekit.ops.merge_into(tokens, sizes, target, kept, alive)
+    def reduce(self, *, view, tokens, sizes, kept, alive, **rest) -> prunekit.Reduced:
+        target = self._target(view, kept, alive)
+        order = view.slots % 2 if view.site == "vision" else None
+        return prunekit.Reduced(
+            *prunekit.ops.merge_into(tokens, sizes, target, kept, alive), sources=target, order=order
+        )
 
-    def targets_in(self, view, scores, kept, added, alive) -> torch.Tensor:
+    def _target(self, view, kept, alive) -> torch.Tensor:
+        """What each token goes into, long [B, N]."""
         if view.site != "vision":
             return prunekit.ops.nearest(view.visual(view.hidden_states), kept)
         stays, cosine = in_sequence(view, kept), pairs(view)
@@ -80,9 +82,6 @@ class BipartiteMerge(prunekit.Reducer):
         own = torch.arange(kept.shape[1], device=kept.device).expand_as(kept)
         patch = prunekit.ops.scatter_where(own, view.slots, alive, stays.shape[1])
         return patch.gather(1, place.gather(1, view.slots))
-
-    def ranks_in(self, view, scores, kept, added) -> torch.Tensor:
-        return (view.slots % 2) if view.site == "vision" else torch.zeros_like(view.slots)
 
 
 prunekit.compose(

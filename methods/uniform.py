@@ -14,15 +14,10 @@ import prunekit
 class Stride(prunekit.Selector):
     """Of a sample's n standing tokens, the K where floor((r + 1)·K / n) steps up; scores are ignored."""
 
-    exact = True
-    ignores_scores = True
+    exact = ignores_scores = True
 
-    def select(self, scores: torch.Tensor, keep: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
-        total = alive.sum(1, keepdim=True).clamp(min=1)
-        rank = alive.cumsum(1) - 1
-        step = ((rank + 1) * keep[:, None]).div(total, rounding_mode="floor")
-        before = (rank * keep[:, None]).div(total, rounding_mode="floor")
-        return alive & (step > before)
+    def select(self, view, scores, quota) -> torch.Tensor:
+        return prunekit.ops.stride(view.alive, quota)
 
 
 # One cut at a quarter of the depth; the selector ignores the scores.

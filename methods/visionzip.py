@@ -29,50 +29,35 @@ class Contextual(prunekit.Reducer):
     context: float = 10 / 64
     cls: bool = True
 
-    adds_tokens = True
-    before_projector = True
+    acts_before_projector = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.context < 1:
             raise prunekit.PrunekitError(f"reducer.context must lie in [0, 1), not {self.context}")
 
-    def share_in(self, view, standing: int, keep: int) -> tuple[int, int]:
+    def split(self, view, standing: int, keep: int) -> tuple[int, int]:
         added = min(round(self.context * keep) + int(self._has_cls(view)), keep - 1)
         return keep - added, added
 
-    def add_in(
-        self, view, tokens, sizes, scores, kept, alive, count
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        rest, cls = alive & ~kept, self._has_cls(view)
-        targets = every_nth(rest, count - int(cls))
+    def reduce(self, *, view, tokens, sizes, kept, alive, count, **rest) -> prunekit.Reduced:
+        gone, has_cls = alive & ~kept, self._has_cls(view)
+        targets = every_nth(gone, count - int(has_cls))
         nearest = self._nearest(view, tokens, targets)
-        weight = (rest & ~targets).to(tokens.dtype)
+        weight = (gone & ~targets).to(tokens.dtype)
         moved, came = prunekit.ops.sum_into(tokens, weight, nearest)
         merged = tokens + moved / came.clamp(min=1)[..., None]
         mass = sizes + torch.zeros_like(sizes).scatter_add(1, nearest, sizes * weight.to(sizes.dtype))
-        tokens = torch.where(targets[..., None], merged, tokens)
-        added = targets
-        if cls:
-            first = first_free(rest & ~targets)
+        tokens, added = torch.where(targets[..., None], merged, tokens), targets
+        if has_cls:
+            first = gone & ~targets
+            first = first & (first.cumsum(1) == 1) & (count > 0)[:, None]
             tokens = torch.where(first[..., None], view.vision.cls[:, None].to(tokens.dtype), tokens)
             added = targets | first
-        return tokens, torch.where(targets, mass, sizes), added
-
-    def targets_in(self, view, scores, kept, added, alive) -> torch.Tensor:
-        rest = alive & ~kept
-        targets = every_nth(rest, added.sum(1) - int(self._has_cls(view)))
-        tokens = view.vision.features if view.site == "input" else view.visual(view.hidden_states)
-        return self._nearest(view, tokens, targets).masked_fill(~rest, -1)
-
-    def ranks_in(self, view, scores, kept, added) -> torch.Tensor:
-        targets = every_nth(view.alive & ~kept & self._exists(view), added.sum(1) - int(self._has_cls(view)))
-        return torch.where(targets, 2, 1).masked_fill(added & ~targets, 0)
+        order = torch.where(targets, 2, 1).masked_fill(added & ~targets, 0)
+        return prunekit.Reduced(tokens, torch.where(targets, mass, sizes), added, nearest.masked_fill(~gone, -1), order)
 
     def _has_cls(self, view) -> bool:
         return self.cls and view.site == "input" and view.vision.cls is not None
-
-    def _exists(self, view) -> torch.Tensor:
-        return view.vision.exists if view.site == "input" else torch.ones_like(view.alive)
 
     def _nearest(self, view, tokens, targets) -> torch.Tensor:
         """For each token the target of the largest cosine, long [B, N]."""
@@ -88,11 +73,6 @@ def every_nth(rest: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
     step = (rest.sum(1) // count.clamp(min=1)).clamp(min=1)[:, None]
     rank = rest.cumsum(1) - 1
     return rest & (rank % step == 0) & (rank // step < count[:, None])
-
-
-def first_free(free: torch.Tensor) -> torch.Tensor:
-    """The first True entry of each row."""
-    return free & (free.cumsum(1) == 1)
 
 
 prunekit.compose(

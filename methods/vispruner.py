@@ -35,16 +35,16 @@ class VisPruner(prunekit.Selector):
         if self.step < 1:
             raise prunekit.PrunekitError(f"selector.step must be at least 1, not {self.step}")
 
-    def select_in(self, view, scores, keep, alive) -> torch.Tensor:
+    def select(self, view, scores, quota) -> torch.Tensor:
         features = view.vision.features if view.site != "vision" else view.visual(view.hidden_states)
         cosine = prunekit.ops.cosine(features.to(scores.device))
-        patches = alive & (scores > torch.finfo(scores.dtype).min)  # newlines between tiles have no features
-        best = prunekit.ops.top_k(scores, (keep.double() * self.important).long(), patches)
+        patches = view.alive & (scores > torch.finfo(scores.dtype).min)  # newlines between tiles have no features
+        best = prunekit.ops.top_k(scores, (quota.double() * self.important).long(), patches)
         rest = patches & ~best
         order = scores.masked_fill(~rest, -torch.inf).argsort(dim=1, descending=True, stable=True)
-        different = self._thin_out(cosine, order, rest.sum(1), keep - best.sum(1))
+        different = self._thin_out(cosine, order, rest.sum(1), quota - best.sum(1))
         chosen = best | different
-        return chosen | prunekit.ops.top_k(scores, keep - chosen.sum(1), alive & ~chosen)
+        return chosen | prunekit.ops.top_k(scores, quota - chosen.sum(1), view.alive & ~chosen)
 
     def _thin_out(
         self, cosine: torch.Tensor, order: torch.Tensor, left: torch.Tensor, want: torch.Tensor

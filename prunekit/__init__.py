@@ -1,13 +1,13 @@
 """prunekit: visual-token pruning for vision-language models, as compositions of interchangeable parts."""
 
 from prunekit import ops
-from prunekit.components.base import Cut, Fusion, Reducer, RowScorer, Schedule, Scorer, Selector
+from prunekit.components.base import Cut, Fusion, Reduced, Reducer, RowScorer, Schedule, Scorer, Selector
 from prunekit.components.scorers import ReceivedAttention
-from prunekit.engine.trace import CutRecord, Trace
 from prunekit.errors import PrunekitError, check_choice
 from prunekit.pruning.presets import method, methods
 from prunekit.pruning.pruner import Handle, Pruner, remove
 from prunekit.registry import available, compose, create, register
+from prunekit.views.trace import CutRecord, Trace
 
 __version__ = "0.1.0"
 
@@ -19,6 +19,7 @@ __all__ = [
     "PrunekitError",
     "Pruner",
     "ReceivedAttention",
+    "Reduced",
     "Reducer",
     "RowScorer",
     "Schedule",

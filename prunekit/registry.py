@@ -31,7 +31,11 @@ class Registry:
         self._compositions: dict[str, tuple[dict[str, Any], Path | None]] = {}
 
     def register(self, kind: str, name: str) -> Callable[[T], T]:
-        """Class decorator (above ``@dataclass``): the class becomes component ``name`` and its fields its options."""
+        """Class decorator (above ``@dataclass``): the class becomes component ``name`` and its fields its options.
+
+        Raises:
+            PrunekitError: for another class than a component, and a name that is taken.
+        """
         table = self._table(kind)
 
         def add(cls: T) -> T:
@@ -52,6 +56,9 @@ class Registry:
 
         ``entries`` are those of a preset: components (a name, or a mapping of ``name`` and options), a budget,
         ``positions``. They are checked when presets are read.
+
+        Raises:
+            PrunekitError: for a name that is taken, and entries that are no composition.
         """
         if name in self._compositions:
             raise PrunekitError(f"method '{name}' is already defined, in {self._compositions[name][1]}")
@@ -169,7 +176,11 @@ def source_folder(name: str) -> Path:
 
 
 def method_folders() -> list[Path]:
-    """The built-in ``methods/``, the working directory's, and those of ``PRUNEKIT_METHODS``, each once."""
+    """The built-in ``methods/``, the working directory's, and those of ``PRUNEKIT_METHODS``, each once.
+
+    Raises:
+        PrunekitError: for a folder of PRUNEKIT_METHODS that there is not.
+    """
     named = [Path(p) for p in os.environ.get("PRUNEKIT_METHODS", "").split(os.pathsep) if p]
     folders = [source_folder("methods"), Path("methods"), *named]
     for folder in named:

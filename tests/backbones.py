@@ -20,12 +20,11 @@ from transformers import AutoModel, CLIPVisionConfig, LlavaConfig, LlavaForCondi
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from masking import generate, has_recurrent_layers, hidden_positions, prompt_logits, real_tokens, step_logits
+sys.path.insert(0, str(Path(__file__).resolve().parent / "support"))
 
 import prunekit
 from prunekit.families import make_family
+from reference import generate, has_recurrent_layers, hidden_keys, prompt_logits, step_logits
 from zoo.base import BOS, CLIP, IMAGE, PAD, VOCAB, WORDS, Batch, draw_weights, pad_rows
 
 NAMES: tuple[str, ...] = tuple(sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
@@ -215,13 +214,13 @@ def difference(name: str, attn: str, padding: str) -> dict[str, float]:
     steps = None
     with torch.no_grad(), prunekit.Pruner("random", "single", schedule, keep_ratio=0.4)(model) as trace:
         prompt = model(**batch.inputs).logits
-        hidden = hidden_positions(batch, trace.cuts)
+        hidden = hidden_keys(batch, trace.cuts)
         if not cannot_generate(name):
             steps = generate(model, batch.inputs, NEW)
     expected = prompt_logits(model, batch, hidden)
     with torch.no_grad():
         dense = model(**batch.inputs).logits
-    text = real_tokens(batch) & ~batch.visual
+    text = batch.mask & ~batch.visual
     figures = {
         "prompt": float((prompt - expected)[text].abs().max()),
         "moved": float((dense - expected)[text].abs().max()),

@@ -11,23 +11,18 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
 
-from tiny import _CLIP, _TEXT, IMAGE, Batch, tiny_model
+from zoo.tiny import CLIP, IMAGE, TEXT, Batch, scaled_up, tiny_batch, tiny_model
 
 
 def siglip_model(attn: str = "sdpa") -> Any:
     """A LLaVA on SigLIP: no CLS token, every patch is read, from the last block."""
     torch.manual_seed(1)
     config = LlavaConfig(
-        text_config=LlamaConfig(**_TEXT), vision_config=SiglipVisionConfig(**_CLIP, vision_use_head=False),
+        text_config=LlamaConfig(**TEXT), vision_config=SiglipVisionConfig(**CLIP, vision_use_head=False),
         image_token_id=IMAGE, vision_feature_layer=-1, vision_feature_select_strategy="full",
     )  # fmt: skip
     model = LlavaForConditionalGeneration._from_config(copy.deepcopy(config), attn_implementation=attn)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(4.0 if "language_model" in name or "lm_head" in name else 2.0)
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
-    return model.float().eval()
+    return scaled_up(model)
 
 
 def exact_model(kind: str, attn: str = "eager") -> Any:
@@ -37,7 +32,7 @@ def exact_model(kind: str, attn: str = "eager") -> Any:
 
 def exact_batch(batch: Batch) -> Batch:
     """The same batch with pixels in float64."""
-    return Batch({k: v.double() if v.is_floating_point() else v for k, v in batch.inputs.items()})
+    return tiny_batch({k: v.double() if v.is_floating_point() else v for k, v in batch.inputs.items()})
 
 
 @dataclass

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from tiny import IMAGE, Batch
+from zoo.tiny import IMAGE, Batch
 
 Scores = dict[int, float]
 

@@ -21,7 +21,7 @@ from prunekit.bench.workload import synthetic
 from prunekit.cost import outline
 from prunekit.engine.cache import cache_in
 from prunekit.families import make_family
-from tiny import FAMILIES, make_batch, tiny_model
+from zoo.tiny import FAMILIES, make_batch, tiny_model
 
 TINY = shapes._llava(
     shapes._llama(32, 64, 4, 4, vocab=256), {**shapes._CLIP_TOY, "hidden_size": 16, "intermediate_size": 32}
@@ -233,7 +233,7 @@ class TestModels:
 
 
 def test_the_page_has_a_place_for_every_table():
-    import measure_performance
+    from tools import measure_performance
 
     page = measure_performance.PAGE.read_text()
     for name, options in measure_performance.SECTIONS.items():

@@ -15,9 +15,9 @@ from hydra.core.global_hydra import GlobalHydra
 
 import prunekit
 from prunekit import cli
-from prunekit.embedded.config import Size, build_model
-from prunekit.embedded.export import export
 from prunekit.store import register_options
+from tools.embedded.config import Size, build_model
+from tools.embedded.export import export
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -15,7 +15,7 @@ import prunekit
 from prunekit.components.schedules import cumulative_shares
 from prunekit.cost import layer_macs
 from prunekit.registry import Registry
-from tiny import make_batch, tiny_model
+from zoo.tiny import make_batch, tiny_model
 
 
 class TestRegistry:
@@ -125,17 +125,24 @@ class TestTopK:
         scores = torch.randint(0, 4, (5, 12), generator=g).float()  # many ties
         alive = torch.rand(5, 12, generator=g) < 0.8
         keep = torch.tensor([random.Random(seed * 5 + b).randint(0, int(alive[b].sum())) for b in range(5)])
-        got = prunekit.create("selector", "topk").select(scores, keep, alive)
+        got = prunekit.create("selector", "topk").select(Standing(alive), scores, keep)
         assert torch.equal(got, self.plain(scores, keep, alive))
 
     def test_stride_is_exact_and_even(self):
         stride = prunekit.create("selector", "stride")
         for n, k in [(16, 4), (16, 5), (144, 36), (7, 7), (9, 1)]:
-            got = stride.select(torch.zeros(1, n), torch.tensor([k]), torch.ones(1, n, dtype=torch.bool))
+            got = stride.select(Standing(torch.ones(1, n, dtype=torch.bool)), torch.zeros(1, n), torch.tensor([k]))
             places = got[0].nonzero()[:, 0]
             assert len(places) == k
             if k > 1:
                 assert int(places.diff().max() - places.diff().min()) <= 1
+
+
+@dataclass
+class Standing:
+    """A view of nothing but what stands."""
+
+    alive: torch.Tensor
 
 
 class TestMerge:
@@ -160,7 +167,8 @@ class TestMerge:
         alive = torch.rand(3, 10, generator=g) < 0.9
         kept = alive & (torch.rand(3, 10, generator=g) < 0.4)
         kept[:, 0] = alive[:, 0] = True
-        got, got_sizes = prunekit.create("reducer", "merge").reduce(tokens, sizes, kept, alive)
+        merged = prunekit.create("reducer", "merge").reduce(tokens=tokens, sizes=sizes, kept=kept, alive=alive)
+        got, got_sizes = merged.tokens, merged.sizes
         want, want_sizes = self.plain(tokens, sizes, kept, alive)
         assert (got - want)[kept].abs().max() < 1e-5
         assert torch.equal(got_sizes[kept].double(), want_sizes[kept])

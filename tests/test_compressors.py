@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 import prunekit
-from tiny import make_batch, tiny_model
+from zoo.tiny import make_batch, tiny_model
 
 TRAINED = ("perceiver", "qformer")
 
@@ -34,7 +34,9 @@ def test_average_pool_against_loops(seed):
     tokens, alive = torch.randn(3, 23, 4, generator=g), torch.rand(3, 23, generator=g) < 0.8
     kept = alive & (torch.rand(3, 23, generator=g) < 0.3)
     kept[:, 0] = alive[:, 0] = True
-    got, sizes = prunekit.create("reducer", "average_pool").reduce(tokens, torch.ones(3, 23), kept, alive)
+    pool = prunekit.create("reducer", "average_pool")
+    pooled = pool.reduce(tokens=tokens, sizes=torch.ones(3, 23), kept=kept, alive=alive)
+    got, sizes = pooled.tokens, pooled.sizes
     for b in range(3):
         places, slots = alive[b].nonzero()[:, 0].tolist(), kept[b].nonzero()[:, 0].tolist()
         runs = [[] for _ in slots]

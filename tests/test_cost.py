@@ -18,7 +18,7 @@ from prunekit.cost import CONVENTIONS, ModelShape, Stack, Tower, estimate, flop_
 from prunekit.cost.formulas import decode_macs
 from prunekit.families import make_family
 from prunekit.models import load_model
-from tiny import FAMILIES, make_batch, tiny_model
+from zoo.tiny import FAMILIES, make_batch, tiny_model
 
 SEVEN_B = Stack(hidden=4096, layers=32, heads=32, mlp=11008)
 

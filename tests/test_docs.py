@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from prunekit.pruning.presets import methods
+from tools import structure
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "methods" / "README.md"]
@@ -53,6 +57,23 @@ def test_the_new_method_of_the_docs_runs_from_an_empty_folder(tmp_path):
     done = run(sys.executable, "-m", "prunekit", "method=mine", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "mine = mine · single · one_shot, keep 0.25, cut before layer 2" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("path", [*DOCS, ROOT / "Makefile"], ids=lambda p: p.name)
+def test_commands_of_the_tools_exist(path):
+    for module in re.findall(r"python -m (tools[\w.]*)", path.read_text()):
+        assert importlib.util.find_spec(module), module
+
+
+def test_the_wheel_leaves_the_tools_out():
+    """Everything in the wheel is named in pyproject.toml: two packages, and two folders that become part of one."""
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["packages"] == ["prunekit", "hydra_plugins"]
+    assert set(wheel["force-include"]) == {"conf", "methods"}
+    for name, tree in structure.modules().items():
+        imported = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        imported |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        assert not [module for module in imported if module.split(".")[0] in ("tools", "tests")], name
 
 
 def test_methods_are_listed():

@@ -13,14 +13,14 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForCon
 
 from prunekit.data import Example, load
 from prunekit.data.mini import SPLITS
-from prunekit.embedded.asking import accuracy_by_task
-from prunekit.embedded.config import Size, build_model
-from prunekit.embedded.export import CHECKSUMS, data_hash, sha256
-from prunekit.embedded.forward import embed, make_masks, run_decoder
-from prunekit.embedded.packing import IGNORE, encode, pack, positions
-from prunekit.embedded.probe import ask, mean_accuracy, oracle_kept, prepare, random_kept
-from prunekit.embedded.processor import build_processor, build_tokenizer
 from prunekit.models import EMBEDDED
+from tools.embedded.asking import accuracy_by_task
+from tools.embedded.config import Size, build_model
+from tools.embedded.export import CHECKSUMS, data_hash, sha256
+from tools.embedded.forward import embed, make_masks, run_decoder
+from tools.embedded.packing import IGNORE, encode, pack, positions
+from tools.embedded.probe import ask, mean_accuracy, oracle_kept, prepare, random_kept
+from tools.embedded.processor import build_processor, build_tokenizer
 
 VISUAL = {"mini": 144, "mini-576": 576}
 both = pytest.mark.parametrize("name", VISUAL)

@@ -16,20 +16,20 @@ from prunekit.data.questions import questions
 from prunekit.data.render import render
 from prunekit.data.scene import draw_scene
 from prunekit.data.words import TASKS
-from prunekit.embedded import decoder, joint, train
-from prunekit.embedded.align import see
-from prunekit.embedded.asking import ASKED, Asker, Forms, answer_right
-from prunekit.embedded.config import Size, arrange, build_model, resized, start_words
-from prunekit.embedded.decoder import Plan, Trainer
-from prunekit.embedded.drawn import WEIGHTS, drawn_tokens, label_tokens, patch_words
-from prunekit.embedded.forward import decoder_layer
-from prunekit.embedded.lessons import LESSONS, lessons
-from prunekit.embedded.packing import IGNORE
-from prunekit.embedded.pool import LABELS, scene_labels, shown
-from prunekit.embedded.probe import prepare
-from prunekit.embedded.processor import CELL_NAMES, build_processor, build_tokenizer, piece
-from prunekit.embedded.progress import optimisers
-from prunekit.embedded.tower import Heads, augment, pixels
+from tools.embedded import decoder, joint, train
+from tools.embedded.align import see
+from tools.embedded.asking import ASKED, Asker, Forms, answer_right
+from tools.embedded.config import Size, arrange, build_model, resized, start_words
+from tools.embedded.decoder import Plan, Trainer
+from tools.embedded.drawn import WEIGHTS, drawn_tokens, label_tokens, patch_words
+from tools.embedded.forward import decoder_layer
+from tools.embedded.lessons import LESSONS, lessons
+from tools.embedded.packing import IGNORE
+from tools.embedded.pool import LABELS, scene_labels, shown
+from tools.embedded.probe import prepare
+from tools.embedded.processor import CELL_NAMES, build_processor, build_tokenizer, piece
+from tools.embedded.progress import optimisers
+from tools.embedded.tower import Heads, augment, pixels
 
 TINY = Size(layers=2, tower_layers=2)
 
@@ -290,8 +290,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, tokenizer):
 
 def test_a_stage_steps_as_a_plain_loop_does(tmp_path):
     """The loop that all training shares, against its steps written out: rates, clipping, both optimisers."""
-    from prunekit.embedded.progress import set_rate
-    from prunekit.embedded.stage import Stage
+    from tools.embedded.progress import set_rate
+    from tools.embedded.stage import Stage
 
     def made():
         torch.manual_seed(4)
@@ -330,7 +330,7 @@ def test_a_stage_steps_as_a_plain_loop_does(tmp_path):
 
 
 def test_a_stage_whose_loss_is_not_a_number_stops_with_its_step(tmp_path):
-    from prunekit.embedded.stage import Stage
+    from tools.embedded.stage import Stage
 
     model = nn.Linear(2, 2)
     loss = lambda step: model.weight.sum() * (torch.nan if step == 1 else 1.0)  # noqa: E731

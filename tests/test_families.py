@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from masking import generate, has_recurrent_layers, hidden_positions, prompt_logits, real_tokens, step_logits
 
 import prunekit
 import zoo
 from prunekit.families import EXACT, REFUSED, make_family
+from reference import generate, has_recurrent_layers, hidden_keys, prompt_logits, step_logits
 
 TOLERANCE, NEW = 1e-4, 3
 PADDINGS = ("left", "none", "right")
@@ -52,10 +52,10 @@ def difference(
     cuts = prunekit.create("schedule", "progressive", layers=list(layers))
     with torch.no_grad(), prunekit.Pruner("random", "single", cuts, keep_ratio=0.4)(model) as trace:
         prompt = model(**batch.inputs).logits
-        hidden = hidden_positions(batch, trace.cuts)
+        hidden = hidden_keys(batch, trace.cuts)
         steps = generate(model, batch.inputs, NEW)
     reference = build(name, "eager") if attn == "sdpa" and "eager" in zoo.SUPPORTS[name] else model
-    text = real_tokens(batch) & ~batch.visual
+    text = batch.mask & ~batch.visual
     expected = prompt_logits(reference, batch, hidden)
     with torch.no_grad():
         dense = reference(**batch.inputs).logits

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from prunekit.evaluation.families import load_record, markdown, releases, rows, summary
+from prunekit.evaluation.families import load_record, releases, rows, summary
 from prunekit.families import EXACT
+from tools.families_page import markdown
 
 
 def figures(prompt: float) -> dict:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from masking import real_tokens
 
 import prunekit
 import zoo
@@ -41,7 +40,7 @@ def eager_weights(model, batch) -> dict[int, torch.Tensor]:
 def expected_scores(weights: torch.Tensor, batch, scorer: str) -> list[list[float]]:
     """One layer's scores by plain loops. A query sees a key where the model gave it any weight at all."""
     found = []
-    real = real_tokens(batch)
+    real = batch.mask
     for b in range(len(weights)):
         visual = [s for s in range(real.shape[1]) if batch.visual[b, s] and real[b, s]]
         text = [s for s in range(real.shape[1]) if real[b, s] and s not in visual and s > visual[0]]
@@ -70,7 +69,7 @@ def hold(name: str, scorer: str, fusion: str, padding: str, build: Callable[[str
     with torch.no_grad(), pruner(model) as trace:
         model(**batch.inputs)
     layers = [layer - 1] if fusion == "single" else [i for i in range(layer) if i in weights]
-    if not all(weights[i][real_tokens(batch).any(1)].isfinite().all() for i in layers):
+    if not all(weights[i][batch.mask.any(1)].isfinite().all() for i in layers):
         pytest.skip("the dense model itself is not finite here")
     evidence = [expected_scores(weights[i], batch, scorer) for i in layers]
     scores = trace.cuts[0].scores

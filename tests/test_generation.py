@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from masking import hidden_positions, masked
 
 import prunekit
 import zoo
-from tiny import make_batch, tiny_model
+from reference import hidden_keys, masked
+from zoo.tiny import make_batch, tiny_model
 
 FAMILIES = ("llava", "qwen2_vl", "gemma3", "qwen3_vl", "gemma4")
 PRUNER = dict(scorer="random", fusion="single", keep_ratio=0.3)
@@ -31,7 +31,7 @@ def test_sampling_with_a_seed_equals_sampling_from_the_masked_model(family):
             found = model.generate(**batch.inputs, **options)
             torch.manual_seed(3)
             again = model.generate(**batch.inputs, **options)
-        with masked(model, batch, hidden_positions(batch, trace.cuts)):
+        with masked(model, batch, hidden_keys(batch, trace.cuts)):
             torch.manual_seed(3)
             expected = model.generate(**batch.inputs, **options)
     assert torch.equal(found, again) and torch.equal(found, expected)
@@ -49,7 +49,7 @@ def test_several_sequences_a_sample(family, options):
             found = model.generate(**batch.inputs, **options)
         cuts = [(cut.layer, cut.kept) for cut in trace.cuts]
         assert all(len(kept) == len(whole.visual) for _, kept in cuts)
-        with masked(model, whole, hidden_positions(whole, trace.cuts)):
+        with masked(model, whole, hidden_keys(whole, trace.cuts)):
             torch.manual_seed(5)
             expected = model.generate(**batch.inputs, **options)
     assert torch.equal(found, expected)

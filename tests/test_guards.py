@@ -16,7 +16,7 @@ from prunekit.families import make_family
 from prunekit.pruning.presets import read_preset
 from prunekit.registry import registry
 from prunekit.store import register_options
-from tiny import make_batch, tiny_model
+from zoo.tiny import make_batch, tiny_model
 
 
 @dataclass
@@ -86,8 +86,8 @@ def test_a_selector_that_keeps_another_number_than_asked_is_followed():
 
     @dataclass
     class Half(prunekit.Selector):
-        def select(self, scores, keep, alive):
-            return alive & (torch.arange(alive.shape[1]) % 2 == 0)
+        def select(self, view, scores, quota):
+            return view.alive & (torch.arange(scores.shape[1]) % 2 == 0)
 
     model, batch = tiny_model("llava"), make_batch("llava")
     with torch.no_grad(), prunekit.Pruner("random", "single", "one_shot", Half(), keep_ratio=0.1)(model) as trace:

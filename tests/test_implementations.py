@@ -8,7 +8,7 @@ import torch
 import prunekit
 import zoo
 from prunekit.families import make_family
-from tiny import make_batch, tiny_model
+from zoo.tiny import make_batch, tiny_model
 
 SWITCHES = [("sdpa", "eager"), ("eager", "sdpa")]
 

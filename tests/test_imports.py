@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
-from structure import circles, imports, modules
+from tools.structure import circles, imports, modules
 
 LOWEST = {"prunekit.errors", "prunekit.tensors"}
 

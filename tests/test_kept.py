@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from fabricated import picture
 from test_cli import model_folder  # noqa: F401  (a fixture)
 
 import prunekit
+from fabricated import picture
 from prunekit.data import load
 from prunekit.errors import PrunekitError
 from prunekit.evaluation import kept

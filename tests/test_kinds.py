@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from masking import generate, hidden_positions, prompt_logits, real_tokens
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -17,8 +16,9 @@ import prunekit
 import zoo
 from prunekit.bench.segments import cache_name
 from prunekit.engine.cache import cache_in, is_cache
-from prunekit.engine.layout import Stage
-from prunekit.engine.masks import padding_mask
+from prunekit.tensors.masks import padding_mask
+from prunekit.tensors.sequences import CompactSequence
+from reference import generate, hidden_keys, prompt_logits
 from zoo.base import IMAGE, PAD, WORDS, Batch
 
 PRUNER = prunekit.Pruner("random", "single", prunekit.create("schedule", "one_shot", layer=1), keep_ratio=0.4)
@@ -50,7 +50,9 @@ class TestCaches:
 
 
 class TestMasks:
-    STAGE = Stage(1, torch.tensor([[0, 0, 1], [1, 2, 3]]), torch.tensor([[False, True, True], [True] * 3]), (2, 3))
+    SEQUENCE = CompactSequence(
+        1, torch.tensor([[0, 0, 1], [1, 2, 3]]), torch.tensor([[False, True, True], [True] * 3]), (2, 3)
+    )
     REAL = torch.tensor([[True] * 4, [False, True, True, True]])
 
     @pytest.mark.parametrize(
@@ -63,7 +65,7 @@ class TestMasks:
         mask[1, 0] = padding
         expected = torch.full((2, 3), token)
         expected[0, 0] = padding
-        assert torch.equal(padding_mask(mask, self.STAGE, self.REAL), expected)
+        assert torch.equal(padding_mask(mask, self.SEQUENCE, self.REAL), expected)
 
     def forward(self, **more: Any) -> torch.Tensor:
         """Logits of a pruned LLaVA, whose Llama hands what it does not know on to its layers."""
@@ -193,6 +195,6 @@ class TestModelsThatPruneByThemselves:
         batch = zoo.batch("nemotron_h_omni", "left") if media == "images" else self.clip(model)
         with PRUNER(model) as trace, torch.no_grad():
             logits = model(**batch.inputs).logits
-        expected, dense = prompt_logits(model, batch, hidden_positions(batch, trace.cuts)), model(**batch.inputs).logits
-        text = real_tokens(batch) & ~batch.visual
+        expected, dense = prompt_logits(model, batch, hidden_keys(batch, trace.cuts)), model(**batch.inputs).logits
+        text = batch.mask & ~batch.visual
         assert (logits - expected)[text].abs().max() < 1e-4 < 1e-3 < (dense - expected)[text].abs().max()

@@ -1,4 +1,4 @@
-"""The part of the lmms-eval model that needs no lmms-eval; tests/measure_lmms.py runs the whole."""
+"""The part of the lmms-eval model that needs no lmms-eval; tools/measure_lmms.py runs the whole."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ import torch
 from simulate import Sample, best, received, rotate, rows, share
 
 import prunekit
-from tiny import PADDINGS, make_batch, tiny_model
+from zoo.tiny import PADDINGS, make_batch, tiny_model
 
 TOLERANCE = 1e-4
 N = 16

@@ -15,8 +15,9 @@ from test_method_conformance import clusters, recycle
 import prunekit
 import zoo
 from prunekit.components.recycle import density_peaks
-from prunekit.engine.layout import Layout
-from tiny import IMAGE, hidden_keys, make_batch, tiny_model
+from prunekit.tensors.sequences import PromptLayout
+from reference import hidden_keys
+from zoo.tiny import IMAGE, make_batch, tiny_model
 
 SEEDS = range(6)
 
@@ -41,7 +42,7 @@ class TestRaters:
     def test_against_loops(self, seed):
         g = torch.Generator().manual_seed(seed)
         batch = make_batch("llava", ("left", "right", "none")[seed % 3], seed=seed)
-        layout = Layout.build(batch.ids, batch.inputs["attention_mask"], batch.ids == IMAGE)
+        layout = PromptLayout.build(batch.ids, batch.inputs["attention_mask"], batch.ids == IMAGE)
         x = torch.randn(*batch.ids.shape, 8, generator=g)
         got = prunekit.create("scorer", "sparsevlm").raters(x, layout)
         for b in range(3):
@@ -51,7 +52,7 @@ class TestRaters:
 
     def test_all_are_raters_where_none_stands_out(self):
         batch = make_batch("llava")
-        layout = Layout.build(batch.ids, None, batch.ids == IMAGE)
+        layout = PromptLayout.build(batch.ids, None, batch.ids == IMAGE)
         got = prunekit.create("scorer", "sparsevlm").raters(torch.zeros(*batch.ids.shape, 8), layout)
         assert torch.equal(got, layout.text)
 
@@ -94,9 +95,10 @@ class TestRecycle:
         count = torch.tensor([clusters(int(n)) for n in gone.sum(1)])
         assert int(count.max()) > 2
         reducer = prunekit.create("reducer", "recycle", variant=variant)
-        got, got_sizes, added = reducer.add(tokens, sizes, scores, kept, alive, count)
-        again = reducer.add(tokens, sizes, scores, kept, alive, count)
-        assert torch.equal(got, again[0]) and torch.equal(added, again[2])
+        given = dict(tokens=tokens, sizes=sizes, scores=scores, kept=kept, alive=alive, count=count)
+        reduced, again = reducer.reduce(**given), reducer.reduce(**given)
+        got, got_sizes, added = reduced.tokens, reduced.sizes, reduced.added
+        assert torch.equal(got, again.tokens) and torch.equal(added, again.added)
         for b in range(4):
             places = gone[b].nonzero()[:, 0].tolist()
             x = {i: tokens[b, i].double().numpy() for i in places}
@@ -118,7 +120,7 @@ class TestRecycle:
     def test_clusters_are_part_of_the_budget(self, standing):
         reducer = prunekit.create("reducer", "recycle")
         for keep in range(1, standing):
-            selected, more = reducer.share(standing, keep)
+            selected, more = reducer.split(None, standing, keep)
             assert selected + more == keep and selected >= 1 and 2 * more <= keep
             assert more <= clusters(standing - selected)
 
@@ -129,7 +131,7 @@ class TestRecycle:
         reducer, standing, total = prunekit.create("reducer", "recycle", on_top=True), 576, 0
         for before, cut in zip([0, 3, 7], cuts, strict=True):
             total += standing * (cut.layer - before)
-            standing = sum(reducer.share(standing, round(cut.ratio * 576)))
+            standing = sum(reducer.split(None, standing, round(cut.ratio * 576)))
         assert (total + 16 * standing) / 32 == pytest.approx(average, abs=0.06)
 
 
@@ -137,15 +139,13 @@ class TestRecycle:
 class Mark(prunekit.Reducer):
     """Adds the first and the last of the tokens that go, unchanged."""
 
-    adds_tokens = True
-
-    def share(self, standing, keep):
+    def split(self, view, standing, keep):
         return keep - 2, 2
 
-    def add(self, tokens, sizes, scores, kept, alive, count):
+    def reduce(self, *, tokens, kept, alive, **rest):
         gone = alive & ~kept
         order = gone.cumsum(1)
-        return tokens, sizes, gone & ((order == 1) | (order == order[:, -1:]))
+        return prunekit.Reduced(tokens, added=gone & ((order == 1) | (order == order[:, -1:])))
 
 
 @pytest.mark.parametrize(("positions", "padding"), [("renumber", "none"), ("renumber", "left"), ("keep", "left")])

@@ -19,7 +19,7 @@ from prunekit.pruning.presets import presets
 from prunekit.pruning.recipe import DEFAULTS
 from prunekit.registry import KINDS
 from prunekit.store import register_options
-from tiny import make_batch, tiny_model
+from zoo.tiny import make_batch, tiny_model
 
 METHODS = list(prunekit.methods())
 NAMED = (

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import prunekit
 from prunekit import ops
-from tiny import make_batch, tiny_model
+from zoo.tiny import make_batch, tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent
 SEEDS = st.integers(0, 10**6)

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import prunekit
-from prunekit.engine.hooks import Session
 from prunekit.engine.plan import CutPlan, Plan
+from prunekit.engine.session import Session
 from prunekit.families import family_of
-from tiny import dense_with_hidden_keys as dense
-from tiny import hidden_keys, make_batch, tiny_model
+from reference import dense_with_hidden_keys as dense
+from reference import hidden_keys
+from zoo.tiny import make_batch, tiny_model
 
 
 def parts(scorer: str) -> dict:

@@ -11,7 +11,7 @@ import torch
 
 import prunekit
 from prunekit.components.scorers import InstructionScorer
-from tiny import make_batch, tiny_model
+from zoo.tiny import make_batch, tiny_model
 
 DTYPES = (torch.bfloat16, torch.float16)
 METHODS = sorted(name for name in prunekit.methods() if name != "ivtp_mini")  # that one has weights for mini alone

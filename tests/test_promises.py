@@ -10,7 +10,7 @@ import torch
 from transformers import StaticCache
 
 import prunekit
-from tiny import FAMILIES, make_batch, tiny_model
+from zoo.tiny import FAMILIES, make_batch, tiny_model
 
 PRUNER = dict(keep_ratio=0.3)
 
@@ -55,7 +55,7 @@ def test_an_error_inside_a_forward_leaves_nothing_behind():
     before = logits(model, batch)
     with prunekit.Pruner(Broken(), schedule="one_shot")(model):
         for _ in range(2):
-            with pytest.raises(RuntimeError, match="broken scorer"):
+            with pytest.raises(ValueError, match=r"Broken\.score failed at layer 0: RuntimeError: broken scorer"):
                 logits(model, batch)
     assert torch.equal(logits(model, batch), before)
     with prunekit.Pruner(**PRUNER)(model):
@@ -129,7 +129,8 @@ def test_a_pruned_cache_is_refused_without_its_pruner_and_continues_with_it():
 
 def test_a_second_turn_equals_masking():
     """More text on a returned cache, several tokens at a time."""
-    from tiny import Batch, dense_with_hidden_keys, hidden_keys
+    from reference import dense_with_hidden_keys, hidden_keys
+    from zoo.tiny import tiny_batch
 
     model, batch = tiny_model("llava"), make_batch("llava", "left")
     more = torch.randint(2, 80, (3, 4), generator=torch.Generator().manual_seed(1))
@@ -137,7 +138,7 @@ def test_a_second_turn_equals_masking():
     with torch.no_grad(), prunekit.Pruner(**PRUNER)(model, prompt="all") as trace:
         cache = model(**batch.inputs).past_key_values
         follow = model(input_ids=more, attention_mask=mask, past_key_values=cache).logits
-    long = Batch({**batch.inputs, "input_ids": torch.cat([batch.ids, more], 1), "attention_mask": mask})
+    long = tiny_batch({**batch.inputs, "input_ids": torch.cat([batch.ids, more], 1), "attention_mask": mask})
     reference = tiny_model("llava", "eager")
     expected, _, _ = dense_with_hidden_keys(reference, long, hidden_keys(long, trace.cuts))
     assert (follow - expected[:, -4:]).abs().max() < 1e-4

@@ -10,7 +10,8 @@ from transformers import DynamicCache
 
 import prunekit
 import zoo
-from tiny import IMAGE, Batch, dense_with_hidden_keys, hidden_keys, make_batch, tiny_model
+from reference import dense_with_hidden_keys, hidden_keys
+from zoo.tiny import IMAGE, Batch, make_batch, tiny_batch, tiny_model
 
 FAMILIES = ("llava", "qwen2_vl")
 SCORERS = ("instruction", "visual", "random", "last", "divprune")
@@ -75,7 +76,7 @@ class TestAnswers:
         inputs, labels = with_answer(batch, 0)
         with torch.no_grad(), pruner()(model) as trace:
             loss = model(**inputs, labels=labels).loss
-        whole = Batch(inputs)
+        whole = tiny_batch(inputs)
         expected, _, _ = dense_with_hidden_keys(tiny_model("llava", "eager"), whole, hidden_keys(whole, trace.cuts))
         wanted = torch.nn.functional.cross_entropy(expected[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
         assert abs(loss - wanted) < 1e-4

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import prunekit
-from tiny import DEPTH, IMAGE, Batch, dense_with_hidden_keys, hidden_keys, tiny_model
+from reference import dense_with_hidden_keys, hidden_keys
+from zoo.tiny import DEPTH, IMAGE, Batch, tiny_batch, tiny_model
 
 PATCHES = 16
 MODELS = {attn: tiny_model("llava", attn) for attn in ("eager", "sdpa")}
@@ -28,7 +29,7 @@ def make_batch(layout, right: bool) -> Batch:
         ids[i, place], mask[i, place] = torch.tensor(row), 1
     count = sum(len(images) for _, images in layout)
     pixels = torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(size))
-    return Batch({"input_ids": ids, "attention_mask": mask, "pixel_values": pixels})
+    return tiny_batch({"input_ids": ids, "attention_mask": mask, "pixel_values": pixels})
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -60,7 +61,7 @@ def test_random_layouts_in_generation(layout, layers, ratio):
 
 @pytest.mark.filterwarnings("ignore:no text after the image")
 def test_an_image_at_the_very_end():
-    batch = Batch({
+    batch = tiny_batch({
         "input_ids": torch.tensor([[5, *[IMAGE] * PATCHES]]), "attention_mask": torch.ones(1, 17, dtype=torch.long),
         "pixel_values": torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)),
     })  # fmt: skip

@@ -8,16 +8,8 @@ import pytest
 import torch
 
 import prunekit
-from tiny import (
-    DEPTH,
-    FAMILIES,
-    PADDINGS,
-    Batch,
-    dense_with_hidden_keys,
-    hidden_keys,
-    make_batch,
-    tiny_model,
-)
+from reference import dense_with_hidden_keys, hidden_keys
+from zoo.tiny import DEPTH, FAMILIES, PADDINGS, Batch, make_batch, tiny_batch, tiny_model
 
 TOLERANCE = 1e-4
 CASES = list(itertools.product(FAMILIES, ("eager", "sdpa"), PADDINGS, ("one_shot", "progressive")))
@@ -126,7 +118,7 @@ def two_images_and_none() -> Batch:
     for i, row in enumerate(rows):
         ids[i, -len(row) :], mask[i, -len(row) :] = torch.tensor(row), 1
     pixels = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(3))
-    return Batch({"input_ids": ids, "attention_mask": mask, "pixel_values": pixels})
+    return tiny_batch({"input_ids": ids, "attention_mask": mask, "pixel_values": pixels})
 
 
 @pytest.mark.parametrize("attn", ["eager", "sdpa"])
@@ -147,7 +139,7 @@ def test_ragged_counts_without_any_padding_in_the_batch():
     image = [90] * 16
     ids = torch.tensor([[5, *image, *image, 6, 7], [9, *image, *range(20, 38)]])
     pixels = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(4))
-    batch = Batch({"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels})
+    batch = tiny_batch({"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels})
     for attn in ("eager", "sdpa"):
         prompt, tokens, _, _, trace = pruned_run(
             tiny_model("llava", attn), batch, prunekit.Pruner(keep_ratio=0.25), new=3

@@ -9,19 +9,21 @@ import random
 import re
 from collections import defaultdict
 from statistics import mean
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from fabricated import TASKS, change, make_run, questions, spoilt
 from PIL import Image
 from test_cli import arguments, model_folder, run_main  # noqa: F401  (a fixture)
 
+from fabricated import TASKS, change, make_run, questions, spoilt
 from prunekit.errors import PrunekitError
 from prunekit.records.runs import find_runs
 from prunekit.report.plots import overlaps
 from prunekit.report.task import analyse, report
 from prunekit.results import compare, tables
 from prunekit.results.entries import scorer_fact
+from prunekit.results.seeds import COSTS
 
 FILES = {
     "table.md", "table.tex", "table.csv", "pareto.png", "pareto.pdf", "layers.png", "overlap.png", "kept.png",
@@ -233,6 +235,34 @@ def test_the_page_asks_nothing_of_any_server(tmp_path):
     page = (tmp_path / "out/report.html").read_text()
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|@import|<link|\bsrc=|url\(", page)
     assert "default-src 'none'" in page
+
+
+def test_the_plots_of_the_page_are_the_files_figures_reduced_to_shapes(tmp_path):
+    """No text, style, link or script in them, and each row's point under its number in the table."""
+    sweep(tmp_path / "runs")
+    found = report(str(tmp_path / "runs"), tmp_path / "out")
+    page = (tmp_path / "out/report.html").read_text()
+    figures = {
+        name: ElementTree.fromstring(svg)
+        for name, svg in re.findall(r'<template id="figure-(\w+)">(.*?)</template>', page, re.DOTALL)
+    }
+    assert list(figures) == [*COSTS, "layers"]
+    for name, root in figures.items():
+        assert {node.tag for node in root.iter()} == {"svg", "g", "defs", "path", "use"} | (
+            set() if name == "layers" else {"circle"}
+        )
+        assert not any((node.text or "").strip() or (node.tail or "").strip() for node in root.iter())
+        names = {key for node in root.iter() for key in node.attrib}
+        assert not names & {"style", "class"} and not [key for key in names if key.startswith("on")]
+        defined = {node.get("id") for node in root.iter()} - {None}
+        assert all(node.get("href")[1:] in defined and node.get("href")[0] == "#" for node in root.iter("use"))
+        assert all(one.startswith(f"{name}-") for one in defined)
+    for cost in COSTS:
+        points = [group.get("data-row") for group in figures[cost] if group.find("circle") is not None]
+        known = [str(n) for n, row in enumerate(found.rows) if row.entry.costs[cost] is not None or not row.entry.runs]
+        assert sorted(points, key=int) == known
+    curves = " ".join(node.get("data-row") for node in figures["layers"].iter() if node.get("data-row")).split()
+    assert sorted(curves, key=int) == [str(number) for number in range(len(found.rows))]
 
 
 def empty(runs):

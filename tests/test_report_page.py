@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from fabricated import make_run, questions
 from test_report import EVIL
 
+from fabricated import make_run, questions
 from prunekit.report.task import report
 from prunekit.results import compare
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import oracle
 import prunekit
-from tiny import DEPTH, FAMILIES, PADDINGS, hidden_keys, make_batch, tiny_model
+from reference import compare, eager_attentions, hidden_keys, scores
+from zoo.tiny import DEPTH, FAMILIES, PADDINGS, make_batch, tiny_model
 
 TOLERANCE = 1e-4
 LAYERS = [2, 4]
@@ -26,12 +26,12 @@ def traced(family, padding, seed=0, attn="sdpa", **parts):
 
 
 def check(family, batch, trace, queries, fusion="multi", layers=None, weights=None, heads="mean"):
-    """Both cuts' scores against the oracle. The evidence of layers below the first cut saw everything."""
+    """Both cuts' scores against plain loops. The evidence of layers below the first cut saw everything."""
     reference = tiny_model(family, "eager")
-    attentions = oracle.eager_attentions(reference, batch, hidden_keys(batch, trace.cuts[:1]))
+    attentions = eager_attentions(reference, batch, hidden_keys(batch, trace.cuts[:1]))
     for number, cut in enumerate(trace.cuts):
         used = layers(cut.layer, number) if layers else list(range(cut.layer))
-        expected = oracle.scores(
+        expected = scores(
             attentions,
             batch,
             queries=queries,
@@ -41,7 +41,7 @@ def check(family, batch, trace, queries, fusion="multi", layers=None, weights=No
             kept=trace.cuts[0].kept if number else None,
             heads=heads,
         )
-        assert oracle.compare(cut.scores, expected, batch) < TOLERANCE
+        assert compare(cut.scores, expected, batch) < TOLERANCE
 
 
 @pytest.mark.parametrize(("family", "padding"), itertools.product(FAMILIES, PADDINGS))

@@ -7,7 +7,7 @@ import torch
 from transformers import GenerationConfig
 
 import prunekit
-from tiny import make_batch, tiny_model
+from zoo.tiny import make_batch, tiny_model
 
 serving = pytest.importorskip("transformers.generation.configuration_utils")
 if not hasattr(serving, "ContinuousBatchingConfig"):

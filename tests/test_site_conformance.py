@@ -21,7 +21,7 @@ from hand_vision import (
 )
 
 import prunekit
-from tiny import make_batch
+from zoo.tiny import make_batch
 
 KINDS = ("clip", "siglip")
 SEEDS = (0, 1)
@@ -93,7 +93,7 @@ def test_visionzip_splits_the_papers_budgets_as_the_paper_does():
         site = "decoder"
 
     reducer = prunekit.create("reducer", "contextual")
-    assert [reducer.share_in(View(), 576, k) for k in (64, 128, 192)] == [(54, 10), (108, 20), (162, 30)]
+    assert [reducer.split(View(), 576, k) for k in (64, 128, 192)] == [(54, 10), (108, 20), (162, 30)]
 
 
 def prumerge_scores(image: Image, model, kind: str) -> list[float]:

@@ -20,7 +20,8 @@ class Seen:
 
     site = "decoder"
 
-    def __init__(self, tokens: torch.Tensor, **vision) -> None:
+    def __init__(self, tokens: torch.Tensor, alive: torch.Tensor, **vision) -> None:
+        self.alive = alive
         self.hidden_states, self.vision = tokens, type("Vision", (), {"features": tokens, **vision})
 
     def visual(self, x: torch.Tensor) -> torch.Tensor:
@@ -40,7 +41,7 @@ def ragged(seed: int, batch: int = 4, most: int = 12):
 
 def check(selector: str, seed: int, expected, **options) -> None:
     tokens, scores, alive, keep = ragged(seed)
-    found = prunekit.create("selector", selector, **options).select_in(Seen(tokens), scores, keep, alive)
+    found = prunekit.create("selector", selector, **options).select(Seen(tokens, alive), scores, keep)
     for b in range(len(tokens)):
         places = alive[b].nonzero()[:, 0].tolist()
         wanted = expected(tokens[b, places].numpy(), scores[b, places].tolist(), int(keep[b]))
@@ -64,7 +65,7 @@ def test_greedy_determinants(seed):
     """Up to the rank of the kernel (5): beyond it every determinant is nothing but rounding."""
     tokens, scores, alive, keep = ragged(seed)
     keep = keep.clamp(max=4)
-    found = prunekit.create("selector", "dpp").select_in(Seen(tokens), scores, keep, alive)
+    found = prunekit.create("selector", "dpp").select(Seen(tokens, alive), scores, keep)
     for b in range(len(tokens)):
         places = alive[b].nonzero()[:, 0].tolist()
         x, q = tokens[b, places].numpy(), scores[b, places].tolist()
@@ -95,17 +96,16 @@ def test_outliers_of_several_images_are_found_in_each():
     scores = torch.rand(1, 20, generator=torch.Generator().manual_seed(0))
     scores[0, 3], scores[0, 15] = 9.0, 4.0  # of both together only the first would stand out so far
     image = torch.tensor([[0] * 10 + [1] * 10])
-    view = Seen(torch.zeros(1, 20, 2), image=image)
-    alive = torch.ones(1, 20, dtype=torch.bool)
-    found = prunekit.create("selector", "outliers", fence=3.0).select_in(view, scores, torch.tensor([5]), alive)
+    view = Seen(torch.zeros(1, 20, 2), torch.ones(1, 20, dtype=torch.bool), image=image)
+    found = prunekit.create("selector", "outliers", fence=3.0).select(view, scores, torch.tensor([5]))
     assert found[0].nonzero()[:, 0].tolist() == [3, 15]
 
 
 def test_a_budget_of_spread_outliers_is_met():
     scores = torch.rand(2, 30, generator=torch.Generator().manual_seed(1))
     selector = prunekit.create("selector", "outliers", adaptive=False, spread=True)
-    view = Seen(torch.zeros(2, 30, 2), image=torch.zeros(2, 30, dtype=torch.long))
-    found = selector.select_in(view, scores, torch.tensor([9, 4]), torch.ones(2, 30, dtype=torch.bool))
+    view = Seen(torch.zeros(2, 30, 2), torch.ones(2, 30, dtype=torch.bool), image=torch.zeros(2, 30, dtype=torch.long))
+    found = selector.select(view, scores, torch.tensor([9, 4]))
     assert found.sum(1).tolist() == [9, 4]
     for b, half in ((0, 5), (1, 2)):
         assert set(best(scores[b].tolist(), half)) <= set(found[b].nonzero()[:, 0].tolist())
@@ -114,8 +114,8 @@ def test_a_budget_of_spread_outliers_is_met():
 def test_the_same_twice():
     tokens, scores, alive, keep = ragged(3)
     for name in ("maxmin", "dpp", "vispruner"):
-        select = prunekit.create("selector", name).select_in
-        once, again = (select(Seen(tokens), scores, keep, alive) for _ in range(2))
+        select = prunekit.create("selector", name).select
+        once, again = (select(Seen(tokens, alive), scores, keep) for _ in range(2))
         assert torch.equal(once, again) and once.sum(1).tolist() == keep.tolist()
 
 
@@ -125,6 +125,6 @@ def test_diversity_over_2880_tokens_costs_less_than_a_twentieth_of_a_7b_prefill(
     tokens = torch.randn(1, 2880, 1024 if name == "vispruner" else 4096)
     scores, alive = torch.rand(1, 2880), torch.ones(1, 2880, dtype=torch.bool)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        prunekit.create("selector", name).select_in(Seen(tokens), scores, torch.tensor([320]), alive)
+        prunekit.create("selector", name).select(Seen(tokens, alive), scores, torch.tensor([320]))
     dense = 2 * 32 * float(layer_macs(torch.tensor(2880), 4096, 11008))
     assert 0 < counter.get_total_flops() < 0.05 * dense

@@ -11,7 +11,7 @@ from hand_vision import siglip_model
 
 import prunekit
 import zoo
-from tiny import make_batch
+from zoo.tiny import make_batch
 
 AT_INPUT = ("visionzip", "prumerge", "prumerge_plus", "fastervlm", "vispruner", "divprune", "cdpruner", "pooling")
 INSIDE = ("tome", "evit", "downsample")

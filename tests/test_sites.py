@@ -17,7 +17,8 @@ import prunekit
 import zoo
 from prunekit.families import make_family
 from prunekit.families.vision import vision_of
-from tiny import FAMILIES, PADDINGS, dense_with_hidden_keys, hidden_keys, make_batch, tiny_model
+from reference import dense_with_hidden_keys, hidden_keys
+from zoo.tiny import FAMILIES, PADDINGS, make_batch, tiny_model
 
 TOLERANCE = 1e-4
 

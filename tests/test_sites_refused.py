@@ -11,7 +11,7 @@ from test_cli import arguments, model_folder, run_main  # noqa: F401  (model_fol
 import prunekit
 import zoo
 from prunekit.families import make_family
-from tiny import make_batch, tiny_model
+from zoo.tiny import make_batch, tiny_model
 
 
 def encoder(**options):

@@ -19,7 +19,7 @@ from prunekit.evaluation.batches import Batcher
 from prunekit.families import EXACT, FAMILIES, REFUSED, SUPPORT, Family, family_of, make_family, support_of
 from prunekit.families.support import DECODERS, UNKNOWN, VISION_ENCODERS
 from prunekit.families.vision import vision_of
-from tiny import tiny_model
+from zoo.tiny import tiny_model
 
 PACKAGE = Path(prunekit.__file__).parent
 TABLE = PACKAGE / "families" / "support.py"

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fabricated import make_run
 from offline_wandb import OfflineRun
 from PIL import Image
 from test_cli import arguments, model_folder, run_main  # noqa: F401  (a fixture)
 
+from fabricated import make_run
 from prunekit import tracking
 from prunekit.errors import PrunekitError
 from prunekit.tracking import log_report, log_run, run_id

@@ -12,8 +12,6 @@ from safetensors.torch import load_file, save_file
 import prunekit
 from prunekit.adapters import attach
 from prunekit.data.mini import load
-from prunekit.embedded.config import Size, build_model
-from prunekit.embedded.processor import build_processor
 from prunekit.families import family_of
 from prunekit.models import LoadedModel
 from prunekit.train.batches import IGNORE, Collator
@@ -22,6 +20,8 @@ from prunekit.train.model import TrainedModel
 from prunekit.train.run import train
 from prunekit.train.settings import Settings
 from prunekit.train.trainer import PruneTrainer, last_checkpoint
+from tools.embedded.config import Size, build_model
+from tools.embedded.processor import build_processor
 
 SIZE = Size(image=96, tower_layers=2, tower_width=32, tower_mlp=48, layers=4, width=32, mlp=48, heads=2)
 
@@ -87,7 +87,7 @@ def test_the_loss_is_that_of_the_pruned_model(kind):
         kept = model.trace.cuts[-1].kept
         model.close()
         model.session.prompt, model.gate = labels == IGNORE, None
-        hard = prunekit.engine.hooks.Session(used.plan(family_of(made.model)), family_of(made.model))
+        hard = prunekit.engine.session.Session(used.plan(family_of(made.model)), family_of(made.model))
         hard.prompt = labels == IGNORE
         hard.install()
         logits = model.model(**batch, use_cache=False).logits

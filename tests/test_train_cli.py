@@ -17,9 +17,9 @@ from test_cli import run_main
 
 import prunekit
 from prunekit.data import load
-from prunekit.embedded.config import Size, build_model
-from prunekit.embedded.export import export
 from prunekit.train.trainer import PruneTrainer
+from tools.embedded.config import Size, build_model
+from tools.embedded.export import export
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPTH = 4
@@ -187,6 +187,15 @@ def test_the_embedded_models_stages_are_run_by_the_same_command(monkeypatch, tmp
     assert code == 1 and "resume=true goes on" in err
     code, _, err = run_main(monkeypatch, *given, f"hydra.run.dir={tmp_path}", "resume=true", "train.stages=[grown]")
     assert code == 1 and "Unknown train.stages 'grown'" in err
+    code, _, err = run_main(monkeypatch, *given, f"hydra.run.dir={tmp_path}", "resume=true", "train.stages=[joint]")
+    assert code == 1 and "no checkpoint of the tower stage" in err
+
+
+def test_an_installation_without_the_training_script_says_where_it_is(monkeypatch, tmp_path):
+    monkeypatch.setattr("prunekit.train.embedded.SOURCE", tmp_path)
+    code, _, err = run_main(monkeypatch, "task=train", "train=embedded", f"hydra.run.dir={tmp_path / 'run'}")
+    assert code == 1 and len(err.strip().splitlines()) == 1
+    assert "needs a checkout of prunekit" in err and "tools/embedded/train.py" in err
 
 
 def test_the_study_writes_its_table_and_goes_on_where_it_stopped(monkeypatch, tmp_path, folder_of_a_model):

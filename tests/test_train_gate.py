@@ -9,12 +9,13 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import prunekit
-from prunekit.embedded.forward import rms_norm
 from prunekit.engine import gating
-from prunekit.engine.gating import GateSession
+from prunekit.engine.gating import GateCutter
+from prunekit.engine.session import Session
 from prunekit.families import family_of
 from prunekit.train.gate import SigmoidGate
-from tiny import make_batch, tiny_model
+from tools.embedded.forward import rms_norm
+from zoo.tiny import make_batch, tiny_model
 
 KEEP = 0.3
 
@@ -29,7 +30,8 @@ def learned(depth: int = 6, dtype=torch.float32):
 
 def gate_session(pruner, model, gate):
     family = family_of(model)
-    return GateSession(pruner.plan(family), family, gate)
+    plan = pruner.plan(family)
+    return Session(plan, family, cutter=GateCutter(plan, gate))
 
 
 def gated(model, batch, pruner, gate):

@@ -10,10 +10,10 @@ from test_train import pruner, tiny
 
 import prunekit
 from prunekit.data.mini import load
-from prunekit.engine.trace import CutRecord
 from prunekit.evaluation.batches import Batcher
 from prunekit.train.measure import score_spread
 from prunekit.train.penalties import PENALTIES, entropy, hoyer, l1, penalty
+from prunekit.views.trace import CutRecord
 
 
 def plain(name: str, s: list[float]) -> float:

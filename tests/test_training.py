@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from masking import hidden_positions, prompt_logits, real_tokens
 
 import prunekit
 import zoo
 from prunekit.families import make_family
-from tiny import make_batch, tiny_model
+from reference import hidden_keys, prompt_logits
 from zoo.base import OLD
+from zoo.tiny import make_batch, tiny_model
 
 PRUNER = dict(keep_ratio=0.3)
 
@@ -40,17 +40,17 @@ def test_gradient_checkpointing_gives_the_same_gradients(family, scorer):
 
 
 def test_gradients_of_the_pruned_model_are_those_of_the_masked_one():
-    from masking import masked
+    from reference import masked
 
     model, batch = zoo.build("llava"), zoo.batch("llava", "left")
-    text = real_tokens(batch) & ~batch.visual
+    text = batch.mask & ~batch.visual
     parameters = [p for n, p in model.named_parameters() if "language_model" in n or "projector" in n]
     with prunekit.Pruner(**PRUNER)(model) as trace:
         loss = model(**batch.inputs, use_cache=False).logits[text].square().mean()
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
     reference = zoo.build("llava", "eager")
     parameters = [p for n, p in reference.named_parameters() if "language_model" in n or "projector" in n]
-    with masked(reference, batch, hidden_positions(batch, trace.cuts)):
+    with masked(reference, batch, hidden_keys(batch, trace.cuts)):
         loss = reference(**batch.inputs, use_cache=False).logits[text].square().mean()
     expected = torch.autograd.grad(loss, parameters, allow_unused=True)
     for got, want in zip(found, expected, strict=True):
@@ -127,12 +127,12 @@ def test_half_precision_is_as_near_to_full_as_the_masked_model_is(name, dtype):
     batch = zoo.batch(name, "left")
     exact, half = zoo.build(name), zoo.build(name).to(dtype)
     rounded = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.inputs.items()}
-    text = real_tokens(batch) & ~batch.visual
+    text = batch.mask & ~batch.visual
     pruner = prunekit.Pruner("random", "single", keep_ratio=0.3)  # the same tokens go at any precision
     with torch.no_grad():
         with pruner(exact) as trace:
             full = exact(**batch.inputs).logits
-        hidden = hidden_positions(batch, trace.cuts)
+        hidden = hidden_keys(batch, trace.cuts)
         with pruner(half):
             pruned = half(**rounded).logits
         masked = prompt_logits(half, zoo.Batch(rounded, batch.visual), hidden)

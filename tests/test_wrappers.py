@@ -13,9 +13,9 @@ import torch.distributed as dist
 from torch import nn
 
 import prunekit
-from prunekit.engine.trace import TraceRecord
 from prunekit.families import unwrap
-from tiny import make_batch, tiny_model
+from prunekit.views.trace import TraceRecord
+from zoo.tiny import make_batch, tiny_model
 
 PRUNER = prunekit.Pruner(keep_ratio=0.3)
 OTHER = prunekit.Pruner("random", keep_ratio=0.6)

@@ -1,6 +1,6 @@
 """The structure of the package in figures: circles of imports, who takes a session, sizes of files and functions.
 
-    python tools/structure.py
+    python -m tools.structure
 
 Imports count wherever they stand: at the top, inside functions, and for type hints alone.
 """

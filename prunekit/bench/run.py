@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import psutil
 import torch
 
 from prunekit.bench.measure import Setting, Timings, ratios, spread, take_turns
@@ -148,12 +149,7 @@ def _eager_bytes(work: Workload) -> int:
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo") as file:
-            lines = dict(line.split(":") for line in file)
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return 4 * 2**30  # no way to ask here: what a small machine has
+    return psutil.virtual_memory().available
 
 
 def machine(model: Any) -> dict[str, Any]:

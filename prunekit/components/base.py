@@ -15,13 +15,19 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 if TYPE_CHECKING:
-    from prunekit.engine.view import LayerView, QuerySet, View
+    from prunekit.views.layer import LayerView, QuerySet, View
 
 
 class Component:
     """What all components share: the name they are registered under, and a check against a model."""
 
     registered_name: ClassVar[str] = ""
+
+    uses_vision: ClassVar[bool] = False
+    """Whether it reads ``view.vision``, the encoder's side of the visual tokens. If not, nothing is noted for it."""
+
+    uses_places: ClassVar[bool] = False
+    """Whether it reads ``view.places``: which image or video, frame, row and column each token is of."""
 
     def check(self, depth: int) -> None:
         """Raise ``PrunekitError`` if this component cannot work on a decoder of ``depth`` layers."""
@@ -68,13 +74,10 @@ class Scorer(Component):
     sites: ClassVar[tuple[str, ...]] = ("input", "decoder")
     """Where it can work: "vision" (inside the encoder), "input" (before decoder layer 0), "decoder"."""
 
-    uses_vision: ClassVar[bool] = False
-    """Whether it reads ``view.vision``, the encoder's side of the visual tokens. If not, nothing is noted for it."""
-
     uses_attention: ClassVar[bool] = False
     """Whether ``score`` reads the layer's attention, queries or keys. If not, none are captured for it."""
 
-    works_blind: ClassVar[bool] = False
+    works_without_attention: ClassVar[bool] = False
     """Whether ``score`` has an answer without attention too (``view.inputs`` is None): a cut before layer 0."""
 
     draws: ClassVar[bool] = False
@@ -125,16 +128,13 @@ class RowScorer(Scorer):
 class Fusion(Component):
     """Joins a scorer's evidence over layers."""
 
-    joins_views: ClassVar[bool] = False
-    """Whether ``fuse_views`` is called, on whole layers, instead of ``fuse`` on their scores."""
-
-    looks_ahead: ClassVar[bool] = False
+    uses_next_layer: ClassVar[bool] = False
     """Whether ``layers`` may name the cut layer itself: what it would see of the tokens that are about to go. Its norm
     and projections are run for that once more, without the cache, up to its attention function."""
 
     def layers(self, cut: int, previous: int) -> list[int]:
-        """Layers (ascending, all < ``cut``) whose evidence decides the cut before layer ``cut``; where ``looks_ahead``,
-        ``cut`` itself may be among them.
+        """Layers (ascending, all < ``cut``) whose evidence decides the cut before layer ``cut``; where
+        ``uses_next_layer``, ``cut`` itself may be among them.
 
         ``previous`` is the layer of the cut before this one, 0 if there was none.
         """
@@ -145,12 +145,18 @@ class Fusion(Component):
         raise TypeError(f"{type(self).__name__} defines no fuse(evidence, layers)")
 
     def fuse_views(self, views: Sequence[LayerView], scorer: Scorer) -> torch.Tensor:
-        """Scores [B, N] from the layers themselves, in ascending order (only if ``joins_views``)."""
+        """Scores [B, N] from the layers themselves, in ascending order. A fusion that defines it is asked this, not
+        ``fuse``."""
         raise TypeError(f"{type(self).__name__} defines no fuse_views(views, scorer)")
 
     def macs(self, works: Sequence[LayerWork], scorer: Scorer) -> float:
-        """Multiply-accumulates of ``fuse_views``, scorer included, for the cost meter (only if ``joins_views``)."""
+        """Multiply-accumulates of ``fuse_views``, scorer included, for the cost meter."""
         return 0.0
+
+    @property
+    def needs_full_attention(self) -> bool:
+        """Whether ``fuse_views`` is defined, which joins whole layers and not their scores."""
+        return type(self).fuse_views is not Fusion.fuse_views
 
 
 @dataclass(frozen=True)
@@ -165,15 +171,15 @@ class Cut:
 class Schedule(Component):
     """Where the cuts are and how many tokens stay after each."""
 
+    sites: tuple[str, ...] = ("decoder",)
+    """Where it cuts: "vision" (inside the encoder, by ``vision_cuts``), "input" (before decoder layer 0), "decoder"."""
+
     def cuts(self, depth: int, keep_ratio: float) -> tuple[Cut, ...]:
         """The cuts in order for a decoder of ``depth`` layers; the last one's ratio is ``keep_ratio``.
 
         The layers must not depend on ``keep_ratio``: with ``keep_tokens`` it differs from sample to sample.
         """
         raise TypeError(f"{type(self).__name__} defines no cuts(depth, keep_ratio)")
-
-    in_encoder: bool = False
-    """Whether ``vision_cuts`` is asked as well, and needs an answer."""
 
     def vision_cuts(self, blocks: int, patches: int, keep_ratio: float) -> tuple[Cut, ...]:
         """The cuts inside a vision encoder of which the first ``blocks`` blocks count, in order.
@@ -187,9 +193,14 @@ class Schedule(Component):
     def image_grid(self, grid: tuple[int, int], keep_ratio: float) -> tuple[int, int] | None:
         """Rows and columns of patches to which the image itself is shrunk before an encoder whose images have ``grid``.
 
-        None leaves it as it is. Asked of schedules that are ``in_encoder``.
+        None leaves it as it is. Asked of schedules that cut at site "vision".
         """
         return None
+
+    @property
+    def shrinks_images(self) -> bool:
+        """Whether ``image_grid`` is defined."""
+        return type(self).image_grid is not Schedule.image_grid
 
     def own_ratio(self) -> float | None:
         """The keep ratio that the schedule's own options imply, None if they leave it open."""
@@ -203,103 +214,73 @@ class Schedule(Component):
 class Selector(Component):
     """Scores to the set that stays."""
 
-    uses_vision: ClassVar[bool] = False
-    """Whether ``select_in`` reads ``view.vision``."""
-
     exact: ClassVar[bool] = False
-    """Whether always exactly ``keep`` tokens of each sample stay, so that the new length is known without looking."""
+    """Whether always exactly ``quota`` tokens of each sample stay, so that the new length is known without looking."""
 
     ignores_scores: ClassVar[bool] = False
     """Whether the choice does not depend on the scores."""
 
-    counts_rows: ClassVar[bool] = False
+    adapts_count: ClassVar[bool] = False
     """Whether ``counts`` is asked first. It gets the attention rows of the last layer of evidence, so that the scorer
     must be a ``RowScorer``."""
 
-    def counts(self, rows: torch.Tensor, keep: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
+    def counts(self, rows: torch.Tensor, quota: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
         """How many tokens stay of each sample, long [B], where that depends on the evidence (dynamic ratios).
 
         ``rows`` [B, Q, N] is the head-mean attention from the scorer's queries to the visual tokens, zero where there
-        is no query or no token; ``keep`` [B] is what the schedule would leave of ``alive`` [B, N].
+        is no query or no token; ``quota`` [B] is what the schedule would leave of ``alive`` [B, N].
         """
-        raise TypeError(f"{type(self).__name__} defines no counts(rows, keep, alive)")
+        raise TypeError(f"{type(self).__name__} defines no counts(rows, quota, alive)")
 
-    def select(self, scores: torch.Tensor, keep: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
-        """Bool [B, N], a subset of ``alive`` [B, N], from ``scores`` [B, N] and the counts ``keep`` [B]."""
-        raise TypeError(f"{type(self).__name__} defines no select(scores, keep, alive)")
+    def select(self, view: View, scores: torch.Tensor, quota: torch.Tensor) -> torch.Tensor:
+        """Which tokens stay, bool [B, N], a subset of ``view.alive``.
 
-    def select_in(self, view: View, scores: torch.Tensor, keep: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
-        """The same for a selector that looks at more than scores: ``view`` shows the layer that the tokens enter (in an
-        encoder the block that they are in). This is what is called."""
-        return self.select(scores, keep, alive)
+        ``view`` shows the layer that the tokens enter (in an encoder the block that they are in); ``scores`` [B, N] are
+        -inf where a token is gone; ``quota`` [B], long, is how many are to stay of each sample.
+        """
+        raise TypeError(f"{type(self).__name__} defines no select(view, scores, quota)")
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """What a reducer makes of a cut. Only what stands where a token stays, kept or added, is used.
+
+    Attributes:
+        tokens: [B, N, D].
+        sizes: how many original tokens each stands for, [B, N]; None leaves them as they were.
+        added: where new tokens stand, bool [B, N], none of them kept: a new token takes the name, and under
+            ``positions=keep`` the place, of the token at whose index it is written. None if there are none.
+        sources: under which token's name each token that goes lives on, long [B, N], -1 where under none; for the map
+            that a trace keeps. None where nothing lives on.
+        order: in which order what stays follows each other in an image, long [B, N]: by these numbers, then by place.
+            Used where the order is free: inside an encoder, and under ``positions=renumber``. By default what was
+            added comes last.
+    """
+
+    tokens: torch.Tensor
+    sizes: torch.Tensor | None = None
+    added: torch.Tensor | None = None
+    sources: torch.Tensor | None = None
+    order: torch.Tensor | None = None
 
 
 class Reducer(Component):
-    """What becomes of the tokens that do not stay."""
+    """What becomes of the tokens that do not stay. One that defines no ``reduce`` drops them."""
 
-    changes_tokens: ClassVar[bool] = False
-    """Whether ``reduce`` is to be called at all; if not, the rest is dropped."""
-
-    uses_vision: ClassVar[bool] = False
-    """Whether it reads ``view.vision``."""
-
-    before_projector: ClassVar[bool] = False
+    acts_before_projector: ClassVar[bool] = False
     """Whether at the input ``tokens`` are what the projector reads, [B, N, C], instead of what it makes of them; what
     stays is projected afterwards. There it may read ``view.vision`` as well."""
 
-    weighs_attention: bool = False
+    proportional_attention: bool = False
     """Whether inside an encoder the logarithm of a token's size is added to its attention logits from then on."""
 
-    def reduce(
-        self, tokens: torch.Tensor, sizes: torch.Tensor, kept: torch.Tensor, alive: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """New tokens [B, N, D] and sizes [B, N]; only what stands at ``kept`` is used.
-
-        ``tokens`` are the hidden states entering the cut layer and ``sizes`` how many original tokens each stands for.
-        """
-        raise TypeError(f"{type(self).__name__} defines no reduce(tokens, sizes, kept, alive)")
-
-    adds_tokens: ClassVar[bool] = False
-    """Whether ``add`` is called, to make further tokens of those that go."""
-
-    def share(self, standing: int, keep: int) -> tuple[int, int]:
+    def split(self, view: View, standing: int, keep: int) -> tuple[int, int]:
         """Of a sample with ``standing`` tokens and a budget of ``keep``: how many are selected, how many are added."""
         return keep, 0
 
-    def add(
+    def reduce(
         self,
-        tokens: torch.Tensor,
-        sizes: torch.Tensor,
-        scores: torch.Tensor,
-        kept: torch.Tensor,
-        alive: torch.Tensor,
-        count: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """New tokens, sizes, and ``added`` (bool [B, N], ``count`` [B] each, none of them kept): where new ones stand.
-
-        A new token takes the name, and under ``positions=keep`` the place, of the token at whose index it is written;
-        under ``positions=renumber`` it moves behind the kept tokens of its image. The rest as in ``reduce``.
-        """
-        raise TypeError(f"{type(self).__name__} defines no add(tokens, sizes, scores, kept, alive, count)")
-
-    def share_in(self, view: View, standing: int, keep: int) -> tuple[int, int]:
-        """``share`` with the view of the cut (see ``Selector.select_in``); this is what is called."""
-        return self.share(standing, keep)
-
-    def reduce_in(
-        self,
-        view: View,
-        tokens: torch.Tensor,
-        sizes: torch.Tensor,
-        scores: torch.Tensor,
-        kept: torch.Tensor,
-        alive: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """``reduce`` with the view of the cut and the scores; this is what is called."""
-        return self.reduce(tokens, sizes, kept, alive)
-
-    def add_in(
-        self,
+        *,
         view: View,
         tokens: torch.Tensor,
         sizes: torch.Tensor,
@@ -307,23 +288,16 @@ class Reducer(Component):
         kept: torch.Tensor,
         alive: torch.Tensor,
         count: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """``add`` with the view of the cut; this is what is called."""
-        return self.add(tokens, sizes, scores, kept, alive, count)
+    ) -> Reduced:
+        """What stays, made of what stood. Called by name, so that a reducer takes what it needs and ``**rest``.
 
-    def targets_in(
-        self, view: View, scores: torch.Tensor, kept: torch.Tensor, added: torch.Tensor, alive: torch.Tensor
-    ) -> torch.Tensor | None:
-        """Under which token's name each token that goes lives on, long [B, N], -1 where under none; None if none do.
-
-        For the map of sources that a trace keeps; what stands at ``kept`` or ``added`` is ignored.
+        ``tokens`` [B, N, D] are the hidden states that enter the layer, ``sizes`` [B, N] how many original tokens each
+        stands for, ``scores`` [B, N] (-inf where gone); of ``alive`` [B, N] those ``kept`` stay, and ``count`` [B]
+        tokens are to be added.
         """
-        return None
+        raise TypeError(f"{type(self).__name__} defines no reduce(tokens, sizes, scores, kept, alive, count)")
 
-    def ranks_in(self, view: View, scores: torch.Tensor, kept: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
-        """In which order what stays follows each other in an image, long [B, N]: by rank, then by place.
-
-        By default what was ``added`` comes last. Used where the order is free: inside an encoder, and under
-        ``positions=renumber``.
-        """
-        return added.long()
+    @property
+    def reduces(self) -> bool:
+        """Whether ``reduce`` is defined; if not, what does not stay is dropped."""
+        return type(self).reduce is not Reducer.reduce

@@ -9,11 +9,12 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from prunekit.components.base import Reducer
+from prunekit.components.base import Reduced, Reducer
 from prunekit.components.resamplers import PerceiverLayer, QFormerLayer, Resampler
 from prunekit.errors import PrunekitError
 from prunekit.registry import register
@@ -23,22 +24,21 @@ from prunekit.tensors.indexing import gather_tokens
 class Compressor(Reducer):
     """A reducer whose kept slots hold what it makes of all standing tokens together."""
 
-    changes_tokens = True
-
     def compress(self, tokens: torch.Tensor, alive: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         """New tokens [B, at least the largest count, D] from ``tokens`` [B, N, D], those of ``alive`` [B, N]; of sample
         b the first ``counts[b]`` are used."""
         raise TypeError(f"{type(self).__name__} defines no compress(tokens, alive, counts)")
 
-    def reduce(
-        self, tokens: torch.Tensor, sizes: torch.Tensor, kept: torch.Tensor, alive: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        counts = kept.sum(1)
-        made_BMD = self.compress(tokens.float(), alive, counts).to(tokens.dtype)
-        number_BN = (kept.cumsum(1) - 1).clamp(min=0, max=made_BMD.shape[1] - 1)
-        placed_BND = gather_tokens(made_BMD, number_BN)
-        share_B = (sizes * alive).sum(1) / counts.clamp(min=1)
-        return torch.where(kept[..., None], placed_BND, tokens), torch.where(kept, share_B[:, None], sizes)
+    def reduce(  # type: ignore[override]
+        self, *, tokens: torch.Tensor, sizes: torch.Tensor, kept: torch.Tensor, alive: torch.Tensor, **rest: Any
+    ) -> Reduced:
+        counts_B = kept.sum(1)
+        compressed_BMD = self.compress(tokens.float(), alive, counts_B).to(tokens.dtype)
+        number_BN = (kept.cumsum(1) - 1).clamp(min=0, max=compressed_BMD.shape[1] - 1)
+        placed_BND = gather_tokens(compressed_BMD, number_BN)
+        share_B = (sizes * alive).sum(1) / counts_B.clamp(min=1)
+        sizes_BN = torch.where(kept, share_B[:, None], sizes)
+        return Reduced(torch.where(kept[..., None], placed_BND, tokens), sizes_BN)
 
 
 @register("reducer", "average_pool")
@@ -92,15 +92,19 @@ class TrainedCompressor(Compressor):
             warnings.warn(f"reducer '{name}' has no weights file (reducer.weights=PATH): not trained", stacklevel=2)
 
     def module(self, width: int) -> Resampler:
-        """The module for a decoder of this width, float32: made, or read from ``weights``, at the first call."""
+        """The module for a decoder of this width, float32: made, or read from ``weights``, at the first call.
+
+        Raises:
+            PrunekitError: for heads that do not divide the width, and weights that do not fit.
+        """
         if self._module is None:
             if width % self.heads:
                 raise PrunekitError(f"reducer.heads: {self.heads} heads do not divide the decoder's width {width}")
             # Parameters made inside inference mode could never be trained.
             with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
-                made = Resampler(width, self.queries, self.layers, lambda number: self.make_layer(width, number))
-                self._module = load_module(made, self.weights) if self.weights else made
+                resampler = Resampler(width, self.queries, self.layers, lambda number: self.make_layer(width, number))
+                self._module = load_module(resampler, self.weights) if self.weights else resampler
         return self._module
 
     def compress(self, tokens: torch.Tensor, alive: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:

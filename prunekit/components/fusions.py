@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from prunekit.components.base import Fusion, LayerWork, RowScorer, Scorer
-from prunekit.engine.view import LayerView
 from prunekit.errors import PrunekitError
 from prunekit.registry import register
+from prunekit.views.layer import LayerView
 
 SHIPPED = {path.stem: path for path in (Path(__file__).parent.parent / "assets" / "fusion").glob("*.safetensors")}
 """Fusion weights that ship with the package, by the name of their model."""
@@ -37,7 +37,7 @@ class AheadFusion(Fusion):
     """The layer that the tokens are about to enter, by its own norm and projections, before they go (PyramidDrop, CVPR
     2025). A scorer that reads hidden states alone sees those at the cut, without any run ahead (DART)."""
 
-    looks_ahead = True
+    uses_next_layer = True
 
     def layers(self, cut: int, previous: int) -> list[int]:
         return [cut]
@@ -133,16 +133,20 @@ class LearnedFusion(Fusion):
 
     def fuse(self, evidence: torch.Tensor, layers: Sequence[int]) -> torch.Tensor:
         if self._trained is not None:
-            w = self._trained[list(layers)].to(evidence)
+            w_L = self._trained[list(layers)].to(evidence)
         elif self.weights is None:
             return evidence.mean(0)
         else:
-            w = load_weights(self.weights)[list(layers)].to(evidence)
-        return torch.einsum("l,lbn->bn", w, evidence)
+            w_L = load_weights(self.weights)[list(layers)].to(evidence)
+        return torch.einsum("l,lbn->bn", w_L, evidence)
 
 
 def load_weights(path: str) -> torch.Tensor:
-    """The tensor "weights" [depth] of a safetensors file, float32; a name of ``SHIPPED`` stands for its file."""
+    """The tensor "weights" [depth] of a safetensors file, float32; a name of ``SHIPPED`` stands for its file.
+
+    Raises:
+        PrunekitError: for a file that is not there or holds no such tensor.
+    """
     path = str(SHIPPED.get(path, path))
     if not Path(path).is_file():
         raise PrunekitError(f"fusion.weights: no file '{path}'")
@@ -185,8 +189,6 @@ class RolloutFusion(Fusion):
     residual: float = 0.5
     window: int | None = None
 
-    joins_views = True
-
     def __post_init__(self) -> None:
         if not 0 <= self.residual < 1:
             raise PrunekitError(f"fusion.residual must lie in [0, 1), not {self.residual}")
@@ -202,8 +204,8 @@ class RolloutFusion(Fusion):
         queries = scorer.chosen_queries(last)
         rows_BQS = self.residual * last.one_hot(queries) + (1 - self.residual) * last.mean_attention(queries)
         for view in reversed(views[:-1]):
-            passed = view.propagate(rows_BQS)  # earlier layers may live on another device
-            rows_BQS = self.residual * rows_BQS.to(passed.device) + (1 - self.residual) * passed
+            product_BQS = view.propagate(rows_BQS)  # earlier layers may live on another device
+            rows_BQS = self.residual * rows_BQS.to(product_BQS.device) + (1 - self.residual) * product_BQS
         return scorer.score_rows(rows_BQS[:, None].to(last.hidden_states.device), last)
 
     def macs(self, works: Sequence[LayerWork], scorer: Scorer) -> float:

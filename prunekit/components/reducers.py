@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from prunekit.components.base import Reducer
+from prunekit.components.base import Reduced, Reducer
 from prunekit.registry import register
 from prunekit.tensors.merging import merge_into, nearest
 
@@ -26,9 +27,8 @@ class Merge(Reducer):
     over from cut to cut, so that after two cuts a token is still the mean of all that it stands for.
     """
 
-    changes_tokens = True
-
-    def reduce(
-        self, tokens: torch.Tensor, sizes: torch.Tensor, kept: torch.Tensor, alive: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return merge_into(tokens, sizes, nearest(tokens, kept), kept, alive)
+    def reduce(  # type: ignore[override]
+        self, *, tokens: torch.Tensor, sizes: torch.Tensor, kept: torch.Tensor, alive: torch.Tensor, **rest: Any
+    ) -> Reduced:
+        target = nearest(tokens, kept)
+        return Reduced(*merge_into(tokens, sizes, target, kept, alive), sources=target)

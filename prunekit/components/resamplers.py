@@ -30,11 +30,12 @@ class PerceiverLayer(nn.Module):
         self.attend, self.forward_ = attention(width, heads), feed_forward(width, ratio)
 
     def forward(self, latents: torch.Tensor, tokens: torch.Tensor, closed: torch.Tensor) -> torch.Tensor:
-        """``closed`` [B, N] is True at tokens that do not count."""
+        """Latents [B, M, D] that have read the tokens [B, N, D], but for those where ``closed`` [B, N] is True."""
         x_BMD = self.norm_latents(latents)
-        seen = torch.cat([self.norm_tokens(tokens), x_BMD], dim=1)
-        mask = torch.cat([closed, closed.new_zeros(x_BMD.shape[:2])], dim=1)
-        latents = latents + self.attend(x_BMD, seen, seen, key_padding_mask=mask, need_weights=False)[0]
+        context_BKD = torch.cat([self.norm_tokens(tokens), x_BMD], dim=1)
+        closed_BK = torch.cat([closed, closed.new_zeros(x_BMD.shape[:2])], dim=1)
+        read_BMD = self.attend(x_BMD, context_BKD, context_BKD, key_padding_mask=closed_BK, need_weights=False)[0]
+        latents = latents + read_BMD
         return latents + self.forward_(self.norm_forward(latents))
 
 
@@ -50,11 +51,11 @@ class QFormerLayer(nn.Module):
         self.forward_, self.norm_forward = feed_forward(width, ratio), nn.LayerNorm(width)
 
     def forward(self, queries: torch.Tensor, tokens: torch.Tensor, closed: torch.Tensor) -> torch.Tensor:
-        """``closed`` [B, N] is True at tokens that do not count."""
+        """Queries [B, M, D] that have read the tokens [B, N, D], but for those where ``closed`` [B, N] is True."""
         queries = self.norm_attend(queries + self.attend(queries, queries, queries, need_weights=False)[0])
         if self.read is not None and self.norm_read is not None:
-            read = self.read(queries, tokens, tokens, key_padding_mask=closed, need_weights=False)[0]
-            queries = self.norm_read(queries + read)
+            read_BMD = self.read(queries, tokens, tokens, key_padding_mask=closed, need_weights=False)[0]
+            queries = self.norm_read(queries + read_BMD)
         return self.norm_forward(queries + self.forward_(queries))
 
 
@@ -68,9 +69,10 @@ class Resampler(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, tokens: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
-        """``alive`` [B, N] marks the tokens that count; a sample without any reads its padding, for want of better."""
-        closed = ~alive & alive.any(1, keepdim=True)
-        queries = self.queries.expand(len(tokens), -1, -1)
+        """Queries [B, M, D] that have read the tokens [B, N, D] of ``alive`` [B, N]; a sample without any reads its
+        padding, for want of better."""
+        closed_BN = ~alive & alive.any(1, keepdim=True)
+        queries_BMD = self.queries.expand(len(tokens), -1, -1)
         for layer in self.layers:
-            queries = layer(queries, tokens, closed)
-        return self.norm(queries)
+            queries_BMD = layer(queries_BMD, tokens, closed_BN)
+        return self.norm(queries_BMD)

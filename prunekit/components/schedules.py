@@ -98,15 +98,15 @@ class Progressive(Schedule):
             raise PrunekitError(f"schedule.ratios has {len(self.ratios)} entries for {count} cuts")
 
     def cuts(self, depth: int, keep_ratio: float) -> tuple[Cut, ...]:
-        places = self.layers
-        if places is None:
-            places = [resolve_depth(f, depth) for f in self.depths or (0.25, 0.5)]
-            if any(b <= a for a, b in itertools.pairwise(places)):
-                raise PrunekitError(f"schedule.depths fall on the same layer of {depth}: {places}; use schedule.layers")
-        for layer in places:
+        layers = self.layers
+        if layers is None:
+            layers = [resolve_depth(f, depth) for f in self.depths or (0.25, 0.5)]
+            if any(b <= a for a, b in itertools.pairwise(layers)):
+                raise PrunekitError(f"schedule.depths fall on the same layer of {depth}: {layers}; use schedule.layers")
+        for layer in layers:
             check_layer(layer, depth)
-        shares = cumulative_shares(self.ratios, len(places), keep_ratio)
-        return tuple(Cut(layer, share) for layer, share in zip(places, shares, strict=True))
+        shares = cumulative_shares(self.ratios, len(layers), keep_ratio)
+        return tuple(Cut(layer, share) for layer, share in zip(layers, shares, strict=True))
 
     def own_ratio(self) -> float | None:
         return None if self.ratios is None else math.prod(self.ratios)

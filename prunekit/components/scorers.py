@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from prunekit.components.base import LayerWork, RowScorer, Scorer
-from prunekit.engine.view import LayerView
 from prunekit.errors import check_choice
 from prunekit.registry import register
 from prunekit.tensors.merging import cosine
+from prunekit.views.layer import LayerView
 
 HEADS = ("mean", "max")
 
@@ -28,18 +28,18 @@ class ReceivedAttention(RowScorer):
     def score(self, view: LayerView) -> torch.Tensor:
         received_BS: torch.Tensor | float = 0.0
         seeing_BS: torch.Tensor | float = 0.0
-        for rows_BHQS, seen_BQS in view.attention_blocks(self.chosen_queries(view)):
-            received_BS = received_BS + self._received(rows_BHQS, seen_BQS)
-            seeing_BS = seeing_BS + seen_BQS.sum(1)
+        for rows_BHQS, visible_BQS in view.attention_blocks(self.chosen_queries(view)):
+            received_BS = received_BS + self._received(rows_BHQS, visible_BQS)
+            seeing_BS = seeing_BS + visible_BQS.sum(1)
         return self._mean(received_BS, seeing_BS, view)
 
     def score_rows(self, rows: torch.Tensor, view: LayerView) -> torch.Tensor:
-        seen_BQS = view.visible(self.chosen_queries(view))
-        return self._mean(self._received(rows, seen_BQS), seen_BQS.sum(1), view)
+        visible_BQS = view.visible(self.chosen_queries(view))
+        return self._mean(self._received(rows, visible_BQS), visible_BQS.sum(1), view)
 
-    def _received(self, rows_BHQS: torch.Tensor, seen_BQS: torch.Tensor) -> torch.Tensor:
+    def _received(self, rows_BHQS: torch.Tensor, visible_BQS: torch.Tensor) -> torch.Tensor:
         rows_BQS = rows_BHQS.mean(1) if self.heads == "mean" else rows_BHQS.amax(1)
-        return (rows_BQS * seen_BQS).sum(1)
+        return (rows_BQS * visible_BQS).sum(1)
 
     @staticmethod
     def _mean(received_BS: Any, seeing_BS: Any, view: LayerView) -> torch.Tensor:
@@ -105,10 +105,10 @@ class ToMeScorer(Scorer):
 
     def score(self, view: LayerView) -> torch.Tensor:
         cosine_BNN = cosine(view.visual(view.keys.mean(1)))
-        itself = torch.eye(cosine_BNN.shape[-1], dtype=torch.bool, device=cosine_BNN.device)
+        itself_NN = torch.eye(cosine_BNN.shape[-1], dtype=torch.bool, device=cosine_BNN.device)
         # A single visual token has no other: its similarity is that of nothing, -1, rather than an infinity.
-        others = cosine_BNN.masked_fill(itself | ~view.alive[:, None, :], -1.0)
-        return -others.amax(-1)
+        others_BNN = cosine_BNN.masked_fill(itself_NN | ~view.alive[:, None, :], -1.0)
+        return -others_BNN.amax(-1)
 
     def macs(self, work: LayerWork) -> float:
         return float(work.visual**2 * work.head_dim)
@@ -131,12 +131,12 @@ class RandomScorer(Scorer):
 
     def score(self, view: LayerView) -> torch.Tensor:
         layout = view.layout
-        scores = torch.zeros(layout.exists.shape)
+        scores_BN = torch.zeros(layout.exists.shape)
         tokens = layout.input_ids if layout.input_ids is not None else view.inputs_embeds.detach().float()
         for row, (sample, prompt, count) in enumerate(
             zip(tokens.cpu(), layout.prompt.cpu(), layout.counts, strict=True)
         ):
             content = f"{self.seed or 0}:{sample[prompt].tolist()}".encode()
             digest = int.from_bytes(hashlib.sha256(content).digest()[:7], "big")
-            scores[row, :count] = torch.rand(count, generator=torch.Generator().manual_seed(digest))
-        return scores.to(view.hidden_states.device)
+            scores_BN[row, :count] = torch.rand(count, generator=torch.Generator().manual_seed(digest))
+        return scores_BN.to(view.hidden_states.device)

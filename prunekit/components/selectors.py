@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,16 +12,19 @@ from prunekit.errors import PrunekitError, check_choice
 from prunekit.registry import register
 from prunekit.tensors.ranking import top_k
 
+if TYPE_CHECKING:
+    from prunekit.views.layer import View
+
 
 @register("selector", "topk")
 @dataclass
 class TopK(Selector):
-    """The ``keep`` highest scores of each sample; of equal ones the earlier token."""
+    """The ``quota`` highest scores of each sample; of equal ones the earlier token."""
 
     exact = True
 
-    def select(self, scores: torch.Tensor, keep: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
-        return top_k(scores, keep, alive)
+    def select(self, view: View, scores: torch.Tensor, quota: torch.Tensor) -> torch.Tensor:
+        return top_k(scores, quota, view.alive)
 
 
 @register("selector", "rank")
@@ -46,15 +50,15 @@ class RankRule(TopK):
             raise PrunekitError(f"selector.scale must lie in (0, 1], not {self.scale}")
 
     @property
-    def counts_rows(self) -> bool:  # type: ignore[override]
+    def adapts_count(self) -> bool:  # type: ignore[override]
         return self.variant == "paper"
 
-    def counts(self, rows: torch.Tensor, keep: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
-        standing, queries = alive.sum(1), (rows > 0).any(-1).sum(1)
+    def counts(self, rows: torch.Tensor, quota: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
+        standing_B, queries_B = alive.sum(1), (rows > 0).any(-1).sum(1)
         values = torch.linalg.svdvals(rows.float())
         eps = torch.finfo(torch.float32).eps
-        smallest = values[:, :1] * torch.maximum(standing, queries)[:, None] * eps  # as numpy's matrix_rank
-        rank = (values > smallest).sum(1)
-        scale = 1 - keep / standing.clamp(min=1) if self.scale is None else self.scale
-        goes = (scale * (standing - rank)).round().long()
-        return (standing - goes.clamp(min=0)).clamp(min=1).minimum(standing)
+        smallest_B1 = values[:, :1] * torch.maximum(standing_B, queries_B)[:, None] * eps  # as numpy's matrix_rank
+        rank_B = (values > smallest_B1).sum(1)
+        scale = 1 - quota / standing_B.clamp(min=1) if self.scale is None else self.scale
+        goes_B = (scale * (standing_B - rank_B)).round().long()
+        return (standing_B - goes_B.clamp(min=0)).clamp(min=1).minimum(standing_B)

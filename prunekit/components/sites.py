@@ -11,13 +11,13 @@ import torch
 
 from prunekit.components.base import Cut, RowScorer, Schedule, Scorer
 from prunekit.components.schedules import Progressive, check_fraction, cumulative_shares
-from prunekit.engine.vision import received
 from prunekit.errors import PrunekitError
 from prunekit.registry import register, registry
+from prunekit.views.vision import received
 
 if TYPE_CHECKING:
-    from prunekit.engine.view import EncoderView, View
-
+    from prunekit.views.encoder import EncoderView
+from prunekit.views.layer import View
 
 DEPTHS = [0.25, 0.5, 0.75]
 
@@ -26,6 +26,8 @@ DEPTHS = [0.25, 0.5, 0.75]
 @dataclass
 class Input(Schedule):
     """One cut after the projector, before decoder layer 0: the decoder never sees what goes."""
+
+    sites = ("input",)
 
     def cuts(self, depth: int, keep_ratio: float) -> tuple[Cut, ...]:
         return (Cut(0, keep_ratio, "input"),)
@@ -48,7 +50,7 @@ class Encoder(Schedule):
     depths: list[float] | None = None
     ratios: list[float] | None = None
 
-    in_encoder = True
+    sites = ("vision",)
 
     def __post_init__(self) -> None:
         Progressive(self.layers, self.depths or (None if self.layers else DEPTHS), self.ratios)  # the same rules
@@ -82,7 +84,7 @@ class EveryBlock(Schedule):
     inflection: float = 0.0
     counts: list[int] | None = None
 
-    in_encoder = True
+    sites = ("vision",)
 
     def __post_init__(self) -> None:
         if self.r is not None and self.counts is not None:
@@ -143,7 +145,8 @@ class Sites(Schedule):
                 raise PrunekitError(f"schedule.{name} must be a rising list, not {places}")
         if not self._count():
             raise PrunekitError("schedule 'sites' names no cut: set vision, at_input or decoder")
-        self.in_encoder = bool(self.vision)
+        present = {"vision": bool(self.vision), "input": self.at_input, "decoder": bool(self.decoder)}
+        self.sites = tuple(site for site, cuts in present.items() if cuts)
 
     def cuts(self, depth: int, keep_ratio: float) -> tuple[Cut, ...]:
         shares = cumulative_shares(None, self._count(), keep_ratio)[len(self.vision or ()) :]
@@ -162,7 +165,11 @@ class Sites(Schedule):
 
 def block_places(fractions: list[float], blocks: int, fewer: bool = False) -> list[int]:
     """The encoder blocks at fractions of the first ``blocks``; where two fall on the same, it is one if ``fewer`` is
-    allowed, else an error."""
+    allowed, else an error.
+
+    Raises:
+        PrunekitError: where fractions fall on the same block, unless ``fewer``.
+    """
     places = [min(blocks - 1, round(fraction * blocks)) for fraction in fractions]
     if fewer:
         return list(dict.fromkeys(places))
@@ -218,7 +225,7 @@ class BySite(Scorer):
     decoder: str = "instruction"
 
     sites = ("vision", "input", "decoder")
-    works_blind = True  # before layer 0 the input's scorer answers
+    works_without_attention = True  # before layer 0 the input's scorer answers
 
     def __post_init__(self) -> None:
         self._scorers: dict[str, Scorer] = {}

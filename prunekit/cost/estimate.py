@@ -91,7 +91,7 @@ def outline(pruner: Outlined | None, stack: Stack, visual: int, text: int) -> Ou
     """
     if pruner is None:
         return Outline((visual + text,) * stack.layers, (visual,) * stack.layers)
-    if pruner.schedule.in_encoder:
+    if "vision" in pruner.schedule.sites:
         name = pruner.schedule.registered_name
         raise PrunekitError(
             f"cost: schedule '{name}' cuts inside the vision encoder; only the decoder's cuts are counted"
@@ -137,11 +137,11 @@ def estimate(
             raise PrunekitError(f"cost: {name} must be at least {low}, not {value}")
     stack = shape.text
     plan = outline(pruner, stack, visual, text)
-    seen, projected = (None, None) if shape.vision is None else _vision(shape.vision, visual, images, convention)
+    vision, projected = (None, None) if shape.vision is None else _vision(shape.vision, visual, images, convention)
     head = stack.hidden * shape.vocab
     return Cost(
         convention=convention,
-        vision=None if seen is None else batch * seen,
+        vision=None if vision is None else batch * vision,
         projector=None if projected is None else batch * projected,
         prefill=batch * stack_macs(stack, plan.tokens, convention),
         scorer=0.0 if pruner is None else batch * _scoring(shape, pruner, plan, text - before),
@@ -177,7 +177,7 @@ def _scoring(shape: ModelShape, pruner: Outlined, plan: Outline, instruction: in
     scored: dict[int, LayerWork] = {}  # one score serves every later cut
     for cut, layers in zip(plan.cut_layers, plan.evidence, strict=True):
         works = [_work(shape, plan, layer, cut, instruction) for layer in layers]
-        if pruner.fusion.joins_views:
+        if pruner.fusion.needs_full_attention:
             total += pruner.fusion.macs(works, pruner.scorer)
         else:
             scored |= dict(zip(layers, works, strict=True))
@@ -188,8 +188,8 @@ def _scoring(shape: ModelShape, pruner: Outlined, plan: Outline, instruction: in
 
 def _work(shape: ModelShape, plan: Outline, layer: int, cut: int, instruction: int) -> LayerWork:
     """A layer as it is scored; one that is looked ahead at still sees what is about to go."""
-    seen = layer - (layer == cut and layer > 0)
-    return LayerWork(plan.tokens[seen], plan.visual[seen], instruction, shape.text.heads, shape.text.key_width)
+    source = layer - (layer == cut and layer > 0)
+    return LayerWork(plan.tokens[source], plan.visual[source], instruction, shape.text.heads, shape.text.key_width)
 
 
 def _keys(shape: ModelShape, tokens: Sequence[int]) -> int:

@@ -46,11 +46,11 @@ def decode_macs(stack: Stack, stored: Sequence[int], steps: int, convention: str
     """MACs of ``steps`` decode steps on caches that hold ``stored`` keys in each layer: each new token meets all."""
     check_choice("convention", convention, CONVENTIONS)
     total = 0.0
-    for layer, held in enumerate(stored):
-        met = steps * held + steps * (steps + 1) // 2  # the token itself is among the keys of its step
+    for layer, length in enumerate(stored):
+        pairs = steps * length + steps * (steps + 1) // 2  # the token itself is among the keys of its step
         if convention in MLP_MATRICES:
             d, m = stack.hidden, stack.mlp_width
-            total += steps * (4 * d**2 + MLP_MATRICES[convention] * d * m) + 2 * met * d
+            total += steps * (4 * d**2 + MLP_MATRICES[convention] * d * m) + 2 * pairs * d
         else:
-            total += steps * stack.token_macs(layer) + met * stack.pair_macs(layer)
+            total += steps * stack.token_macs(layer) + pairs * stack.pair_macs(layer)
     return total

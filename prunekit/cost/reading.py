@@ -56,8 +56,8 @@ def _decoder(family: Family, config: Any) -> Stack:
     assert heads is not None and width is not None
     parts = [_number(config, f"qk_{part}_head_dim") for part in ("nope", "rope")]
     latent = all(parts)  # keys of two parts, values of a width of their own
-    found = (getattr(module, "head_dim", None) for module in family.attentions)
-    own = [size for size in found if isinstance(size, int)]
+    widths = (getattr(module, "head_dim", None) for module in family.attentions)
+    own = [size for size in widths if isinstance(size, int)]
     return Stack(
         hidden=width,
         layers=family.depth,

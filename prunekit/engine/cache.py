@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from prunekit.engine.layout import Stage
-from prunekit.engine.state import Prefill
+from prunekit.engine.prefill import Prefill
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
+from prunekit.tensors.sequences import CompactSequence
 
 
 class PrunedLayerMixin:
@@ -30,10 +30,13 @@ class PrunedLayerMixin:
         prompt_length: those of the pruned prefill.
         removed: how many real tokens of each sample are missing, [B].
         padded: whether some sample has padding slots here.
-        stage: number of the stage whose layers share these positions.
+        sequence: number of the sequence whose layers share these positions.
         lent_count: how many keys the latest update returned, those that a sliding layer then forgot included.
         gone: for each layer that borrows these keys after a later cut, the positions it must not see, bool [B, S].
         prompt_known: whether the prefill's caller said where the prompt ends; else what follows may be the rest of it.
+        owner: the session whose pruner made it.
+        keys, values: what is stored, [B, H, stored, d].
+        cumulative_length: of a sliding layer, the tokens by which transformers sizes its masks.
     """
 
     prompt_index: torch.Tensor | None
@@ -41,7 +44,7 @@ class PrunedLayerMixin:
     prompt_length: int
     removed: torch.Tensor
     padded: bool
-    stage: int
+    sequence: int
     lent_count: int
     gone: dict[int, torch.Tensor]
     prompt_known: bool
@@ -61,9 +64,9 @@ class PrunedLayerMixin:
             raise PrunekitError("this KV cache was pruned by prunekit: continue it inside the pruner that made it")
         count = key_states.shape[-2]
         self.lent_count = self.stored_count + count  # a layer that records its past stores more than it returns
-        found = super().update(key_states, *args, **kwargs)  # type: ignore[misc]
+        keys_and_values = super().update(key_states, *args, **kwargs)  # type: ignore[misc]
         self.dense_length += count
-        return found
+        return keys_and_values
 
     @property
     def stored_count(self) -> int:
@@ -83,23 +86,24 @@ class PrunedLayerMixin:
 
     def index_with(self, count: int) -> torch.Tensor:
         """Dense positions of the stored keys and of ``count`` new ones behind them, [B, stored + count]."""
-        new = torch.arange(self.dense_length, self.dense_length + count, device=self.key_index.device)
-        return torch.cat([self.key_index, new.expand(self.key_index.shape[0], -1)], dim=1)
+        index_BK = self.key_index
+        new_Q = torch.arange(self.dense_length, self.dense_length + count, device=index_BK.device)
+        return torch.cat([index_BK, new_Q.expand(len(index_BK), -1)], dim=1)
 
     def _latest(self, count: int) -> torch.Tensor:
-        """Positions of the last ``count`` keys: those of the prompt, then every one since."""
+        """Positions of the last ``count`` keys, [B, count]: those of the prompt, then every one since."""
         assert self.prompt_index is not None
-        new = torch.arange(self.prompt_length, self.dense_length, device=self.prompt_index.device)
-        index = torch.cat([self.prompt_index, new.expand(len(self.prompt_index), -1)], dim=1)
-        return index[:, index.shape[1] - count :]
+        new_K = torch.arange(self.prompt_length, self.dense_length, device=self.prompt_index.device)
+        index_BK = torch.cat([self.prompt_index, new_K.expand(len(self.prompt_index), -1)], dim=1)
+        return index_BK[:, index_BK.shape[1] - count :]
 
     def columns(self, key_index: torch.Tensor, length: int, mask_length: int, queries: int) -> torch.Tensor:
         """Where stored keys and ``queries`` new ones stand in a mask [.., mask_length] of the model: [B, stored + new].
 
         ``length`` is the dense length without the new ones. Negative for padding, and for what a sliding window left.
         """
-        new = torch.arange(length, length + queries, device=key_index.device).expand(key_index.shape[0], -1)
-        return torch.cat([key_index, new], dim=1) - (length + queries - mask_length)
+        new_BQ = torch.arange(length, length + queries, device=key_index.device).expand(key_index.shape[0], -1)
+        return torch.cat([key_index, new_BQ], dim=1) - (length + queries - mask_length)
 
     def window_start(self, new: int = 0) -> int:
         """The first position that a dense sliding layer would still have, before the ``new`` tokens it stored last.
@@ -110,16 +114,21 @@ class PrunedLayerMixin:
         return 0 if window is None else max(0, self.dense_length - new - window + 1)
 
     def lent_index(self, borrower: int, queries: int) -> torch.Tensor:
-        """The keys handed to a layer that borrows them, without the ``queries`` new ones; -1 where it must not look."""
-        index = self.lent[:, : self.lent.shape[1] - queries]
+        """Positions of the keys handed to a layer that borrows them, without the ``queries`` new ones, [B, stored]; -1
+        where it must not look."""
+        index_BK = self.lent[:, : self.lent.shape[1] - queries]
         if borrower not in self.gone:
-            return index
-        gone = self.gone[borrower]
-        hidden = gone.gather(1, index.clamp(0, gone.shape[1] - 1)) & (index < gone.shape[1])
-        return index.masked_fill(hidden, -1)
+            return index_BK
+        gone_BS = self.gone[borrower]
+        hidden_BK = gone_BS.gather(1, index_BK.clamp(0, gone_BS.shape[1] - 1)) & (index_BK < gone_BS.shape[1])
+        return index_BK.masked_fill(hidden_BK, -1)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last tokens. The prompt's tail behind the last token that went is whole, and may go as well."""
+        """Forget the last tokens. The prompt's tail behind the last token that went is whole, and may go as well.
+
+        Raises:
+            PrunekitError: for a sliding window, whose older keys are gone.
+        """
         if self.prompt_index is None:
             return super().crop(tokens_to_remove)  # type: ignore[misc]
         count, window = abs(tokens_to_remove), getattr(self, "sliding_window", None)
@@ -142,8 +151,8 @@ class PrunedLayerMixin:
     def _crop_prompt(self, count: int) -> None:
         """Forget the last ``count`` tokens of the prompt, if all of them are stored in every sample."""
         assert self.prompt_index is not None
-        tail = torch.arange(self.prompt_length - count, self.prompt_length, device=self.prompt_index.device)
-        if count > self.prompt_index.shape[1] or not bool((self.prompt_index[:, -count:] == tail).all()):
+        tail_M = torch.arange(self.prompt_length - count, self.prompt_length, device=self.prompt_index.device)
+        if count > self.prompt_index.shape[1] or not bool((self.prompt_index[:, -count:] == tail_M).all()):
             raise PrunekitError("a pruned KV cache cannot be cropped to before the last token that was removed")
         self.prompt_index, self.prompt_length = self.prompt_index[:, :-count], self.prompt_length - count
 
@@ -163,15 +172,16 @@ class PrunedLayerMixin:
         super().reset()  # type: ignore[misc]
         self.prompt_index, self.dense_length, self.prompt_length = None, 0, 0
 
-    def _select(self, rows: torch.Tensor) -> None:
+    def _select(self, sample_B: torch.Tensor) -> None:
         if self.prompt_index is not None:
-            rows = rows.to(self.prompt_index.device)
-            self.prompt_index, self.removed = self.prompt_index[rows], self.removed[rows]
-            self.gone = {layer: gone[rows] for layer, gone in self.gone.items()}
+            sample_B = sample_B.to(self.prompt_index.device)
+            self.prompt_index, self.removed = self.prompt_index[sample_B], self.removed[sample_B]
+            self.gone = {layer: gone[sample_B] for layer, gone in self.gone.items()}
 
 
 class PromptKeepingMixin(PrunedLayerMixin):
-    """The same for a layer whose window holds new tokens only, and which never forgets its prompt (Unlimited-OCR)."""
+    """The same for a layer whose window holds new tokens only, and which never forgets its prompt (Unlimited-OCR), of
+    which ``stored_prompt`` keys stayed."""
 
     stored_prompt: int
 
@@ -185,14 +195,14 @@ class PromptKeepingMixin(PrunedLayerMixin):
 
     def _latest(self, count: int) -> torch.Tensor:
         assert self.prompt_index is not None
-        new = torch.arange(self.prompt_length, self.dense_length, device=self.prompt_index.device)
-        new = new[len(new) - (count - self.stored_prompt) :]
-        return torch.cat([self.prompt_index, new.expand(len(self.prompt_index), -1)], dim=1)
+        new_K = torch.arange(self.prompt_length, self.dense_length, device=self.prompt_index.device)
+        new_K = new_K[len(new_K) - (count - self.stored_prompt) :]
+        return torch.cat([self.prompt_index, new_K.expand(len(self.prompt_index), -1)], dim=1)
 
     def columns(self, key_index: torch.Tensor, length: int, mask_length: int, queries: int) -> torch.Tensor:
-        columns = super().columns(key_index, length, mask_length, queries)
-        columns[:, : self.stored_prompt] = key_index[:, : self.stored_prompt]
-        return columns
+        columns_BK = super().columns(key_index, length, mask_length, queries)
+        columns_BK[:, : self.stored_prompt] = key_index[:, : self.stored_prompt]
+        return columns_BK
 
     def crop(self, tokens_to_remove: int) -> None:
         if tokens_to_remove:
@@ -210,9 +220,9 @@ def _pruned_class(kind: Any) -> Any:
         mixin = PromptKeepingMixin if hasattr(kind, "set_prefill_length") else PrunedLayerMixin
         # transformers registers every subclass that has a _layer_type as what new caches are made of: this one has
         # none while it is made.
-        made = type(f"Pruned{kind.__name__}", (mixin, kind), {"_layer_type": None})
-        made._layer_type = getattr(kind, "_layer_type", None)  # type: ignore[attr-defined]
-        _pruned_classes[kind] = made
+        pruned_class = type(f"Pruned{kind.__name__}", (mixin, kind), {"_layer_type": None})
+        pruned_class._layer_type = getattr(kind, "_layer_type", None)  # type: ignore[attr-defined]
+        _pruned_classes[kind] = pruned_class
     return _pruned_classes[kind]
 
 
@@ -285,55 +295,59 @@ def holds_keys(layer: Any) -> bool:
 
 def is_plain(cache: Any) -> bool:
     """Whether no layer of a cache needs a mask of its own: none holds padding, none lends keys across a cut."""
-    held = (layer for layer in getattr(cache, "layers", ()) if isinstance(layer, PrunedLayerMixin))
-    return not any(layer.padded or layer.gone or layer.window_start() > 0 for layer in held)
+    pruned_layers = (layer for layer in getattr(cache, "layers", ()) if isinstance(layer, PrunedLayerMixin))
+    return not any(layer.padded or layer.gone or layer.window_start() > 0 for layer in pruned_layers)
 
 
 def seal_layers(cache: Any, state: Prefill, family: Family, owner: Any) -> None:
     """Put pruned layers in place of the cache layers behind a cut, and tell lenders what borrowers must not see."""
     size = state.layout.real.shape[1]
-    for index, stage in enumerate(state.stages):
+    for index, sequence in enumerate(state.sequences):
         source = family.key_layers[index]
         slots = family.cache_slots[source]
-        if stage.index is None or slots[-1] >= len(cache.layers) or not holds_keys(cache.layers[slots[0]]):
+        if sequence.index is None or slots[-1] >= len(cache.layers) or not holds_keys(cache.layers[slots[0]]):
             continue
         if source == index:
             for slot in slots:
-                seal(cache, slot, stage, state, owner)
-        elif stage.number != state.stages[source].number:
+                seal(cache, slot, sequence, state, owner)
+        elif sequence.number != state.sequences[source].number:
             if not isinstance(cache.layers[source], PrunedLayerMixin):
-                whole = torch.arange(size, device=stage.index.device).expand(len(state.layout.counts), -1)
-                dense = Stage(0, whole, None, state.layout.lengths)
+                index_BS = torch.arange(size, device=sequence.index.device).expand(len(state.layout.counts), -1)
+                dense = CompactSequence(0, index_BS, None, state.layout.lengths)
                 seal(cache, source, dense, state, owner)
-            cache.layers[source].gone[index] = ~stage.present(size)
+            cache.layers[source].gone[index] = ~sequence.present(size)
 
 
-def seal(cache: Any, layer: int, stage: Stage, state: Prefill, owner: Any) -> None:
-    """Put a pruned layer in place of ``cache.layers[layer]``, which a pruned prefill filled; checks its keys' shape."""
-    held = cache.layers[layer]
-    assert stage.index is not None
-    window, prompt = getattr(held, "sliding_window", None), getattr(held, "prefill_keys", None)
-    stored = (held.keys if prompt is None else prompt).shape[-2]
+def seal(cache: Any, layer: int, sequence: CompactSequence, state: Prefill, owner: Any) -> None:
+    """Put a pruned layer in place of ``cache.layers[layer]``, which a pruned prefill filled; checks its keys' shape.
+
+    Raises:
+        PrunekitError: if the layer stored another number of keys than were to stay.
+    """
+    cache_layer = cache.layers[layer]
+    assert sequence.index is not None
+    window, prompt = getattr(cache_layer, "sliding_window", None), getattr(cache_layer, "prefill_keys", None)
+    stored = (cache_layer.keys if prompt is None else prompt).shape[-2]
     sliding = window is not None and prompt is None
-    forgets = sliding and not getattr(held, "record_past", False)
-    expected = min(stage.index.shape[1], window - 1) if forgets else stage.index.shape[1]  # type: ignore[operator]
+    forgets = sliding and not getattr(cache_layer, "record_past", False)
+    expected = min(sequence.index.shape[1], window - 1) if forgets else sequence.index.shape[1]  # type: ignore[operator]
     if stored != expected:
         raise PrunekitError(f"layer {layer} stored {stored} keys, {expected} were to stay")
-    kind = _pruned_class(type(held))
+    kind = _pruned_class(type(cache_layer))
     pruned = kind.__new__(kind)
-    pruned.__dict__.update(held.__dict__)
-    cache.layers[layer] = held = pruned
-    index = stage.index if stage.valid is None else stage.index.masked_fill(~stage.valid, -1)
-    held.prompt_index = index[:, index.shape[1] - expected :]
+    pruned.__dict__.update(cache_layer.__dict__)
+    cache.layers[layer] = cache_layer = pruned
+    index_BM = sequence.index if sequence.valid is None else sequence.index.masked_fill(~sequence.valid, -1)
+    cache_layer.prompt_index = index_BM[:, index_BM.shape[1] - expected :]
     dense_length = state.layout.real.shape[1]
-    held.dense_length = held.prompt_length = dense_length
-    held.prompt_known = state.prompt_known
+    cache_layer.dense_length = cache_layer.prompt_length = dense_length
+    cache_layer.prompt_known = state.prompt_known
     if sliding:
-        held.cumulative_length = dense_length  # what masks are sized by
+        cache_layer.cumulative_length = dense_length  # what masks are sized by
     elif prompt is not None:
-        held.prefill_length = held.prefill_cumulative_length = dense_length
-        held.stored_prompt = expected
-    held.removed = state.removed(stage)
-    held.padded = stage.valid is not None
-    held.stage, held.lent_count, held.gone = stage.number, expected, {}
-    held.owner = weakref.ref(owner)
+        cache_layer.prefill_length = cache_layer.prefill_cumulative_length = dense_length
+        cache_layer.stored_prompt = expected
+    cache_layer.removed = state.removed(sequence)
+    cache_layer.padded = sequence.valid is not None
+    cache_layer.sequence, cache_layer.lent_count, cache_layer.gone = sequence.number, expected, {}
+    cache_layer.owner = weakref.ref(owner)

@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from prunekit.engine.guards import check_replica
-from prunekit.engine.layout import real_tokens
 from prunekit.errors import PrunekitError
+from prunekit.tensors.sequences import real_tokens
 
 IGNORE = -100
 """The label of tokens that are not trained on, as transformers has it."""
@@ -78,8 +78,8 @@ class Caller:
 
     @property
     def labels(self) -> torch.Tensor | None:
-        """The labels of the running forward pass. ``model.forward(...)`` called past the hooks, as PEFT does, is looked
-        up among the running functions."""
+        """The labels [B, S] of the running forward pass. ``model.forward(...)`` called past the hooks, as PEFT does, is
+        looked up among the running functions."""
         if self.call.depth:
             return self.call.labels
         frame = sys._getframe()
@@ -159,22 +159,22 @@ def prompt_end(caller: Caller, marks: PromptMarks | None, visual: torch.Tensor, 
         PrunekitError: for marks and labels that do not fit the batch.
     """
     call, labels, size = caller.call, caller.labels, visual.shape[1]
-    mask = None
+    prompt_BS = None
     if isinstance(marks, torch.Tensor):
-        mask = fit_marks("prompt", marks, visual, longer=call.generating)
-        if bool((visual.any(1) & ~mask.any(1)).any()):
+        prompt_BS = fit_marks("prompt", marks, visual, longer=call.generating)
+        if bool((visual.any(1) & ~prompt_BS.any(1)).any()):
             raise PrunekitError("prompt hides whole samples: nothing of them could say which visual tokens matter")
     elif marks not in (None, "all"):
         raise PrunekitError(f"prompt must be a bool mask [B, S] or 'all', not {marks!r}")
     if labels is not None:
         if labels.shape != visual.shape:
             raise PrunekitError(f"labels have shape {tuple(labels.shape)}, the prompt {tuple(visual.shape)}")
-        answered = (labels.to(visual.device) != IGNORE) & real_tokens(attention_mask, visual) & ~visual
-        mask = answered.cumsum(1) == 0 if mask is None else mask & ~answered
+        answered_BS = (labels.to(visual.device) != IGNORE) & real_tokens(attention_mask, visual) & ~visual
+        prompt_BS = answered_BS.cumsum(1) == 0 if prompt_BS is None else prompt_BS & ~answered_BS
     if call.generating and call.prompt_length is not None and size > call.prompt_length:
-        before = (torch.arange(size, device=visual.device) < call.prompt_length).expand_as(visual)
-        mask = before if mask is None else mask & before
-    return PromptEnd(mask, call.generating or marks is not None or labels is not None)
+        before_BS = (torch.arange(size, device=visual.device) < call.prompt_length).expand_as(visual)
+        prompt_BS = before_BS if prompt_BS is None else prompt_BS & before_BS
+    return PromptEnd(prompt_BS, call.generating or marks is not None or labels is not None)
 
 
 def check_whole(caller: Caller, size: int) -> None:

@@ -9,21 +9,32 @@ from typing import Any
 
 import torch
 
-from prunekit.engine.trace import CutRecord
-from prunekit.engine.view import EncoderView
-from prunekit.engine.vision import VisionRecord
+from prunekit.engine.evidence import Evidence
 from prunekit.errors import PrunekitError
 from prunekit.families.vision import VisionTower
 from prunekit.tensors.indexing import scatter_where
+from prunekit.views.encoder import EncoderView
+from prunekit.views.trace import CutRecord
+from prunekit.views.vision import VisionRecord
 
 
 @dataclass
 class EncoderRun:
-    """State of one run of an encoder whose images have ``patches`` patches each; letters as in ``vision``.
+    """State of one run of an encoder; letters as in ``tensors.sequences``, S being the tokens of the running block.
 
-    ``kept`` [T, P] marks the patches that still have a token of their own, ``index`` [T, P] says where each stands in
-    the sequence, ``sources`` [T, P] the patch under whose name each goes on (-1: nowhere), ``sizes`` [T, P] how many
-    patches a token stands for.
+    Attributes:
+        record: what the run leaves.
+        prefix: tokens before the patches.
+        kept: patches that still have a token of their own, bool [T, P].
+        index: where each stands in the sequence, long [T, P].
+        sources: the patch under whose name each goes on, long [T, P], -1 where it is lost.
+        sizes: how many patches a token stands for, [T, P].
+        evidence: what blocks said that later cuts read.
+        view: the running block, once its attention has been seen.
+        hidden: input [T, S, C] of the running block.
+        length: S.
+        residual: what the cut inside the running block left, [T, S, C] with the S of after it.
+        branch: what the block's MLP made of that, of the same shape.
     """
 
     record: VisionRecord
@@ -32,21 +43,19 @@ class EncoderRun:
     index: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))
     sources: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))
     sizes: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0))
-    scores: dict[int, torch.Tensor] = field(default_factory=dict)
-    views: dict[int, EncoderView] = field(default_factory=dict)
+    evidence: Evidence = field(default_factory=Evidence)
     view: EncoderView | None = None
     hidden: torch.Tensor | None = None
     length: int = 0
-    bias: torch.Tensor | None = None
     residual: torch.Tensor | None = None
     branch: torch.Tensor | None = None
 
     def begin(self, hidden: torch.Tensor) -> None:
         """The dense start, from the input [T, S, C] of the first block."""
         images, size = hidden.shape[0], hidden.shape[1] - self.prefix
-        places = torch.arange(size, device=hidden.device).expand(images, -1)
+        number_TP = torch.arange(size, device=hidden.device).expand(images, -1)
         self.kept = torch.ones(images, size, dtype=torch.bool, device=hidden.device)
-        self.index, self.sources = places + self.prefix, places
+        self.index, self.sources = number_TP + self.prefix, number_TP
         self.sizes = torch.ones(images, size, device=hidden.device)
 
     def shrink(self, grid: tuple[int, int], small: tuple[int, int]) -> None:
@@ -54,14 +63,14 @@ class EncoderRun:
         (rows, columns), (high, wide), images = grid, small, len(self.kept)
         row, column = (torch.arange(n, device=self.kept.device) for n in grid)
         centre = ((2 * (row * high // rows) + 1) * rows // (2 * high)) * columns
-        sources = (centre[:, None] + (2 * (column * wide // columns) + 1) * columns // (2 * wide)).flatten()
-        kept = torch.zeros(rows * columns, dtype=torch.bool, device=self.kept.device)
-        kept[sources] = True
-        self.kept, self.sources = kept.expand(images, -1), sources.expand(images, -1)
-        self.index = ((kept.cumsum(0) - 1).clamp(min=0) + self.prefix).expand(images, -1)
-        self.sizes = torch.ones(images, rows * columns, device=kept.device)
-        scores = torch.zeros(images, rows * columns, device=kept.device)
-        self.record.cuts.append(CutRecord("vision", -1, self.kept, scores, sources=self.sources))
+        sources_P = (centre[:, None] + (2 * (column * wide // columns) + 1) * columns // (2 * wide)).flatten()
+        kept_P = torch.zeros(rows * columns, dtype=torch.bool, device=self.kept.device)
+        kept_P[sources_P] = True
+        self.kept, self.sources = kept_P.expand(images, -1), sources_P.expand(images, -1)
+        self.index = ((kept_P.cumsum(0) - 1).clamp(min=0) + self.prefix).expand(images, -1)
+        self.sizes = torch.ones(images, rows * columns, device=kept_P.device)
+        scores_TP = torch.zeros(images, rows * columns, device=kept_P.device)
+        self.record.cuts.append(CutRecord("vision", -1, self.kept, scores_TP, sources=self.sources))
 
     @property
     def standing(self) -> int:
@@ -73,13 +82,14 @@ class EncoderRun:
         return scatter_where(self.sizes.log(), self.index, self.kept, self.length)[:, None, None, :]
 
     def shorten(self, stays: torch.Tensor, order: torch.Tensor, count: int) -> torch.Tensor:
-        """Let ``count`` patches of each image stand on, in ``order`` (a key [T, P]): their places, [T, count]."""
+        """Let the ``count`` patches of each image that ``stays`` [T, P] marks stand on, sorted by ``order`` [T, P]:
+        which patch each slot behind the prefix now has, long [T, M]."""
         last = torch.iinfo(torch.long).max
-        places = order.long().masked_fill(~stays, last).argsort(dim=1, stable=True)[:, :count]
-        ranks = torch.arange(count, device=places.device).expand_as(places) + self.prefix
-        self.index = torch.zeros_like(self.index).scatter(1, places, ranks)
+        number_TM = order.long().masked_fill(~stays, last).argsort(dim=1, stable=True)[:, :count]
+        slots_TM = torch.arange(count, device=number_TM.device).expand_as(number_TM) + self.prefix
+        self.index = torch.zeros_like(self.index).scatter(1, number_TM, slots_TM)
         self.kept, self.length = stays, count + self.prefix
-        return places
+        return number_TM
 
 
 def attention_function(tower: VisionTower, number: int) -> Callable[..., Any]:
@@ -98,7 +108,11 @@ def packed_grids(tower: VisionTower, grids: torch.Tensor) -> list[tuple[int, int
 
 
 def packed_rows(pack: Callable[..., Any], features: Any, args: Any, kwargs: Any, newline: bool) -> torch.Tensor:
-    """The row behind each token that ``pack`` makes of tiles [tiles, P, D] of several images; -1 for a newline."""
+    """The row behind each token that ``pack`` makes of tiles [tiles, P, D] of several images; -1 for a newline.
+
+    Raises:
+        PrunekitError: where tiles are interpolated, so that no patch stands behind a token.
+    """
     numbers, start = [], 0
     for image in features:
         count = image.shape[0] * image.shape[1]
@@ -107,8 +121,8 @@ def packed_rows(pack: Callable[..., Any], features: Any, args: Any, kwargs: Any,
         start += count
     mark = torch.full((1,), -1.0, dtype=torch.float64) if newline else None
     packed, _ = pack(numbers, *args, image_newline=mark, **kwargs)
-    found = torch.cat(list(packed))[:, 0]
-    rows = found.round().long()
-    if not torch.equal(rows.to(found.dtype), found):
+    numbered = torch.cat(list(packed))[:, 0]
+    rows = numbered.round().long()
+    if not torch.equal(rows.to(numbered.dtype), numbered):
         raise PrunekitError("tiles are interpolated here: no patch of its own stands behind a visual token")
     return rows

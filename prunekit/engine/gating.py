@@ -13,23 +13,22 @@ the fusion's weights and the layers that made the evidence.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 
-from prunekit.engine.ahead import view_ahead
 from prunekit.engine.cache import cache_in
+from prunekit.engine.cutter import Choice, CutSite
+from prunekit.engine.decoder_cut import DecoderCut, LayerCutter
 from prunekit.engine.guards import checkpoints
-from prunekit.engine.hooks import Session
-from prunekit.engine.layout import Stage
+from prunekit.engine.lookahead import view_ahead
 from prunekit.engine.plan import Plan
-from prunekit.engine.state import Gates, Prefill
-from prunekit.engine.trace import CutRecord
+from prunekit.engine.prefill import Gates, Prefill
+from prunekit.engine.target import Target
 from prunekit.errors import PrunekitError
-from prunekit.families import Family
 from prunekit.tensors.indexing import scatter_where
+from prunekit.tensors.sequences import CompactSequence
+from prunekit.views.trace import CutRecord
 
 FLOOR = 1e-16
 """What is added to a gate before its logarithm: with gate 0 a key keeps this share of its weight."""
@@ -38,8 +37,8 @@ Gate = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(scores [B, N], kept [B, N], alive [B, N]) -> the gate of each token that stood before the cut, [B, N] in [0, 1]."""
 
 
-class GateSession(Session):
-    """A pruner on a model in training. Trace, schedule and selection are those of a pruned prefill; positions and the
+class GateCutter(LayerCutter):
+    """Cuts of a model in training. Trace, schedule and selection are those of a pruned prefill; positions and the
     shapes of all hidden states are those of the dense one.
 
     Args:
@@ -47,96 +46,92 @@ class GateSession(Session):
 
     Raises:
         PrunekitError: for what a gate cannot stand for: reducers that change tokens, cuts inside the encoder,
-            renumbered positions, layers without a mask over keys.
+            renumbered positions.
     """
 
-    def __init__(self, plan: Plan, family: Family, gate: Gate) -> None:
-        super().__init__(plan, family)
-        self.gate = gate
-        self._check()
-
-    def _check(self) -> None:
-        plan, family = self.plan, self.family
-        if plan.reducer.changes_tokens or plan.reducer.adds_tokens:
+    def __init__(self, plan: Plan, gate: Gate) -> None:
+        super().__init__(plan)
+        self.plan, self.gate = plan, gate
+        if plan.reducer.reduces:
             raise PrunekitError(f"a gate stands for reducer 'drop', not '{plan.reducer.registered_name}'")
         if plan.cuts_inside_encoder:
             raise PrunekitError("a gate cannot stand for a cut inside the vision encoder")
         if plan.positions != "keep":
             raise PrunekitError(f"positions={plan.positions}: a gate leaves tokens where they are (positions=keep)")
-        self.check_masks()
+
+    def check(self, target: Target) -> None:
+        """Raise for layers without a mask over keys, and for keys that a layer borrows under gradient checkpointing."""
+        family, first = target.family, self.plan.first_layer
+        blind = [i for i in range(first, family.depth) if family.takes_padding_mask(i)]
+        if blind or any(not family.attends(i) for i in range(first, family.depth)):
+            reason = f"{family.implementation}, layers {blind}" if blind else "layers without attention"
+            raise PrunekitError(f"'{family.model_type}': a gate needs a mask over keys in every layer ({reason})")
         lenders = [i for i in self.plan.evidence_layers if family.key_layers[i] != i]
         if lenders and checkpoints(family):
             raise PrunekitError(f"gradient checkpointing: layers {lenders} of '{family.model_type}' borrow their keys")
 
-    def check_masks(self) -> None:
-        family = self.family
-        blind = [i for i in range(self.plan.first_layer, family.depth) if family.takes_padding_mask(i)]
-        if blind or any(not family.attends(i) for i in range(self.plan.first_layer, family.depth)):
-            reason = f"{family.implementation}, layers {blind}" if blind else "layers without attention"
-            raise PrunekitError(f"'{family.model_type}': a gate needs a mask over keys in every layer ({reason})")
-
-    def _enter(self, core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        super()._enter(core, args, kwargs)
-        if cache_in(kwargs) is not None or kwargs.get("use_cache") is not False:
+    def begin(self, state: Prefill, inputs: dict[str, Any]) -> None:
+        if cache_in(inputs) is not None or inputs.get("use_cache") is not False:
             raise PrunekitError("a gated forward pass stores no cache: call the model with use_cache=False")
-        if (state := self._prefill()) is not None:
-            state.gates = Gates(state.kept.float())
+        state.gates = Gates(state.kept.float())
 
-    def _cut(self, index: int, state: Prefill, hidden: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
-        """Decide what would stay and close the gates of the rest. Of tokens that went before, this cut says nothing."""
-        scores, view, choice = self._decide(index, state, hidden, arguments)
-        gates, layout, alive = state.gates, state.layout, state.kept
-        assert gates is not None
-        gate = self.gate(scores, choice.kept, alive)
-        gates.product = gates.product * torch.where(alive, gate.to(gates.product), 1.0)
-        column = (gates.product + FLOOR).log().masked_fill(~layout.exists, 0.0)
+    def apply(self, site: CutSite, scores_BN: torch.Tensor, choice: Choice) -> torch.Tensor:
+        """Close the gates of what would go. Tokens removed by an earlier cut keep their gate."""
+        assert isinstance(site, DecoderCut)
+        state, layout, alive_BN = site.state, site.state.layout, site.alive
+        assert state.gates is not None
+        gate_BN = self.gate(scores_BN, choice.kept, alive_BN)
+        product_BN = state.gates.product * torch.where(alive_BN, gate_BN.to(state.gates.product), 1.0)
+        column_BN = (product_BN + FLOOR).log().masked_fill(~layout.exists, 0.0)
         size = layout.real.shape[1]
-        gates.bias = scatter_where(column, layout.visual_index, layout.exists, size)
-        state.cuts.append(CutRecord(view.site, index, choice.kept, scores))
-        closed = layout.exists & ~choice.kept
-        gone = scatter_where(closed, layout.visual_index, closed, size)
-        everywhere = torch.arange(size, device=alive.device).expand(len(alive), -1)
+        state.gates = Gates(product_BN, scatter_where(column_BN, layout.visual_index, layout.exists, size))
+        site.record(CutRecord(site.view.site, site.view.layer, choice.kept, scores_BN))
+        closed_BN = layout.exists & ~choice.kept
+        gone_BS = scatter_where(closed_BN, layout.visual_index, closed_BN, size)
+        lengths = tuple(n + count for n, count in zip(site.others, choice.counts, strict=True))
         state.kept = choice.kept
-        state.stage = Stage(state.stage.number + 1, everywhere, layout.real & ~gone, choice.lengths)
-        return hidden
+        state.sequence = CompactSequence(
+            state.sequence.number + 1, None, layout.real & ~gone_BS, lengths
+        )  # dense, some of it unused
+        return site.hidden
 
-    def _passed_on(self, index: int, state: Prefill, hidden: torch.Tensor, kwargs: dict[str, Any]) -> Any:
+    def pass_on(
+        self, target: Target, index: int, state: Prefill, hidden: torch.Tensor, arguments: dict[str, Any]
+    ) -> Any:
         """The layer's arguments with the gates in its mask."""
-        gates = state.gates
-        assert gates is not None
-        if gates.bias is not None:
-            kwargs = {**kwargs, "attention_mask": self._gated(kwargs.get("attention_mask"), state, hidden)}
-        if index in self.plan.evidence_layers and checkpoints(self.family) and self.plan.scorer.uses_attention:
-            self._look(index, state, hidden, kwargs)
-        return None if gates.bias is None else ((hidden,), kwargs)
+        closed = state.gates is not None and state.gates.bias is not None
+        if closed:
+            mask = self._gated(target, arguments.get("attention_mask"), state, hidden)
+            arguments = {**arguments, "attention_mask": mask}
+        if index in self.plan.evidence_layers and checkpoints(target.family) and self.plan.scorer.uses_attention:
+            self._look(target, index, state, hidden, arguments)
+        return ((hidden,), arguments) if closed else None
 
-    def _gated(self, mask: torch.Tensor | None, state: Prefill, hidden: torch.Tensor) -> torch.Tensor:
+    def _gated(self, target: Target, mask: torch.Tensor | None, state: Prefill, hidden: torch.Tensor) -> torch.Tensor:
         """An additive mask [B, 1|H, S, S]: the layer's own plus the logarithm of the gates; made once a cut."""
         assert state.gates is not None and state.gates.bias is not None
-        key = ("gated mask", id(mask), state.stage.number)
+        key = ("gated mask", id(mask), state.sequence.number)
         if key not in state.arguments:
-            size, own = hidden.shape[self.family.token_axis], mask
+            size, own = hidden.shape[target.family.token_axis], mask
             if mask is None:
                 mask = torch.ones(size, size, dtype=torch.bool, device=hidden.device).tril()[None, None]
             if mask.dtype == torch.bool:
                 mask = hidden.new_zeros(mask.shape).masked_fill(~mask, torch.finfo(hidden.dtype).min)
             # The sum of two lowest numbers would be minus infinity, and a row of these NaN.
-            bias = state.gates.bias[:, None, None, :].to(mask)
-            state.arguments[key] = own, torch.where(mask > torch.finfo(mask.dtype).min / 2, mask + bias, mask)
+            bias_B11S = state.gates.bias[:, None, None, :].to(mask)
+            state.arguments[key] = own, torch.where(mask > torch.finfo(mask.dtype).min / 2, mask + bias_B11S, mask)
         return state.arguments[key][1]
 
-    def _look(self, index: int, state: Prefill, hidden: torch.Tensor, kwargs: dict[str, Any]) -> None:
+    def _look(
+        self, target: Target, index: int, state: Prefill, hidden: torch.Tensor, arguments: dict[str, Any]
+    ) -> None:
         """Under gradient checkpointing what is seen inside a layer cannot be used outside of it: the evidence is taken
         by running the layer up to its attention once more, outside of the checkpoint."""
-        layer: Any = self.family.layers[index]
-        stage, state.stage = state.stage, replace(state.stage, index=None)  # the arguments are of this stage already
+        layer: Any = target.family.layers[index]
         layer.gradient_checkpointing = False
         try:
-            view = view_ahead(self, index, state, hidden, kwargs)
+            view = view_ahead(target, index, state, hidden, arguments)
         finally:
-            layer.gradient_checkpointing, state.stage = True, stage
-        view.stage = stage
-        self._keep_evidence(state, index, view)
-
-    def _to_dense(self, layer: nn.Module, args: Any, output: Any) -> Any:
-        return None  # it is dense
+            layer.gradient_checkpointing = True
+        counted = self.plan.selector.adapts_count and index in self.plan.last_evidence
+        state.evidence.add(self.plan, view, counted)

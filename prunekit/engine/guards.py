@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from prunekit.components.base import Reducer
-from prunekit.engine.state import Prefill
+from prunekit.engine.prefill import Prefill
 from prunekit.engine.target import Target
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
@@ -32,7 +32,11 @@ def check_budget(target: Target, length: int) -> None:
 
 def check_implementation(target: Target) -> None:
     """Check an attention implementation that the model was given since the last forward pass, as ``apply`` checks the
-    first."""
+    first.
+
+    Raises:
+        PrunekitError: where it cannot be pruned under.
+    """
     names, tower = target.current_implementations(), target.tower
     if names == target.implementations:
         return
@@ -45,13 +49,21 @@ def check_implementation(target: Target) -> None:
 
 
 def check_weights(reducer: Reducer, tower: VisionTower) -> None:
-    """A reducer that weighs attention by sizes needs an implementation that takes a mask of numbers."""
-    if reducer.weighs_attention and tower.implementation.startswith("flash"):
+    """A reducer that weighs attention by sizes needs an implementation that takes a mask of numbers.
+
+    Raises:
+        PrunekitError: for flash attention, which takes none.
+    """
+    if reducer.proportional_attention and tower.implementation.startswith("flash"):
         raise PrunekitError(f"{tower.implementation} cannot weigh attention by sizes: use 'sdpa'")
 
 
 def check_replica(module: nn.Module, own: nn.Module) -> None:
-    """DataParallel's replicas share the hooks of the model, but have weights, devices and threads of their own."""
+    """DataParallel's replicas share the hooks of the model, but have weights, devices and threads of their own.
+
+    Raises:
+        PrunekitError: for a replica.
+    """
     if module is not own:
         raise PrunekitError(
             "DataParallel on several devices replicates the pruned model: use DistributedDataParallel, one process a "
@@ -60,7 +72,11 @@ def check_replica(module: nn.Module, own: nn.Module) -> None:
 
 
 def check_checkpointing(target: Target) -> None:
-    """A layer that is run again in the backward pass runs without what the forward pass knew."""
+    """A layer that is run again in the backward pass runs without what the forward pass knew.
+
+    Raises:
+        PrunekitError: for layers that need to know.
+    """
     family = target.family
     if not checkpoints(family) or not torch.is_grad_enabled():
         return
@@ -76,19 +92,22 @@ def check_sequence(target: Target, index: int, state: Prefill, hidden: torch.Ten
     as many tokens as ``input_ids`` has, less those that prunekit took.
 
     A model may drop, merge or add tokens in its own forward, or run a block of layers several times.
+
+    Raises:
+        PrunekitError: where it is another.
     """
-    family, stage = target.family, state.stage
-    name, ran = f"'{family.model_type}'", len(state.stages)
+    family, sequence = target.family, state.sequence
+    name, ran = f"'{family.model_type}'", len(state.sequences)
     if index != ran:
         again = "a second time" if index < ran else f"before layer {ran}"
         raise PrunekitError(f"{name} cannot be pruned: its layer {index} runs {again} in one forward pass")
-    if stage.valid is not None and (module := family.leaks_padding(index)) is not None:
+    if sequence.valid is not None and (module := family.leaks_padding(index)) is not None:
         raise PrunekitError(
             f"{name} cannot be pruned to rows of unequal length: {module} of layer {index} mixes neighbours and looks "
             "at no padding mask; give it samples with equal numbers of tokens"
         )
     tokens = hidden.shape[family.token_axis]
-    expected = state.layout.real.shape[1] if stage.index is None else stage.index.shape[1]
+    expected = state.layout.real.shape[1] if sequence.index is None else sequence.index.shape[1]
     if tokens != expected:
         raise PrunekitError(
             f"{name} cannot be pruned: {tokens} tokens reach its decoder layer {index}, not {expected} as input_ids "

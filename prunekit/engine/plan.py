@@ -77,12 +77,14 @@ class Plan(Parts):
         cuts: by layer, in order.
         quota: how many tokens stay after each.
         encoder: what happens in the vision encoder; None where it is left alone.
+        notes_media: whether a component reads ``view.places``.
     """
 
     depth: int
     cuts: Mapping[int, CutPlan]
     quota: Quota
     encoder: EncoderPlan | None = None
+    notes_media: bool = False
 
     @property
     def cut_layers(self) -> tuple[int, ...]:
@@ -103,6 +105,10 @@ class Plan(Parts):
     def evidence_layers(self) -> frozenset[int]:
         """All layers from which evidence is taken."""
         return frozenset(layer for cut in self.cuts.values() for layer in cut.evidence)
+
+    def evidence_after(self, layer: int) -> frozenset[int]:
+        """Layers whose evidence cuts behind the one before ``layer`` read."""
+        return frozenset(seen for cut in self.cuts.values() if cut.layer > layer for seen in cut.evidence)
 
     @property
     def last_evidence(self) -> frozenset[int]:

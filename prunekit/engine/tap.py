@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit.engine.masks import take_columns
 from prunekit.engine.mounted import own
 from prunekit.engine.precision import in_float32
-from prunekit.engine.rows import AttentionInputs
+from prunekit.families.implementation import implementation_of, untapped
+from prunekit.tensors.attention import AttentionInputs
 from prunekit.tensors.indexing import gather_tokens
+from prunekit.tensors.masks import take_columns
 
 ATTENTION_NAME = "prunekit"
 """The private name under which the tap stands in transformers' attention interface."""
@@ -107,16 +108,6 @@ def _itself(config: Any) -> Any:
     return config
 
 
-def untapped(config: Any) -> Any:
-    """The model's own config behind what a tapped module sees, or the config itself."""
-    return config.tap_config if type(config) is TappedConfig else config
-
-
-def implementation_of(config: Any) -> str:
-    """The name of the attention implementation that a config asks for now, whether it is tapped or not."""
-    return getattr(untapped(config), "_attn_implementation", None) or "eager"
-
-
 class Taps:
     """The taps of one session."""
 
@@ -151,7 +142,6 @@ def attention_inputs(
     places: torch.Tensor | None,
 ) -> AttentionInputs:
     """What a layer gave its attention function; ``places`` [B, M] are its own tokens among keys that it borrows."""
-    bias = options.get("position_bias")
     if places is not None:
         key = gather_tokens(key.transpose(1, 2), places).transpose(1, 2)
         mask = None if mask is None else take_columns(mask, places)
@@ -166,5 +156,5 @@ def attention_inputs(
         causal=bool(getattr(module, "is_causal", True) if causal is None else causal),
         softcap=options.get("softcap"),
         sinks=options.get("sinks") if sinks is None else sinks,
-        bias=bias,
+        bias=options.get("position_bias"),
     )

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 import torch
 
 from prunekit.engine.cache import PrunedLayerMixin
-from prunekit.engine.encoder import EncoderHooks
-from prunekit.engine.forward import DecodeStep, ThreadState
+from prunekit.engine.encoder_hooks import EncoderHooks
+from prunekit.engine.forward_state import DecodeStep, ThreadState
+from prunekit.engine.media_watch import MediaWatch
 from prunekit.engine.plan import Plan
 from prunekit.families import Family
 from prunekit.families.vision import vision_of
@@ -23,6 +24,7 @@ class Target:
         family: the model, seen through what prunekit needs of it.
         tower: its vision encoder, where the plan has something to do there.
         encoder: the hooks inside it.
+        media: what the model's images and videos are, where a component asks where its tokens stand.
         thread: the state of the calling thread.
         warned: whether the budget of sparse attention has been named.
         implementations: the attention implementations of decoder and encoder that were checked last.
@@ -32,6 +34,7 @@ class Target:
         self.plan, self.family = plan, family
         self.tower = None if plan.encoder is None else vision_of(family)
         self.encoder = None if plan.encoder is None or self.tower is None else EncoderHooks(self.tower, plan.encoder)
+        self.media = MediaWatch(family.core) if plan.notes_media else None
         self.thread = ThreadState()
         self.warned = False
         self.implementations = self.current_implementations()
@@ -58,7 +61,8 @@ class Target:
 
     @property
     def positions(self) -> torch.Tensor | None:
-        """The position ids of the running forward pass, as the model gave them to its rotary embedding."""
+        """The position ids [1 or B, S] of the running forward pass (M-RoPE: triples), as the model gave them to its
+        rotary embedding."""
         return None if self.thread.forward is None else self.thread.forward.positions
 
     @property

@@ -15,13 +15,13 @@ from filelock import FileLock
 
 from prunekit.data.example import Example
 from prunekit.digests import digest
-from prunekit.engine.trace import Trace
 from prunekit.errors import RowError
 from prunekit.evaluation.batches import Batcher
 from prunekit.evaluation.faults import BatchLimit, survive
 from prunekit.evaluation.other import for_batch
 from prunekit.evaluation.regions import regions_for
 from prunekit.pruning.pruner import Pruner
+from prunekit.views.trace import Trace
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 
 from prunekit.data.example import Example
-from prunekit.engine.trace import CutRecord
 from prunekit.errors import PrunekitError
 from prunekit.evaluation.batches import Batcher
 from prunekit.evaluation.other import for_batch
@@ -24,6 +23,7 @@ from prunekit.evaluation.regions import regions_for
 from prunekit.families import Family, make_family
 from prunekit.files import replacing
 from prunekit.pruning.pruner import Pruner
+from prunekit.views.trace import CutRecord
 
 FILE = "kept.npz"
 SCHEMA = 1

@@ -12,10 +12,10 @@ import torch
 from prunekit.components.base import Scorer
 from prunekit.data.example import Example
 from prunekit.data.source import Examples, gather
-from prunekit.engine.view import LayerView
 from prunekit.errors import PrunekitError, check_choice
 from prunekit.evaluation.regions import regions_for
 from prunekit.pruning.pruner import Pruner
+from prunekit.views.layer import LayerView
 
 if TYPE_CHECKING:
     from prunekit.evaluation.batches import Batcher
@@ -90,9 +90,8 @@ class OtherQuestion(Pruner):
     partners: Mapping[str, Example]
 
     def __init__(self, pruner: Pruner, partners: Mapping[str, Example]) -> None:
-        if pruner.schedule.in_encoder or any(cut.layer == 0 for cut in pruner.schedule.cuts(64, pruner.share)):
-            name = pruner.name or pruner.schedule.registered_name
-            raise PrunekitError(f"evidence=other replays cuts between decoder layers; '{name}' has another")
+        if set(pruner.schedule.sites) != {"decoder"}:
+            raise _not_between(pruner)
         super().__init__(**_parts(pruner), **_settings(pruner))
         vars(self)["partners"] = partners
 
@@ -105,8 +104,15 @@ class OtherQuestion(Pruner):
         inputs, model = batcher.inputs(others, self), batcher.loaded.model
         with torch.inference_mode(), self(model, regions_for(self, others)) as trace:
             model.generate(**inputs, max_new_tokens=1, do_sample=False)
+        if any(cut.layer == 0 for cut in trace.cuts):
+            raise _not_between(self)
         replay = Replay({cut.layer: cut.scores for cut in trace.cuts})
         return Pruner(**{**_parts(self), "scorer": replay, "fusion": "single"}, **_settings(self))
+
+
+def _not_between(pruner: Pruner) -> PrunekitError:
+    name = pruner.name or pruner.schedule.registered_name
+    return PrunekitError(f"evidence=other replays cuts between decoder layers; '{name}' has another")
 
 
 def for_batch(pruner: Pruner, batcher: Batcher, batch: Sequence[Example]) -> Pruner:

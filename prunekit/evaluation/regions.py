@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from prunekit.data.example import Example
-from prunekit.engine.view import Regions
 from prunekit.errors import PrunekitError
 from prunekit.pruning.pruner import Pruner
+from prunekit.views.layer import Regions
 
 
 def regions_for(pruner: Pruner, examples: Sequence[Example]) -> Regions | None:

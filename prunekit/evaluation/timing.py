@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from prunekit.engine.view import Regions
 from prunekit.pruning.pruner import Pruner
+from prunekit.views.layer import Regions
 
 ROUNDS = 7
 

@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from prunekit.engine.layout import Stage
-from prunekit.engine.tap import implementation_of, untapped
 from prunekit.errors import PrunekitError
+from prunekit.families.implementation import implementation_of, untapped
 from prunekit.families.wrappers import unwrap, unwrapped
+from prunekit.tensors.sequences import CompactSequence
 
 RECURRENT = ("linear_attention", "conv", "mamba", "recurrent")
 """Layer types that mix tokens by a state or a convolution instead of attention."""
@@ -86,8 +86,8 @@ class Family:
     @property
     def token_ids(self) -> tuple[int, ...]:
         """Ids of the placeholders that stand for visual tokens in ``input_ids``."""
-        found = (getattr(self.config, key, None) for key in TOKEN_ID_KEYS)
-        return tuple(dict.fromkeys(i for i in found if isinstance(i, int)))
+        ids = (getattr(self.config, key, None) for key in TOKEN_ID_KEYS)
+        return tuple(dict.fromkeys(i for i in ids if isinstance(i, int)))
 
     @property
     def rotary(self) -> nn.Module | None:
@@ -188,7 +188,7 @@ class Family:
         """Why cuts before these layers cannot be exact, None if they can."""
         return None
 
-    def fix_argument(self, name: str, value: Any, stage: Stage) -> Any:
+    def fix_argument(self, name: str, value: Any, sequence: CompactSequence) -> Any:
         """Correct a layer's argument that was gathered to a shortened sequence."""
         return value
 
@@ -210,11 +210,19 @@ class Family:
     def bias_at(
         self, module: nn.Module, states: torch.Tensor, queries: torch.Tensor, keys: torch.Tensor
     ) -> torch.Tensor:
-        """What ``relative_bias`` makes of ``states`` for true positions [B, Q] and [B, K]: [B, H, Q, K]."""
+        """What ``relative_bias`` makes of ``states`` for true positions [B, Q] and [B, K]: [B, H, Q, K].
+
+        Raises:
+            NotImplementedError: for a family that has none.
+        """
         raise NotImplementedError
 
     def attention_function(self, layer: int) -> Callable[..., Any]:
-        """The attention function that layer would call by itself."""
+        """The attention function that layer would call by itself.
+
+        Raises:
+            PrunekitError: for a layer without one.
+        """
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
         module = self.attentions[layer]
@@ -233,14 +241,14 @@ class Family:
 
     def _key_layers(self) -> list[int]:
         """For each layer the one whose keys it attends to: itself, or an earlier one of its type that shares them."""
-        found: list[int] = []
+        lenders: list[int] = []
         last: dict[Any, int] = {}
         for index, module in enumerate(self.attentions):
             kind = self._sharing_kind(module)
             if not getattr(module, "is_kv_shared_layer", False):
                 last[kind] = index
-            found.append(last.get(kind, index))
-        return found
+            lenders.append(last.get(kind, index))
+        return lenders
 
     def _sharing_kind(self, module: nn.Module | None) -> Any:
         """Layers take keys from the last layer of the same kind."""
@@ -297,14 +305,14 @@ class Family:
         getter = getattr(self.model, "get_decoder", None)
         return self._decoder_of(getter() if getter is not None else None, getattr(self.core, "language_model", None))
 
-    def _decoder_of(self, *found_first: nn.Module | None) -> nn.Module:
-        found = list(found_first)
-        while found:  # down through wrappers: a language model with a head, a decoder inside a model
-            module = found.pop(0)
+    def _decoder_of(self, *first_modules: nn.Module | None) -> nn.Module:
+        queue = list(first_modules)
+        while queue:  # down through wrappers: a language model with a head, a decoder inside a model
+            module = queue.pop(0)
             if isinstance(getattr(module, "layers", None), nn.ModuleList):
                 return module  # type: ignore[return-value]
             inner = (getattr(module, name, None) for name in ("model", "decoder", "text_model"))
-            found += [m for m in inner if isinstance(m, nn.Module) and m is not self.model]
+            queue += [m for m in inner if isinstance(m, nn.Module) and m is not self.model]
         raise PrunekitError(f"model type '{self.model_type}': no decoder layers found in {type(self.model).__name__}")
 
     def _layers(self) -> Sequence[nn.Module]:

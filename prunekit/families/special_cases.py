@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit.engine.layout import Stage
 from prunekit.errors import PrunekitError
 from prunekit.families.base import Family
+from prunekit.tensors.sequences import CompactSequence
 
 
 class QFormerLanguageModel(Family):
@@ -65,11 +65,11 @@ class Llama4(Family):
 class MiniMaxM3(Family):
     """MiniMax M3: its index compares position ids with *places* of keys, so it must be given places."""
 
-    def fix_argument(self, name: str, value: Any, stage: Stage) -> Any:
+    def fix_argument(self, name: str, value: Any, sequence: CompactSequence) -> Any:
         if name != "position_ids" or value is None:
             return value
-        assert stage.index is not None
-        return torch.arange(stage.index.shape[1], device=stage.index.device)[None]
+        assert sequence.index is not None
+        return torch.arange(sequence.index.shape[1], device=sequence.index.device)[None]
 
     def decode_arguments(self, keys: torch.Tensor, queries: int) -> dict[str, Any]:
         return {"position_ids": torch.arange(keys.shape[1] - queries, keys.shape[1], device=keys.device)[None]}
@@ -108,11 +108,11 @@ class Qwen4(Family):
 
     stacked = True
 
-    def fix_argument(self, name: str, value: Any, stage: Stage) -> Any:
-        if name != "ple_input_ids" or value is None or stage.valid is None:
+    def fix_argument(self, name: str, value: Any, sequence: CompactSequence) -> Any:
+        if name != "ple_input_ids" or value is None or sequence.valid is None:
             return value
         end = self.text_config.eos_token_id
-        return value.masked_fill(~stage.valid, end[0] if isinstance(end, list) else end)
+        return value.masked_fill(~sequence.valid, end[0] if isinstance(end, list) else end)
 
 
 class Inkling(Family):
@@ -148,11 +148,11 @@ class Inkling2(Inkling):
     def _attention(self, layer: nn.Module) -> nn.Module | None:
         return layer.self_attn  # type: ignore[return-value]  # what joins earlier layers calls the interface as well
 
-    def fix_argument(self, name: str, value: Any, stage: Stage) -> Any:
+    def fix_argument(self, name: str, value: Any, sequence: CompactSequence) -> Any:
         if name != "relative_distance":
             return value
-        assert stage.index is not None
-        return (stage.index[:, :, None] - stage.index[:, None, :])[:, None]
+        assert sequence.index is not None
+        return (sequence.index[:, :, None] - sequence.index[:, None, :])[:, None]
 
     def decode_arguments(self, keys: torch.Tensor, queries: int) -> dict[str, Any]:
         if "relative_distance" not in self.layer_arguments:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from prunekit.families import encoder_shapes, special_cases
+from prunekit.families import encoder_shapes, geometry, special_cases
 from prunekit.families.base import Family
 from prunekit.families.encoder_shapes import EncoderShape
 
@@ -47,6 +47,8 @@ class FamilySupport:
             encoder, or have no call that makes them, and get the pixels.
         patches: which patches stand behind each visual token; None where it is not known.
         encoder_shape: the formula (config, vision config, decoder width) for the encoder's cost; None: not counted.
+        geometry: where each visual token stands in its image or video, by the model's inputs; None where that is not
+            known.
         fixed_grid: every image has the same rows and columns of patches, one visual token each.
         synthetic: the benchmark can make up features in any number.
     """
@@ -58,6 +60,7 @@ class FamilySupport:
     takes_features: bool = False
     patches: PatchLayout | None = None
     encoder_shape: Callable[[Any, Any, int], EncoderShape] | None = None
+    geometry: geometry.Reader | None = None
     fixed_grid: bool = False
     synthetic: bool = False
 
@@ -96,13 +99,15 @@ SUPPORT: dict[str, FamilySupport] = {
     "exaone4_5": FamilySupport(exact=True, takes_features=True),
     "fast_vlm": FamilySupport(exact=True, takes_features=True),
     "fuyu": FamilySupport(exact=True),
-    "gemma3": FamilySupport(exact=True, takes_features=True, encoder_shape=encoder_shapes.gemma),
+    "gemma3": FamilySupport(
+        exact=True, geometry=geometry.pooled_grid, takes_features=True, encoder_shape=encoder_shapes.gemma
+    ),
     "gemma3n": FamilySupport(exact=True, takes_features=True, adapter=special_cases.Gemma3n, decoder="gemma3n_text"),
     "gemma4": FamilySupport(exact=True),
     "gemma4_unified": FamilySupport(exact=True),
     "glm46v": FamilySupport(exact=True, takes_features=True),
-    "glm4v": FamilySupport(exact=True, takes_features=True),
-    "glm4v_moe": FamilySupport(exact=True, takes_features=True),
+    "glm4v": FamilySupport(exact=True, geometry=geometry.merged_grids, takes_features=True),
+    "glm4v_moe": FamilySupport(exact=True, geometry=geometry.merged_grids, takes_features=True),
     "glm5_next": FamilySupport(
         exact=True, takes_features=True, adapter=special_cases.Glm5Next, decoder="glm5_next_text"
     ),
@@ -114,12 +119,16 @@ SUPPORT: dict[str, FamilySupport] = {
     "hunyuan_vl": FamilySupport(exact=True, takes_features=True),
     "hyperclovax_vision_v2": FamilySupport(exact=True, takes_features=True),
     "idefics2": FamilySupport(exact=True, takes_features=True),
-    "idefics3": FamilySupport(exact=True, takes_features=True, encoder_shape=encoder_shapes.idefics),
+    "idefics3": FamilySupport(
+        exact=True, geometry=geometry.tiles_in_text, takes_features=True, encoder_shape=encoder_shapes.idefics
+    ),
     "inkling2": FamilySupport(exact=True, takes_features=True, adapter=special_cases.Inkling2, decoder="inkling2_text"),
     "inkling_mm_model": FamilySupport(exact=True, adapter=special_cases.Inkling, decoder="inkling_text"),
     "instructblip": FamilySupport(exact=True, adapter=special_cases.QFormerLanguageModel),
     "instructblipvideo": FamilySupport(exact=True, adapter=special_cases.QFormerLanguageModel),
-    "internvl": FamilySupport(exact=True, takes_features=True, encoder_shape=encoder_shapes.internvl),
+    "internvl": FamilySupport(
+        exact=True, geometry=geometry.shuffled_tiles, takes_features=True, encoder_shape=encoder_shapes.internvl
+    ),
     "janus": FamilySupport(exact=True),
     "kimi_k25": FamilySupport(exact=True, takes_features=True),
     "kosmos-2": FamilySupport(exact=True, adapter=special_cases.Kosmos),
@@ -130,6 +139,7 @@ SUPPORT: dict[str, FamilySupport] = {
     "llama4": FamilySupport(exact=True, adapter=special_cases.Llama4, decoder="llama4_text"),
     "llava": FamilySupport(
         exact=True,
+        geometry=geometry.fixed_grid,
         takes_features=True,
         patches=PatchLayout(),
         encoder_shape=encoder_shapes.llava,
@@ -138,22 +148,27 @@ SUPPORT: dict[str, FamilySupport] = {
     ),
     "llava_next": FamilySupport(
         exact=True,
+        geometry=geometry.tiled,
         takes_features=True,
         patches=PatchLayout(tiled=True),
         encoder_shape=encoder_shapes.llava,
         synthetic=True,
     ),
-    "llava_next_video": FamilySupport(exact=True, takes_features=True),
+    "llava_next_video": FamilySupport(exact=True, geometry=geometry.tiled, takes_features=True),
     "llava_onevision": FamilySupport(
-        exact=True, takes_features=True, patches=PatchLayout(tiled=True), encoder_shape=encoder_shapes.llava
+        exact=True,
+        geometry=geometry.tiled,
+        takes_features=True,
+        patches=PatchLayout(tiled=True),
+        encoder_shape=encoder_shapes.llava,
     ),
     "minicpm_ocr": FamilySupport(exact=True),
-    "minicpmv4_6": FamilySupport(exact=True),
+    "minicpmv4_6": FamilySupport(exact=True, geometry=geometry.slices_in_text),
     "minicpmv4_7": FamilySupport(exact=True),
     "minimax_m3_vl": FamilySupport(
         exact=True, takes_features=True, adapter=special_cases.MiniMaxM3, decoder="minimax_m3_vl_text"
     ),
-    "mistral3": FamilySupport(exact=True, takes_features=True),
+    "mistral3": FamilySupport(exact=True, geometry=geometry.merged_sizes, takes_features=True),
     "mistral_large4": FamilySupport(
         exact=True, takes_features=True, adapter=special_cases.MistralLarge4, decoder="mistral_large4_text"
     ),
@@ -164,13 +179,18 @@ SUPPORT: dict[str, FamilySupport] = {
     "ovis2": FamilySupport(exact=True),
     "paddleocr_vl": FamilySupport(exact=True, takes_features=True),
     "paligemma": FamilySupport(
-        exact=True, takes_features=True, patches=PatchLayout(reads_output=True), encoder_shape=encoder_shapes.paligemma
+        exact=True,
+        geometry=geometry.fixed_grid,
+        takes_features=True,
+        patches=PatchLayout(reads_output=True),
+        encoder_shape=encoder_shapes.paligemma,
     ),
     "perception_lm": FamilySupport(exact=True),
     "pp_chart2table": FamilySupport(exact=True, takes_features=True),
     "qianfan_ocr": FamilySupport(exact=True, takes_features=True),
     "qwen2_vl": FamilySupport(
         exact=True,
+        geometry=geometry.merged_grids,
         takes_features=True,
         patches=PatchLayout(packed=True),
         encoder_shape=encoder_shapes.qwen2,
@@ -179,6 +199,7 @@ SUPPORT: dict[str, FamilySupport] = {
     "qwen2_5_omni_thinker": FamilySupport(exact=True, takes_features=True),
     "qwen2_5_vl": FamilySupport(
         exact=True,
+        geometry=geometry.merged_grids,
         takes_features=True,
         patches=PatchLayout(packed=True),
         encoder_shape=encoder_shapes.qwen2_5,
@@ -187,15 +208,19 @@ SUPPORT: dict[str, FamilySupport] = {
     "qwen3_5": FamilySupport(exact=True, takes_features=True),
     "qwen3_5_moe": FamilySupport(exact=True, takes_features=True),
     "qwen3_omni_moe_thinker": FamilySupport(exact=True),
-    "qwen3_vl": FamilySupport(exact=True, patches=PatchLayout(packed=True), encoder_shape=encoder_shapes.qwen3),
-    "qwen3_vl_moe": FamilySupport(exact=True, encoder_shape=encoder_shapes.qwen3),
+    "qwen3_vl": FamilySupport(
+        exact=True, geometry=geometry.merged_grids, patches=PatchLayout(packed=True), encoder_shape=encoder_shapes.qwen3
+    ),
+    "qwen3_vl_moe": FamilySupport(exact=True, geometry=geometry.merged_grids, encoder_shape=encoder_shapes.qwen3),
     "qwen4_exp": FamilySupport(exact=True, takes_features=True, adapter=special_cases.Qwen4, decoder="qwen4_exp_text"),
     "shieldgemma2": FamilySupport(exact=True, takes_features=True),
-    "smolvlm": FamilySupport(exact=True, takes_features=True, encoder_shape=encoder_shapes.idefics),
+    "smolvlm": FamilySupport(
+        exact=True, geometry=geometry.tiles_in_text, takes_features=True, encoder_shape=encoder_shapes.idefics
+    ),
     "step3p7": FamilySupport(exact=True),
     "unlimited_ocr": FamilySupport(exact=True),
-    "video_llama_3": FamilySupport(exact=True),
-    "video_llava": FamilySupport(exact=True, takes_features=True),
+    "video_llama_3": FamilySupport(exact=True, geometry=geometry.merged_grids),
+    "video_llava": FamilySupport(exact=True, geometry=geometry.frames_with_cls, takes_features=True),
     "vipllava": FamilySupport(exact=True, takes_features=True),
     # refused
     "blip": FamilySupport(refused=_CROSS),

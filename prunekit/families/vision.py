@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit.engine.tap import implementation_of
 from prunekit.errors import PrunekitError
 from prunekit.families.base import Family
+from prunekit.families.implementation import implementation_of
 from prunekit.families.support import SUPPORT, VISION_ENCODERS, PatchLayout, support_of
 from prunekit.families.wrappers import unwrapped
 
@@ -79,8 +79,8 @@ def vision_of(family: Family) -> VisionTower:
     patches = support_of(name).patches
     projector = family.projector or getattr(family.core, "aligner", None)
     if patches is None or tower is None or projector is None:
-        known = sorted(name for name, row in SUPPORT.items() if row.patches is not None)
-        raise _unknown(name, f"known for {', '.join(known)}")
+        names = sorted(name for name, row in SUPPORT.items() if row.patches is not None)
+        raise _unknown(name, f"known for {', '.join(names)}")
     return _packed(family, tower) if patches.packed else _plain(family, patches, tower, projector)
 
 

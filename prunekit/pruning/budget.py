@@ -58,18 +58,22 @@ class Budget:
             raise PrunekitError(f"budget final: the target must be a whole number of tokens, not {self.target:g}")
 
     @classmethod
-    def parse(cls, given: object) -> Budget:
-        """From "kind:target"."""
-        if isinstance(given, cls):
-            return given
-        kind, _, value = str(given).partition(":")
+    def parse(cls, text: object) -> Budget:
+        """From "kind:target".
+
+        Raises:
+            PrunekitError: for another kind, and a target that is no number or out of its range.
+        """
+        if isinstance(text, cls):
+            return text
+        kind, _, value = str(text).partition(":")
         check_choice("budget", kind, KINDS)
         try:
             return cls(kind, float(value))
         except ValueError as error:
             if isinstance(error, PrunekitError):
                 raise
-            raise PrunekitError(f"budget '{given}': '{value}' is not a number, as in {kind}:{_EXAMPLE[kind]}") from None
+            raise PrunekitError(f"budget '{text}': '{value}' is not a number, as in {kind}:{_EXAMPLE[kind]}") from None
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.target:g}"
@@ -201,7 +205,7 @@ def place(budget: Budget, schedule: Schedule, family: Family) -> Allotment:
     Raises:
         PrunekitError: also for a schedule whose cuts are not the decoder's, which a budget bounds.
     """
-    if schedule.in_encoder:
+    if "vision" in schedule.sites:
         name = schedule.registered_name
         raise PrunekitError(f"budget {budget}: schedule '{name}' cuts inside the vision encoder; use keep_ratio")
     if budget.visual is None and (grid := family.grid) is not None:

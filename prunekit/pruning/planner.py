@@ -12,9 +12,12 @@ from prunekit.engine.guards import check_weights
 from prunekit.engine.plan import CutPlan, EncoderPlan, Parts, Plan
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
+from prunekit.families.support import support_of
 from prunekit.families.vision import VisionTower, vision_of
 from prunekit.pruning.budget import Allotment, allot, place
 from prunekit.pruning.recipe import Recipe, component_name
+
+SITES = ("vision", "input", "decoder")
 
 
 @dataclass(frozen=True)
@@ -61,23 +64,30 @@ def plan(recipe: Recipe, family: Family) -> Plan:
     for component in recipe.components.values():
         component.check(family.depth)
     _check_family(recipe, family)
+    _check_places(recipe, family)
     allotment = allotment_of(recipe, family)
     schedule = recipe.schedule if allotment is None else allotment.schedule
     cuts = check_cuts(schedule, family.depth, recipe.share)
-    at_input = bool(cuts) and cuts[0].site == "input"
-    encoder = plan_vision(recipe, family, at_input)
+    encoder = plan_vision(recipe, family)
     plans = {}
     for previous, cut in zip([0, *(cut.layer for cut in cuts)], cuts, strict=False):
         evidence = _decoder_evidence(recipe, family, list(recipe.fusion.layers(cut.layer, previous)))
         plans[cut.layer] = CutPlan(layer=cut.layer, evidence=tuple(evidence), site=cut.site)
-        reads = recipe.scorer.uses_attention and not recipe.scorer.works_blind
-        if not evidence and (reads or recipe.fusion.joins_views or recipe.selector.counts_rows):
+        reads = recipe.scorer.uses_attention and not recipe.scorer.works_without_attention
+        if not evidence and (reads or recipe.fusion.needs_full_attention or recipe.selector.adapts_count):
             name, layer = recipe.scorer.registered_name, cut.layer
             raise PrunekitError(f"scorer '{name}' reads attention, but no layer lies before a cut at layer {layer}")
     if reason := family.refuses_cuts(tuple(plans)):
         raise PrunekitError(f"model type '{family.model_type}' cannot be pruned here: {reason}")
     quota = ScheduleQuota(schedule, family.depth, recipe.share, recipe.keep_tokens, allotment)
-    return Plan(**parts_of(recipe), depth=family.depth, cuts=plans, quota=quota, encoder=encoder)
+    return Plan(
+        **parts_of(recipe),
+        depth=family.depth,
+        cuts=plans,
+        quota=quota,
+        encoder=encoder,
+        notes_media=recipe.reads_places,
+    )
 
 
 def outline(recipe: Recipe, depth: int, width: int, mlp_width: int) -> Plan:
@@ -95,46 +105,51 @@ def outline(recipe: Recipe, depth: int, width: int, mlp_width: int) -> Plan:
     return Plan(**parts_of(recipe), depth=depth, cuts=plans, quota=quota)
 
 
-def plan_vision(recipe: Recipe, family: Family, at_input: bool) -> EncoderPlan | None:
+def plan_vision(recipe: Recipe, family: Family) -> EncoderPlan | None:
     """What happens in the vision encoder of a model, None where it is left alone.
 
     Raises:
         PrunekitError: for a component at a site where it cannot work, and an encoder that is not known.
     """
     schedule, reducer = recipe.schedule, recipe.reducer
+    inside, at_input = "vision" in schedule.sites, "input" in schedule.sites
     if at_input:
         check_site(recipe, "input")
-    if not (schedule.in_encoder or recipe.reads_vision or (at_input and reducer.before_projector)):
+    if not (inside or recipe.reads_vision or (at_input and reducer.acts_before_projector)):
         return None
     tower = vision_of(family)
-    if at_input and reducer.before_projector and family.touches_hidden_between_layers:
+    if at_input and reducer.acts_before_projector and family.touches_hidden_between_layers:
         name = reducer.registered_name
         raise PrunekitError(
             f"reducer '{name}': '{family.model_type}' adds patches to later layers, a made token has none"
         )
-    reads = recipe.reads_vision or (at_input and reducer.before_projector)
+    reads = recipe.reads_vision or (at_input and reducer.acts_before_projector)
     noted = frozenset((tower.read, len(tower.blocks) - 1)) if reads else frozenset()
-    if not schedule.in_encoder:
+    if not inside:
         return EncoderPlan(**parts_of(recipe), noted_blocks=noted)
-    alone = not schedule.cuts(family.depth, 0.5)
-    return replace(plan_encoder(recipe, tower, alone), noted_blocks=noted)
+    return replace(plan_encoder(recipe, tower), noted_blocks=noted)
 
 
-def plan_encoder(recipe: Recipe, tower: VisionTower, alone: bool = True) -> EncoderPlan:
-    """What goes inside an encoder; ``alone`` if nothing goes after it, so that the keep ratio must be met inside."""
+def plan_encoder(recipe: Recipe, tower: VisionTower) -> EncoderPlan:
+    """What goes inside an encoder. Where nothing goes behind it the keep ratio must be met inside.
+
+    Raises:
+        PrunekitError: for components that cannot work there, and an encoder inside which nothing can go.
+    """
     schedule, name = recipe.schedule, recipe.schedule.registered_name
-    if not schedule.in_encoder:
+    if "vision" not in schedule.sites:
         raise PrunekitError(f"schedule '{name}' has no cut inside a vision encoder, and '{tower.name}' is nothing else")
-    if recipe.schedule.cuts(64, recipe.keep_ratio or 0.5) and tower.projector is None:
+    alone = tuple(schedule.sites) == ("vision",)
+    if not alone and tower.projector is None:
         raise PrunekitError(f"schedule '{name}' cuts behind the vision encoder, and '{tower.name}' is nothing else")
     check_site(recipe, "vision")
-    if tower.packed and schedule.image_grid((1, 1), 1.0) is not None:
+    if tower.packed and schedule.shrinks_images:
         raise PrunekitError(f"'{tower.name}' takes patches, not images: shrink them in its processor (max_pixels)")
     if tower.grid is None or tower.patches is None or (reason := tower.refuses_cuts()):
         reason = tower.refuses_cuts() or "its images differ in size"
         raise PrunekitError(f"site=vision: no token can go inside the encoder of '{tower.name}': {reason}")
     check_weights(recipe.reducer, tower)
-    if not recipe.selector.exact:
+    if not recipe.selector.exact or recipe.selector.adapts_count:
         selector = recipe.selector.registered_name
         raise PrunekitError(
             f"selector '{selector}' keeps another number for each image; inside an encoder all keep one"
@@ -184,7 +199,7 @@ def _evidence(recipe: Recipe, layers: list[int]) -> dict[int, tuple[int, ...]]:
         if not blocks or max(blocks) > layer:
             raise PrunekitError(f"fusion '{fusion.registered_name}' names no block before the cut inside block {layer}")
         evidence[layer] = tuple(blocks)
-    if fusion.joins_views and not isinstance(scorer, RowScorer):
+    if fusion.needs_full_attention and not isinstance(scorer, RowScorer):
         raise PrunekitError(
             f"fusion '{fusion.registered_name}' joins attention rows; '{scorer.registered_name}' reads none"
         )
@@ -206,14 +221,24 @@ def _check_family(recipe: Recipe, family: Family) -> None:
     if recipe.positions == "renumber" and not family.renumbers:
         where = "its decoder" if family.rotary is None else type(family.rotary).__name__
         raise PrunekitError(f"positions=renumber: '{name}' has no plain one-dimensional rotary positions ({where})")
-    if (recipe.reducer.changes_tokens or recipe.reducer.adds_tokens) and family.stacked:
+    if recipe.reducer.reduces and family.stacked:
         kind, reducer = type(family.layers[0]).__name__, recipe.reducer.registered_name
         raise PrunekitError(f"reducer '{reducer}': {kind} of '{name}' carries several hidden states for a token")
 
 
+def _check_places(recipe: Recipe, family: Family) -> None:
+    """Raise for a component that needs to know where tokens stand, on a family whose geometry is not known."""
+    readers = [part for part in recipe.components.values() if part.uses_places]
+    if readers and support_of(family.model_type).geometry is None:
+        what = f"{readers[0].registered_name}' ({type(readers[0]).__name__})"
+        raise PrunekitError(
+            f"'{what} needs view.places: where the visual tokens of '{family.model_type}' stand is not known"
+        )
+
+
 def _decoder_evidence(recipe: Recipe, family: Family, layers: list[int]) -> list[int]:
     """The layers that have evidence: a mean over many passes by those without attention, others cannot."""
-    if recipe.fusion.looks_ahead and recipe.scorer.uses_attention:
+    if recipe.fusion.uses_next_layer and recipe.scorer.uses_attention:
         for layer in layers:
             if (lender := family.key_layers[layer]) != layer:
                 name = recipe.fusion.registered_name
@@ -221,20 +246,29 @@ def _decoder_evidence(recipe: Recipe, family: Family, layers: list[int]) -> list
     if not recipe.scorer.uses_attention:
         return layers
     blind = [layer for layer in layers if not family.attends(layer)]
-    if blind and (recipe.fusion.joins_views or len(blind) == len(layers)):
+    if blind and (recipe.fusion.needs_full_attention or len(blind) == len(layers)):
         where = f"layers {blind} of '{family.model_type}'"
         raise PrunekitError(f"fusion '{recipe.fusion.registered_name}' reads {where}, which have no attention")
     return [layer for layer in layers if layer not in blind]
 
 
 def check_cuts(schedule: Schedule, depth: int, ratio: float) -> tuple[Cut, ...]:
-    """The cuts of a schedule, or an error if what it returns is no plan for a decoder of ``depth`` layers."""
+    """The cuts of a schedule, or an error if what it returns is no plan for a decoder of ``depth`` layers.
+
+    Raises:
+        PrunekitError: names the schedule and what it returned.
+    """
     cuts, name = schedule.cuts(depth, ratio), component_name(schedule)
     layers, ratios = [cut.layer for cut in cuts], [cut.ratio for cut in cuts]
-    if not cuts and schedule.in_encoder:
+    sites = [site for site in schedule.sites if site != "vision"]
+    if unknown := [site for site in schedule.sites if site not in SITES]:
+        raise PrunekitError(f"schedule '{name}' cuts at {unknown}, which is none of {', '.join(SITES)}")
+    if not cuts and not sites:
         return ()
     if not cuts or any((cut.site, cut.layer) != ("input", 0) and cut.site != "decoder" for cut in cuts):
         raise PrunekitError(f"schedule '{name}' must return cuts at the input or the decoder, not {list(cuts)}")
+    if {cut.site for cut in cuts} != set(sites):
+        raise PrunekitError(f"schedule '{name}' says that it cuts at {tuple(schedule.sites)}, but returns {list(cuts)}")
     if any(not 0 <= layer < depth for layer in layers) or any(b <= a for a, b in itertools.pairwise(layers)):
         raise PrunekitError(f"schedule '{name}' must cut before rising layers of 0..{depth - 1}, not {layers}")
     if any(b > a for a, b in itertools.pairwise([1.0, *ratios])) or abs(ratios[-1] - ratio) > 1e-9:

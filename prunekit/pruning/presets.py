@@ -28,22 +28,26 @@ def methods() -> dict[str, Path]:
 
 
 def presets() -> dict[str, tuple[Path, dict[str, Any]]]:
-    """File and checked composition of all named methods."""
+    """File and checked composition of all named methods.
+
+    Raises:
+        PrunekitError: for a name that is defined twice.
+    """
     composed = registry.compositions()
     sources: list[tuple[str, Path, dict[str, Any] | None]] = [
         (name, path or IN_PYTHON, entries) for name, (entries, path) in composed.items()
     ]
     for folder in method_folders():
         sources += [(path.stem, path, None) for path in sorted(folder.glob("*.yaml"))]
-    found: dict[str, tuple[Path, dict[str, Any]]] = {}
+    entries_by_name: dict[str, tuple[Path, dict[str, Any]]] = {}
     for name, path, entries in sources:
-        if name in found:
-            raise PrunekitError(f"method '{name}' is defined twice: {found[name][0]} and {path}")
+        if name in entries_by_name:
+            raise PrunekitError(f"method '{name}' is defined twice: {entries_by_name[name][0]} and {path}")
         try:
-            found[name] = path, read_preset(path) if entries is None else check_preset(entries)
+            entries_by_name[name] = path, read_preset(path) if entries is None else check_preset(entries)
         except PrunekitError as error:
             warnings.warn(f"skipped {path}: {error}", stacklevel=3)
-    return dict(sorted(found.items()))
+    return dict(sorted(entries_by_name.items()))
 
 
 def read_preset(path: Path) -> dict[str, Any]:
@@ -67,23 +71,31 @@ def check_preset(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def preset(name: str) -> dict[str, Any]:
-    """The composition called ``name``."""
-    known = presets()
-    if name not in known:
-        raise UnknownNameError("method", name, known)
-    return known[name][1]
+    """The composition called ``name``.
+
+    Raises:
+        PrunekitError: for a name that there is not (``UnknownNameError``).
+    """
+    entries_by_name = presets()
+    if name not in entries_by_name:
+        raise UnknownNameError("method", name, entries_by_name)
+    return entries_by_name[name][1]
 
 
-def with_preset(data: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """A preset's entries overridden by ``given`` ones that are not None; a given budget replaces the preset's."""
-    given = {key: value for key, value in given.items() if value is not None}
-    if any(key in given for key in BUDGET):
+def with_preset(data: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """A preset's entries overridden by the ``options`` that are not None; a given budget replaces the preset's."""
+    options = {key: value for key, value in options.items() if value is not None}
+    if any(key in options for key in BUDGET):
         data = {key: value for key, value in data.items() if key not in BUDGET}
-    return {**data, **given}
+    return {**data, **options}
 
 
 def with_variant(parts: dict[str, Any], variant: str | None) -> dict[str, Any]:
-    """Components, each a mapping of ``name`` and options, in the ``variant`` (paper, code) of those that have any."""
+    """Components, each a mapping of ``name`` and options, in the ``variant`` (paper, code) of those that have any.
+
+    Raises:
+        PrunekitError: where no component has variants.
+    """
     if variant is None:
         return parts
     kinds = [kind for kind in parts if kind in KINDS and "name" in parts[kind]]
@@ -98,6 +110,9 @@ def method(name: str, *, variant: str | None = None, **overrides: Any) -> Pruner
 
     Args:
         variant: "paper" or "code", where the two differ and the method offers both.
+
+    Raises:
+        PrunekitError: for a name or an option that there is not.
     """
     data = preset(name)
     for key in overrides:

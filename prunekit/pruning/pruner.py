@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit.engine.alone import EncoderSession
 from prunekit.engine.caller import PromptMarks
-from prunekit.engine.hooks import Session, holder
+from prunekit.engine.encoder_session import EncoderSession
 from prunekit.engine.plan import Plan
-from prunekit.engine.trace import Trace
-from prunekit.engine.view import Regions
+from prunekit.engine.session import Session, holder
 from prunekit.errors import PrunekitError
 from prunekit.families import Family, family_of, make_family
 from prunekit.families.vision import timm_tower
 from prunekit.families.wrappers import is_timm, unwrap
 from prunekit.pruning import planner, saving
 from prunekit.pruning.recipe import Recipe
+from prunekit.views.layer import Regions
+from prunekit.views.trace import Trace
 
 
 class Pruner(Recipe):
@@ -65,6 +65,9 @@ class Pruner(Recipe):
                 choose what stays, such as a candidate answer; "all" if nothing does. ``generate`` and labels say it by
                 themselves.
             visual: where the visual tokens stand, bool [B, S], for a model that is given ``inputs_embeds``.
+
+        Raises:
+            PrunekitError: for a model that is pruned already, or cannot be pruned so; it names the module.
         """
         if is_timm(inner := unwrap(model)):
             if prompt is not None or visual is not None:
@@ -152,7 +155,7 @@ class Handle:
         were NaN and that could not be said yet."""
         self._session.remove()
         if isinstance(self._session, Session):
-            self._session.check_scores()
+            self._session.check_answers()
 
 
 class PrunedBlock:

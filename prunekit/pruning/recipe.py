@@ -63,10 +63,10 @@ class Recipe:
             raise PrunekitError(f"budget={target} excludes keep_ratio and keep_tokens")
         share = {"budget": target, "keep_ratio": keep_ratio, "keep_tokens": keep_tokens}
         vars(self).update(share, positions=positions, name=name)
-        if self.fusion.joins_views and not isinstance(self.scorer, RowScorer):
+        if self.fusion.needs_full_attention and not isinstance(self.scorer, RowScorer):
             names = self.fusion.registered_name, self.scorer.registered_name
             raise PrunekitError(f"fusion '{names[0]}' joins attention rows; scorer '{names[1]}' reads none")
-        if self.selector.counts_rows and not isinstance(self.scorer, RowScorer):
+        if self.selector.adapts_count and not isinstance(self.scorer, RowScorer):
             names = self.selector.registered_name, self.scorer.registered_name
             raise PrunekitError(f"selector '{names[0]}' counts by attention rows; scorer '{names[1]}' reads none")
 
@@ -77,7 +77,11 @@ class Recipe:
 
     def replace(self, **changes: Any) -> Self:
         """The same with other components or options; one of ``keep_ratio``, ``keep_tokens`` and ``budget`` replaces the
-        one that was there."""
+        one that was there.
+
+        Raises:
+            PrunekitError: for an option that a pruner does not have.
+        """
         options: dict[str, Any] = {**self.components, "positions": self.positions, "name": self.name}
         for name in changes:
             if name not in (*options, *SHARES):
@@ -102,9 +106,19 @@ class Recipe:
         return any(part.uses_vision for part in (self.scorer, self.selector, self.reducer))
 
     @property
+    def reads_places(self) -> bool:
+        """Whether a component looks at where the visual tokens stand."""
+        return any(part.uses_places for part in self.components.values())
+
+    @property
     def needs_pixels(self) -> bool:
         """Whether the vision encoder must run under this pruner, so that features made before do not do."""
-        return self.reads_vision or self.reducer.before_projector or self.schedule.in_encoder
+        return (
+            self.reads_vision
+            or self.reads_places
+            or self.reducer.acts_before_projector
+            or "vision" in self.schedule.sites
+        )
 
     def describe(self) -> dict[str, Any]:
         """Names and options, as plain data; what ``save`` writes and ``load`` reads."""

@@ -16,7 +16,11 @@ FILE, WEIGHTS = "pruner.yaml", "{kind}.safetensors"
 
 
 def save(recipe: Recipe, folder: Path) -> None:
-    """Write ``pruner.yaml`` and, for a component with weights, ``fusion.safetensors`` or the like beside it."""
+    """Write ``pruner.yaml`` and, for a component with weights, ``fusion.safetensors`` or the like beside it.
+
+    Raises:
+        PrunekitError: for a component that is not registered, which ``load`` could not make.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     data = recipe.describe()
     for kind, component in recipe.components.items():
@@ -38,7 +42,11 @@ def save(recipe: Recipe, folder: Path) -> None:
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """The options of the recipe in a folder that ``save`` wrote."""
+    """The options of the recipe in a folder that ``save`` wrote.
+
+    Raises:
+        PrunekitError: for a folder without a readable pruner.yaml.
+    """
     if not (folder / FILE).is_file():
         raise PrunekitError(f"no {FILE} in '{folder}'")
     try:
@@ -54,7 +62,11 @@ def load(folder: Path) -> dict[str, Any]:
 
 
 def options_of(data: dict[str, Any], where: str) -> dict[str, Any]:
-    """The options of a recipe from plain data: a component is a name, or a mapping with ``name`` and its options."""
+    """The options of a recipe from plain data: a component is a name, or a mapping with ``name`` and its options.
+
+    Raises:
+        PrunekitError: for a name or an option that there is not.
+    """
     options: dict[str, Any] = {}
     for key, value in data.items():
         if key in KINDS and isinstance(value, dict):

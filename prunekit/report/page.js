@@ -6,12 +6,7 @@
   const tip = byId("tip");
 
   function make(tag, attributes = {}, ...children) {
-    return fill(document.createElement(tag), attributes, children);
-  }
-  function draw(tag, attributes = {}, ...children) {
-    return fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
-  }
-  function fill(node, attributes, children) {
+    const node = document.createElement(tag);
     for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
     node.append(...children.map((child) => (child instanceof Node ? child : document.createTextNode(String(child)))));
     return node;
@@ -27,19 +22,20 @@
 
   // ---- hover: what belongs to one row is marked everywhere
   const marked = new Map();
-  function belongs(node, row, text) {
-    if (!marked.has(row)) marked.set(row, []);
-    marked.get(row).push(node);
-    node.addEventListener("mouseenter", (event) => { mark(row); if (text) say(text, event); });
+  function belongs(node, rows, text) {
+    for (const row of rows) {
+      if (!marked.has(row)) marked.set(row, []);
+      marked.get(row).push(node);
+    }
+    node.addEventListener("mouseenter", (event) => { mark(rows); if (text) say(text, event); });
     node.addEventListener("mousemove", (event) => { if (text) say(text, event); });
-    node.addEventListener("mouseleave", () => { mark(null); tip.hidden = true; });
+    node.addEventListener("mouseleave", () => { mark([]); tip.hidden = true; });
   }
-  function mark(row) {
-    for (const [key, nodes] of marked) {
-      for (const node of nodes) {
-        node.classList.toggle("on", key === row);
-        if (node instanceof SVGElement) node.classList.toggle("faded", row !== null && key !== row);
-      }
+  function mark(rows) {
+    const chosen = new Set(rows.flatMap((row) => marked.get(row)));
+    for (const node of new Set([...marked.values()].flat())) {
+      node.classList.toggle("on", chosen.has(node));
+      if (node instanceof SVGElement) node.classList.toggle("faded", rows.length > 0 && !chosen.has(node));
     }
   }
   function say(text, event) {
@@ -67,7 +63,7 @@
         td.append(cell.text);
         line.append(td);
       });
-      belongs(line, number, null);
+      belongs(line, [number], null);
       body.append(line);
     });
     byId("table").append(make("thead", {}, head), body);
@@ -98,94 +94,24 @@
     return sorted.down ? -order : order;
   }
 
-  // ---- plots
-  const box = { left: 56, right: 16, top: 14, bottom: 44 };
-  function frame(svg, xs, ys, labels) {
-    svg.replaceChildren();
-    const [, , width, height] = svg.getAttribute("viewBox").split(" ").map(Number);
-    const x = (v) => box.left + ((v - xs[0]) / (xs[1] - xs[0])) * (width - box.left - box.right);
-    const y = (v) => height - box.bottom - ((v - ys[0]) / (ys[1] - ys[0])) * (height - box.top - box.bottom);
-    for (const v of ticks(...ys)) {
-      svg.append(draw("line", { class: "grid", x1: box.left, x2: width - box.right, y1: y(v), y2: y(v) }));
-      svg.append(draw("text", { x: box.left - 7, y: y(v) + 4, "text-anchor": "end" }, round(v)));
+  // ---- plots, drawn already: what belongs to rows is marked as theirs
+  function plot(place, name, text) {
+    for (const [key, nodes] of marked) marked.set(key, nodes.filter((node) => !place.contains(node)));
+    place.replaceChildren(byId(`figure-${name}`).content.cloneNode(true));
+    for (const node of place.querySelectorAll("[data-row]")) {
+      const numbers = node.dataset.row.split(" ").map(Number);
+      belongs(node, numbers, numbers.map((number) => text(data.rows[number])).join("\n"));
     }
-    for (const v of ticks(...xs)) {
-      svg.append(draw("line", { class: "grid", x1: x(v), x2: x(v), y1: box.top, y2: height - box.bottom }));
-      svg.append(draw("text", { x: x(v), y: height - box.bottom + 16, "text-anchor": "middle" }, round(v)));
-    }
-    const corner = `M${box.left} ${box.top}V${height - box.bottom}H${width - box.right}`;
-    svg.append(draw("path", { class: "axis", d: corner }));
-    const middle = (box.left + width - box.right) / 2;
-    svg.append(draw("text", { x: middle, y: height - 6, "text-anchor": "middle" }, labels[0]));
-    const up = { x: 0, y: 0, "text-anchor": "middle", transform: `translate(13 ${(height - box.bottom) / 2}) rotate(-90)` };
-    svg.append(draw("text", up, labels[1]));
-    return [x, y, width];
   }
-  function ticks(low, high) {
-    const rough = (high - low) / 6, power = 10 ** Math.floor(Math.log10(rough));
-    const step = [1, 2, 5, 10].map((f) => f * power).find((s) => s >= rough);
-    const found = [];
-    for (let v = Math.ceil(low / step) * step; v <= high + 1e-9; v += step) found.push(v);
-    return found;
-  }
-  const round = (v) => String(Number(v.toPrecision(6)));
-  function range(values, pad) {
-    const low = Math.min(...values), high = Math.max(...values), more = (high - low || 1) * pad;
-    return [low - more, high + more];
-  }
-
   function pareto() {
-    const cost = byId("cost").value, svg = byId("pareto");
-    forget(svg);
-    const shown = data.rows.map((row, number) => ({ row, number })).filter(({ row }) => row.costs[cost] !== null);
-    const xs = range(shown.map(({ row }) => row.costs[cost]), 0.06);
-    const ys = range(shown.flatMap(({ row }) => row.interval.map((v) => 100 * v)), 0.05);
-    const [x, y, width] = frame(svg, xs, ys, [data.costs[cost], "accuracy, %"]);
-    const dense = data.rows.find((row) => row.kept === null);
-    const level = y(100 * dense.accuracy);
-    svg.append(draw("line", { x1: box.left, x2: width - box.right, y1: level, y2: level, stroke: "#595959", "stroke-dasharray": "5 4" }));
-    const methods = new Map();
-    for (const point of shown) {
-      if (!methods.has(point.row.method)) methods.set(point.row.method, []);
-      methods.get(point.row.method).push(point);
-    }
-    for (const points of methods.values()) {
-      points.sort((a, b) => a.row.costs[cost] - b.row.costs[cost]);
-      const path = points.map(({ row }, i) => `${i ? "L" : "M"}${x(row.costs[cost])} ${y(100 * row.accuracy)}`).join("");
-      svg.append(draw("path", { d: path, stroke: points[0].row.colour, fill: "none", "stroke-width": 1.4 }));
-    }
-    for (const { row, number } of shown) {
-      const at = [x(row.costs[cost]), y(100 * row.accuracy)], [low, high] = row.interval.map((v) => y(100 * v));
-      const group = draw("g", { "data-row": number },
-        draw("line", { x1: at[0], x2: at[0], y1: low, y2: high, stroke: row.colour }),
-        draw("circle", { cx: at[0], cy: at[1], r: 5, fill: row.hollow ? "#fff" : row.colour, stroke: row.hollow ? row.colour : "#fff" }));
-      const [a, b] = row.interval.map(percent);
-      belongs(group, number, `${row.label}\n${percent(row.accuracy)} % [${a}, ${b}]\n${data.costs[cost]}: ${row.costs[cost].toFixed(3)}`);
-      svg.append(group);
-    }
-  }
-  function forget(svg) {
-    for (const [key, nodes] of marked) marked.set(key, nodes.filter((node) => !svg.contains(node)));
-  }
-  function legend() {
-    data.rows.forEach((row, number) => {
-      const line = make("div", {}, swatch(row), row.label);
-      belongs(line, number, null);
-      byId("legend").append(line);
+    const cost = byId("cost").value;
+    plot(byId("pareto"), cost, (row) => {
+      const [low, high] = row.interval.map(percent);
+      return `${row.label}\n${percent(row.accuracy)} % [${low}, ${high}]\n${data.costs[cost]}: ${row.costs[cost].toFixed(3)}`;
     });
   }
   function layers() {
-    const svg = byId("layers"), depth = data.rows[0].tokens.length;
-    const most = Math.max(...data.rows.flatMap((row) => row.tokens));
-    const [x, y] = frame(svg, [0, depth], [0, most * 1.05], ["decoder layer", "tokens (mean)"]);
-    data.rows.forEach((row, number) => {
-      const path = row.tokens.map((n, layer) => `${layer ? "L" : "M"}${x(layer)} ${y(n)}H${x(layer + 1)}`).join("");
-      const look = { d: path, stroke: row.colour, fill: "none", "stroke-width": 2.2 };
-      if (row.kept === null) look["stroke-dasharray"] = "5 4";
-      const line = draw("path", look);
-      belongs(line, number, `${row.label}\n${row.tokens.map((n) => n.toFixed(0)).join(" ")}`);
-      svg.append(line);
-    });
+    plot(byId("layers"), "layers", (row) => `${row.label}\n${row.tokens.map((n) => n.toFixed(0)).join(" ")}`);
   }
 
   // ---- overlap of kept sets
@@ -278,5 +204,5 @@
 
   for (const [key, name] of Object.entries(data.costs)) byId("cost").append(make("option", { value: key }, name));
   byId("cost").addEventListener("change", pareto);
-  table(); legend(); pareto(); layers(); overlap(); examples();
+  table(); pareto(); layers(); overlap(); examples();
 })();

@@ -15,7 +15,9 @@ import numpy as np
 
 from prunekit.evaluation.kept import KeptCut
 from prunekit.report.gallery import Shown, heat, usable
+from prunekit.report.plots import COST_NAMES
 from prunekit.report.style import COLOURS, GREY, styles
+from prunekit.report.svg import markup
 from prunekit.results.compare import Comparison, Row
 from prunekit.results.seeds import COSTS
 from prunekit.results.tables import Cell, caption, main_table, task_table
@@ -27,22 +29,15 @@ EXAMPLES, PANELS = 12, 24
 EVERYTHING = 1e9
 """Stands for the dense model's tokens where rows are sorted by how many stay."""
 
-COST_NAMES = dict(
-    zip(
-        COSTS,
-        (
-            "FLOPs of the LLM's prefill, pruned / dense",
-            "FLOPs with the vision encoder, pruned / dense",
-            "KV cache, pruned / dense",
-            "measured prefill time, pruned / dense",
-        ),
-        strict=True,
-    )
-)
 
+def page(
+    found: Comparison, figures: dict[str, Any], labels: list[str], overlap: np.ndarray, shown: Sequence[Shown]
+) -> str:
+    """The page's source. No text in it is markup: the data are JSON without "<", and the script sets text only.
 
-def page(found: Comparison, labels: list[str], overlap: np.ndarray, shown: Sequence[Shown]) -> str:
-    """The page's source. No text in it is markup: the data are JSON without "<", and the script sets text only."""
+    Args:
+        figures: ``layers`` and, under the names of costs, accuracy against that cost; each a matplotlib figure.
+    """
     style, script = (HERE / "page.css").read_text(encoding="utf-8"), (HERE / "page.js").read_text(encoding="utf-8")
     title = f"Pruning {found.model} on {found.data}"
     return Template((HERE / "page.html").read_text(encoding="utf-8")).substitute(
@@ -52,8 +47,14 @@ def page(found: Comparison, labels: list[str], overlap: np.ndarray, shown: Seque
         notes="".join(f"<li>{html.escape(note)}</li>" for note in found.notes),
         style=style,
         script=script,
+        figures="\n".join(_template(name, figure) for name, figure in figures.items()),
         data=_embed(_payload(found, labels, overlap, shown)),
     )
+
+
+def _template(name: str, figure: Any) -> str:
+    """A figure that the script puts in its place."""
+    return f'<template id="figure-{name}">{markup(figure, name)}</template>'
 
 
 def _policy(style: str, script: str) -> str:

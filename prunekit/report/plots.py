@@ -1,4 +1,4 @@
-"""``pareto.png|pdf``, ``layers.png`` and ``overlap.png``."""
+"""The report's figures: accuracy against cost, tokens in each layer, overlap of what methods keep."""
 
 from __future__ import annotations
 
@@ -8,58 +8,96 @@ from typing import Any
 import numpy as np
 
 from prunekit.report.style import COLOURS, GREY, pyplot, shorten, styles
+from prunekit.report.svg import mark
 from prunekit.results.compare import Comparison, Row
 from prunekit.results.entries import Entry
+from prunekit.results.seeds import COSTS
 from prunekit.results.statistics import iou
 
 DPI = 150
+MARKER = {"markersize": 6, "markeredgecolor": "white", "markeredgewidth": 0.6}
+COST_NAMES = dict(
+    zip(
+        COSTS,
+        (
+            "FLOPs of the LLM's prefill, pruned / dense",
+            "FLOPs with the vision encoder, pruned / dense",
+            "KV cache, pruned / dense",
+            "measured prefill time, pruned / dense",
+        ),
+        strict=True,
+    )
+)
 SHOWN = 24
 """Entries in a plot whose size grows with them."""
 
 
-def draw_pareto(found: Comparison, *paths: Path) -> None:
-    """Accuracy with its interval against the prefill's FLOPs; a line joins the budgets of one method."""
-    plt = pyplot()
+def draw_pareto(found: Comparison, cost: str = COSTS[0]) -> Any:
+    """A figure of accuracy with its interval against a cost; a line joins the budgets of one method."""
     look = styles([row.entry for row in found.rows])
-    figure, axis = plt.subplots(figsize=(9.5, max(4.5, 1.2 + 0.24 * len(look))), layout="constrained")
-    shifts = _side_by_side([row for row in found.rows if row.entry.runs])
+    figure, axis = _figure(len(look))
+    numbers = {row.entry.label: number for number, row in enumerate(found.rows)}
+    shifts = _side_by_side([row for row in found.rows if row.entry.runs], cost)
     for name, (colour, marker) in look.items():
-        rows = [row for row in found.rows if row.entry.method == name and row.entry.costs["flops_ratio"] is not None]
-        rows.sort(key=lambda row: row.entry.costs["flops_ratio"] or 0.0)
-        axis.errorbar(
-            *_points(rows, shifts), yerr=_bars(rows), label=shorten(name), color=colour, marker=marker, markersize=6,
-            markeredgecolor="white", markeredgewidth=0.6, linewidth=1.2, elinewidth=0.7, capsize=2,
-        )  # fmt: skip
+        rows = [row for row in found.rows if row.entry.method == name and row.entry.costs[cost] is not None]
+        rows.sort(key=lambda row: row.entry.costs[cost] or 0.0)
+        axis.plot([], [], label=shorten(name), color=colour, marker=marker, linewidth=1.2, **MARKER)
+        if not rows:
+            continue
+        places = [(row.entry.costs[cost] or 0.0) + shifts[row.entry.label] for row in rows]
+        (line,) = axis.plot(places, [100 * row.accuracy["mean"] for row in rows], color=colour, linewidth=1.2)
+        mark(line, [numbers[row.entry.label] for row in rows])
+        for place, row in zip(places, rows, strict=True):
+            _draw_point(axis, place, row, numbers[row.entry.label], color=colour, marker=marker)
     dense = next(row for row in found.rows if not row.entry.runs)
     low, high = (100 * x for x in dense.intervals["mean"])
     axis.axhspan(low, high, color=GREY, alpha=0.12, linewidth=0)
     axis.axhline(100 * dense.accuracy["mean"], color=GREY, linestyle="--", linewidth=1, label="dense, 95 % interval")
+    _draw_point(axis, 1.0, dense, numbers[dense.entry.label], color=GREY, marker="o")
     moved = " (points of equal cost stand side by side, the first in its place)" if any(shifts.values()) else ""
-    axis.set(xlabel=f"FLOPs of the LLM's prefill, pruned / dense{moved}", ylabel="accuracy, % (mean over tasks)")
-    axis.grid(alpha=0.25, linewidth=0.6)
+    axis.set(xlabel=COST_NAMES[cost] + moved, ylabel="accuracy, % (mean over tasks)")
     axis.set_title(f"{shorten(found.model, 40)} on {shorten(found.data, 40)}", fontsize=11)
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    return figure
+
+
+def save(figure: Any, *paths: Path) -> None:
+    """Write the figure to files; a name's ending says in which format."""
     for path in paths:
-        figure.savefig(path, dpi=DPI, format=path.name.split(".")[1])
-    plt.close(figure)
+        figure.savefig(path, dpi=DPI, format=path.suffix[1:])
 
 
-def _points(rows: list[Row], shifts: dict[str, float]) -> tuple[list[float], list[float]]:
-    costs = [(row.entry.costs["flops_ratio"] or 0.0) + shifts[row.entry.label] for row in rows]
-    return costs, [100 * row.accuracy["mean"] for row in rows]
+def _figure(entries: int) -> tuple[Any, Any]:
+    """A figure that has room for a legend of so many entries, and its axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.5, max(4.5, 1.2 + 0.24 * entries)), layout="constrained")
+    axis = figure.subplots()
+    axis.grid(alpha=0.25, linewidth=0.6)
+    return figure, axis
 
 
-def _side_by_side(rows: list[Row]) -> dict[str, float]:
+def _draw_point(axis: Any, x: float, row: Row, number: int, **look: Any) -> None:
+    """A row's accuracy at x with its interval; the page knows both by the row's ``number`` in the table."""
+    middle, (low, high) = row.accuracy["mean"], row.intervals["mean"]
+    sides = [[100 * max(middle - low, 0.0)], [100 * max(high - middle, 0.0)]]
+    point, caps, bars = axis.errorbar([x], [100 * middle], yerr=sides, elinewidth=0.7, capsize=2, **MARKER, **look)
+    mark(point, [number], point=True)
+    for artist in (*caps, *bars):
+        mark(artist, [number])
+
+
+def _side_by_side(rows: list[Row], cost: str) -> dict[str, float]:
     """For each label how far its point moves to the right, so that points of (nearly) equal cost do not hide each
     other: together at most 4 % of the axis."""
-    costs = sorted((cost, r.entry.label) for r in rows if (cost := r.entry.costs["flops_ratio"]) is not None)
+    costs = sorted((x, row.entry.label) for row in rows if (x := row.entry.costs[cost]) is not None)
     width = (costs[-1][0] - costs[0][0]) or 1.0 if costs else 1.0
     groups: list[list[tuple[float, str]]] = []
-    for cost, label in costs:
-        if groups and cost - groups[-1][0][0] < 0.004 * width:
-            groups[-1].append((cost, label))
+    for x, label in costs:
+        if groups and x - groups[-1][0][0] < 0.004 * width:
+            groups[-1].append((x, label))
         else:
-            groups.append([(cost, label)])
+            groups.append([(x, label)])
     return {
         label: width * min(0.008, 0.04 / len(group)) * place
         for group in groups
@@ -67,42 +105,37 @@ def _side_by_side(rows: list[Row]) -> dict[str, float]:
     }
 
 
-def _bars(rows: list[Row]) -> np.ndarray:
-    bars = [(r.accuracy["mean"] - r.intervals["mean"][0], r.intervals["mean"][1] - r.accuracy["mean"]) for r in rows]
-    return 100 * np.clip(np.array(bars).reshape(-1, 2).T, 0, None)
-
-
-def draw_layers(found: Comparison, path: Path) -> None:
-    """Mean tokens that each decoder layer processes in the prefill, a curve an entry."""
-    plt = pyplot()
+def draw_layers(found: Comparison) -> Any:
+    """A figure of the mean tokens that each decoder layer processes in the prefill, a curve an entry."""
     entries = [row.entry for row in found.rows]
+    numbers = {entry.label: number for number, entry in enumerate(entries)}
     shown = [e for e in entries if e.runs][:SHOWN]
-    figure, axis = plt.subplots(figsize=(9.5, max(4.5, 1.2 + 0.24 * len(shown))), layout="constrained")
+    figure, axis = _figure(len(shown))
     dense = next(e for e in entries if not e.runs)
-    axis.step(*_stairs(dense.tokens), where="post", color=GREY, linestyle="--", linewidth=1.2, label="dense")
+    (line,) = axis.step(*_stairs(dense.tokens), where="post", color=GREY, linestyle="--", linewidth=1.2, label="dense")
+    mark(line, [numbers[dense.label]])
     apart = 0.006 * max(dense.tokens)
-    for number, (labels, entry) in enumerate(_alike(shown)):
-        curve = [n + apart * (number % 5 - 2) for n in entry.tokens]  # curves that meet stay visible side by side
+    for number, alike in enumerate(_alike(shown)):
+        curve = [n + apart * (number % 5 - 2) for n in alike[0].tokens]  # curves that meet stay visible side by side
         dash = ("-", "--", ":", "-.")[number // len(COLOURS) % 4]
-        axis.step(
+        (line,) = axis.step(
             *_stairs(curve), where="post", color=COLOURS[number % len(COLOURS)], linewidth=1.5, linestyle=dash,
-            label="\n".join(labels),
+            label="\n".join(shorten(entry.label) for entry in alike),
         )  # fmt: skip
+        mark(line, [numbers[entry.label] for entry in alike])
     axis.set(xlabel="decoder layer", ylabel="tokens processed (mean, text included)", ylim=(0, None))
     named = np.arange(0, len(dense.tokens), -(-len(dense.tokens) // 24))
     axis.set_xticks(named + 0.5, [str(n) for n in named], fontsize=8)
-    axis.grid(alpha=0.25, linewidth=0.6)
     figure.legend(loc="outside right upper", fontsize=8, frameon=False, title=_left_out(found, len(shown)))
-    figure.savefig(path, dpi=DPI, format="png")
-    plt.close(figure)
+    return figure
 
 
-def _alike(entries: list[Entry]) -> list[tuple[list[str], Entry]]:
-    """Entries with the same curve together: their labels, and one of them."""
+def _alike(entries: list[Entry]) -> list[list[Entry]]:
+    """Entries with the same curve together."""
     groups: dict[tuple[int, ...], list[Entry]] = {}
     for entry in entries:
         groups.setdefault(tuple(round(n) for n in entry.tokens), []).append(entry)
-    return [([shorten(e.label) for e in group], group[0]) for group in groups.values()]
+    return list(groups.values())
 
 
 def _stairs(tokens: list[float]) -> tuple[np.ndarray, list[float]]:

@@ -13,11 +13,12 @@ from prunekit.errors import PrunekitError
 from prunekit.records.runs import find_runs
 from prunekit.report.gallery import draw_gallery, recorded
 from prunekit.report.page import page
-from prunekit.report.plots import SHOWN, draw_layers, draw_overlap, draw_pareto, overlaps
+from prunekit.report.plots import SHOWN, draw_layers, draw_overlap, draw_pareto, overlaps, save
 from prunekit.report.style import pyplot
 from prunekit.results import tables
 from prunekit.results.compare import Comparison, compare
 from prunekit.results.entries import common_questions, make_entries
+from prunekit.results.seeds import COSTS
 
 PICTURES = "kept.png"
 
@@ -86,13 +87,14 @@ def write(comparison: Comparison, folder: Path) -> None:
         "table.csv": tables.comma_separated(comparison),
     }.items():
         (folder / name).write_text(text, encoding="utf-8")
-    draw_pareto(comparison, folder / "pareto.png", folder / "pareto.pdf")
-    draw_layers(comparison, folder / "layers.png")
+    figures = {cost: draw_pareto(comparison, cost) for cost in COSTS} | {"layers": draw_layers(comparison)}
+    save(figures[COSTS[0]], folder / "pareto.png", folder / "pareto.pdf")
+    save(figures["layers"], folder / "layers.png")
     shown, labels = pruned[:SHOWN], [e.label for e in pruned[:SHOWN]]
     overlap = overlaps(shown, [q.id for q in comparison.questions])
     note = f"the first {SHOWN} of {len(pruned)}" if len(pruned) > SHOWN else None
     draw_overlap(labels, overlap, folder / "overlap.png", note)
-    (folder / "report.html").write_text(page(comparison, labels, overlap, examples), encoding="utf-8")
+    (folder / "report.html").write_text(page(comparison, figures, labels, overlap, examples), encoding="utf-8")
 
 
 def print_report(comparison: Comparison, folder: Path) -> None:

@@ -31,7 +31,7 @@ def ragged_index(mask: torch.Tensor, size: int, pad_left: bool = False) -> tuple
 
 
 def on_device(values: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Whole numbers of the host as a tensor, without making the host wait for the device."""
+    """Whole numbers of the host as a long tensor [len(values)], without making the host wait for the device."""
     if device.type == "cpu":
         return torch.tensor(values)
     if len(set(values)) == 1:
@@ -51,10 +51,10 @@ def gather_tokens(x: torch.Tensor, index: torch.Tensor, axis: int = 1) -> torch.
         [.., B, M, ..] on the device of x.
     """
     index = index.to(x.device)  # layers of one model may live on several devices
-    rows_B1 = torch.arange(index.shape[0], device=index.device)[:, None]
+    sample_B1 = torch.arange(index.shape[0], device=index.device)[:, None]
     if axis == 1:
-        return x[rows_B1, index]
-    return x.movedim((axis - 1, axis), (0, 1))[rows_B1, index].movedim((0, 1), (axis - 1, axis))
+        return x[sample_B1, index]
+    return x.movedim((axis - 1, axis), (0, 1))[sample_B1, index].movedim((0, 1), (axis - 1, axis))
 
 
 def scatter_where(
@@ -109,5 +109,5 @@ def _write(longer: torch.Tensor, values: torch.Tensor, index: torch.Tensor, vali
     spare, index = longer.shape[1] - 1, index.to(longer.device)
     if valid is not None:
         index = index.masked_fill(~valid.to(longer.device), spare)
-    rows_B1 = torch.arange(len(index), device=longer.device)[:, None]
-    return longer.index_put((rows_B1, index), values)[:, :spare]
+    sample_B1 = torch.arange(len(index), device=longer.device)[:, None]
+    return longer.index_put((sample_B1, index), values)[:, :spare]

@@ -1,6 +1,6 @@
 """The loop that all training here runs in: transformers' Trainer, checking every loss and printing nothing of its own.
 
-``PruneTrainer`` fine-tunes a model under its pruner; ``prunekit.embedded.stage`` runs the stages of the embedded model.
+``PruneTrainer`` fine-tunes a model under its pruner; ``tools/embedded/stage.py`` runs the stages of the embedded model.
 """
 
 from __future__ import annotations

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit.engine.gating import GateSession
-from prunekit.engine.hooks import Session
-from prunekit.engine.trace import Trace
+from prunekit.engine.gating import GateCutter
+from prunekit.engine.session import Session
 from prunekit.errors import PrunekitError
 from prunekit.families import family_of, unwrap
 from prunekit.pruning.pruner import Pruner
@@ -21,6 +20,7 @@ from prunekit.train.keep import KeepSchedule
 from prunekit.train.kinds import open_parts
 from prunekit.train.penalties import penalty
 from prunekit.train.settings import NO_GATE, Settings
+from prunekit.views.trace import Trace
 
 
 class TrainedModel(nn.Module):
@@ -52,7 +52,7 @@ class TrainedModel(nn.Module):
             self.session = Session(plan, family)
         else:
             self.gate = SigmoidGate(settings.gate, settings.temperature, settings.gate_clip)
-            self.session = GateSession(plan, family, self.gate)
+            self.session = Session(plan, family, cutter=GateCutter(plan, self.gate))
         self.logits_to_keep = "logits_to_keep" in inspect.signature(type(unwrap(model)).forward).parameters
         if settings.checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]

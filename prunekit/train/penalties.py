@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from prunekit.engine.trace import CutRecord
+from prunekit.views.trace import CutRecord
 
 TINY = 1e-12
 

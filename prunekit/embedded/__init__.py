@@ -1,1 +1,0 @@
-"""The embedded model: its construction, processor, training and gates. Nothing here is needed to prune."""

@@ -1,0 +1,105 @@
+"""A cut before a decoder layer: what the ``Cutter`` sees of a prefill, and how the prefill is shortened."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from prunekit.components.base import Reduced
+from prunekit.engine.cutter import Choice, CutSite, Cutter
+from prunekit.engine.layer_inputs import compact
+from prunekit.engine.lookahead import view_ahead
+from prunekit.engine.prefill import Prefill
+from prunekit.engine.target import Target
+from prunekit.tensors.indexing import gather_tokens, put_where, ragged_index, scatter_where
+from prunekit.views.trace import CutRecord
+
+
+class DecoderCut(CutSite):
+    """A cut before layer ``index``, which ``hidden`` [B, M, D] and ``arguments`` are about to enter.
+
+    Attributes:
+        others: real tokens of each sample that are not visual.
+        projects: whether a reducer works on what the projector reads.
+    """
+
+    def __init__(
+        self, target: Target, index: int, state: Prefill, hidden: torch.Tensor, arguments: dict[str, Any]
+    ) -> None:
+        cut, layout, family = target.plan.cuts[index], state.layout, target.family
+        self.target, self.state, self.hidden = target, state, hidden
+        self.layers, self.evidence, self.doubts = cut.evidence, state.evidence, state.doubts
+        self.others = [whole - n for whole, n in zip(layout.lengths, layout.counts, strict=True)]
+        self.standing = [now - n for now, n in zip(state.sequence.lengths, self.others, strict=True)]
+        self.quota = [
+            min(target.plan.quota(index, n, length) if n else 0, now)
+            for n, length, now in zip(layout.counts, layout.prompt_lengths, self.standing, strict=True)
+        ]
+        if index in cut.evidence:
+            view = view_ahead(target, index, state, hidden, arguments)
+            state.evidence.add(target.plan, view, counted=target.plan.selector.adapts_count)
+        self.view = state.view(index, family.one_state(hidden), family.grid, cut.site)
+        self.projects = target.plan.reducer.acts_before_projector and cut.site == "input"
+        if self.projects and self.view.vision.record.tower.tiled:  # of newlines nothing can be made
+            self.patches = self.view.vision.exists.to(self.alive.device)
+
+    def tokens(self) -> torch.Tensor:
+        if self.projects:
+            return self.view.vision.features.to(self.view.hidden_states.device)
+        return gather_tokens(self.hidden, self.view.slots)
+
+    def sizes(self) -> torch.Tensor:
+        sizes_BN = self.state.layout.exists.float() if self.state.sizes is None else self.state.sizes
+        return sizes_BN.to(self.view.hidden_states.device)
+
+    def sources(self) -> torch.Tensor | None:
+        return self.state.cuts[-1].sources if self.state.cuts else None
+
+    def record(self, cut: CutRecord) -> None:
+        self.state.cuts.append(cut)
+
+    def leave(self) -> torch.Tensor:
+        return self.hidden
+
+    def shorten(self, stays: torch.Tensor, choice: Choice, reduced: Reduced | None) -> torch.Tensor:
+        state, axis = self.state, self.target.family.token_axis
+        goes_B1 = (self.alive & ~stays).any(1, keepdim=True)  # a sample of which nothing goes stays as it is
+        hidden = self.hidden if reduced is None else self._written(reduced, stays & goes_B1, max(choice.counts))
+        lengths = tuple(n + count for n, count in zip(self.others, choice.counts, strict=True))
+        hidden = gather_tokens(hidden, state.shorten(stays.to(state.kept.device), lengths), axis)
+        if reduced is not None and self.target.plan.positions == "renumber":
+            order_BN = reduced.order if reduced.order is not None else reduced.added
+            if order_BN is not None:
+                hidden = gather_tokens(hidden, state.rearrange(order_BN.long() * goes_B1), axis)
+        return hidden
+
+    def _written(self, reduced: Reduced, stays_BN: torch.Tensor, most: int) -> torch.Tensor:
+        """The hidden states with what the reducer made in the slots of what ``stays``, at most ``most`` a sample."""
+        tokens_BND = reduced.tokens
+        if reduced.sizes is not None:
+            self.state.sizes = reduced.sizes
+        if self.projects:
+            index_BM, valid_BM = ragged_index(stays_BN, min(most, stays_BN.shape[1]))
+            assert self.target.encoder is not None
+            projected_BMD = self.target.encoder.project(gather_tokens(tokens_BND, index_BM))
+            tokens_BND = scatter_where(projected_BMD, index_BM, valid_BM, stays_BN.shape[1])
+        return put_where(self.hidden, tokens_BND, self.view.slots, stays_BN)
+
+
+class LayerCutter(Cutter):
+    """The cutter of decoder layers, which also says what the layers behind a cut are given."""
+
+    def check(self, target: Target) -> None:
+        """Raise for a model on which it cannot work."""
+
+    def begin(self, state: Prefill, inputs: dict[str, Any]) -> None:
+        """A prefill begins; ``inputs`` are those of the core model."""
+
+    def pass_on(
+        self, target: Target, index: int, state: Prefill, hidden: torch.Tensor, arguments: dict[str, Any]
+    ) -> Any:
+        """What layer ``index`` is given instead of its arguments; None for these themselves."""
+        if state.sequence.index is None:
+            return None
+        return (hidden,), {name: compact(target, index, name, x, state, hidden) for name, x in arguments.items()}

@@ -1,0 +1,306 @@
+"""Hooks inside a vision encoder: what scorers see of it is noted, and tokens go, inside its blocks.
+
+Tokens go between a block's attention and its MLP (as ToMe and EViT do). A hook cannot shorten what the block holds
+for its residual connection, so the pre-hook of the MLP's norm hands on the shortened tokens, the last module of the
+branch keeps its result and answers with a view of zeros of the old length, and the block's own hook puts the two
+together. Nothing of the old length is computed from there on.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunekit.engine.cutter import Cutter
+from prunekit.engine.encoder_cut import EncoderCut
+from prunekit.engine.encoder_run import EncoderRun, attention_function, packed_grids, packed_rows
+from prunekit.engine.mounted import NotCopied, guard, own
+from prunekit.engine.plan import EncoderPlan
+from prunekit.engine.precision import in_float32, model_precision
+from prunekit.engine.tap import Taps
+from prunekit.errors import PrunekitError
+from prunekit.families.vision import VisionTower, window_order
+from prunekit.tensors.attention import AttentionInputs
+from prunekit.tensors.indexing import gather_tokens
+from prunekit.views.encoder import EncoderView
+from prunekit.views.vision import BlockRecord, VisionRecord
+
+
+class EncoderHooks(NotCopied):
+    """One pruner's hooks on one encoder. State of a run is thread-local; the record of the latest waits to be taken."""
+
+    def __init__(self, tower: VisionTower, plan: EncoderPlan) -> None:
+        self.tower, self.plan, self.cutter = tower, plan, Cutter(plan)
+        self._local = threading.local()
+        self._handles: list[Any] = []
+        self._taps = Taps()
+        self._packing: Any = None
+        self.publish: Callable[[VisionRecord], None] | None = None
+
+    # -- on and off ----------------------------------------------------------------------------------------------
+
+    def install(self, core: nn.Module | None = None) -> None:
+        """Put the hooks on; ``core`` is the model around the encoder."""
+        tower, add = self.tower, self._handles.append
+        if tower.projector is not None:  # an encoder alone may be run without its own forward: its first block begins
+            add(tower.module.register_forward_pre_hook(self._enter, with_kwargs=True))
+        for number, block in enumerate(tower.blocks):
+            add(block.register_forward_pre_hook(self._block_hook(number), with_kwargs=True, prepend=True))
+        for number in sorted(self._observed()):
+            self._observe_block(number)
+        for number in self.plan.counts:
+            block = tower.blocks[number]
+            add(getattr(block, tower.norm).register_forward_pre_hook(self._cut_hook(number)))
+            add(getattr(block, tower.tail).register_forward_hook(self._keep_branch))
+            # Before those with which transformers collects hidden states.
+            add(block.register_forward_hook(self._join_branch, prepend=True))
+        add(tower.blocks[tower.read].register_forward_hook(self._note_cls))
+        if tower.tiled and core is not None:
+            self._note_packing(core)
+        if tower.projector is not None:
+            add(tower.projector.register_forward_pre_hook(self._enter_projector))
+            add(tower.projector.register_forward_hook(self._leave_projector))
+        else:
+            add(tower.blocks[-1].register_forward_hook(self._leave_alone))
+        guard(self._handles)
+
+    def remove(self) -> None:
+        """Take everything off again. Idempotent."""
+        for handle in self._handles:
+            handle.remove()
+        self._taps.remove()
+        self._handles = []
+        if self._packing is not None:
+            del self._packing.pack_image_features
+            self._packing = None
+
+    def _note_packing(self, core: Any) -> None:
+        """Tiles are packed by a method of the model, with newlines between rows: it packs their numbers as well."""
+        pack = core.pack_image_features
+
+        def packing(image_features: Any, *args: Any, image_newline: Any = None, **kwargs: Any) -> Any:
+            record = getattr(self._local, "record", None)
+            if record is not None:
+                record.rows = note(pack, image_features, args, kwargs, image_newline is not None)
+            return pack(image_features, *args, image_newline=image_newline, **kwargs)
+
+        note = own(packed_rows)
+        packing.of_session = True  # type: ignore[attr-defined]  # no part of the model
+        core.pack_image_features, self._packing = packing, core
+
+    def _observed(self) -> frozenset[int]:
+        """Blocks whose queries and keys are looked at, or whose attention is weighted by sizes."""
+        blocks = self.plan.noted_blocks | self.plan.evidence_blocks | frozenset(self.plan.counts)
+        if self.plan.counts and self.plan.reducer.proportional_attention:
+            blocks |= frozenset(range(min(self.plan.counts), len(self.tower.blocks)))
+        return blocks
+
+    # -- one run -------------------------------------------------------------------------------------------------
+
+    def pop_record(self) -> VisionRecord | None:
+        """What the latest run of this thread left, once."""
+        record = getattr(self._local, "record", None)
+        self._local.record, self._local.runs = None, 0
+        return record
+
+    @model_precision()
+    def project(self, features: torch.Tensor) -> torch.Tensor:
+        """The projector on features [..., group · C] of tokens: [..., D]; no run of the encoder."""
+        assert self.tower.projector is not None
+        run, self._local.run = self._run(), None
+        try:
+            group = self.tower.group
+            if group == 1:
+                return self.tower.projector(features)
+            shape = features.shape[:-1]
+            return self.tower.projector(features.reshape(-1, features.shape[-1] // group)).reshape(*shape, -1)
+        finally:
+            self._local.run = run
+
+    def _run(self) -> EncoderRun | None:
+        return getattr(self._local, "run", None)
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._local.run = run = EncoderRun(VisionRecord(self.tower), self.tower.prefix)
+        self._local.record = None
+        if self.tower.packed:
+            grids = args[1] if len(args) > 1 else kwargs["grid_thw"]
+            run.record.grids = packed_grids(self.tower, grids)
+            run.record.rows = window_order(self.tower.module, grids)
+        if self.plan.grid is None:
+            return None
+        pixels = args[0] if args else kwargs.pop("pixel_values")
+        size = [cells * pixels.shape[-2 + i] // self.tower.grid[i] for i, cells in enumerate(self.plan.grid)]  # type: ignore[index]
+        small = nn.functional.interpolate(pixels.float(), size, mode="bicubic", antialias=True, align_corners=False)
+        return (small.to(pixels.dtype), *args[1:]), {**kwargs, "interpolate_pos_encoding": True}
+
+    def _block_hook(self, number: int) -> Callable[..., None]:
+        def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if number == 0:
+                self._check_checkpointing(block)
+            if number == 0 and self.tower.projector is None:
+                self._local.run = EncoderRun(VisionRecord(self.tower), self.tower.prefix)
+            run = self._run()
+            if run is None:
+                return
+            hidden = args[0] if args else kwargs["hidden_states"]
+            run.hidden, run.view = hidden, None
+            if self.tower.packed:
+                return
+            if number == 0:
+                run.begin(hidden)
+                if self.plan.grid is not None and self.tower.grid is not None:
+                    run.shrink(self.tower.grid, self.plan.grid)
+            run.length = hidden.shape[1]
+            run.record.tokens.append([run.length] * len(hidden))
+
+        return hook
+
+    def _check_checkpointing(self, block: Any) -> None:
+        """A block that is run again in the backward pass runs without what the forward pass knew."""
+        again = getattr(block, "gradient_checkpointing", False) or getattr(
+            self.tower.module, "grad_checkpointing", False
+        )
+        if again and block.training and torch.is_grad_enabled() and self.plan.counts:
+            raise PrunekitError(
+                f"gradient checkpointing: tokens go inside {type(block).__name__}, which would run again"
+            )
+
+    # -- queries and keys ----------------------------------------------------------------------------------------
+
+    def _observe_block(self, number: int) -> None:
+        """Let ``_observe`` see one block's queries and keys, and weigh its attention."""
+        module: Any = self.tower.attentions[number]
+        if self.tower.implementation:
+            self._taps.add(module, self._tap(number), functools.partial(attention_function, self.tower, number))
+            return
+        queries: dict[int, torch.Tensor] = {}
+
+        def note_query(_: nn.Module, args: Any, output: torch.Tensor) -> None:
+            queries[threading.get_ident()] = output
+
+        def note_key(_: nn.Module, args: Any, output: torch.Tensor) -> None:
+            self._observe(number, queries.pop(threading.get_ident()), output, None, module.scale)
+
+        def weigh(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+            bias = self._bias()
+            return None if bias is None else (args, {**kwargs, "attn_mask": bias.to(args[0].dtype)})
+
+        self._handles.append(module.register_forward_pre_hook(weigh, with_kwargs=True))
+        self._handles.append(module.q_norm.register_forward_hook(note_query))
+        self._handles.append(module.k_norm.register_forward_hook(note_key))
+
+    def _tap(self, number: int) -> Callable[..., Any]:
+        def observe(
+            module: nn.Module, query: torch.Tensor, key: torch.Tensor, mask: Any, kwargs: dict[str, Any]
+        ) -> tuple[torch.Tensor, Any]:
+            if self._run() is not None:
+                bias = self._bias()
+                if bias is not None:
+                    mask = bias.to(query.dtype) if mask is None else mask + bias.to(query.dtype)
+                self._observe(number, query, key, mask, kwargs.get("scaling") or query.shape[-1] ** -0.5)
+            return query, mask
+
+        return observe
+
+    def _bias(self) -> torch.Tensor | None:
+        """Proportional attention: log of the sizes, once something has merged."""
+        run = self._run()
+        if run is None or not run.record.cuts or not self.plan.reducer.proportional_attention:
+            return None
+        return run.log_sizes()
+
+    def _observe(self, number: int, query: torch.Tensor, key: torch.Tensor, mask: Any, scaling: float) -> None:
+        run = self._run()
+        if run is None:
+            return
+        if mask is not None:
+            mask = mask.expand(-1, -1, query.shape[2], -1)
+        query, key = in_float32(query, key)
+        inputs = AttentionInputs(query, key, mask, scaling, causal=False)
+        if number in self.plan.noted_blocks:
+            index_TP = run.index - self.tower.prefix if run.record.cuts else None
+            run.record.blocks.setdefault(number, BlockRecord(index=index_TP)).inputs.append(inputs)
+        if self.tower.packed:
+            return
+        assert run.hidden is not None
+        tower = self.tower
+        run.view = EncoderView(run.hidden, number, run.kept, run.index, tower.grid, inputs, tower.has_cls, tower.prefix)
+        if number in self.plan.evidence_blocks:
+            run.evidence.add(self.plan, run.view)
+
+    def _still_wanted(self, number: int) -> frozenset[int]:
+        """Blocks whose evidence cuts behind block ``number`` read."""
+        return frozenset(block for cut, blocks in self.plan.evidence.items() if cut > number for block in blocks)
+
+    # -- cuts ----------------------------------------------------------------------------------------------------
+
+    def _cut_hook(self, number: int) -> Callable[..., Any]:
+        def hook(norm: nn.Module, args: tuple[Any, ...]) -> Any:
+            run = self._run()
+            if run is None:
+                return None
+            site = EncoderCut(run, args[0], self.plan.evidence[number], self.plan.counts[number])
+            run.residual = self.cutter.cut(site)
+            run.evidence.keep_views(self._still_wanted(number))
+            return (run.residual,)
+
+        return hook
+
+    def _keep_branch(self, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor | None:
+        run = self._run()
+        if run is None or run.residual is None or run.hidden is None:
+            return None
+        run.branch = output
+        return output.new_zeros(()).expand(run.hidden.shape)
+
+    def _join_branch(self, block: nn.Module, args: Any, output: Any) -> Any:
+        run = self._run()
+        if run is None or run.residual is None or run.branch is None:
+            return None
+        joined, run.residual, run.branch = run.residual + run.branch, None, None
+        return (joined, *output[1:]) if isinstance(output, tuple) else joined
+
+    # -- after the blocks ----------------------------------------------------------------------------------------
+
+    def _note_cls(self, block: nn.Module, args: Any, output: Any) -> None:
+        run = self._run()
+        if run is not None and self.tower.has_cls:
+            (run.record.cls,) = in_float32((output[0] if isinstance(output, tuple) else output)[:, 0])
+
+    def _enter_projector(self, projector: nn.Module, args: tuple[Any, ...]) -> None:
+        if (run := self._run()) is None:
+            return
+        record, (features,) = run.record, in_float32(args[0])
+        if self.tower.packed:
+            record.images = [rows * columns for rows, columns in record.grids]
+        else:
+            record.images = [run.kept.shape[1]] * len(run.kept)
+            record.grids = [self.tower.grid] * len(run.kept) if self.tower.grid is not None else []
+        record.features = features if not record.cuts else self._dense(run, features)
+
+    def _leave_projector(self, projector: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor | None:
+        """The run is over; tokens that went leave zeros, so that the model finds as many features as placeholders."""
+        if (run := self._run()) is None:
+            return None
+        run.record.runs = self._local.runs = getattr(self._local, "runs", 0) + 1
+        self._local.run, self._local.record = None, run.record
+        return self._dense(run, output) if run.record.cuts else None
+
+    def _leave_alone(self, module: nn.Module, args: Any, output: Any) -> None:
+        if (run := self._run()) is not None:
+            slots_TP = run.index.gather(1, run.sources.clamp(min=0))
+            run.record.index = slots_TP.masked_fill(run.sources < 0, -1)
+            self._local.run = None
+            if self.publish is not None:
+                self.publish(run.record)
+
+    def _dense(self, run: EncoderRun, x: torch.Tensor) -> torch.Tensor:
+        """x [T, M, C] of what stands, at the places of its patches: [T, P, C], zero elsewhere."""
+        dense = gather_tokens(x, (run.index - run.prefix).clamp(min=0))
+        return dense * run.kept[..., None].to(dense.dtype)

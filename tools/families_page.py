@@ -1,0 +1,55 @@
+"""``docs/families.md``: the table of model families with what its words mean."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prunekit.evaluation.families import HEADINGS, rows, summary
+from prunekit.results.markdown import markdown_table
+
+PAGE = """# Model families
+
+Written by `python -m tools.measure_families`; `python -m prunekit task=families` prints the same.
+
+A family is **exact** when a pruned model's logits equal those of the dense model whose layers from the cut on cannot
+see the tokens that went: tiny random models in fp32, over attention implementations, three paddings, one cut and two.
+`prompt` and `decode` are the largest differences of logits, at text positions of the prompt and in cached greedy
+decoding. The tests ask for less than 1e-4.
+
+{summary}
+
+{table}
+
+Any other model type of `AutoModelForImageTextToText` goes the same generic way, with a warning that nobody has
+verified it.
+
+## Remarks
+
+- *scores from its attention layers only*: recurrent and convolution layers have no attention to read.
+- *exact within the budget of its sparse attention*: with more tokens than its index may choose, the index chooses anew
+  among what stays (one warning).
+- *positions=keep only*: positions are triples, or not those of one plain rotary embedding.
+- *no merging*: several hidden states stand for a token, so `reducer=merge` is refused.
+- *no flash attention, no lookup decoding*: flash attention would count a sliding window over what is left, and a pruned
+  window cannot be wound back.
+- *figures of transformers …*: the newest release measured cannot run the family's dense model, as said above.
+- *sequence made dense between layers*: the model's own code touches hidden states there, which costs two copies.
+
+## Refused
+
+{refused}
+| blip-2, instructblip with a T5 | its visual tokens stand in an encoder's sequence, not in a decoder's |
+
+Also refused, in one line at `apply` or at the first forward: flex attention; static, quantized and offloaded caches;
+gradient checkpointing where a layer depends on true positions inside (Llama 4, Inkling, and Inkling 2
+before transformers 5.24).
+"""
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """``docs/families.md``."""
+    return PAGE.format(
+        summary="\n".join(f"- {line}." for line in summary(record)),
+        table=markdown_table(HEADINGS, rows(record), align="l"),
+        refused=markdown_table(("family", "reason"), sorted(record["refused"].items()), align="l"),
+    )

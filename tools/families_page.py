@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from prunekit.evaluation.families import HEADINGS, rows, summary
+from prunekit.results.markdown import markdown_table
 
 PAGE = """# Model families
 
@@ -47,14 +48,8 @@ before transformers 5.24).
 
 def markdown(record: dict[str, Any]) -> str:
     """``docs/families.md``."""
-    refused = [("family", "reason"), *sorted(record["refused"].items())]
     return PAGE.format(
         summary="\n".join(f"- {line}." for line in summary(record)),
-        table=_markdown_table([HEADINGS, *rows(record)]),
-        refused=_markdown_table(refused),
+        table=markdown_table(HEADINGS, rows(record), align="l"),
+        refused=markdown_table(("family", "reason"), sorted(record["refused"].items()), align="l"),
     )
-
-
-def _markdown_table(lines: list[tuple[str, ...]]) -> str:
-    head, *body = ["| " + " | ".join(line) + " |" for line in lines]
-    return "\n".join([head, "|" + "---|" * len(lines[0]), *body])

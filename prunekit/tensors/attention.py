@@ -75,10 +75,9 @@ class AttentionInputs:
         # Query heads that share keys stand side by side: one product for all of them, and no copy of the keys.
         grouped = queries_BHQd.reshape(batch, self.keys.shape[1], -1, width)
         if grouped.dtype == torch.float32:  # one pass over the queries instead of one over the logits
-            logits = grouped * self.scaling @ self.keys.transpose(2, 3)
+            logits_BHQS = (grouped * self.scaling @ self.keys.transpose(2, 3)).view(batch, heads, count, -1)
         else:
-            logits = (grouped @ self.keys.transpose(2, 3)).float() * self.scaling
-        logits_BHQS = logits.view(batch, heads, count, -1)
+            logits_BHQS = ((grouped @ self.keys.transpose(2, 3)).float() * self.scaling).view(batch, heads, count, -1)
         if self.softcap is not None:
             logits_BHQS = torch.tanh(logits_BHQS / self.softcap) * self.softcap
         return logits_BHQS if self.bias is None else logits_BHQS + _rows_of(self.bias, index_BQ).float()

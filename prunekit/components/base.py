@@ -29,6 +29,11 @@ class Component:
     uses_places: ClassVar[bool] = False
     """Whether it reads ``view.places``: which image or video, frame, row and column each token is of."""
 
+    def vision_blocks(self, blocks: int) -> Sequence[int]:
+        """Blocks of an encoder of so many ``blocks`` whose keys and attention it reads in ``view.vision``, beside the
+        one that the projector reads and the last, which are always there for it."""
+        return ()
+
     def check(self, depth: int) -> None:
         """Raise ``PrunekitError`` if this component cannot work on a decoder of ``depth`` layers."""
 

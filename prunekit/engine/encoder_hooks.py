@@ -18,13 +18,13 @@ from torch import nn
 
 from prunekit.engine.cutter import Cutter
 from prunekit.engine.encoder_cut import EncoderCut
-from prunekit.engine.encoder_run import EncoderRun, attention_function, packed_grids, packed_rows
+from prunekit.engine.encoder_run import EncoderRun, attention_function, note_packing, packed_rows
 from prunekit.engine.mounted import NotCopied, guard, own
 from prunekit.engine.plan import EncoderPlan
 from prunekit.engine.precision import in_float32, model_precision
 from prunekit.engine.tap import Taps
 from prunekit.errors import PrunekitError
-from prunekit.families.vision import VisionTower, window_order
+from prunekit.families.vision import VisionTower
 from prunekit.tensors.attention import AttentionInputs
 from prunekit.tensors.indexing import gather_tokens
 from prunekit.views.encoder import EncoderView
@@ -111,14 +111,10 @@ class EncoderHooks(NotCopied):
     @model_precision()
     def project(self, features: torch.Tensor) -> torch.Tensor:
         """The projector on features [..., group · C] of tokens: [..., D]; no run of the encoder."""
-        assert self.tower.projector is not None
+        assert self.tower.project is not None
         run, self._local.run = self._run(), None
         try:
-            group = self.tower.group
-            if group == 1:
-                return self.tower.projector(features)
-            shape = features.shape[:-1]
-            return self.tower.projector(features.reshape(-1, features.shape[-1] // group)).reshape(*shape, -1)
+            return self.tower.project(features)
         finally:
             self._local.run = run
 
@@ -129,9 +125,7 @@ class EncoderHooks(NotCopied):
         self._local.run = run = EncoderRun(VisionRecord(self.tower), self.tower.prefix)
         self._local.record = None
         if self.tower.packed:
-            grids = args[1] if len(args) > 1 else kwargs["grid_thw"]
-            run.record.grids = packed_grids(self.tower, grids)
-            run.record.rows = window_order(self.tower.module, grids)
+            note_packing(self.tower, run.record, args, kwargs)
         if self.plan.grid is None:
             return None
         pixels = args[0] if args else kwargs.pop("pixel_values")
@@ -280,8 +274,8 @@ class EncoderHooks(NotCopied):
         if self.tower.packed:
             record.images = [rows * columns for rows, columns in record.grids]
         else:
-            record.images = [run.kept.shape[1]] * len(run.kept)
-            record.grids = [self.tower.grid] * len(run.kept) if self.tower.grid is not None else []
+            record.images = [run.kept.shape[1] // self.tower.group] * len(run.kept)
+            record.grids = [self.tower.token_grid] * len(run.kept) if self.tower.token_grid is not None else []
         record.features = features if not record.cuts else self._dense(run, features)
 
     def _leave_projector(self, projector: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor | None:

@@ -208,7 +208,7 @@ class Schedule(Component):
         return type(self).image_grid is not Schedule.image_grid
 
     def own_ratio(self) -> float | None:
-        """The keep ratio that the schedule's own options imply, None if they leave it open."""
+        """The keep ratio that the schedule's own options imply, None if they leave it open; 0 if it withdraws all."""
         return None
 
     def earlier(self, depth: int) -> Iterator[Schedule]:

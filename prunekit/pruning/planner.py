@@ -42,7 +42,8 @@ class ScheduleQuota:
         if self.allotment is not None:
             ratio = self.allotment.share(visual, length)
         cuts = self.schedule.cuts(self.depth, ratio)
-        return max(1, round(next(cut.ratio for cut in cuts if cut.layer == layer) * visual))
+        ratio = next(cut.ratio for cut in cuts if cut.layer == layer)
+        return max(1, round(ratio * visual)) if ratio else 0
 
 
 def parts_of(recipe: Recipe) -> dict[str, Any]:

@@ -51,7 +51,9 @@ def job_identity(config: Mapping[str, Any], components: Iterable[object] = ()) -
     parts = list(components)
     modules = {type(part).__module__ for part in parts}
     files = [Path(str(sys.modules[name].__file__)) for name in modules if name.startswith(METHOD_MODULES)]
-    files += [Path(path) for part in parts if (path := getattr(part, "weights", None)) and Path(path).is_file()]
+    files += [
+        Path(path) for part in parts if isinstance(path := getattr(part, "weights", None), str) and Path(path).is_file()
+    ]
     matters["files"] = {file.name: digest(file.read_bytes()) for file in sorted(files)}
     return json.loads(json.dumps(matters, default=str))
 

@@ -31,12 +31,26 @@ from prunekit.views.encoder import EncoderView
 from prunekit.views.vision import BlockRecord, VisionRecord
 
 
+class EncoderThread(threading.local):
+    """What the encoder is doing in the calling thread.
+
+    Attributes:
+        run: the run that goes on, None between runs.
+        record: what the latest run left, until a prefill takes it.
+        runs: how many there were since then.
+    """
+
+    run: EncoderRun | None = None
+    record: VisionRecord | None = None
+    runs: int = 0
+
+
 class EncoderHooks(NotCopied):
     """One pruner's hooks on one encoder. State of a run is thread-local; the record of the latest waits to be taken."""
 
     def __init__(self, tower: VisionTower, plan: EncoderPlan) -> None:
         self.tower, self.plan, self.cutter = tower, plan, Cutter(plan)
-        self._local = threading.local()
+        self._thread = EncoderThread()
         self._handles: list[Any] = []
         self._taps = Taps()
         self._packing: Any = None
@@ -84,7 +98,7 @@ class EncoderHooks(NotCopied):
         pack = core.pack_image_features
 
         def packing(image_features: Any, *args: Any, image_newline: Any = None, **kwargs: Any) -> Any:
-            record = getattr(self._local, "record", None)
+            record = self._thread.record
             if record is not None:
                 record.rows = note(pack, image_features, args, kwargs, image_newline is not None)
             return pack(image_features, *args, image_newline=image_newline, **kwargs)
@@ -104,26 +118,26 @@ class EncoderHooks(NotCopied):
 
     def pop_record(self) -> VisionRecord | None:
         """What the latest run of this thread left, once."""
-        record = getattr(self._local, "record", None)
-        self._local.record, self._local.runs = None, 0
+        record = self._thread.record
+        self._thread.record, self._thread.runs = None, 0
         return record
 
     @model_precision()
     def project(self, features: torch.Tensor) -> torch.Tensor:
         """The projector on features [..., group · C] of tokens: [..., D]; no run of the encoder."""
         assert self.tower.project is not None
-        run, self._local.run = self._run(), None
+        run, self._thread.run = self._run(), None
         try:
             return self.tower.project(features)
         finally:
-            self._local.run = run
+            self._thread.run = run
 
     def _run(self) -> EncoderRun | None:
-        return getattr(self._local, "run", None)
+        return self._thread.run
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._local.run = run = EncoderRun(VisionRecord(self.tower), self.tower.prefix)
-        self._local.record = None
+        self._thread.run = run = EncoderRun(VisionRecord(self.tower), self.tower.prefix)
+        self._thread.record = None
         if self.tower.packed:
             note_packing(self.tower, run.record, args, kwargs)
         if self.plan.grid is None:
@@ -138,7 +152,7 @@ class EncoderHooks(NotCopied):
             if number == 0:
                 self._check_checkpointing(block)
             if number == 0 and self.tower.projector is None:
-                self._local.run = EncoderRun(VisionRecord(self.tower), self.tower.prefix)
+                self._thread.run = EncoderRun(VisionRecord(self.tower), self.tower.prefix)
             run = self._run()
             if run is None:
                 return
@@ -282,15 +296,15 @@ class EncoderHooks(NotCopied):
         """The run is over; tokens that went leave zeros, so that the model finds as many features as placeholders."""
         if (run := self._run()) is None:
             return None
-        run.record.runs = self._local.runs = getattr(self._local, "runs", 0) + 1
-        self._local.run, self._local.record = None, run.record
+        run.record.runs = self._thread.runs = self._thread.runs + 1
+        self._thread.run, self._thread.record = None, run.record
         return self._dense(run, output) if run.record.cuts else None
 
     def _leave_alone(self, module: nn.Module, args: Any, output: Any) -> None:
         if (run := self._run()) is not None:
             slots_TP = run.index.gather(1, run.sources.clamp(min=0))
             run.record.index = slots_TP.masked_fill(run.sources < 0, -1)
-            self._local.run = None
+            self._thread.run = None
             if self.publish is not None:
                 self.publish(run.record)
 

@@ -14,8 +14,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 import prunekit
-from prunekit import cli
-from prunekit.store import register_options
+from prunekit.run import cli
+from prunekit.run.config_store import register_options
+from prunekit.run.words import CONF
 from tools.embedded.config import Size, build_model
 from tools.embedded.export import export
 
@@ -34,7 +35,6 @@ def model_folder(tmp_path_factory):
 def run_main(monkeypatch, *arguments: str) -> tuple[int, str, str]:
     """``python -m prunekit`` in this process: exit code, standard output, standard error."""
     monkeypatch.setattr(sys, "argv", ["prunekit", *arguments])
-    monkeypatch.setattr(cli, "_failed_jobs", [])
     GlobalHydra.instance().clear()
     out, err, code = io.StringIO(), io.StringIO(), 0
     with redirect_stdout(out), redirect_stderr(err):
@@ -125,19 +125,19 @@ def test_the_table_of_families(monkeypatch, tmp_path):
 
 def options():
     register_options()
-    conf = {g: [p.stem for p in (cli.CONF / g).glob("*.yaml")] for g in ("model", "data", "experiment")}
+    conf = {g: [p.stem for p in (CONF / g).glob("*.yaml")] for g in ("model", "data", "experiment")}
     groups = {kind: prunekit.available(kind) for kind in ("scorer", "fusion", "schedule", "selector", "reducer")}
     return [(g, o) for g, names in {**groups, **conf, "method": list(prunekit.methods())}.items() for o in names]
 
 
 @pytest.mark.parametrize(("group", "option"), options())
 def test_every_option_composes(group, option):
-    from prunekit.configured import build_pruner
+    from prunekit.run.objects import build_pruner
 
     if option == "search":
         pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     register_options()
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", overrides=[f"{group}={option}"])
     from omegaconf import OmegaConf
 
@@ -148,10 +148,10 @@ def test_every_option_composes(group, option):
 
 
 def test_replacing_a_component_of_a_method_drops_its_settings():
-    from prunekit.configured import build_pruner
+    from prunekit.run.objects import build_pruner
 
     register_options()
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         whole = compose("config", overrides=["method=fastv"])
         layer = compose("config", overrides=["method=fastv", "schedule.layer=3"])
         other = compose("config", overrides=["method=fastv", "schedule=progressive", "fusion=multi"])

@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from prunekit import ranks
@@ -16,15 +14,6 @@ from prunekit.pruning.planner import allotment_of
 from prunekit.pruning.presets import preset, with_preset, with_variant
 from prunekit.pruning.pruner import Pruner
 from prunekit.registry import KINDS, registry
-
-
-@dataclass(frozen=True)
-class Context:
-    """Where a job runs: its folder, the sweep it belongs to, and the options chosen in each group."""
-
-    folder: Path
-    sweep: str | None
-    choices: dict[str, str]
 
 
 def build_pruner(config: dict[str, Any], **replaced: Any) -> Pruner:

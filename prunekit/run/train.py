@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from prunekit import ranks
-from prunekit.configured import Context, build_pruner, data_name, fit_budget, load, load_examples, whole
 from prunekit.data.source import same_rows, source_name
 from prunekit.errors import PrunekitError, check_choice
 from prunekit.models import LoadedModel
@@ -18,7 +17,9 @@ from prunekit.pruning.pruner import Pruner
 from prunekit.records.folder import TRAINING, add_metrics
 from prunekit.records.lock import claimed
 from prunekit.records.sweep import ERROR, PLAN, plan_entry
-from prunekit.tracking import MODES, log_run
+from prunekit.run.context import Context
+from prunekit.run.objects import build_pruner, data_name, fit_budget, load, load_examples, whole
+from prunekit.run.tracking import MODES, log_run
 from prunekit.train.embedded import run_embedded
 from prunekit.train.settings import JOURNAL, Settings
 
@@ -147,7 +148,14 @@ def report(config: dict[str, Any], context: Context, settings: Settings, trained
         seconds = [row["seconds"] for row in _history(training) if "seconds" in row]
         metrics = add_metrics(folder, training_seconds=seconds[-1] if seconds else None)
         if config["table"]["spread"] is not None:
-            metrics = record_spread(config, folder, batcher, evaluation.examples, pruner)
+            metrics = record_spread(
+                folder,
+                batcher,
+                evaluation.examples,
+                pruner,
+                count=whole(config, "table.spread", 1),
+                batch_size=whole(config, "batch_size", 1),
+            )
         draw_kept(evaluation.examples, evaluation.rows, make_family(trained.model).grid, folder / "kept.png")
         print_tables(metrics)
     line = log(config, context, training, metrics)

@@ -15,6 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 import prunekit
 from prunekit.run import cli
+from prunekit.run.config import parse
 from prunekit.run.config_store import register_options
 from prunekit.run.words import CONF
 from tools.embedded.config import Size, build_model
@@ -141,8 +142,7 @@ def test_every_option_composes(group, option):
         config = compose("config", overrides=[f"{group}={option}"])
     from omegaconf import OmegaConf
 
-    plain = OmegaConf.to_container(config)
-    pruner = build_pruner(plain)
+    pruner = build_pruner(parse(OmegaConf.to_container(config, resolve=True)))
     if group in pruner.components:
         assert pruner.components[group].registered_name == option
 
@@ -159,7 +159,7 @@ def test_replacing_a_component_of_a_method_drops_its_settings():
     assert (layer.schedule.layer, other.schedule.layers, other.scorer.name) == (3, None, "fastv")
     from omegaconf import OmegaConf
 
-    pruner = build_pruner(OmegaConf.to_container(other))
+    pruner = build_pruner(parse(OmegaConf.to_container(other, resolve=True)))
     assert [c.layer for c in pruner.schedule.cuts(32, 0.5)] == [8, 16]
 
 

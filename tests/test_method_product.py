@@ -16,6 +16,7 @@ from prunekit.families import make_family
 from prunekit.pruning.presets import presets
 from prunekit.pruning.recipe import DEFAULTS
 from prunekit.registry import KINDS
+from prunekit.run.config import parse
 from prunekit.run.config_store import register_options
 from prunekit.run.objects import build_pruner
 from prunekit.run.words import CONF
@@ -155,7 +156,7 @@ COMMANDS = [
 def test_recombination_on_the_command_line(words, names):
     register_options()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = OmegaConf.to_container(compose("config", overrides=words))
+        config = parse(OmegaConf.to_container(compose("config", overrides=words), resolve=True))
     pruner = build_pruner(config)
     assert tuple(part.registered_name for part in pruner.components.values()) == names
     model, batch = tiny_model("llava"), make_batch("llava", "left")
@@ -167,7 +168,9 @@ def test_recombination_on_the_command_line(words, names):
 def test_variants_on_the_command_line():
     register_options()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = OmegaConf.to_container(compose("config", overrides=["method=sparsevlm", "variant=paper"]))
+        config = parse(
+            OmegaConf.to_container(compose("config", overrides=["method=sparsevlm", "variant=paper"]), resolve=True)
+        )
     pruner = build_pruner(config)
     assert (pruner.selector.variant, pruner.reducer.variant, pruner.positions) == ("paper", "paper", "renumber")
 

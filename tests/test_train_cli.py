@@ -162,7 +162,7 @@ def test_every_option_of_the_group_is_a_setting_and_has_its_default():
 
     held = yaml.safe_load((ROOT / "conf" / "train" / "_base.yaml").read_text())
     assert set(held) == {f.name for f in fields(Settings)}
-    assert Settings.parse({**held, "kind": "fusion"}) == Settings()
+    assert Settings(**{**held, "kind": "fusion"}) == Settings()
 
 
 def test_the_shipped_weights_are_what_fusion_learned_loads_for_the_embedded_model(monkeypatch, tmp_path):

@@ -31,7 +31,7 @@ class SweepSummary(Callback):
             HydraConfig.instance().set_config(config)
             folder = Path(ranks.share(os.path.abspath(config.hydra.run.dir)))
             current().place["hydra.run.dir"] = str(folder)
-            check_flags(config)
+            check_flags(config.resume, config.overwrite)
             if config.task == "report":
                 from prunekit.report.task import check_folder
 
@@ -45,7 +45,7 @@ class SweepSummary(Callback):
         with ending():
             check_sweep(config)
             folder = Path(config.hydra.sweep.dir)
-            check_flags(config)
+            check_flags(config.resume, config.overwrite)
             current().place["hydra.sweep.dir"] = str(folder)
             current().claims.enter_context(claimed(folder))
             check_jobs(config, folder)

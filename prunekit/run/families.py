@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from prunekit.run.config import RunConfig
 from prunekit.run.context import Context
 
 
-def run(config: dict[str, Any], context: Context) -> None:
+def run(config: RunConfig, context: Context) -> None:
     """``task=families``: the table of model families, from the measurements that ship with prunekit."""
     from prunekit.evaluation.families import print_families
 

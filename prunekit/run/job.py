@@ -7,6 +7,7 @@ import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -64,6 +65,7 @@ def dispatch(config: DictConfig, folder: Path) -> float | None:
     if config.task not in TASKS:
         raise UnknownNameError("task", config.task, TASKS)
     hydra_config = HydraConfig.get()
+    composed: Any = OmegaConf.to_container(config, resolve=True)
     context = Context(
         folder=folder,
         sweep="/".join(Path(hydra_config.sweep.dir).parts[-2:]) if hydra_config.mode == RunMode.MULTIRUN else None,
@@ -72,6 +74,9 @@ def dispatch(config: DictConfig, folder: Path) -> float | None:
             for k, v in hydra_config.runtime.choices.items()
             if v and "/" not in k and (k != "train" or config.task == "train")
         },
+        recorded=composed,
     )
+    from prunekit.run.config import parse  # what a task needs: not before there is one
+
     task = importlib.import_module(TASKS[config.task])
-    return task.run(OmegaConf.to_container(config, resolve=True), context)  # type: ignore[arg-type]
+    return task.run(parse(composed), context)

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from prunekit.registry import registry
+from prunekit.run.config import RunConfig
 from prunekit.run.context import Context
-from prunekit.run.objects import build_pruner, data_name, load, load_examples, whole
+from prunekit.run.objects import build_pruner, data_name, load, load_examples
 
 
-def run(config: dict[str, Any], context: Context) -> None:
+def run(config: RunConfig, context: Context) -> None:
     """``task=layers``: a one-shot cut at every layer; accuracy and cost of each, and the layer to choose."""
     from prunekit.data.source import gather
     from prunekit.evaluation.layers import select_layer
 
     select_layer(
         load(config),
-        gather(load_examples(config)),
+        gather(load_examples(config.data)),
         lambda layer: build_pruner(config, schedule=registry.create("schedule", "one_shot", layer=layer)),
         context.folder,
-        data=data_name(config),
-        batch_size=whole(config, "batch_size", 1),
-        max_new_tokens=whole(config, "data.max_new_tokens", 1),
-        seed=whole(config, "seed", 0),
-        resume=bool(config["resume"]),
-        overwrite=bool(config["overwrite"]),
+        data=data_name(config.data),
+        batch_size=config.batch_size,
+        max_new_tokens=config.data.max_new_tokens,
+        seed=config.seed,
+        resume=config.resume,
+        overwrite=config.overwrite,
     )

@@ -116,3 +116,8 @@ def _notes(field: Any) -> list[object]:
             annotation = annotation.__origin__
         pending += typing.get_args(annotation)
     return notes
+
+
+def choices_of(field: Any) -> tuple[str, ...]:
+    """The words that a field of ``Options`` takes; none if it takes others."""
+    return next((note.choices for note in _notes(field) if isinstance(note, Takes) and note.choices), ())

@@ -147,6 +147,29 @@ def test_every_option_composes(group, option):
         assert pruner.components[group].registered_name == option
 
 
+def test_the_defaults_of_the_options_are_those_of_the_configuration():
+    """Hydra composes from conf/, the models of ``prunekit.run.config`` check and describe."""
+    from omegaconf import OmegaConf
+
+    from prunekit.run.config import CONFIGS
+    from prunekit.run.help import descriptions
+
+    settings = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))
+    described = descriptions({})
+    for name, value in settings.items():
+        if name in ("defaults", "hydra"):
+            continue
+        for model in (model for model in CONFIGS.values() if name in model.model_fields):
+            field = model.model_fields[name]
+            if not isinstance(value, dict):
+                assert field.default == value and name in described, name
+                continue
+            for key, default in value.items():
+                assert f"{name}.{key}" in described, f"{name}.{key}"
+                if entry := field.annotation.model_fields.get(key):
+                    assert entry.default == default, f"{name}.{key}"
+
+
 def test_replacing_a_component_of_a_method_drops_its_settings():
     from prunekit.run.objects import build_pruner
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tools.structure import circles, imports, modules
+import ast
+
+from tools.structure import circles, imports, modules, plain_configs
 
 LOWEST = {"prunekit.errors", "prunekit.tensors"}
 
@@ -17,6 +19,19 @@ def test_the_engine_knows_no_pruner_and_no_configuration():
     up = {(name, target) for name, targets in edges.items() if name.startswith("prunekit.engine")
           for target in targets if target.startswith(above)}  # fmt: skip
     assert not up
+
+
+def test_hydra_stands_in_one_package():
+    """Words become a typed configuration in ``prunekit.run``: no other package imports Hydra or a plain one."""
+    outside = ("hydra", "omegaconf", "wandb")
+    users = set()
+    for name, tree in modules().items():
+        for node in ast.walk(tree):
+            words = [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            words += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            users |= {name for word in words if word.split(".")[0] in outside}
+    assert users and all(name.startswith("prunekit.run.") for name in users)
+    assert not plain_configs(modules())
 
 
 def test_the_maths_stands_at_the_bottom():

@@ -23,6 +23,7 @@ from prunekit.options import (
     choice,
 )
 from prunekit.records.folder import check_flags
+from prunekit.run.context import TASKS
 from prunekit.run.tracking import MODES
 from prunekit.train.embedded import EmbeddedOptions
 from prunekit.train.settings import Settings
@@ -57,10 +58,10 @@ class DataOptions(Options):
     model_config = ConfigDict(frozen=True, extra="allow")
     group: ClassVar[str] = "data"
 
-    name: Text = Field(description="of the data")
-    split: Any = Field(None, description="of the data; the embedded data have train, validation, test and heldout")
+    name: Text = Field(description="name of the data")
+    split: Any = Field(None, description="the data's split; of data=mini train, validation, test, heldout, ...")
     limit: Count | None = Field(None, description="the first so many examples")
-    max_new_tokens: Count = Field(description="length of an answer")
+    max_new_tokens: Count = Field(description="longest answer")
     max_pixels: Count = Field(50_000_000, description="a larger picture is an error of its row")
 
     def opened(self, **replaced: Any) -> dict[str, Any]:
@@ -83,6 +84,7 @@ class TableOptions(Options):
     group: ClassVar[str] = "table"
 
     spread: Count | None = Field(None, description="examples of each job on which its scores' spread is measured")
+    labels: Any = Field(None, description="{ROW: name in the table}")
     picture: Text | None = Field(None, description="where the picture of a trained fusion's weights is copied to")
 
 
@@ -123,19 +125,21 @@ class RunConfig(Options):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    task: Text = Field("eval", description="what to do")
+    task: Text = Field("eval", description=f"what to do ({' | '.join(TASKS)})")
     scorer: Component
     fusion: Component
     schedule: Component
     selector: Component
     reducer: Component
-    variant: Text | None = Field(None, description="paper or code, of components that have both")
+    variant: Text | None = Field(None, description="paper or code, for components that have both")
     preset: Text | None = Field(None, description="name of the method, set by method=NAME")
-    keep_ratio: Number | None = Field(None, description="share of the visual tokens that stays")
-    keep_tokens: Any = Field(None, description="visual tokens that stay")
+    keep_ratio: Number | None = Field(
+        None, description="share of the visual tokens that stays; 0.5 unless a method or keep_tokens says otherwise"
+    )
+    keep_tokens: Any = Field(None, description="the same as a count")
     budget: Any = Field(None, description="a target for the cost: flops:0.5, mean_tokens:192, final:64")
-    positions: Any = Field(None, description="keep or renumber")
-    seed: Seed = Field(0, description="of what is random")
+    positions: Any = Field(None, description="position ids of what stays: keep (default) or renumber")
+    seed: Seed = Field(0, description="seed of everything random")
     device: Text = Field("auto", description="auto, cpu, cuda or cuda:0")
     dtype: Text = Field("auto", description="auto, float32, bfloat16 or float16")
     attn: Text = Field("sdpa", description="attention implementation of the model")
@@ -146,6 +150,8 @@ class RunConfig(Options):
     data: DataOptions
     logger: LoggerOptions
     table: TableOptions
+    rows: Any = Field(None, description="{NAME: [override, ...]} of a sweep that is no product (hydra/sweeper=rows)")
+    study: Any = Field(None, description="short names of the options of sparse_finetune, penalties and late_fusion")
 
     @model_validator(mode="after")
     def _check_flags(self) -> RunConfig:
@@ -160,14 +166,16 @@ class RunConfig(Options):
 class EvalConfig(RunConfig):
     """``task=eval``."""
 
-    evidence: choice(EVIDENCE) = Field("own", description="whose question chooses")  # type: ignore[valid-type]
+    evidence: choice(EVIDENCE) = Field(  # type: ignore[valid-type]
+        "own", description="the question whose attention chooses: the example's own, or another about its image"
+    )
     objective: ObjectiveOptions
 
 
 class BenchConfig(RunConfig):
     """``task=bench``."""
 
-    shape: Text | None = Field(None, description="a named model of random weights; null: the model")
+    shape: Text | None = Field(None, description="bench a named architecture with random weights; null: the model")
     bench: BenchOptions
 
     @model_validator(mode="before")
@@ -181,7 +189,7 @@ class BenchConfig(RunConfig):
 class ReportConfig(RunConfig):
     """``task=report``."""
 
-    runs: Text | None = Field(None, description="the folder of a run or of a sweep")
+    runs: Text | None = Field(None, description="the folder of a run or of a sweep to report on")
     report: ReportOptions
 
 

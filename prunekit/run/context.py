@@ -1,4 +1,4 @@
-"""Where a job runs."""
+"""What a job does, and where it runs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunekit.records.identity import Identity
+
+TASKS = ("eval", "bench", "families", "layers", "report", "train", "study")
+"""The tasks: each has a module of its name in this package, whose ``run`` takes the configuration and a ``Context``."""
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,11 @@ from prunekit.records.folder import clear_results
 from prunekit.records.lock import claimed
 from prunekit.records.sweep import ERROR, reporting
 from prunekit.run.config_store import register_options
-from prunekit.run.context import Context
+from prunekit.run.context import TASKS, Context
 from prunekit.run.invocation import current
 from prunekit.run.messages import kind_of, one_line
 from prunekit.run.resolvers import register_resolvers
 from prunekit.run.words import CONF
-
-TASKS = {name: f"prunekit.run.{name}" for name in ("eval", "bench", "families", "layers", "report", "train", "study")}
-"""The module of each task; its function ``run`` takes the configuration and the job's ``Context``."""
 
 register_resolvers()  # worker processes import this module and nothing else
 
@@ -78,5 +75,5 @@ def dispatch(config: DictConfig, folder: Path) -> float | None:
     )
     from prunekit.run.config import parse  # what a task needs: not before there is one
 
-    task = importlib.import_module(TASKS[config.task])
+    task = importlib.import_module(f"prunekit.run.{config.task}")
     return task.run(parse(composed), context)

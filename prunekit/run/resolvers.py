@@ -1,22 +1,11 @@
-"""Hydra's resolvers of prunekit: unique folders, the groups of ``--help``, lists as sweeps."""
+"""Hydra's resolvers of prunekit: unique folders, the text of ``--help``, lists as sweeps."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
 
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
-
-
-def option_groups() -> str:
-    """The groups of the configuration and their options, for ``--help``; those that begin with "_" are internal."""
-    hydra = GlobalHydra.instance().hydra
-    assert hydra is not None
-    lines = hydra.format_config_groups(lambda name: not name.startswith("hydra")).splitlines()
-    split = [line.partition(": ") for line in lines]
-    shown = {group: [o for o in options.split(", ") if not o.startswith("_")] for group, _, options in split}
-    return "\n".join(f"{group}: {', '.join(options)}" for group, options in shown.items())
+from omegaconf import DictConfig, OmegaConf
 
 
 def sweep_over(values: Sequence[object]) -> str:
@@ -24,9 +13,24 @@ def sweep_over(values: Sequence[object]) -> str:
     return f"choice({','.join(f'{value:g}' if isinstance(value, float) else str(value) for value in values)})"
 
 
+def groups_for_help() -> str:
+    """The options of every group, for ``--help``."""
+    from prunekit.run.help import option_groups
+
+    return option_groups()
+
+
+def options_for_help(_root_: DictConfig) -> str:
+    """All options of the composed configuration, for ``--help``; ``_root_`` is OmegaConf's own name for it."""
+    from prunekit.run.help import option_lines
+
+    return option_lines(_root_)
+
+
 def register_resolvers() -> None:
     """Make the resolvers known to OmegaConf. Safe to call again."""
     # Part of the default folders' names: runs that start at the same time have folders of their own.
     OmegaConf.register_new_resolver("prunekit_unique", lambda: secrets.token_hex(4), use_cache=True, replace=True)
-    OmegaConf.register_new_resolver("prunekit_groups", option_groups, replace=True)
+    OmegaConf.register_new_resolver("prunekit_groups", groups_for_help, replace=True)
+    OmegaConf.register_new_resolver("prunekit_options", options_for_help, replace=True)
     OmegaConf.register_new_resolver("prunekit_sweep", sweep_over, replace=True)

@@ -43,10 +43,10 @@ class Settings(Options):
     weight_decay: FromZero = Field(0.0, description="of AdamW")
     clip: FromZero = Field(1.0, description="of the gradient's norm")
     sparsity: FromZero = Field(0.0, description="λ: loss = LM + λ · penalty(scores)")
-    penalty: choice(PENALTIES) = Field("entropy", description="of the scores")  # type: ignore[valid-type]
+    penalty: choice(PENALTIES) = Field("entropy", description="what λ weighs, a function of the scores")  # type: ignore[valid-type]
     gate: choice((*GATES, NO_GATE)) = Field(  # type: ignore[valid-type]
         "straight_through",
-        description="none: hard removal, nothing of the loss reaches the scores",
+        description="how scores are trained; none: hard removal, nothing of the loss reaches them",
     )
     temperature: AboveZero = Field(1.0, description="of the gate, in standard deviations of the scores")
     temperature_end: AboveZero | None = Field(None, description="anneal the temperature to this")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tools.structure import circles, imports, modules
+import ast
+
+from tools.structure import circles, imports, modules, plain_configs
 
 FLOORS = [
     {"errors", "digests", "network", "ranks", "files", "registry"},
@@ -33,6 +35,19 @@ def test_imports_go_down_only():
     up = {(source, target) for source, target in edges if source in level
           and source != target and level.get(target, len(FLOORS)) > level[source]}  # fmt: skip
     assert not up - {("pruning", "ops")}
+
+
+def test_hydra_stands_in_one_package():
+    """Words become a typed configuration in ``prunekit.run``: no other package imports Hydra or a plain one."""
+    outside = ("hydra", "omegaconf", "wandb")
+    users = set()
+    for name, tree in modules().items():
+        for node in ast.walk(tree):
+            words = [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            words += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            users |= {name for word in words if word.split(".")[0] in outside}
+    assert users and all(name.startswith("prunekit.run.") for name in users)
+    assert not plain_configs(modules())
 
 
 def test_records_and_results_are_plain_data():

@@ -122,6 +122,36 @@ def inside_imports(folder: Path = ROOT) -> list[str]:
     return files
 
 
+def untyped(parsed: dict[str, ast.Module], annotations: tuple[str, ...] = ("Any", "[str, Any]")) -> list[str]:
+    """Parameters annotated as anything, or as a mapping to anything, as module.function(name)."""
+    matches = []
+    for name, tree in parsed.items():
+        for function in functions(tree):
+            for argument in parameters(function):
+                written = ast.unparse(argument.annotation) if argument.annotation else ""
+                if written.removesuffix(" | None") == annotations[0] or annotations[1] in written:
+                    matches.append(f"{name}.{function.name}({argument.arg})")
+    return matches
+
+
+def plain_configs(parsed: dict[str, ast.Module]) -> list[str]:
+    """Functions that take a parameter ``config`` which is a plain mapping, as module.function."""
+    return [
+        f"{name}.{function.name}"
+        for name, tree in parsed.items()
+        for function in functions(tree)
+        for argument in parameters(function)
+        if argument.arg == "config" and argument.annotation and "[str, Any]" in ast.unparse(argument.annotation)
+    ]
+
+
+def parameters(function: Functions) -> list[ast.arg]:
+    """All parameters of a function, ``*rest`` and ``**options`` included."""
+    arguments = function.args
+    rest = [argument for argument in (arguments.vararg, arguments.kwarg) if argument]
+    return [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, *rest]
+
+
 def spread(values: list[int]) -> str:
     """Median, 90th percentile and maximum."""
     ordered = sorted(values)
@@ -146,6 +176,8 @@ def main() -> None:
         "flags of the five seams, functions to define": "{}, {}".format(*seams(parsed)),
         "method files that import the package's inside": len(inside_imports()),
         "engine: modules, lines": f"{len(engine)}, {sum(lines[name] for name in engine)}",
+        "parameters that are Any or map to Any": len(untyped(parsed)),
+        "functions that take config as a plain dict": len(plain_configs(parsed)),
         "lines in all": sum(lines.values()),
         "lines of a module: median / p90 / max": spread(list(lines.values())),
         "lines of a function: median / p90 / max": spread(lengths),

@@ -1,0 +1,33 @@
+"""``task=bench``: measured speed."""
+
+from __future__ import annotations
+
+from prunekit.run.config import BenchConfig
+from prunekit.run.context import Context
+from prunekit.run.objects import build_pruner, load, load_examples
+
+
+def run(config: BenchConfig, context: Context) -> None:
+    """``task=bench``: dense, pruned, ceiling and eager_fastv timed in turn; table, bench.json, bench.png."""
+    from prunekit.bench.task import Settings, bench
+
+    options = config.bench
+    bench(
+        config.shape,
+        build_pruner(config),
+        Settings(
+            visual=options.visual_tokens,
+            text=options.text_tokens,
+            batch=options.batch_size,
+            rounds=options.rounds,
+            new_tokens=options.new_tokens,
+            eager=options.eager,
+            profile=options.profile,
+        ),
+        context.folder,
+        load=lambda: load(config),
+        first_example=lambda: next(iter(load_examples(config.data))),
+        device=config.device,
+        dtype=config.dtype,
+        attn=config.attn,
+    )

@@ -3,6 +3,7 @@
 from prunekit import ops
 from prunekit.components.base import Cut, Fusion, Reduced, Reducer, RowScorer, Schedule, Scorer, Selector
 from prunekit.components.scorers import ReceivedAttention
+from prunekit.components.video import Video, VideoReducer, VideoScorer, VideoSelector
 from prunekit.errors import PrunekitError, check_choice
 from prunekit.pruning.presets import method, methods
 from prunekit.pruning.pruner import Handle, Pruner, remove
@@ -26,6 +27,10 @@ __all__ = [
     "Scorer",
     "Selector",
     "Trace",
+    "Video",
+    "VideoReducer",
+    "VideoScorer",
+    "VideoSelector",
     "available",
     "check_choice",
     "compose",

@@ -11,4 +11,5 @@ from prunekit.components import (  # noqa: F401
     scorers,
     selectors,
     sites,
+    video,
 )

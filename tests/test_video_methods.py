@@ -1,0 +1,270 @@
+"""The methods of video against loops in NumPy, sample by sample, on fresh random clips of four families."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+import prunekit
+import zoo
+from prunekit.families import make_family
+from zoo.base import FAMILIES, VIDEO, make_batch
+from zoo.llava_like import frames
+from zoo.qwen_like import GRID, patches
+
+SIZES = ((6, 8), (4, 4), (8, 4))  # of a frame in patches, for each sample; four of them are a token
+CLIPS = {
+    "qwen2_5_vl": patches(frames=6, sizes=SIZES, keys=GRID, token=VIDEO),
+    "qwen3_vl": patches(frames=6, sizes=SIZES, keys=GRID, token=VIDEO, split_frames=True),
+    "video_llava": frames(80, 8, 12),  # each of 8 frames begins with a CLS token
+    "llava_onevision": FAMILIES["llava_onevision"].video if "llava_onevision" in FAMILIES else None,  # ends with one
+}
+ALL, ATTENTIVE = tuple(CLIPS), ("qwen2_5_vl", "qwen3_vl")
+
+
+@dataclass
+class Witness(prunekit.Scorer):
+    """Notes what enters layer 0."""
+
+    uses_places = True
+
+    def score(self, view):
+        vars(self).update(places=view.places, tokens=view.visual(view.hidden_states), alive=view.alive)
+        return view.alive.float()
+
+
+@dataclass
+class Clip:
+    """One sample as an oracle sees it: the frames' places among its visual tokens, and the rest of them."""
+
+    count: int
+    frames: list[list[int]]
+    separators: list[int]
+    tokens: np.ndarray
+
+    def at(self, frame: int, place: int) -> np.ndarray:
+        return self.tokens[self.frames[frame][place]]
+
+
+@functools.cache
+def model_of(name: str):
+    return zoo.build(name)
+
+
+def batch_of(name: str, padding: str, seed: int):
+    """Longer clips than the zoo's own."""
+    before = FAMILIES[name]
+    FAMILIES[name] = dataclasses.replace(before, video=CLIPS[name])
+    try:
+        return make_batch(name, padding, seed, "video")
+    finally:
+        FAMILIES[name] = before
+
+
+def clips_of(name: str, batch) -> list[Clip]:
+    witness = Witness()
+    with torch.no_grad(), prunekit.Pruner(witness, "single", "input")(model_of(name)):
+        model_of(name)(**batch.inputs)
+    places, clips = witness.places, []
+    for b in range(len(places.row)):
+        alive = [n for n in range(places.row.shape[1]) if witness.alive[b, n]]
+        where = {n: [int(x[b, n]) for x in (places.frame, places.row, places.column)] for n in alive}
+        shown = sorted((n for n in alive if where[n][1] >= 0), key=where.__getitem__)
+        groups = [[n for n in shown if where[n][0] == t] for t in sorted({where[n][0] for n in shown})]
+        separators = [n for n in alive if n not in shown]
+        clips.append(Clip(len(alive), groups, separators, witness.tokens[b].double().numpy()))
+    return clips
+
+
+def pruned(pruner: prunekit.Pruner, name: str, batch):
+    """The cut, and what entered layer 0 of each sample."""
+    caught: list[torch.Tensor] = []
+    layer = make_family(model_of(name)).decoder.layers[0]
+    with torch.no_grad(), pruner(model_of(name)) as trace:
+        handle = layer.input_layernorm.register_forward_pre_hook(lambda module, args: caught.append(args[0]))
+        try:
+            model_of(name)(**batch.inputs)
+        finally:
+            handle.remove()
+    return trace.cuts[0], caught[0].double().numpy()
+
+
+def cases(*names: str):
+    return pytest.mark.parametrize(("name", "padding"), [(n, p) for n in names for p in ("left", "right", "none")])
+
+
+def cosine(x: np.ndarray, y: np.ndarray) -> float:
+    return float(x @ y / (np.linalg.norm(x) * np.linalg.norm(y)))
+
+
+def budget(clip: Clip, ratio: float) -> tuple[int, int]:
+    """Of a clip's budget what patches get, and what separators get: all, but no more than half."""
+    count = max(1, round(ratio * clip.count))
+    between = min(len(clip.separators), count // 2)
+    return count - between, between
+
+
+def spaced(count: int, total: int) -> list[int]:
+    return [n for n in range(total) if (n + 1) * count // total > n * count // total]
+
+
+def with_separators(clip: Clip, patches: set[int], between: int) -> set[int]:
+    return patches | {clip.separators[n] for n in spaced(between, len(clip.separators))}
+
+
+def check_kept(cut, clips: list[Clip], expected) -> None:
+    for b, clip in enumerate(clips):
+        assert set(torch.where(cut.kept[b])[0].tolist()) == expected(clip), b
+
+
+def shares(weights: list[float], total: int, limit: int) -> list[int]:
+    """By weight, whole, none above the limit; what rounding leaves goes to the largest remainders."""
+    counts, full = [0.0] * len(weights), set()
+    while True:
+        left = total - limit * len(full)
+        weight = sum(w for g, w in enumerate(weights) if g not in full)
+        counts = [limit if g in full else left * w / weight for g, w in enumerate(weights)]
+        if not (new := {g for g, n in enumerate(counts) if n >= limit} - full):
+            break
+        full |= new
+    whole = [math.floor(n + 1e-9) for n in counts]
+    rest = {g: round((whole[g] - counts[g]) * 1e9) for g in range(len(counts)) if g not in full}
+    order = sorted(rest, key=lambda g: (rest[g], g))
+    for g in order[: total - sum(whole)]:
+        whole[g] += 1
+    return whole
+
+
+@cases(*ALL)
+@pytest.mark.parametrize("ratio", [0.1, 0.4, 0.9])
+def test_evs(name, padding, ratio):
+    batch = batch_of(name, padding, seed=1)
+    clips = clips_of(name, batch)
+    cut, _ = pruned(prunekit.method("evs", keep_ratio=ratio), name, batch)
+
+    def expected(clip: Clip) -> set[int]:
+        scores = {}
+        for t, frame in enumerate(clip.frames):
+            for p, n in enumerate(frame):
+                scores[n] = 1 - cosine(clip.at(t, p), clip.at(t - 1, p)) if t else 3.0
+        for n in clip.separators:  # as the token before it
+            earlier = [m for m in range(n) if m not in clip.separators]
+            scores[n] = scores[earlier[-1] if earlier else min(scores)]
+        order = sorted(scores, key=lambda n: (-round(scores[n], 6), n))
+        return set(order[: max(1, round(ratio * clip.count))])
+
+    check_kept(cut, clips, expected)
+
+
+def kernel(square: float) -> float:
+    return sum(math.exp(-square / (2 * a)) for a in (1 / 8, 1 / 4, 1 / 2, 1, 2))
+
+
+def likeness(clip: Clip) -> tuple[list[list[float]], list[list[float]]]:
+    every = np.array([clip.tokens[n] for frame in clip.frames for n in frame])
+    variance = every.var(0)
+    quiet = sorted(range(every.shape[1]), key=lambda d: (variance[d], d))[: every.shape[1] // 2]
+    units = [[clip.tokens[n][quiet] / np.linalg.norm(clip.tokens[n][quiet]) for n in frame] for frame in clip.frames]
+    centre = sum(u for frame in units for u in frame) / len(every)
+    to_video = [[kernel(((u - centre) ** 2).sum()) for u in frame] for frame in units]
+    to_frame = [[kernel(((u - sum(frame) / len(frame)) ** 2).sum()) for u in frame] for frame in units]
+    return to_video, to_frame
+
+
+@cases(*ALL)
+@pytest.mark.parametrize("ratio", [0.1, 0.3, 0.8])
+def test_vidcom2(name, padding, ratio):
+    batch = batch_of(name, padding, seed=2)
+    clips = clips_of(name, batch)
+    cut, _ = pruned(prunekit.method("vidcom2", keep_ratio=ratio), name, batch)
+
+    def expected(clip: Clip) -> set[int]:
+        to_video, to_frame = likeness(clip)
+        patches, between = budget(clip, ratio)
+        mean = np.array([-sum(frame) / len(frame) for frame in to_video]) / 0.01
+        share = np.exp(mean - mean.max()) / np.exp(mean - mean.max()).sum()
+        counts = shares([1 + s - share.mean() for s in share], patches, len(clip.frames[0]))
+        chosen = set()
+        for t, frame in enumerate(clip.frames):
+            order = sorted(range(len(frame)), key=lambda p: to_video[t][p] + to_frame[t][p])
+            chosen |= {frame[p] for p in order[: counts[t]]}
+        return with_separators(clip, chosen, between)
+
+    check_kept(cut, clips, expected)
+
+
+@cases(*ALL)
+@pytest.mark.parametrize("ratio", [0.1, 0.4, 0.7])
+@pytest.mark.parametrize("method", ["frames", "uniform_video"])
+def test_controls(name, padding, ratio, method):
+    batch = batch_of(name, padding, seed=3)
+    clips = clips_of(name, batch)
+    cut, _ = pruned(prunekit.method(method, keep_ratio=ratio), name, batch)
+
+    def expected(clip: Clip) -> set[int]:
+        keep, between = budget(clip, ratio)
+        size = len(clip.frames[0])
+        few = math.ceil(keep / size)
+        if method == "uniform_video":
+            few = min(max(round(len(clip.frames) * math.sqrt(keep / (size * len(clip.frames)))), few), keep)
+        chosen, left = set(), keep
+        for number, t in enumerate(spaced(few, len(clip.frames))):
+            fair = keep // few + (number < keep % few) if method == "uniform_video" else min(left, size)
+            chosen |= {clip.frames[t][p] for p in spaced(fair, size)}
+            left -= fair
+        return with_separators(clip, chosen, between)
+
+    check_kept(cut, clips, expected)
+
+
+NEEDS_FRAMES = ("evs", "frames", "uniform_video")
+
+
+@pytest.mark.parametrize("method", [*NEEDS_FRAMES, "vidcom2"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(method, dtype):
+    """Forward, backward and generation are finite, and scores are float32."""
+    model, batch = zoo.build("qwen2_5_vl"), batch_of("qwen2_5_vl", "left", seed=4)
+    with torch.autocast("cpu", dtype), prunekit.method(method, keep_ratio=0.3)(model) as trace:
+        logits = model(**batch.inputs, use_cache=False).logits
+        assert logits[batch.mask].isfinite().all() and trace.cuts[0].scores.dtype == torch.float32
+        logits[batch.mask & ~batch.visual].float().square().mean().backward()
+        with torch.no_grad():
+            model.generate(**batch.inputs, max_new_tokens=2, do_sample=False)
+    slopes = [p.grad for p in model.get_decoder().layers[-1].parameters()]
+    assert all(slope is not None and slope.isfinite().all() for slope in slopes)
+
+
+@pytest.mark.parametrize("method", NEEDS_FRAMES)
+def test_an_image_has_no_frames(method):
+    model, batch = zoo.build("qwen2_5_vl"), zoo.batch("qwen2_5_vl", "left")
+    line = f"'{method}' compares frames.* sample 0 has an image"
+    with torch.no_grad(), prunekit.method(method)(model), pytest.raises(prunekit.PrunekitError, match=line):
+        model(**batch.inputs)
+
+
+def test_an_image_is_a_video_of_one_frame():
+    """VidCom2 on images: what is least like the picture's mean."""
+    model, batch = zoo.build("qwen2_5_vl"), zoo.batch("qwen2_5_vl", "left", variant="two_images")
+    with torch.no_grad(), prunekit.method("vidcom2", keep_ratio=0.5)(model) as trace:
+        model(**batch.inputs)
+    assert trace.cuts[0].kept.sum(1).tolist() == [max(1, round(n / 2)) for n in batch.visual.sum(1).tolist()]
+
+
+def test_frames_with_holes_are_refused():
+    model, batch = zoo.build("qwen2_5_vl"), zoo.batch("qwen2_5_vl", "left", variant="video")
+    schedule = prunekit.create("schedule", "progressive", layers=[1, 2])
+    pruner, line = prunekit.Pruner("evs", "ahead", schedule), "'evs' needs whole frames"
+    with torch.no_grad(), pruner(model), pytest.raises(prunekit.PrunekitError, match=line):
+        model(**batch.inputs)
+
+
+def test_wrong_options():
+    with pytest.raises(prunekit.PrunekitError, match=r"selector\.temperature must be above 0, not 0"):
+        prunekit.create("selector", "vidcom2", temperature=0)

@@ -9,21 +9,12 @@ from prunekit.run.objects import build_pruner, load, load_examples
 
 def run(config: BenchConfig, context: Context) -> None:
     """``task=bench``: dense, pruned, ceiling and eager_fastv timed in turn; table, bench.json, bench.png."""
-    from prunekit.bench.task import Settings, bench
+    from prunekit.bench.task import bench
 
-    options = config.bench
     bench(
         config.shape,
         build_pruner(config),
-        Settings(
-            visual=options.visual_tokens,
-            text=options.text_tokens,
-            batch=options.batch_size,
-            rounds=options.rounds,
-            new_tokens=options.new_tokens,
-            eager=options.eager,
-            profile=options.profile,
-        ),
+        config.bench,
         context.folder,
         load=lambda: load(config),
         first_example=lambda: next(iter(load_examples(config.data))),

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import ConfigDict, Field, Strict, field_validator, model_validator
 
 from prunekit import ranks
+from prunekit.bench.options import BenchOptions
 from prunekit.errors import PrunekitError
 from prunekit.evaluation.other import EVIDENCE
 from prunekit.options import (
@@ -16,7 +17,6 @@ from prunekit.options import (
     Number,
     Options,
     Seed,
-    Several,
     ShareAboveZero,
     Takes,
     Text,
@@ -94,22 +94,6 @@ class ObjectiveOptions(Options):
     group: ClassVar[str] = "objective"
 
     flops_limit: ShareAboveZero | None = Field(None, description="share of the dense prefill's FLOPs; past it no run")
-
-
-class BenchOptions(Options):
-    """``task=bench``."""
-
-    group: ClassVar[str] = "bench"
-
-    visual_tokens: Annotated[list[Count] | None, Field(min_length=1), Takes("be a list of counts like [576,2880]")] = (
-        Field(None, description="counts to sweep; null: what the shape or the model's first example has")
-    )
-    text_tokens: Several = Field(64, description="tokens of the question")
-    batch_size: Count = Field(1, description="prompts of a prefill")
-    new_tokens: Seed = Field(16, description="decode steps after each prefill")
-    rounds: Count = Field(7, description="timed ones, after one to warm up")
-    eager: Flag = Field(True, description="run eager_fastv too")
-    profile: Flag = Field(False, description="write profile.txt, the operators of one pruned prefill")
 
 
 class ReportOptions(Options):

@@ -22,7 +22,6 @@ from prunekit.run.objects import (
 
 if TYPE_CHECKING:
     from prunekit.data.example import Example
-    from prunekit.data.source import Examples, Source
     from prunekit.models import LoadedModel
 
 
@@ -54,7 +53,7 @@ def run(config: EvalConfig, context: Context) -> float | None:
 
 
 def _evaluate(
-    config: EvalConfig, context: Context, pruner: Pruner, loaded: LoadedModel, examples: Source | Examples
+    config: EvalConfig, context: Context, pruner: Pruner, loaded: LoadedModel, examples: Iterable[Example]
 ) -> dict[str, Any]:
     """Run, print, draw and log one evaluation; its metrics."""
     from prunekit.evaluation.pictures import draw_kept, overlays

@@ -16,6 +16,7 @@ D width of a token. A mask of tokens is a bool tensor, True for those that count
 ``nearest``        for each token the most similar of some candidates: long [B, N]
 ``merge_into``     the size-weighted mean of kept tokens and what goes into them
 ``sum_into``       weighted sums of tokens by target
+``density_peaks``  how well tokens would do as centres of clusters: [B, N]
 ``group_numbers``  the groups of tokens that agree in some numbers: long [B, N]
 ``group_sums``     sums over the tokens of each group: [B, G, .]
 ``group_means``    means over the tokens of each group: [B, G, D]
@@ -27,13 +28,14 @@ D width of a token. A mask of tokens is a bool tensor, True for those that count
 from prunekit.tensors.grids import cell_grid
 from prunekit.tensors.groups import apportion, group_means, group_numbers, group_sums
 from prunekit.tensors.indexing import gather_tokens, put_where, ragged_index, scatter_where
-from prunekit.tensors.merging import cosine, merge_into, nearest, sum_into
+from prunekit.tensors.merging import cosine, density_peaks, merge_into, nearest, sum_into
 from prunekit.tensors.ranking import ranks, stride, top_k
 
 __all__ = [
     "apportion",
     "cell_grid",
     "cosine",
+    "density_peaks",
     "gather_tokens",
     "group_means",
     "group_numbers",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -223,7 +224,7 @@ def test_controls(name, padding, ratio, method):
     check_kept(cut, clips, expected)
 
 
-NEEDS_FRAMES = ("evs", "frames", "uniform_video")
+NEEDS_FRAMES = ("dycoke", "evs", "fastvid", "frames", "uniform_video")
 
 
 @pytest.mark.parametrize("method", [*NEEDS_FRAMES, "vidcom2"])
@@ -268,3 +269,121 @@ def test_frames_with_holes_are_refused():
 def test_wrong_options():
     with pytest.raises(prunekit.PrunekitError, match=r"selector\.temperature must be above 0, not 0"):
         prunekit.create("selector", "vidcom2", temperature=0)
+
+
+@cases(*ALL)
+@pytest.mark.parametrize("ratio", [0.2, 0.5, 0.8])
+@pytest.mark.parametrize("variant", ["code", "paper"])
+@pytest.mark.filterwarnings("ignore:dycoke keeps")
+def test_dycoke(name, padding, ratio, variant):
+    batch = batch_of(name, padding, seed=5)
+    clips = clips_of(name, batch)
+    cut, _ = pruned(prunekit.method("dycoke", keep_ratio=ratio, variant=variant), name, batch)
+
+    def expected(clip: Clip) -> set[int]:
+        keep, between = budget(clip, ratio)
+        size, last = len(clip.frames[0]), len(clip.frames)
+        against = {t: t - 1 for t in range(1, last, 2)}
+        against |= {i + 2: i for i in range(0, last - (4 if variant == "code" else 2), 4)}
+        chosen = {n for t, frame in enumerate(clip.frames) if t not in against for n in frame}
+        each = shares([1.0] * len(against), max(keep - len(chosen), 0), size)
+        for t, count in zip(sorted(against), each, strict=True):
+            order = sorted(range(size), key=lambda p, t=t: cosine(clip.at(t, p), clip.at(against[t], p)))
+            chosen |= {clip.frames[t][p] for p in order[:count]}
+        return with_separators(clip, chosen, between)
+
+    check_kept(cut, clips, expected)
+
+
+def test_dycoke_says_what_it_cannot_reach():
+    model, batch = zoo.build("qwen2_5_vl"), zoo.batch("qwen2_5_vl", "none", variant="video")
+    pruner = prunekit.method("dycoke", keep_ratio=0.25)
+    with torch.no_grad(), pruner(model) as trace, pytest.warns(UserWarning, match="dycoke keeps 4 tokens .* 2 are too"):
+        model(**batch.inputs)
+    assert trace.cuts[0].kept.sum(1).tolist() == [4, 4, 4]
+
+
+def attention_of(name: str, batch) -> np.ndarray:
+    """What the vision encoder's patches give each visual token, [B, N]."""
+    pruner = prunekit.Pruner("cls", "single", "input", keep_ratio=0.5)
+    return pruned(pruner, name, batch)[0].scores.double().numpy()
+
+
+def density_peaks(tokens: list[np.ndarray], neighbours: int) -> list[float]:
+    """Density times distance to the nearest denser token."""
+    far = [[np.linalg.norm(x - y) / math.sqrt(len(x)) for y in tokens] for x in tokens]
+    dense = [math.exp(-sum(d * d for d in sorted(row)[:neighbours]) / min(neighbours, len(row))) for row in far]
+    most = max(max(row) for row in far)
+    gap = [min((far[i][j] for j in range(len(far)) if dense[j] > dense[i]), default=most) for i in range(len(far))]
+    return [g * d for g, d in zip(gap, dense, strict=True)]
+
+
+def check_entered(found: np.ndarray, expected: dict[int, np.ndarray]) -> None:
+    """All the expected tokens enter layer 0, in the order of their places."""
+    rows = []
+    for place in sorted(expected):
+        far = np.abs(found - expected[place]).max(1)
+        assert far.min() < 1e-5, (place, far.min())
+        rows.append(int(far.argmin()))
+    assert rows == sorted(rows)
+
+
+def fastvid(clip: Clip, attention: np.ndarray, keep: int, least: int = 8, threshold: float = 0.9, step: int = 4):
+    """What stays, and what it becomes."""
+    frames, size = len(clip.frames), len(clip.frames[0])
+    means = [np.mean([clip.tokens[n] for n in frame], 0) for frame in clip.frames]
+    alike = [cosine(means[t], means[t + 1]) for t in range(frames - 1)]
+    ends = set(sorted(range(frames - 1), key=lambda t: alike[t])[: least - 1])
+    ends |= {t for t in range(frames - 1) if alike[t] < threshold}
+    bounds = [0, *(t + 1 for t in sorted(ends)), frames]
+    counts = shares([1.0] * frames, keep, size)
+    salient = []
+    for t, frame in enumerate(clip.frames):
+        order = sorted(frame, key=lambda n: -attention[n])
+        salient.append(set(order[: counts[t] - int(counts[t] * 0.4)]))
+    out = {n: clip.tokens[n] for own in salient for n in own}
+    for start, end in itertools.pairwise(bounds):
+        segment = range(start, end)
+        bearers = [t for t in segment if (end - 1 - t) % step == 0]
+        rooms = [size - len(salient[t]) for t in bearers]
+        total = min(sum(int(counts[t] * 0.4) for t in segment), sum(rooms))
+        others = [n for t in segment for n in clip.frames[t] if n not in salient[t]]
+        each = spread_limited(rooms, total)
+        for t, count in zip(bearers, each, strict=True):
+            rest = [n for n in clip.frames[t] if n not in salient[t]]
+            scores = dict(zip(rest, density_peaks([clip.tokens[n] for n in rest], 4), strict=True)) if rest else {}
+            anchors = sorted(sorted(rest, key=lambda n: -scores[n])[:count])
+            joined = {a: [] for a in anchors}
+            for n in others:
+                if anchors:
+                    best = max(anchors, key=lambda a: cosine(clip.tokens[n], clip.tokens[a]))
+                    joined[best].append(clip.tokens[n])
+            for a in anchors:
+                out[a] = 0.6 * clip.tokens[a] + 0.4 * np.mean(joined[a], 0)
+    spare = sorted((n for frame in clip.frames for n in frame if n not in out), key=lambda n: -attention[n])
+    return out | {n: clip.tokens[n] for n in spare[: keep - len(out)]}
+
+
+def spread_limited(limits: list[int], total: int) -> list[int]:
+    """One after the other in rounds, while there is room."""
+    counts = [0] * len(limits)
+    while total:
+        for g in range(len(limits)):
+            if counts[g] < limits[g] and total:
+                counts[g] += 1
+                total -= 1
+    return counts
+
+
+@cases(*ATTENTIVE)
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.9])
+@pytest.mark.parametrize(("least", "threshold", "step"), [(8, 0.9, 4), (2, 0.2, 2), (1, -1.0, 3)])
+def test_fastvid(name, padding, ratio, least, threshold, step):
+    batch = batch_of(name, padding, seed=6)
+    clips, attention = clips_of(name, batch), attention_of(name, batch)
+    selector = prunekit.create("selector", "fastvid", segments=least, threshold=threshold, step=step)
+    cut, entered = pruned(prunekit.Pruner("cls", "single", "input", selector, "fastvid", keep_ratio=ratio), name, batch)
+    for b, clip in enumerate(clips):
+        expected = fastvid(clip, attention[b], max(1, round(ratio * clip.count)), least, threshold, step)
+        assert set(torch.where(cut.kept[b])[0].tolist()) == set(expected)
+        check_entered(entered[b], expected)

@@ -81,3 +81,35 @@ def merge_into(
     sums_BND, totals_BN = sum_into(tokens, sizes * alive, torch.where(goes_BN, target, itself_BN))
     means_BND = sums_BND / totals_BN.clamp(min=1)[..., None].to(tokens.dtype)
     return torch.where(kept[..., None], means_BND, tokens), torch.where(kept, totals_BN, sizes)
+
+
+def density_peaks(tokens: torch.Tensor, among: torch.Tensor, neighbours: int | torch.Tensor) -> torch.Tensor:
+    """How well each token would do as the centre of a cluster (density peaks, DPC-KNN).
+
+    The score is a token's density times its distance to the nearest denser token, the largest distance where there is
+    none; of equally dense tokens the earlier counts as denser. Density is exp(-the mean squared distance to its nearest
+    tokens), and distances are divided by the square root of D.
+
+    Args:
+        tokens: [B, N, D].
+        among: bool [B, N], the tokens that count; B may be frames.
+        neighbours: how many nearest tokens make the density, itself included; one number, or one for each of B, long.
+
+    Returns:
+        float32 [B, N] (float64 for such tokens), arbitrary outside ``among``.
+    """
+    far_BNN = torch.cdist(tokens, tokens, compute_mode="donot_use_mm_for_euclid_dist") / tokens.shape[-1] ** 0.5
+    both_BNN = among[:, :, None] & among[:, None]
+    near_BNN = far_BNN.masked_fill(~both_BNN, torch.inf).sort(-1).values
+    counted_BNN = torch.arange(far_BNN.shape[-1], device=tokens.device) < torch.as_tensor(
+        neighbours, device=tokens.device
+    ).reshape(-1, 1, 1)
+    counted_BNN = counted_BNN & near_BNN.isfinite()
+    squares_BN = near_BNN.masked_fill(~counted_BNN, 0).square().sum(-1)
+    density_BN = (-squares_BN / counted_BNN.sum(-1).clamp(min=1)).exp()
+    order_BN = density_BN.masked_fill(~among, -1).argsort(dim=1, descending=True, stable=True)
+    places_BN = torch.arange(order_BN.shape[1], device=order_BN.device).expand_as(order_BN)
+    rank_BN = torch.empty_like(order_BN).scatter_(1, order_BN, places_BN)
+    denser_BNN = both_BNN & (rank_BN[:, None] < rank_BN[:, :, None])
+    most_B11 = far_BNN.masked_fill(~both_BNN, 0).amax((1, 2))[:, None, None]
+    return torch.where(denser_BNN, far_BNN, most_B11).amin(-1) * density_BN

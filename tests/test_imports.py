@@ -7,7 +7,7 @@ import ast
 from tools.structure import circles, imports, modules, plain_configs
 
 FLOORS = [
-    {"errors", "digests", "network", "ranks", "files", "registry"},
+    {"errors", "digests", "network", "ranks", "files", "registry", "options"},
     {"tensors"},
     {"families"},
     {"views"},

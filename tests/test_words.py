@@ -139,7 +139,7 @@ class TestGlobs:
     def test_of_a_group_is_swept(self, monkeypatch, tmp_path):
         words = ["-m", "task=families", "method=glob(fas*)", f"hydra.sweep.dir={tmp_path}"]
         code, out, err = run_main(monkeypatch, *words)
-        assert code == 0 and "2 of 2 jobs finished" in out, err
+        assert code == 0 and "3 of 3 jobs finished" in out, err
 
     def test_leaves_internal_options_out(self):
         (word,) = prepared(["schedule=glob(*,exclude=enc*)"])

@@ -73,6 +73,8 @@ class Groups(prunekit.Schedule):
             raise prunekit.PrunekitError(
                 f"schedule.size must lie in 1..{self.within} (schedule.within), not {self.size}"
             )
+        if self.vision and 0 in (self.ratios or ()):
+            raise prunekit.PrunekitError("schedule.ratios: with cuts in the encoder (schedule.vision) none may be 0")
         self.sites = ("vision", "decoder") if self.vision else ("decoder",)
 
     def cuts(self, depth: int, keep_ratio: float) -> tuple[prunekit.Cut, ...]:

@@ -1,3 +1,3 @@
-from prunekit.cli import main
+from prunekit.run.cli import main
 
 main()

@@ -17,11 +17,11 @@ from test_cli import model_folder as model_folder  # a fixture
 from test_cli import run_main
 from test_sources import png
 
-from prunekit import cli
 from prunekit.data.benchmarks import BENCHMARKS
 from prunekit.data.source import Source, open_source
 from prunekit.metrics import METRICS, metric
-from prunekit.store import register_options
+from prunekit.run.config_store import register_options
+from prunekit.run.words import CONF
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -37,7 +37,7 @@ TEN = ["Red"] * 3 + ["blue"] * 7
 def preset(name: str) -> dict[str, Any]:
     """The options that ``data=name`` composes to."""
     register_options()
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", overrides=[f"data={name}"])
     return OmegaConf.to_container(config)["data"]
 
@@ -109,7 +109,7 @@ TASKS = {"pope": "adversarial", "mme": "count", "chartqa": "human"}
 
 
 def test_every_benchmark_has_a_preset_and_a_row_here():
-    files = {path.stem for path in (cli.CONF / "data").glob("*.yaml")}
+    files = {path.stem for path in (CONF / "data").glob("*.yaml")}
     assert files == {*BENCHMARKS, "mini", "jsonl", "parquet", "hf"} and ROWS.keys() == BENCHMARKS.keys()
 
 
@@ -298,6 +298,6 @@ def test_the_page_says_what_the_preset_does(name):
 
 def test_the_page_lists_every_model():
     page = (Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md").read_text()
-    for path in (cli.CONF / "model").glob("*.yaml"):
+    for path in (CONF / "model").glob("*.yaml"):
         name = yaml.safe_load(path.read_text())["name"]
         assert f"`{path.stem}`" in page and (name == "???" or name in page), path

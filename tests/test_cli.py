@@ -14,8 +14,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 import prunekit
-from prunekit import cli
-from prunekit.store import register_options
+from prunekit.run import cli
+from prunekit.run.config import parse
+from prunekit.run.config_store import register_options
+from prunekit.run.words import CONF
 from tools.embedded.config import Size, build_model
 from tools.embedded.export import export
 
@@ -34,7 +36,6 @@ def model_folder(tmp_path_factory):
 def run_main(monkeypatch, *arguments: str) -> tuple[int, str, str]:
     """``python -m prunekit`` in this process: exit code, standard output, standard error."""
     monkeypatch.setattr(sys, "argv", ["prunekit", *arguments])
-    monkeypatch.setattr(cli, "_failed_jobs", [])
     GlobalHydra.instance().clear()
     out, err, code = io.StringIO(), io.StringIO(), 0
     with redirect_stdout(out), redirect_stderr(err):
@@ -125,33 +126,55 @@ def test_the_table_of_families(monkeypatch, tmp_path):
 
 def options():
     register_options()
-    conf = {g: [p.stem for p in (cli.CONF / g).glob("*.yaml")] for g in ("model", "data", "experiment")}
+    conf = {g: [p.stem for p in (CONF / g).glob("*.yaml")] for g in ("model", "data", "experiment")}
     groups = {kind: prunekit.available(kind) for kind in ("scorer", "fusion", "schedule", "selector", "reducer")}
     return [(g, o) for g, names in {**groups, **conf, "method": list(prunekit.methods())}.items() for o in names]
 
 
 @pytest.mark.parametrize(("group", "option"), options())
 def test_every_option_composes(group, option):
-    from prunekit.configured import build_pruner
+    from prunekit.run.objects import build_pruner
 
     if option == "search":
         pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     register_options()
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", overrides=[f"{group}={option}"])
     from omegaconf import OmegaConf
 
-    plain = OmegaConf.to_container(config)
-    pruner = build_pruner(plain)
+    pruner = build_pruner(parse(OmegaConf.to_container(config, resolve=True)))
     if group in pruner.components:
         assert pruner.components[group].registered_name == option
 
 
+def test_the_defaults_of_the_options_are_those_of_the_configuration():
+    """Hydra composes from conf/, the models of ``prunekit.run.config`` check and describe."""
+    from omegaconf import OmegaConf
+
+    from prunekit.run.config import CONFIGS
+    from prunekit.run.help import descriptions
+
+    settings = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))
+    described = descriptions({})
+    for name, value in settings.items():
+        if name in ("defaults", "hydra"):
+            continue
+        for model in (model for model in CONFIGS.values() if name in model.model_fields):
+            field = model.model_fields[name]
+            if not isinstance(value, dict):
+                assert field.default == value and name in described, name
+                continue
+            for key, default in value.items():
+                assert f"{name}.{key}" in described, f"{name}.{key}"
+                if entry := field.annotation.model_fields.get(key):
+                    assert entry.default == default, f"{name}.{key}"
+
+
 def test_replacing_a_component_of_a_method_drops_its_settings():
-    from prunekit.configured import build_pruner
+    from prunekit.run.objects import build_pruner
 
     register_options()
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         whole = compose("config", overrides=["method=fastv"])
         layer = compose("config", overrides=["method=fastv", "schedule.layer=3"])
         other = compose("config", overrides=["method=fastv", "schedule=progressive", "fusion=multi"])
@@ -159,7 +182,7 @@ def test_replacing_a_component_of_a_method_drops_its_settings():
     assert (layer.schedule.layer, other.schedule.layers, other.scorer.name) == (3, None, "fastv")
     from omegaconf import OmegaConf
 
-    pruner = build_pruner(OmegaConf.to_container(other))
+    pruner = build_pruner(parse(OmegaConf.to_container(other, resolve=True)))
     assert [c.layer for c in pruner.schedule.cuts(32, 0.5)] == [8, 16]
 
 

@@ -34,6 +34,10 @@ SLICE = [
     (name, attentions(name)[place % len(attentions(name))], PADDINGS[place % 3], SCHEDULES[(place // 2) % 2])
     for place, name in enumerate(NAMES)
 ]
+WITHDRAWN = [
+    (name, attentions(name)[place % len(attentions(name))], PADDINGS[(place + 1) % 3], "withdraw")
+    for place, name in enumerate(NAMES)
+]
 VARIANTS = [(name, attentions(name)[0], "left", "progressive", v) for name in NAMES for v in zoo.variants(name)[1:]]
 
 
@@ -49,8 +53,10 @@ def difference(
     """Largest differences of logits: prompt, decode steps; and how far hiding the tokens moves the prompt's."""
     model, batch = build(name, attn), zoo.batch(name, padding, variant=variant)
     layers = layers or ((1,) if schedule == "one_shot" else (1, 2))
-    cuts = prunekit.create("schedule", "progressive", layers=list(layers))
-    with torch.no_grad(), prunekit.Pruner("random", "single", cuts, keep_ratio=0.4)(model) as trace:
+    cuts, share = prunekit.create("schedule", "progressive", layers=list(layers)), 0.4
+    if schedule == "withdraw":
+        cuts, share = prunekit.create("schedule", "withdraw", layer=2), 0
+    with torch.no_grad(), prunekit.Pruner("random", "single", cuts, keep_ratio=share)(model) as trace:
         prompt = model(**batch.inputs).logits
         hidden = hidden_keys(batch, trace.cuts)
         steps = generate(model, batch.inputs, NEW)
@@ -83,6 +89,11 @@ def hold(found: dict[str, float]) -> None:
 
 @pytest.mark.parametrize("case", SLICE, ids="-".join)
 def test_removal_equals_masking(case):
+    check(*case)
+
+
+@pytest.mark.parametrize("case", WITHDRAWN, ids="-".join)
+def test_withdrawal_equals_masking(case):
     check(*case)
 
 

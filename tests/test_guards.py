@@ -15,7 +15,7 @@ from prunekit.cost import layer_macs, prefill_cost
 from prunekit.families import make_family
 from prunekit.pruning.presets import read_preset
 from prunekit.registry import registry
-from prunekit.store import register_options
+from prunekit.run.config_store import register_options
 from zoo.tiny import make_batch, tiny_model
 
 

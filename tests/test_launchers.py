@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from test_cli import model_folder, run_main  # noqa: F401  (a fixture)
 from test_sweeps import lines, sweep
 
-from prunekit.cli import CONF
+from prunekit.run.words import CONF
 
 
 def test_two_workers_share_one_dense_run(monkeypatch, tmp_path, model_folder):  # noqa: F811

@@ -12,13 +12,14 @@ from omegaconf import OmegaConf
 
 import prunekit
 import zoo
-from prunekit import cli
-from prunekit.configured import build_pruner
 from prunekit.families import make_family
 from prunekit.pruning.presets import presets
 from prunekit.pruning.recipe import DEFAULTS
 from prunekit.registry import KINDS
-from prunekit.store import register_options
+from prunekit.run.config import parse
+from prunekit.run.config_store import register_options
+from prunekit.run.objects import build_pruner
+from prunekit.run.words import CONF
 from zoo.tiny import make_batch, tiny_model
 
 METHODS = list(prunekit.methods())
@@ -154,8 +155,8 @@ COMMANDS = [
 @pytest.mark.parametrize(("words", "names"), COMMANDS, ids=lambda x: " ".join(x))
 def test_recombination_on_the_command_line(words, names):
     register_options()
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
-        config = OmegaConf.to_container(compose("config", overrides=words))
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = parse(OmegaConf.to_container(compose("config", overrides=words), resolve=True))
     pruner = build_pruner(config)
     assert tuple(part.registered_name for part in pruner.components.values()) == names
     model, batch = tiny_model("llava"), make_batch("llava", "left")
@@ -166,8 +167,10 @@ def test_recombination_on_the_command_line(words, names):
 
 def test_variants_on_the_command_line():
     register_options()
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
-        config = OmegaConf.to_container(compose("config", overrides=["method=sparsevlm", "variant=paper"]))
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = parse(
+            OmegaConf.to_container(compose("config", overrides=["method=sparsevlm", "variant=paper"]), resolve=True)
+        )
     pruner = build_pruner(config)
     assert (pruner.selector.variant, pruner.reducer.variant, pruner.positions) == ("paper", "paper", "renumber")
 

@@ -16,12 +16,15 @@ from processes import together
 from test_cli import ROOT, arguments, model_folder, run_main  # noqa: F401  (a fixture)
 from test_resume import lines, loaded, measured, run  # noqa: F401  (a fixture)
 
-from prunekit import configured, models, ranks, tasks
+from prunekit import models, ranks
 from prunekit.data import load
 from prunekit.digests import id_number
 from prunekit.errors import PrunekitError
 from prunekit.evaluation.windows import Walk
+from prunekit.pruning.recipe import DEFAULTS
 from prunekit.records import rows
+from prunekit.run import objects
+from prunekit.run.config import BenchConfig, parse
 
 COUNT = 26
 """Over two processes, in batches of 5: 14 and 12, a remainder on both sides."""
@@ -123,10 +126,12 @@ def test_what_several_processes_cannot_do_is_said(monkeypatch, tmp_path, model_f
     code, _, err = run_main(monkeypatch, "-m", *arguments(model_folder, tmp_path), "keep_ratio=0.5,0.25")
     assert code == 1 and "2 processes" in err and len(err.splitlines()) == 1
     with pytest.raises(PrunekitError, match="task=bench"):
-        tasks.run_bench({}, None)
-    model = {"name": "mini", "device_map": "auto", "trust_remote_code": False, "revision": None}
+        BenchConfig()
+    parts = {kind: {"name": name} for kind, name in DEFAULTS.items()}
+    rest = {"data": {"name": "mini", "max_new_tokens": 1}, "logger": {}, "table": {}}
+    config = parse({"task": "layers", **parts, "model": {"name": "mini", "device_map": "auto"}, **rest})
     with pytest.raises(PrunekitError, match="device_map=auto"):
-        configured.load({"model": model})
+        objects.load(config)
 
 
 def test_each_process_has_a_device_of_its_own(monkeypatch):

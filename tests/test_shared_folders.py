@@ -21,7 +21,7 @@ from test_cli import ROOT, arguments, model_folder, run_main  # noqa: F401  (a f
 from test_resume import lines, loaded, measured, run  # noqa: F401  (a fixture)
 
 import prunekit
-from prunekit import cli, ranks
+from prunekit import ranks
 from prunekit.data import load
 from prunekit.errors import FolderError, PrunekitError
 from prunekit.files import put_between
@@ -29,6 +29,7 @@ from prunekit.records import rows
 from prunekit.records.lock import LOCK, WRITER, claimed
 from prunekit.results.settings import TableSettings
 from prunekit.results.sweep import summarise
+from prunekit.run.invocation import current
 
 TRAIN = ["task=train", "train.max_steps=1", "train.batch_size=4", "train.log_steps=1", "train.limit=8", "data.limit=7"]
 BENCH = ["task=bench", "bench.rounds=1", "bench.new_tokens=0", "bench.eager=false"]
@@ -476,4 +477,4 @@ def test_the_claim_ends_with_the_run(monkeypatch, tmp_path, model_folder):  # no
     """Also with one that fails."""
     assert run_main(monkeypatch, *arguments(model_folder, tmp_path, "schedule.layers=[99]"))[0] == 1
     with another_writer(tmp_path):
-        assert not cli._claims.pop_all()._exit_callbacks
+        assert not current().claims.pop_all()._exit_callbacks

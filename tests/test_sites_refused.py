@@ -67,7 +67,7 @@ class TestRefusals:
         assert not any(m._forward_pre_hooks for m in model.modules())
 
     def test_an_encoder_that_is_not_known(self):
-        for name, match in (("gemma3", "is not known"), ("internvl", "is not known"), ("vipllava", "is not known")):
+        for name, match in (("aya_vision", "is not known"), ("ovis2", "is not known"), ("vipllava", "is not known")):
             with pytest.raises(ValueError, match=match):
                 prunekit.Pruner("cls", "single", "input").apply(zoo.build(name))
 

@@ -18,13 +18,14 @@ from test_cli import ROOT, arguments, model_folder, run_main  # noqa: F401  (a f
 
 import prunekit
 from hydra_plugins.prunekit_rows import expand
-from prunekit import configured, tasks
 from prunekit.evaluation import loop as evaluation
 from prunekit.evaluation.answers import DenseCache
 from prunekit.files import unwritable
 from prunekit.records.folder import Job
 from prunekit.records.identity import difference, job_identity, run_name, what_matters
 from prunekit.registry import source_folder
+from prunekit.run import eval as eval_task
+from prunekit.run import job, objects
 
 TWO = "rows={near:['schedule=one_shot','schedule.depth=0.5'],chance:['scorer=random','fusion=single','seed=0,1']}"
 
@@ -42,9 +43,9 @@ def lines(path):
 @pytest.fixture
 def counted(monkeypatch):
     """How often a model was loaded and a dense run computed, and what was evaluated; nothing is left of other tests."""
-    configured._cached_model.cache_clear()
-    configured._cached_batcher.cache_clear()
-    configured._examples.clear()
+    objects._cached_model.cache_clear()
+    objects._cached_batcher.cache_clear()
+    objects._examples.clear()
     calls = {"load": 0, "dense": 0, "pruned": 0, "encoded": 0}
     from prunekit import models
     from prunekit.evaluation.batches import Batcher
@@ -112,10 +113,10 @@ def test_rows_share_model_images_and_dense_run_and_resume(monkeypatch, tmp_path,
     ]  # fmt: skip
     first, second = (lines(folder / f"chance/seed_{s}" / "predictions.jsonl") for s in (0, 1))
     assert [r["kept"] for r in first] != [r["kept"] for r in second]
-    for job in plan:
-        assert json.loads((folder / job["folder"] / "metrics.json").read_text())["examples"] == 14
-        overrides = yaml.safe_load((folder / job["folder"] / ".hydra" / "overrides.yaml").read_text())
-        assert set(job["overrides"]) <= set(overrides)
+    for planned in plan:
+        assert json.loads((folder / planned["folder"] / "metrics.json").read_text())["examples"] == 14
+        overrides = yaml.safe_load((folder / planned["folder"] / ".hydra" / "overrides.yaml").read_text())
+        assert set(planned["overrides"]) <= set(overrides)
 
     # Killed in the middle of the second job: the first stands, the second is gone on with, the third is done.
     path = folder / "chance" / "seed_0" / "predictions.jsonl"
@@ -123,7 +124,7 @@ def test_rows_share_model_images_and_dense_run_and_resume(monkeypatch, tmp_path,
     (path.parent / "metrics.json").unlink()
     record = json.loads((path.parent / "job.json").read_text())
     (path.parent / "job.json").write_text(json.dumps({**record, "finished": False}))
-    monkeypatch.setattr(tasks, "load", lambda config, load=tasks.load: load(config))
+    monkeypatch.setattr(eval_task, "load", lambda config, load=eval_task.load: load(config))
     before = (folder / "near" / "metrics.json").stat().st_mtime_ns
     counted.update(pruned=0, dense=0)
     code, out, err = run_main(monkeypatch, *command)
@@ -201,16 +202,15 @@ def test_who_wants_the_same_dense_answers_waits(tmp_path, monkeypatch):
 class TestObjective:
     def test_accuracy_and_the_flops_limit(self, monkeypatch, tmp_path, model_folder):  # noqa: F811
         """What a sweeper gets from a job: the accuracy, or the excess over the limit as a negative number."""
-        from prunekit import cli
 
         returned = []
-        dispatch = cli._dispatch
+        dispatch = job.dispatch
 
         def noted(config, folder):
             returned.append(dispatch(config, folder))
             return returned[-1]
 
-        monkeypatch.setattr(cli, "_dispatch", noted)
+        monkeypatch.setattr(job, "dispatch", noted)
         words = ["schedule=one_shot", "schedule.layer=1,3", "keep_ratio=0.5", "objective.flops_limit=0.7"]
         code, out, err = run_main(monkeypatch, *sweep(model_folder, tmp_path / "sweep", *words))
         assert code == 0, err

@@ -16,9 +16,9 @@ from PIL import Image
 from test_cli import arguments, model_folder, run_main  # noqa: F401  (a fixture)
 
 from fabricated import make_run
-from prunekit import tracking
 from prunekit.errors import PrunekitError
-from prunekit.tracking import log_report, log_run, run_id
+from prunekit.run import tracking
+from prunekit.run.tracking import log_report, log_run, run_id
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -25,7 +25,9 @@ import prunekit
 class Mine(prunekit.Scorer):
     alpha: float = 1.0
     def score(self, view):
-        return self.alpha * view.visual(view.hidden_states.norm(dim=-1))
+        return self.alpha * self.weights(view)
+    def weights(self, view):  # a name that options of shipped components have
+        return view.visual(view.hidden_states.norm(dim=-1))
 
 prunekit.compose("mine", scorer={"name": "mine", "alpha": -1.0}, fusion="single", schedule="one_shot", keep_ratio=0.25)
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
@@ -18,7 +19,8 @@ from test_resume import lines
 import prunekit
 from prunekit.files import write_whole
 from prunekit.records import rows
-from prunekit.words import CONF, prepared, quoted
+from prunekit.run.context import TASKS
+from prunekit.run.words import CONF, prepared, quoted
 
 FOLDERS = [
     "my runs/a",
@@ -173,11 +175,29 @@ def test_help_lists_what_users_may_choose(monkeypatch):
     assert "overwrite: false" in out
 
 
+def test_help_says_what_each_option_does(monkeypatch):
+    """In one line each, with its value and its choices; of a method its own components' options."""
+    code, out, _ = run_main(monkeypatch, "method=fastv", "--help")
+    options = out.split("== Config ==")[1]
+    about = dict(line.split(": ", 1) for line in options.splitlines() if ": " in line)
+    assert code == 0 and about["scorer.name"].startswith("fastv")
+    assert "head-mean" not in about["scorer.name"] and "reads the row of the last token" in about["scorer.variant"]
+    assert about["schedule.layer"].split() == ["2", "#", "tokens", "go", "before", "this", "layer"]
+    assert (
+        "auto | online | offline | disabled" in about["logger.mode"]
+        and "l1 | entropy | hoyer" in about["train.penalty"]
+    )
+    assert " _fastv" not in out
+    names = [line.split(":")[0] for line in options.splitlines() if re.match(r"[a-z_.]+: ", line)]
+    data = ("data.path", "data.columns")  # what a data set's file names beside what all have
+    assert not [name for name in names if "#" not in about[name] and not name.startswith(data)]
+
+
 class TestFullDisk:
     """A disk that is full names the file that was being written; ``/dev/full`` is always full."""
 
     def test_rows(self):
-        from prunekit.cli import one_line
+        from prunekit.run.messages import one_line
 
         with pytest.raises(OSError) as caught, open("/dev/full", "ab") as file:
             rows.append(file, {"id": "a"})
@@ -205,7 +225,7 @@ class TestFullDisk:
         assert code == 1 and f"'{tmp_path}' cannot be written" in err
 
     def test_other_errors_keep_their_words(self, tmp_path):
-        from prunekit.cli import one_line
+        from prunekit.run.messages import one_line
 
         with pytest.raises(OSError) as caught:
             write_whole(tmp_path / "no" / "folder", "")
@@ -215,7 +235,7 @@ class TestFullDisk:
 
 def test_the_docs_name_tasks_that_exist():
     """Every ``task=NAME`` of the documents."""
-    tasks = set(re.findall(r'^        "(\w+)": tasks\.', (ROOT / "prunekit" / "cli.py").read_text(), re.MULTILINE))
+    tasks = {name for name in TASKS if importlib.util.find_spec(f"prunekit.run.{name}")}
     assert "eval" in tasks
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         assert set(re.findall(r"task=(\w+)", page.read_text())) <= tasks, page.name

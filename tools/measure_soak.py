@@ -106,7 +106,7 @@ def main() -> int:
         os.environ["PRUNEKIT_CACHE"] = str(folder / "cache")
         write_parquet(folder / "rows.parquet", given.count)
         write_model(folder / "model")
-        from prunekit import cli
+        from prunekit.run import cli
 
         options = [f"model.name={folder / 'model'}", f"data.path={folder / 'rows.parquet'}", "data.max_new_tokens=2"]
         options += [f"hydra.run.dir={folder / 'run'}", "logger.mode=disabled", "device=cpu"]

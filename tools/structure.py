@@ -88,6 +88,70 @@ def takes_first(parsed: dict[str, ast.Module], names: tuple[str, ...], below: st
     return matches
 
 
+SEAMS = ("Component", "Scorer", "Fusion", "Schedule", "Selector", "Reducer")
+
+
+def seams(parsed: dict[str, ast.Module]) -> tuple[int, int]:
+    """Class attributes by which components say something, and the functions that one may define."""
+    base = parsed["prunekit.components.base"]
+    bodies = [node.body for node in base.body if isinstance(node, ast.ClassDef) and node.name in SEAMS]
+    flags = {line.target.id for body in bodies for line in body
+             if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)}  # fmt: skip
+    asked = [f.name for body in bodies for f in body if isinstance(f, Functions) and not f.decorator_list]
+    return len(flags - {"registered_name"}), len(asked)
+
+
+def used_once(parsed: dict[str, ast.Module]) -> int:
+    """Private functions of modules whose name stands in one other place alone."""
+    count = 0
+    for tree in parsed.values():
+        names = [n.id for n in ast.walk(tree) if isinstance(n, ast.Name)]
+        private = [f.name for f in tree.body if isinstance(f, Functions) and f.name.startswith("_")]
+        count += sum(names.count(name) == 1 for name in private)
+    return count
+
+
+def inside_imports(folder: Path = ROOT) -> list[str]:
+    """Method files that import anything of the package but ``prunekit`` itself."""
+    files = []
+    for path in sorted((folder / "methods").glob("*.py")):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        names = [n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)]
+        names += [alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names]
+        files += [path.name] if any(name.startswith("prunekit.") for name in names) else []
+    return files
+
+
+def untyped(parsed: dict[str, ast.Module], annotations: tuple[str, ...] = ("Any", "[str, Any]")) -> list[str]:
+    """Parameters annotated as anything, or as a mapping to anything, as module.function(name)."""
+    matches = []
+    for name, tree in parsed.items():
+        for function in functions(tree):
+            for argument in parameters(function):
+                written = ast.unparse(argument.annotation) if argument.annotation else ""
+                if written.removesuffix(" | None") == annotations[0] or annotations[1] in written:
+                    matches.append(f"{name}.{function.name}({argument.arg})")
+    return matches
+
+
+def plain_configs(parsed: dict[str, ast.Module]) -> list[str]:
+    """Functions that take a parameter ``config`` which is a plain mapping, as module.function."""
+    return [
+        f"{name}.{function.name}"
+        for name, tree in parsed.items()
+        for function in functions(tree)
+        for argument in parameters(function)
+        if argument.arg == "config" and argument.annotation and "[str, Any]" in ast.unparse(argument.annotation)
+    ]
+
+
+def parameters(function: Functions) -> list[ast.arg]:
+    """All parameters of a function, ``*rest`` and ``**options`` included."""
+    arguments = function.args
+    rest = [argument for argument in (arguments.vararg, arguments.kwarg) if argument]
+    return [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, *rest]
+
+
 def spread(values: list[int]) -> str:
     """Median, 90th percentile and maximum."""
     ordered = sorted(values)
@@ -108,7 +172,12 @@ def main() -> None:
         "circles": f"{len(loops)} (of {', '.join(str(len(circle)) for circle in loops) or 'none'} modules)",
         "functions that take session or pruner first": len(takes_first(parsed, ("session", "pruner"))),
         "of these in the engine": len([name for name in session if name.startswith("prunekit.engine")]),
+        "private functions of a module used once": used_once(parsed),
+        "flags of the five seams, functions to define": "{}, {}".format(*seams(parsed)),
+        "method files that import the package's inside": len(inside_imports()),
         "engine: modules, lines": f"{len(engine)}, {sum(lines[name] for name in engine)}",
+        "parameters that are Any or map to Any": len(untyped(parsed)),
+        "functions that take config as a plain dict": len(plain_configs(parsed)),
         "lines in all": sum(lines.values()),
         "lines of a module: median / p90 / max": spread(list(lines.values())),
         "lines of a function: median / p90 / max": spread(lengths),

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,6 +17,9 @@ from prunekit.bench.memory import AllocationMeter, kv_bytes
 from prunekit.bench.segments import cache_name
 from prunekit.bench.workload import Workload
 from prunekit.engine.cache import cache_in
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Setting = Callable[[], AbstractContextManager[Any]]
 """Puts a contender on the model for as long as its block lasts."""
@@ -43,7 +46,7 @@ class Timings:
 
 @torch.inference_mode()
 def take_turns(
-    model: Any, work: Workload, contenders: dict[str, Setting], rounds: int, new_tokens: int
+    model: PreTrainedModel, work: Workload, contenders: dict[str, Setting], rounds: int, new_tokens: int
 ) -> tuple[dict[str, Timings], list[float]]:
     """Time every contender once a round, after a round to warm up; each round draws its order anew, since what ran
     before leaves its mark on the allocator and the caches.
@@ -73,11 +76,11 @@ def take_turns(
     return found, vision[1:]
 
 
-def _prefill(model: Any, work: Workload) -> Any:
+def _prefill(model: PreTrainedModel, work: Workload) -> Any:
     return model(**work.inputs(), use_cache=True, logits_to_keep=1)
 
 
-def _decode(model: Any, work: Workload, cache: Any, steps: int) -> float:
+def _decode(model: PreTrainedModel, work: Workload, cache: Any, steps: int) -> float:
     """Mean seconds of ``steps`` decode steps of one token a sample."""
     if not steps:
         return 0.0
@@ -90,7 +93,7 @@ def _decode(model: Any, work: Workload, cache: Any, steps: int) -> float:
     return _seconds(run, model)[0] / steps
 
 
-def _memory(model: Any, work: Workload, timings: Timings) -> None:
+def _memory(model: PreTrainedModel, work: Workload, timings: Timings) -> None:
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
         _prefill(model, work)
@@ -100,7 +103,7 @@ def _memory(model: Any, work: Workload, timings: Timings) -> None:
     timings.memory = meter.peak
 
 
-def _seconds(call: Callable[[], Any], model: Any) -> tuple[float, Any]:
+def _seconds(call: Callable[[], Any], model: PreTrainedModel) -> tuple[float, Any]:
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     start = time.perf_counter()

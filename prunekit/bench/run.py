@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
@@ -16,6 +16,9 @@ from prunekit.bench.workload import Workload
 from prunekit.cost import Cost, Outline, estimate, outline
 from prunekit.errors import PrunekitError
 from prunekit.pruning.pruner import Pruner
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SCHEMA = 1
 EAGER_SHARE = 0.5
@@ -37,7 +40,7 @@ class Options:
     eager: bool = True
 
 
-def bench_point(model: Any, work: Workload, pruner: Pruner, options: Options) -> dict[str, Any]:
+def bench_point(model: PreTrainedModel, work: Workload, pruner: Pruner, options: Options) -> dict[str, Any]:
     """All contenders on one workload, as plain data: times with their quartiles, ratios, costs, efficiencies."""
     plan = outline(pruner, work.shape.text, work.visual, work.text)
     contenders, notes = _contenders(model, work, pruner, plan, options)
@@ -111,7 +114,7 @@ def _cost(work: Workload, pruner: Pruner | None, options: Options) -> Cost:
 
 
 def _contenders(
-    model: Any, work: Workload, pruner: Pruner, plan: Outline, options: Options
+    model: PreTrainedModel, work: Workload, pruner: Pruner, plan: Outline, options: Options
 ) -> tuple[dict[str, Setting], list[str]]:
     """What runs, by name, and in words what does not."""
     found: dict[str, Setting] = {"dense": nullcontext, "pruned": lambda: pruner(model)}
@@ -152,7 +155,7 @@ def _free_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def machine(model: Any) -> dict[str, Any]:
+def machine(model: PreTrainedModel) -> dict[str, Any]:
     """Where and on what it ran."""
     cuda = model.device.type == "cuda"
     return {
@@ -169,7 +172,7 @@ def describe(options: Options) -> dict[str, Any]:
     return asdict(options)
 
 
-def profile_prefill(model: Any, work: Workload, pruner: Pruner, rows: int = 15) -> str:
+def profile_prefill(model: PreTrainedModel, work: Workload, pruner: Pruner, rows: int = 15) -> str:
     """The operators that one pruned prefill spends most time in, as torch's profiler tables them."""
     from torch.profiler import ProfilerActivity, profile
 

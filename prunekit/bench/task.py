@@ -4,43 +4,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from prunekit.bench.options import BenchOptions
 from prunekit.bench.report import draw, print_point
 from prunekit.bench.run import SCHEMA, Options, bench_point, machine, profile_prefill
 from prunekit.bench.shapes import VISUAL, build, config_of
 from prunekit.bench.workload import Workload, from_example, synthetic
 from prunekit.errors import PrunekitError
-from prunekit.models import resolve_device, resolve_dtype
+from prunekit.models import LoadedModel, resolve_device, resolve_dtype
 from prunekit.pruning.budget import NOMINAL, for_prompt
 from prunekit.pruning.planner import allotment_of
 from prunekit.pruning.pruner import Pruner
 from prunekit.results.run_table import cut_before
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-@dataclass(frozen=True)
-class Settings:
-    """What to run: ``visual`` token counts (None: the shape's or the model's own), the prompt, and how often."""
-
-    visual: list[int] | None
-    text: int
-    batch: int
-    rounds: int
-    new_tokens: int
-    eager: bool
-    profile: bool
+    from prunekit.data.example import Example
 
 
 def bench(
     shape: str | None,
     pruner: Pruner,
-    settings: Settings,
+    settings: BenchOptions,
     folder: Path,
     *,
-    load: Callable[[], Any],
-    first_example: Callable[[], Any],
+    load: Callable[[], LoadedModel],
+    first_example: Callable[[], Example],
     device: str,
     dtype: str,
     attn: str,
@@ -67,9 +59,9 @@ def bench(
         raise PrunekitError(f"bench: '{what}' works in the vision encoder, and the prefills timed here start behind it")
     pruner.apply(model).remove()  # what the model cannot do is said before any work is done
     counts: list[int | None] = [None] if shape is None else [VISUAL.get(shape, NOMINAL)]
-    if settings.visual is not None:
-        counts = [*settings.visual]
-    options = Options(settings.rounds, settings.new_tokens, settings.eager)
+    if settings.visual_tokens is not None:
+        counts = [*settings.visual_tokens]
+    rounds = Options(settings.rounds, settings.new_tokens, settings.eager)
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {"schema": SCHEMA, "model": name, "shape": shape, **machine(model)}
     found |= {"attn": attn, "method": pruner.describe(), "points": []}
@@ -80,7 +72,7 @@ def bench(
             fitted = pruner.replace(budget=for_prompt(pruner.budget, work.visual, work.text))
         if (allotment := allotment_of(fitted, work.family)) is not None:
             print(allotment.describe())
-        point = bench_point(model, work, fitted, options)
+        point = bench_point(model, work, fitted, rounds)
         found["points"].append(point)
         (folder / "bench.json").write_text(json.dumps(found, indent=1) + "\n")  # what is measured stands
         print_point(point, _title(found, point))
@@ -93,11 +85,16 @@ def bench(
 
 
 def _workload(
-    model: Any, loaded: Any, first_example: Callable[[], Any], count: int | None, settings: Settings
+    model: PreTrainedModel,
+    loaded: LoadedModel | None,
+    first_example: Callable[[], Example],
+    count: int | None,
+    settings: BenchOptions,
 ) -> Workload:
     if count is None:
-        return from_example(loaded, first_example(), settings.batch)
-    return synthetic(model, count, settings.text, settings.batch)
+        assert loaded is not None  # a shape has a count of its own
+        return from_example(loaded, first_example(), settings.batch_size)
+    return synthetic(model, count, settings.text_tokens, settings.batch_size)
 
 
 def _title(found: dict[str, Any], point: dict[str, Any] | None) -> str:

@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,6 +15,12 @@ from prunekit.cost.shapes import ModelShape
 from prunekit.errors import PrunekitError
 from prunekit.families import SUPPORT, Family, make_family, support_of
 from prunekit.families.support import PatchLayout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from prunekit.data.example import Example
+    from prunekit.models import LoadedModel
 
 BEFORE = 16
 """Text tokens ahead of the image (LLaVA's chat templates have some 35, instructions follow the image)."""
@@ -48,7 +54,7 @@ class Workload:
         return int(self.places[0])
 
 
-def synthetic(model: Any, visual: int, text: int, batch: int) -> Workload:
+def synthetic(model: PreTrainedModel, visual: int, text: int, batch: int) -> Workload:
     """``batch`` like prompts: text, ``visual`` placeholders with random features, text.
 
     Raises:
@@ -103,7 +109,7 @@ def _grid(family: Family, visual: int) -> list[int] | None:
 
 
 def _vision(
-    model: Any, family: Family, shape: ModelShape, images: int, grid: list[int] | None, batch: int
+    model: PreTrainedModel, family: Family, shape: ModelShape, images: int, grid: list[int] | None, batch: int
 ) -> Callable[[], Any] | None:
     """A call of the vision encoder and projector on random pixels."""
     vision, tower = family.config.vision_config, shape.vision  # type: ignore[union-attr]
@@ -125,7 +131,7 @@ def _vision(
     return lambda: model.get_image_features(pixel_values=pixels, **options)
 
 
-def from_example(loaded: Any, example: Any, batch: int) -> Workload:
+def from_example(loaded: LoadedModel, example: Example, batch: int) -> Workload:
     """``batch`` copies of one real question, as an evaluation would run it."""
     from prunekit.evaluation.batches import Batcher
 

@@ -29,6 +29,11 @@ class Component:
     uses_places: ClassVar[bool] = False
     """Whether it reads ``view.places``: which image or video, frame, row and column each token is of."""
 
+    def vision_blocks(self, blocks: int) -> Sequence[int]:
+        """Blocks of an encoder of so many ``blocks`` whose keys and attention it reads in ``view.vision``, beside the
+        one that the projector reads and the last, which are always there for it."""
+        return ()
+
     def check(self, depth: int) -> None:
         """Raise ``PrunekitError`` if this component cannot work on a decoder of ``depth`` layers."""
 
@@ -203,7 +208,7 @@ class Schedule(Component):
         return type(self).image_grid is not Schedule.image_grid
 
     def own_ratio(self) -> float | None:
-        """The keep ratio that the schedule's own options imply, None if they leave it open."""
+        """The keep ratio that the schedule's own options imply, None if they leave it open; 0 if it withdraws all."""
         return None
 
     def earlier(self, depth: int) -> Iterator[Schedule]:

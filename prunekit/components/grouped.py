@@ -63,7 +63,7 @@ class Grouped(Selector):
     def select(self, view: View, scores: torch.Tensor, quota: torch.Tensor) -> torch.Tensor:
         numbers_BN, groups = self.groups(view)  # type: ignore[arg-type]  # an encoder's view has places too
         limits_BG = group_sums((numbers_BN >= 0).long(), numbers_BN, groups)
-        counts_BG = apportion(self.weights(scores, numbers_BN, limits_BG), quota, limits_BG)
+        counts_BG = apportion(self.group_weights(scores, numbers_BN, limits_BG), quota, limits_BG)
         return select_in_groups(self._selector, view, scores, numbers_BN, counts_BG)
 
     def groups(self, view: LayerView) -> tuple[torch.Tensor, int]:
@@ -80,7 +80,7 @@ class Grouped(Selector):
         row, column = (in_line(x, places.exists) // self.window for x in (places.row, places.column))
         return group_numbers(places.medium, frame, row, column, among=alive)
 
-    def weights(self, scores: torch.Tensor, numbers: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    def group_weights(self, scores: torch.Tensor, numbers: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
         """What each group's share goes by, [B, G]."""
         if self.budget == "mass":
             finite = scores.masked_fill(~scores.isfinite(), 0).clamp(min=0)

@@ -64,6 +64,35 @@ class OneShot(Schedule):
                 yield dataclasses.replace(self, layer=layer)
 
 
+@register("schedule", "withdraw")
+@dataclass
+class Withdraw(OneShot):
+    """All visual tokens go before one layer (VTW, AAAI 2025, https://arxiv.org/abs/2405.05803); the keep ratio is 0.
+
+    Args:
+        layer: from this layer on no visual token stays.
+        depth: the same as a fraction of the depth; 0.5 if neither is given (VTW: layer 16 of 32).
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layer == 0:
+            raise PrunekitError("schedule.layer must be at least 1: before it nothing would have seen the image")
+
+    def cuts(self, depth: int, keep_ratio: float) -> tuple[Cut, ...]:
+        at = self.layer
+        if at is None:
+            at = resolve_depth(0.5 if self.depth is None else self.depth, depth)
+        check_layer(at, depth)
+        return (Cut(at, 0.0),)
+
+    def own_ratio(self) -> float | None:
+        return 0.0
+
+    def earlier(self, depth: int) -> Iterator[Schedule]:
+        return iter(())
+
+
 @register("schedule", "progressive")
 @dataclass
 class Progressive(Schedule):
@@ -73,7 +102,7 @@ class Progressive(Schedule):
         layers: tokens go before these layers.
         depths: the same as fractions of the depth; [0.25, 0.5] if neither is given.
         ratios: the share that each cut leaves of what stood before it; their product must be the keep ratio. By
-            default equal steps.
+            default equal steps. A last ratio of 0 withdraws: no visual token goes on.
     """
 
     layers: list[int] | None = None
@@ -90,9 +119,9 @@ class Progressive(Schedule):
             check_fraction("depths", fraction)
         if self.layers and self.layers[0] < 0:
             raise PrunekitError(f"schedule.layers must not be negative: {list(self.layers)}")
-        for ratio in self.ratios or ():
-            if not 0 < ratio <= 1:
-                raise PrunekitError(f"schedule.ratios must lie in (0, 1], not {ratio}")
+        for place, ratio in enumerate(self.ratios or (), 1):
+            if not 0 < ratio <= 1 and (ratio != 0 or place < len(self.ratios or ())):
+                raise PrunekitError(f"schedule.ratios must lie in (0, 1], the last may be 0, not {ratio}")
         count = len(self.layers or self.depths or (0.25, 0.5))
         if self.ratios is not None and len(self.ratios) != count:
             raise PrunekitError(f"schedule.ratios has {len(self.ratios)} entries for {count} cuts")

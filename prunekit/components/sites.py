@@ -54,6 +54,8 @@ class Encoder(Schedule):
 
     def __post_init__(self) -> None:
         Progressive(self.layers, self.depths or (None if self.layers else DEPTHS), self.ratios)  # the same rules
+        if 0 in (self.ratios or ()):
+            raise PrunekitError("schedule.ratios: inside the encoder a patch must stay, not 0")
 
     def cuts(self, depth: int, keep_ratio: float) -> tuple[Cut, ...]:
         return ()

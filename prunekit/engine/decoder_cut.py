@@ -79,6 +79,8 @@ class DecoderCut(CutSite):
         tokens_BND = reduced.tokens
         if reduced.sizes is not None:
             self.state.sizes = reduced.sizes
+        if self.patches is not None:
+            stays_BN = stays_BN & self.patches  # a newline that stays is what it was
         if self.projects:
             index_BM, valid_BM = ragged_index(stays_BN, min(most, stays_BN.shape[1]))
             assert self.target.encoder is not None

@@ -18,17 +18,31 @@ from torch import nn
 
 from prunekit.engine.cutter import Cutter
 from prunekit.engine.encoder_cut import EncoderCut
-from prunekit.engine.encoder_run import EncoderRun, attention_function, packed_grids, packed_rows
+from prunekit.engine.encoder_run import EncoderRun, attention_function, note_packing, packed_rows
 from prunekit.engine.mounted import NotCopied, guard, own
 from prunekit.engine.plan import EncoderPlan
 from prunekit.engine.precision import in_float32, model_precision
 from prunekit.engine.tap import Taps
 from prunekit.errors import PrunekitError
-from prunekit.families.vision import VisionTower, window_order
+from prunekit.families.vision import VisionTower
 from prunekit.tensors.attention import AttentionInputs
 from prunekit.tensors.indexing import gather_tokens
 from prunekit.views.encoder import EncoderView
 from prunekit.views.vision import BlockRecord, VisionRecord
+
+
+class EncoderThread(threading.local):
+    """What the encoder is doing in the calling thread.
+
+    Attributes:
+        run: the run that goes on, None between runs.
+        record: what the latest run left, until a prefill takes it.
+        runs: how many there were since then.
+    """
+
+    run: EncoderRun | None = None
+    record: VisionRecord | None = None
+    runs: int = 0
 
 
 class EncoderHooks(NotCopied):
@@ -36,7 +50,7 @@ class EncoderHooks(NotCopied):
 
     def __init__(self, tower: VisionTower, plan: EncoderPlan) -> None:
         self.tower, self.plan, self.cutter = tower, plan, Cutter(plan)
-        self._local = threading.local()
+        self._thread = EncoderThread()
         self._handles: list[Any] = []
         self._taps = Taps()
         self._packing: Any = None
@@ -84,7 +98,7 @@ class EncoderHooks(NotCopied):
         pack = core.pack_image_features
 
         def packing(image_features: Any, *args: Any, image_newline: Any = None, **kwargs: Any) -> Any:
-            record = getattr(self._local, "record", None)
+            record = self._thread.record
             if record is not None:
                 record.rows = note(pack, image_features, args, kwargs, image_newline is not None)
             return pack(image_features, *args, image_newline=image_newline, **kwargs)
@@ -104,34 +118,28 @@ class EncoderHooks(NotCopied):
 
     def pop_record(self) -> VisionRecord | None:
         """What the latest run of this thread left, once."""
-        record = getattr(self._local, "record", None)
-        self._local.record, self._local.runs = None, 0
+        record = self._thread.record
+        self._thread.record, self._thread.runs = None, 0
         return record
 
     @model_precision()
     def project(self, features: torch.Tensor) -> torch.Tensor:
         """The projector on features [..., group · C] of tokens: [..., D]; no run of the encoder."""
-        assert self.tower.projector is not None
-        run, self._local.run = self._run(), None
+        assert self.tower.project is not None
+        run, self._thread.run = self._run(), None
         try:
-            group = self.tower.group
-            if group == 1:
-                return self.tower.projector(features)
-            shape = features.shape[:-1]
-            return self.tower.projector(features.reshape(-1, features.shape[-1] // group)).reshape(*shape, -1)
+            return self.tower.project(features)
         finally:
-            self._local.run = run
+            self._thread.run = run
 
     def _run(self) -> EncoderRun | None:
-        return getattr(self._local, "run", None)
+        return self._thread.run
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._local.run = run = EncoderRun(VisionRecord(self.tower), self.tower.prefix)
-        self._local.record = None
+        self._thread.run = run = EncoderRun(VisionRecord(self.tower), self.tower.prefix)
+        self._thread.record = None
         if self.tower.packed:
-            grids = args[1] if len(args) > 1 else kwargs["grid_thw"]
-            run.record.grids = packed_grids(self.tower, grids)
-            run.record.rows = window_order(self.tower.module, grids)
+            note_packing(self.tower, run.record, args, kwargs)
         if self.plan.grid is None:
             return None
         pixels = args[0] if args else kwargs.pop("pixel_values")
@@ -144,7 +152,7 @@ class EncoderHooks(NotCopied):
             if number == 0:
                 self._check_checkpointing(block)
             if number == 0 and self.tower.projector is None:
-                self._local.run = EncoderRun(VisionRecord(self.tower), self.tower.prefix)
+                self._thread.run = EncoderRun(VisionRecord(self.tower), self.tower.prefix)
             run = self._run()
             if run is None:
                 return
@@ -280,23 +288,23 @@ class EncoderHooks(NotCopied):
         if self.tower.packed:
             record.images = [rows * columns for rows, columns in record.grids]
         else:
-            record.images = [run.kept.shape[1]] * len(run.kept)
-            record.grids = [self.tower.grid] * len(run.kept) if self.tower.grid is not None else []
+            record.images = [run.kept.shape[1] // self.tower.group] * len(run.kept)
+            record.grids = [self.tower.token_grid] * len(run.kept) if self.tower.token_grid is not None else []
         record.features = features if not record.cuts else self._dense(run, features)
 
     def _leave_projector(self, projector: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor | None:
         """The run is over; tokens that went leave zeros, so that the model finds as many features as placeholders."""
         if (run := self._run()) is None:
             return None
-        run.record.runs = self._local.runs = getattr(self._local, "runs", 0) + 1
-        self._local.run, self._local.record = None, run.record
+        run.record.runs = self._thread.runs = self._thread.runs + 1
+        self._thread.run, self._thread.record = None, run.record
         return self._dense(run, output) if run.record.cuts else None
 
     def _leave_alone(self, module: nn.Module, args: Any, output: Any) -> None:
         if (run := self._run()) is not None:
             slots_TP = run.index.gather(1, run.sources.clamp(min=0))
             run.record.index = slots_TP.masked_fill(run.sources < 0, -1)
-            self._local.run = None
+            self._thread.run = None
             if self.publish is not None:
                 self.publish(run.record)
 

@@ -11,7 +11,7 @@ import torch
 
 from prunekit.engine.evidence import Evidence
 from prunekit.errors import PrunekitError
-from prunekit.families.vision import VisionTower
+from prunekit.families.vision import VisionTower, square_order, window_order
 from prunekit.tensors.indexing import scatter_where
 from prunekit.views.encoder import EncoderView
 from prunekit.views.trace import CutRecord
@@ -101,10 +101,24 @@ def attention_function(tower: VisionTower, number: int) -> Callable[..., Any]:
     return ALL_ATTENTION_FUNCTIONS.get_interface(tower.implementation, eager)
 
 
-def packed_grids(tower: VisionTower, grids: torch.Tensor) -> list[tuple[int, int]]:
-    """Rows and columns of visual tokens of each image or frame, from [images, (frames, rows, columns)] of patches."""
+def note_packing(tower: VisionTower, record: VisionRecord, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """How the images of one run stand in its sequence, by the arguments of a packed encoder's forward."""
     side = round(tower.group**0.5)
-    return [(rows // side, columns // side) for frames, rows, columns in grids.tolist() for _ in range(frames)]
+    if not tower.patch_size:
+        grids = args[1] if len(args) > 1 else kwargs["grid_thw"]
+        record.grids = [(h // side, w // side) for frames, h, w in grids.tolist() for _ in range(frames)]
+        record.rows = window_order(tower.module, grids)
+        return
+    pixels = args[0] if args else kwargs["pixel_values"]
+    sizes = args[1] if len(args) > 1 else kwargs.get("image_sizes")
+    sizes = [pixels.shape[-2:]] * len(pixels) if sizes is None else sizes
+    grids = [(int(height) // tower.patch_size, int(width) // tower.patch_size) for height, width in sizes]
+    record.grids = [(rows // side, columns // side) for rows, columns in grids]
+    orders, start = [], 0
+    for rows, columns in grids:
+        orders.append(square_order(rows, columns, side) + start)
+        start += rows * columns
+    record.order = torch.cat(orders)
 
 
 def packed_rows(pack: Callable[..., Any], features: Any, args: Any, kwargs: Any, newline: bool) -> torch.Tensor:

@@ -19,12 +19,19 @@ from prunekit.views.media import EncodedMedia
 METHODS = {"get_image_features": "image", "get_video_features": "video"}
 
 
+class MediaThread(threading.local):
+    """What the calling thread has encoded, and whether it is about to."""
+
+    encoded: tuple[EncodedMedia, ...] = ()
+    inside: bool = False
+
+
 class MediaWatch:
     """The watched methods of one model; what a thread encoded waits to be taken."""
 
     def __init__(self, core: Any) -> None:
         self.core = core
-        self._local = threading.local()
+        self._thread = MediaThread()
         self._watched: list[str] = []
 
     def install(self) -> None:
@@ -40,10 +47,9 @@ class MediaWatch:
             vars(self.core).pop(name, None)
         self._watched = []
 
-    def pop(self) -> list[EncodedMedia]:
+    def pop(self) -> tuple[EncodedMedia, ...]:
         """What the thread has encoded since it was last asked."""
-        encoded = getattr(self._local, "encoded", [])
-        self._local.encoded = []
+        encoded, self._thread.encoded = self._thread.encoded, ()
         return encoded
 
     def _watching(self, method: Callable[..., Any], kind: str) -> Callable[..., Any]:
@@ -51,18 +57,17 @@ class MediaWatch:
 
         @functools.wraps(method)
         def watching(*args: Any, **kwargs: Any) -> Any:
-            if getattr(self._local, "inside", False):  # videos are encoded by way of images
+            if self._thread.inside:  # videos are encoded by way of images
                 return method(*args, **kwargs)
             arguments = dict(signature.bind_partial(*args, **kwargs).arguments)
             arguments |= arguments.pop("kwargs", {})
             arguments = {name: _outline(value) for name, value in arguments.items()}
-            self._local.inside = True
+            self._thread.inside = True
             try:
                 return method(*args, **kwargs)
             finally:
-                self._local.inside = False
-                encoded = getattr(self._local, "encoded", [])
-                self._local.encoded = [*encoded, EncodedMedia(kind, arguments)]
+                self._thread.inside = False
+                self._thread.encoded = (*self._thread.encoded, EncodedMedia(kind, arguments))
 
         watching.of_session = True  # type: ignore[attr-defined]  # no part of the model
         return watching

@@ -14,7 +14,14 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-_local = threading.local()
+
+class OuterPrecision(threading.local):
+    """The autocast of the calling thread outside of prunekit's arithmetic: (device type, dtype) where it is on."""
+
+    outer: tuple[tuple[str, torch.dtype], ...] = ()
+
+
+_thread = OuterPrecision()
 
 
 @functools.cache
@@ -32,31 +39,31 @@ def autocasts() -> bool:
 def surrounding_dtype(kind: str) -> torch.dtype | None:
     """What the caller's autocast rounds to on devices of a type, None without autocast; asked inside
     ``own_precision``."""
-    return next((dtype for name, dtype in getattr(_local, "outer", ()) if name == kind), None)
+    return next((dtype for name, dtype in _thread.outer if name == kind), None)
 
 
 @contextmanager
 def own_precision() -> Iterator[None]:
     """Within, nothing is autocast."""
-    active = [(kind, torch.get_autocast_dtype(kind)) for kind in _kinds() if torch.is_autocast_enabled(kind)]
+    active = tuple((kind, torch.get_autocast_dtype(kind)) for kind in _kinds() if torch.is_autocast_enabled(kind))
     if not active:
         yield
         return
-    before, _local.outer = getattr(_local, "outer", ()), active
+    before, _thread.outer = _thread.outer, active
     try:
         with ExitStack() as stack:
             for kind, _ in active:
                 stack.enter_context(torch.autocast(kind, enabled=False))
             yield
     finally:
-        _local.outer = before
+        _thread.outer = before
 
 
 @contextmanager
 def model_precision() -> Iterator[None]:
     """Within ``own_precision``: the caller's autocast again, for modules of the model."""
     with ExitStack() as stack:
-        for kind, dtype in getattr(_local, "outer", ()):
+        for kind, dtype in _thread.outer:
             stack.enter_context(torch.autocast(kind, dtype=dtype))
         yield
 

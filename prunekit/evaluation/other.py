@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 EVIDENCE = ("own", "other")
 
 
-def with_evidence(evidence: str, pruner: Pruner, examples: Any) -> tuple[Pruner, Any]:
+def with_evidence(evidence: str, pruner: Pruner, examples: Iterable[Example]) -> tuple[Pruner, Iterable[Example]]:
     """The pruner and the examples of a run whose tokens are chosen by the example's ``own`` question, or by that of an
     ``other`` example about the same images; examples that have no such other are left out, and that is said.
 
@@ -36,7 +36,7 @@ def with_evidence(evidence: str, pruner: Pruner, examples: Any) -> tuple[Pruner,
     if not isinstance(examples, Sequence):
         if getattr(examples, "limit", None) is None:
             raise PrunekitError("evidence=other needs all examples at hand, not a stream: set data.limit")
-        given, examples = examples, gather(examples)
+        given, examples = examples, gather(examples)  # type: ignore[arg-type]  # a Source
         if unusable := sum(1 for example in given if example.error):
             print(f"evidence=other: {unusable} unusable rows left out")
     partners = partners_of(examples)

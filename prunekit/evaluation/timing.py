@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import statistics
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from prunekit.pruning.pruner import Pruner
 from prunekit.views.layer import Regions
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 ROUNDS = 7
 
 
 def prefill_ratio(
-    model: Any, pruner: Pruner, inputs: dict[str, Any], rounds: int = ROUNDS, regions: Regions | None = None
+    model: PreTrainedModel, pruner: Pruner, inputs: dict[str, Any], rounds: int = ROUNDS, regions: Regions | None = None
 ) -> float:
     """Median over ``rounds`` of pruned time over dense time of one LLM prefill, taken in turn after a warm-up."""
 

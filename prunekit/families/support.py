@@ -25,11 +25,14 @@ class PatchLayout:
         tiled: images are cut into tiles, whose patches are packed with newline tokens.
         packed: Qwen-VL's own encoder: images of any size in one sequence, and a merger that joins squares of patches.
         reads_output: the projector reads the encoder's output, not a layer that the config chooses.
+        joins: how squares of patches become one token in a plain encoder: "shuffle" (side by side) or "pool" (their
+            mean); "" for a token of each.
     """
 
     tiled: bool = False
     packed: bool = False
     reads_output: bool = False
+    joins: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,12 @@ class EncoderSupport:
 
     Attributes:
         prefix: tokens before the patches (CLS).
-        clip_layout: its modules are laid out as CLIP's, so that prunekit can look and cut inside it.
+        attention: the name of a block's attention module.
+        clip_layout: its modules are laid out as CLIP's, so that prunekit can cut inside it.
     """
 
     prefix: int
+    attention: str = "self_attn"
     clip_layout: bool = False
 
 
@@ -100,14 +105,22 @@ SUPPORT: dict[str, FamilySupport] = {
     "fast_vlm": FamilySupport(exact=True, takes_features=True),
     "fuyu": FamilySupport(exact=True),
     "gemma3": FamilySupport(
-        exact=True, geometry=geometry.pooled_grid, takes_features=True, encoder_shape=encoder_shapes.gemma
+        exact=True,
+        patches=PatchLayout(reads_output=True, joins="pool"),
+        geometry=geometry.pooled_grid,
+        takes_features=True,
+        encoder_shape=encoder_shapes.gemma,
     ),
     "gemma3n": FamilySupport(exact=True, takes_features=True, adapter=special_cases.Gemma3n, decoder="gemma3n_text"),
     "gemma4": FamilySupport(exact=True),
     "gemma4_unified": FamilySupport(exact=True),
     "glm46v": FamilySupport(exact=True, takes_features=True),
-    "glm4v": FamilySupport(exact=True, geometry=geometry.merged_grids, takes_features=True),
-    "glm4v_moe": FamilySupport(exact=True, geometry=geometry.merged_grids, takes_features=True),
+    "glm4v": FamilySupport(
+        exact=True, patches=PatchLayout(packed=True), geometry=geometry.merged_grids, takes_features=True
+    ),
+    "glm4v_moe": FamilySupport(
+        exact=True, patches=PatchLayout(packed=True), geometry=geometry.merged_grids, takes_features=True
+    ),
     "glm5_next": FamilySupport(
         exact=True, takes_features=True, adapter=special_cases.Glm5Next, decoder="glm5_next_text"
     ),
@@ -120,14 +133,22 @@ SUPPORT: dict[str, FamilySupport] = {
     "hyperclovax_vision_v2": FamilySupport(exact=True, takes_features=True),
     "idefics2": FamilySupport(exact=True, takes_features=True),
     "idefics3": FamilySupport(
-        exact=True, geometry=geometry.tiles_in_text, takes_features=True, encoder_shape=encoder_shapes.idefics
+        exact=True,
+        patches=PatchLayout(reads_output=True, joins="shuffle"),
+        geometry=geometry.tiles_in_text,
+        takes_features=True,
+        encoder_shape=encoder_shapes.idefics,
     ),
     "inkling2": FamilySupport(exact=True, takes_features=True, adapter=special_cases.Inkling2, decoder="inkling2_text"),
     "inkling_mm_model": FamilySupport(exact=True, adapter=special_cases.Inkling, decoder="inkling_text"),
     "instructblip": FamilySupport(exact=True, adapter=special_cases.QFormerLanguageModel),
     "instructblipvideo": FamilySupport(exact=True, adapter=special_cases.QFormerLanguageModel),
     "internvl": FamilySupport(
-        exact=True, geometry=geometry.shuffled_tiles, takes_features=True, encoder_shape=encoder_shapes.internvl
+        exact=True,
+        patches=PatchLayout(joins="shuffle"),
+        geometry=geometry.shuffled_tiles,
+        takes_features=True,
+        encoder_shape=encoder_shapes.internvl,
     ),
     "janus": FamilySupport(exact=True),
     "kimi_k25": FamilySupport(exact=True, takes_features=True),
@@ -168,7 +189,7 @@ SUPPORT: dict[str, FamilySupport] = {
     "minimax_m3_vl": FamilySupport(
         exact=True, takes_features=True, adapter=special_cases.MiniMaxM3, decoder="minimax_m3_vl_text"
     ),
-    "mistral3": FamilySupport(exact=True, geometry=geometry.merged_sizes, takes_features=True),
+    "mistral3": FamilySupport(exact=True, patches=PatchLayout(), geometry=geometry.merged_sizes, takes_features=True),
     "mistral_large4": FamilySupport(
         exact=True, takes_features=True, adapter=special_cases.MistralLarge4, decoder="mistral_large4_text"
     ),
@@ -215,7 +236,11 @@ SUPPORT: dict[str, FamilySupport] = {
     "qwen4_exp": FamilySupport(exact=True, takes_features=True, adapter=special_cases.Qwen4, decoder="qwen4_exp_text"),
     "shieldgemma2": FamilySupport(exact=True, takes_features=True),
     "smolvlm": FamilySupport(
-        exact=True, geometry=geometry.tiles_in_text, takes_features=True, encoder_shape=encoder_shapes.idefics
+        exact=True,
+        patches=PatchLayout(reads_output=True, joins="shuffle"),
+        geometry=geometry.tiles_in_text,
+        takes_features=True,
+        encoder_shape=encoder_shapes.idefics,
     ),
     "step3p7": FamilySupport(exact=True),
     "unlimited_ocr": FamilySupport(exact=True),
@@ -247,7 +272,7 @@ VISION_ENCODERS: dict[str, EncoderSupport] = {
     "clip_vision_model": EncoderSupport(prefix=1, clip_layout=True),
     "siglip_vision_model": EncoderSupport(prefix=0, clip_layout=True),
     "idefics3_vision": EncoderSupport(prefix=0),
-    "internvl_vision": EncoderSupport(prefix=1),
+    "internvl_vision": EncoderSupport(prefix=1, attention="attention"),
     "smolvlm_vision": EncoderSupport(prefix=0),
 }
 """By model type of the vision config, for encoders that many families share."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,10 +30,13 @@ class VisionTower:
         read: index of the block whose output the projector reads (timm: the last).
         patches: patches of an image where every image has equally many, else None.
         grid: rows and columns of these patches.
-        group: patches that the projector joins into one visual token.
-        projector: the module that maps patches to visual tokens; None for an encoder alone.
+        group: patches that stand behind one visual token, a square of them.
+        order: patches of an image in an order in which those of a token are neighbours, long [P]; None if they are so.
+        projector: the module that is handed the features of patches, or of squares of them; None for an encoder alone.
+        project: features of tokens [..., group · C], as the projector is handed them, to visual tokens [..., D].
         norm, tail: names, in a block, of the norm before the MLP and of the last module of the MLP's branch.
         packed: images stand behind each other in one sequence without a batch axis.
+        patch_size: of packed images that come with their sizes in pixels (Pixtral); 0 where they come with grids.
         tiled: images are cut into tiles.
         pixels: whether it takes images of other sizes, with interpolated positions.
     """
@@ -49,7 +53,10 @@ class VisionTower:
     norm: str
     tail: str
     has_cls: bool
+    project: Callable[[torch.Tensor], torch.Tensor] | None = None
+    order: torch.Tensor | None = None
     packed: bool = False
+    patch_size: int = 0
     tiled: bool = False
     pixels: bool = True
     name: str = ""
@@ -59,6 +66,12 @@ class VisionTower:
         """The attention implementation's name of the moment; "" where it is not transformers' interface (timm)."""
         config = getattr(self.attentions[0], "config", None)
         return "" if config is None else implementation_of(config)
+
+    @property
+    def token_grid(self) -> tuple[int, int] | None:
+        """Rows and columns of visual tokens of an image, where every image has the same."""
+        side = math.isqrt(self.group)
+        return None if self.grid is None else (self.grid[0] // side, self.grid[1] // side)
 
     def refuses_cuts(self) -> str | None:
         """Why tokens cannot go inside this encoder, None if they can."""
@@ -81,6 +94,9 @@ def vision_of(family: Family) -> VisionTower:
     if patches is None or tower is None or projector is None:
         names = sorted(name for name, row in SUPPORT.items() if row.patches is not None)
         raise _unknown(name, f"known for {', '.join(names)}")
+    config: Any = tower.config
+    if config.model_type == "pixtral":
+        return _pixtral(family, tower, projector)
     return _packed(family, tower) if patches.packed else _plain(family, patches, tower, projector)
 
 
@@ -89,11 +105,11 @@ def _unknown(name: str, why: str) -> PrunekitError:
 
 
 def _plain(family: Family, patches: PatchLayout, tower: nn.Module, projector: nn.Module) -> VisionTower:
-    """CLIP or SigLIP, read by a projector that maps patch by patch."""
+    """A ViT over images of one size, read by a projector patch by patch, or square by square."""
     config: Any = tower.config
     name = family.model_type
     encoder = VISION_ENCODERS.get(config.model_type)
-    if encoder is None or not encoder.clip_layout:
+    if encoder is None or not (encoder.clip_layout or patches.joins):
         readable = (kind for kind, row in VISION_ENCODERS.items() if row.clip_layout)
         raise _unknown(name, f"its encoder is '{config.model_type}', not {' or '.join(readable)}")
     prefix = encoder.prefix
@@ -105,22 +121,25 @@ def _plain(family: Family, patches: PatchLayout, tower: nn.Module, projector: nn
         raise _unknown(name, f"its projector reads several layers, {list(layer)}")
     if (strategy == "default") != bool(prefix):
         raise _unknown(name, f"vision_feature_select_strategy='{strategy}' on {config.model_type}")
-    layers: Any = next(m.layers for m in tower.modules() if isinstance(getattr(m, "layers", None), nn.ModuleList))
-    blocks: list[Any] = [unwrapped(layer) for layer in layers]
+    blocks = _blocks(tower)
     read = layer % (len(blocks) + 1) - 1
     if read < 0:
         raise _unknown(name, "its projector reads the patch embedding")
-    side = config.image_size // config.patch_size
+    size, patch = (n if isinstance(n, int) else n[0] for n in (config.image_size, config.patch_size))
+    side = size // patch
+    projector, project, across = _square(family, patches, projector, side)
     return VisionTower(
         module=tower,
         blocks=blocks,
-        attentions=tuple(unwrapped(block.self_attn) for block in blocks),
+        attentions=tuple(unwrapped(getattr(block, encoder.attention)) for block in blocks),
         prefix=prefix,
         read=read,
         patches=side * side,
         grid=(side, side),
-        group=1,
+        group=across**2,
         projector=projector,
+        project=project,
+        order=square_order(side, side, across) if across > 1 else None,
         norm="layer_norm2",
         tail="mlp",
         has_cls=bool(prefix),
@@ -129,9 +148,76 @@ def _plain(family: Family, patches: PatchLayout, tower: nn.Module, projector: nn
     )
 
 
+def _blocks(tower: nn.Module) -> list[Any]:
+    """The transformer blocks of an encoder."""
+    lists = (getattr(module, name, None) for module in tower.modules() for name in ("layers", "layer"))
+    return [unwrapped(block) for block in next(layers for layers in lists if isinstance(layers, nn.ModuleList))]
+
+
+def _square(
+    family: Family, patches: PatchLayout, projector: Any, side: int
+) -> tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor], int]:
+    """Which module is handed the features of tokens, what makes visual tokens of them, and how many patches on a side
+    stand behind each."""
+    config: Any = family.config
+    if patches.joins == "pool":  # Gemma 3 averages before a norm and a product
+        inner = projector.mm_soft_emb_norm
+        return inner, lambda x: inner(x) @ projector.mm_input_projection_weight, side // projector.tokens_per_side
+    if patches.joins == "shuffle" and hasattr(projector, "modality_projection"):  # Idefics 3 joins them inside
+        return projector.modality_projection, projector.modality_projection, config.scale_factor
+    return projector, projector, round(1 / config.downsample_ratio) if patches.joins else 1
+
+
+def square_order(rows: int, columns: int, across: int) -> torch.Tensor:
+    """The patches of an image in raster order, those of each square of ``across`` × ``across`` side by side: [P]."""
+    grid = torch.arange(rows * columns).view(rows // across, across, columns // across, across)
+    return grid.transpose(1, 2).flatten()
+
+
+def _pixtral(family: Family, tower: Any, projector: Any) -> VisionTower:
+    """Pixtral's encoder, images of any size in one sequence, under LLaVA (a token a patch) or Mistral 3 (squares)."""
+    config: Any = family.config
+    blocks, layer = _blocks(tower), getattr(config, "vision_feature_layer", -1)
+    if not isinstance(layer, int) or (read := layer % (len(blocks) + 1) - 1) < 0:
+        raise _unknown(family.model_type, f"vision_feature_layer={layer}")
+    merger = getattr(projector, "patch_merger", None)
+    if merger is None:
+        inner, project = projector, projector
+    else:
+        inner = merger.merging_layer
+        project = lambda x: projector.linear_2(projector.act(projector.linear_1(inner(x))))  # noqa: E731
+    return VisionTower(
+        module=tower,
+        blocks=blocks,
+        attentions=tuple(unwrapped(block.attention) for block in blocks),
+        prefix=0,
+        read=read,
+        patches=None,
+        grid=None,
+        group=1 if merger is None else merger.spatial_merge_size**2,
+        projector=inner,
+        project=project,
+        norm="ffn_norm",
+        tail="feed_forward",
+        has_cls=False,
+        packed=True,
+        patch_size=tower.config.patch_size,
+        pixels=False,
+        name=family.model_type,
+    )
+
+
 def _packed(family: Family, tower: Any) -> VisionTower:
     """A ViT of the Qwen-VL family."""
     blocks: list[Any] = [unwrapped(block) for block in tower.blocks]
+    merger, group = tower.merger, tower.spatial_merge_size**2
+    joined = hasattr(tower, "downsample")  # GLM-4V's merger is handed squares, joined by a convolution
+
+    def project(x: torch.Tensor) -> torch.Tensor:
+        if joined:
+            return merger(x.flatten(0, -2)).view(*x.shape[:-1], -1)
+        return merger(x.reshape(-1, x.shape[-1] // group)).reshape(*x.shape[:-1], -1)
+
     return VisionTower(
         module=tower,
         blocks=blocks,
@@ -140,8 +226,9 @@ def _packed(family: Family, tower: Any) -> VisionTower:
         read=len(blocks) - 1,
         patches=None,
         grid=None,
-        group=tower.spatial_merge_size**2,
-        projector=tower.merger,
+        group=group,
+        projector=merger,
+        project=project,
         norm="norm2",
         tail="mlp",
         has_cls=False,

@@ -42,7 +42,8 @@ class ScheduleQuota:
         if self.allotment is not None:
             ratio = self.allotment.share(visual, length)
         cuts = self.schedule.cuts(self.depth, ratio)
-        return max(1, round(next(cut.ratio for cut in cuts if cut.layer == layer) * visual))
+        ratio = next(cut.ratio for cut in cuts if cut.layer == layer)
+        return max(1, round(ratio * visual)) if ratio else 0
 
 
 def parts_of(recipe: Recipe) -> dict[str, Any]:
@@ -124,10 +125,24 @@ def plan_vision(recipe: Recipe, family: Family) -> EncoderPlan | None:
             f"reducer '{name}': '{family.model_type}' adds patches to later layers, a made token has none"
         )
     reads = recipe.reads_vision or (at_input and reducer.acts_before_projector)
-    noted = frozenset((tower.read, len(tower.blocks) - 1)) if reads else frozenset()
+    noted = _noted_blocks(recipe, tower) if reads else frozenset()
     if not inside:
         return EncoderPlan(**parts_of(recipe), noted_blocks=noted)
     return replace(plan_encoder(recipe, tower), noted_blocks=noted)
+
+
+def _noted_blocks(recipe: Recipe, tower: VisionTower) -> frozenset[int]:
+    """Blocks of the encoder that components read: two that are always there, and those that they name."""
+    blocks = {tower.read, len(tower.blocks) - 1}
+    for part in recipe.components.values():
+        for block in part.vision_blocks(len(tower.blocks)):
+            if not 0 <= block < len(tower.blocks):
+                raise PrunekitError(
+                    f"'{component_name(part)}' reads block {block} of the encoder of '{tower.name}', which has "
+                    f"{len(tower.blocks)}"
+                )
+            blocks.add(block)
+    return frozenset(blocks)
 
 
 def plan_encoder(recipe: Recipe, tower: VisionTower) -> EncoderPlan:

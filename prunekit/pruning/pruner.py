@@ -30,6 +30,7 @@ class Pruner(Recipe):
     Args:
         scorer, fusion, schedule, selector, reducer: a registered name, or a component.
         keep_ratio: share of the original visual tokens that stays after the last cut, in (0, 1]; 0.5 by default.
+            0 where the schedule withdraws all.
         keep_tokens: the same as a count per sample; excludes ``keep_ratio``.
         budget: a target for the cost instead of either, "flops:0.5", "mean_tokens:192" or "final:64" (``Budget``).
         positions: "keep" leaves the kept tokens their position ids, "renumber" closes the gaps.

@@ -57,8 +57,11 @@ class Recipe:
         vars(self).update({kind: _component(kind, part) for kind, part in parts.items()})
         check_choice("positions", positions, POSITIONS)
         target = None if budget is None else Budget.parse(budget)
+        own = self.schedule.own_ratio()
+        if own == 0:
+            self._check_withdrawal(keep_ratio, keep_tokens, target)
         if target is None:
-            keep_ratio, keep_tokens = _kept(keep_ratio, keep_tokens, self.schedule.own_ratio())
+            keep_ratio, keep_tokens = _kept(keep_ratio, keep_tokens, own)
         elif keep_ratio is not None or keep_tokens is not None:
             raise PrunekitError(f"budget={target} excludes keep_ratio and keep_tokens")
         share = {"budget": target, "keep_ratio": keep_ratio, "keep_tokens": keep_tokens}
@@ -69,6 +72,17 @@ class Recipe:
         if self.selector.adapts_count and not isinstance(self.scorer, RowScorer):
             names = self.selector.registered_name, self.scorer.registered_name
             raise PrunekitError(f"selector '{names[0]}' counts by attention rows; scorer '{names[1]}' reads none")
+
+    def _check_withdrawal(self, ratio: float | None, tokens: int | None, budget: Budget | None) -> None:
+        """A schedule that leaves no token leaves no choice of how many, and nothing to merge into."""
+        name = component_name(self.schedule)
+        asked = {"keep_ratio": ratio or None, "keep_tokens": tokens, "budget": budget}
+        for option, value in asked.items():
+            if value is not None:
+                raise PrunekitError(f"schedule '{name}' keeps no visual token: {option}={value} cannot be met")
+        if self.reducer.reduces:
+            reducer = component_name(self.reducer)
+            raise PrunekitError(f"schedule '{name}' keeps no visual token that reducer '{reducer}' could merge into")
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise PrunekitError(f"a {type(self).__name__} cannot be changed: replace({name}=...) makes another")
@@ -167,7 +181,7 @@ def _kept(ratio: float | None, tokens: int | None, own: float | None) -> tuple[f
         return None, int(tokens)
     if ratio is None:
         ratio = 0.5 if own is None else own
-    if isinstance(ratio, bool) or not isinstance(ratio, numbers.Real) or not 0 < ratio <= 1:
+    if isinstance(ratio, bool) or not isinstance(ratio, numbers.Real) or not (0 < ratio <= 1 or own == 0 == ratio):
         raise PrunekitError(f"keep_ratio must lie in (0, 1], not {ratio!r}")
     if own is not None and abs(own - ratio) > 1e-6 * own:
         raise PrunekitError(f"schedule.ratios multiply to {own:g}, but keep_ratio is {ratio:g}: set keep_ratio={own:g}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +48,7 @@ class Record:
             PrunekitError: for another run that is to be resumed.
             FolderError: for another finished run that would be replaced.
         """
-        check_flags({"resume": resume, "overwrite": overwrite})
+        check_flags(resume, overwrite)
         recorded = None if overwrite else self._read(folder)
         change = NO_RECORD if recorded is None else difference(recorded, json.loads(json.dumps(identity)))
         if resume and recorded is not None:
@@ -124,12 +123,12 @@ def add_metrics(folder: Path, **entries: Any) -> dict[str, Any]:
     return metrics
 
 
-def check_flags(config: Mapping[str, Any]) -> None:
+def check_flags(resume: object, overwrite: object) -> None:
     """Raise unless ``resume`` and ``overwrite`` are yes or no, and not both yes."""
-    for name in ("resume", "overwrite"):
-        if not isinstance(config[name], bool):
-            raise PrunekitError(f"{name} must be true or false, not {config[name]!r}")
-    if config["resume"] and config["overwrite"]:
+    for name, value in {"resume": resume, "overwrite": overwrite}.items():
+        if not isinstance(value, bool):
+            raise PrunekitError(f"{name} must be true or false, not {value!r}")
+    if resume and overwrite:
         raise PrunekitError("resume=true goes on with a run and overwrite=true replaces it: choose one of them")
 
 
@@ -138,30 +137,30 @@ def holds_results(folder: Path) -> bool:
     return any(name in RESULTS for _, _, files in os.walk(folder) for name in files)
 
 
-def check_resumable(folder: Path, config: dict[str, Any]) -> None:
+def check_resumable(folder: Path, recorded: Identity) -> None:
     """Raise if an evaluation that is to be resumed is of another configuration, but for how many examples it asks."""
-    if not config["resume"] or config["task"] != "eval" or not (folder / rows.FILE).exists():
+    if not recorded["resume"] or recorded["task"] != "eval" or not (folder / rows.FILE).exists():
         return
     with suppress(OSError, yaml.YAMLError, TypeError):
         there = yaml.safe_load((folder / CONFIG).read_text())
-        there["data"] = {**there["data"], "limit": config["data"]["limit"]}
-        if change := difference(what_matters(there, "eval"), what_matters(config, "eval")):
+        there["data"] = {**there["data"], "limit": recorded["data"]["limit"]}
+        if change := difference(what_matters(there, "eval"), what_matters(recorded, "eval")):
             raise cannot_resume(folder, change)
 
 
-def check_replaceable(folder: Path, config: dict[str, Any]) -> None:
-    """Raise FolderError if starting a run of ``config`` in the folder would replace a finished run of another one."""
-    if config["resume"] or config["overwrite"] or not any((folder / name).exists() for name in RESULTS):
+def check_replaceable(folder: Path, recorded: Identity) -> None:
+    """Raise FolderError if a run of the configuration ``recorded`` would replace a finished run of another one."""
+    if recorded["resume"] or recorded["overwrite"] or not any((folder / name).exists() for name in RESULTS):
         return
     try:
         there = yaml.safe_load((folder / CONFIG).read_text())
     except (OSError, yaml.YAMLError):
         raise would_replace(folder, "no record of its configuration") from None
-    there, task = there if isinstance(there, dict) else {}, config["task"]
+    there, task = there if isinstance(there, dict) else {}, recorded["task"]
     if there.get("task") == task == "report":
         return  # made of finished runs alone, and replaced when it is whole
     change = difference(there.get("task"), task, "task")
-    if change := change or difference(what_matters(there, task), what_matters(config, task)):
+    if change := change or difference(what_matters(there, task), what_matters(recorded, task)):
         raise would_replace(folder, change)
 
 

@@ -29,18 +29,18 @@ SHOWN = 3
 """Differences that are shown one by one."""
 
 
-def what_matters(config: Mapping[str, Any], task: str) -> Identity:
+def what_matters(recorded: Identity, task: str) -> Identity:
     """The parts of a configuration that change the results of a task."""
     others = {part for name, parts in OF_ONE_TASK.items() if name != task for part in parts}
-    return {key: value for key, value in config.items() if key not in others.union(NOT_OF_A_RUN)}
+    return {key: value for key, value in recorded.items() if key not in others.union(NOT_OF_A_RUN)}
 
 
-def job_identity(config: Mapping[str, Any], components: Iterable[object] = ()) -> Identity:
+def job_identity(recorded: Identity, components: Iterable[object] = ()) -> Identity:
     """The identity of an evaluation by its configuration: with the content of a model's files (a hub's model is known
     by name and revision), of the method files that ``components`` come from, and of their weights. A file that was
     edited makes another run. Nothing is loaded for it."""
-    matters = what_matters(config, "eval")
-    matters["model"] = {**matters["model"], "content": source_digest(str(config["model"]["name"]))}
+    matters = what_matters(recorded, "eval")
+    matters["model"] = {**matters["model"], "content": source_digest(str(recorded["model"]["name"]))}
     if (adapter := matters["model"].get("adapter")) is not None:
         from prunekit.adapters import weights_digest
 
@@ -51,7 +51,9 @@ def job_identity(config: Mapping[str, Any], components: Iterable[object] = ()) -
     parts = list(components)
     modules = {type(part).__module__ for part in parts}
     files = [Path(str(sys.modules[name].__file__)) for name in modules if name.startswith(METHOD_MODULES)]
-    files += [Path(path) for part in parts if (path := getattr(part, "weights", None)) and Path(path).is_file()]
+    files += [
+        Path(path) for part in parts if isinstance(path := getattr(part, "weights", None), str) and Path(path).is_file()
+    ]
     matters["files"] = {file.name: digest(file.read_bytes()) for file in sorted(files)}
     return json.loads(json.dumps(matters, default=str))
 

@@ -18,7 +18,7 @@ class TableSettings:
     """How the table of a sweep is made (``table`` of the configuration).
 
     Attributes:
-        name: of the markers in ``file``, None for no table.
+        name: of the markers in ``file``, ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``; null for no table.
         reference: the row that all others are compared with, paired.
         against: further rows to compare with, each with the words for it in the heading; a row of these is compared
             with those before it alone.
@@ -29,8 +29,8 @@ class TableSettings:
         compact: one matrix of rows × sections instead of a table for each section.
         claims: what is said about the rows, each to be judged (``judge``).
         note: a sentence above the table.
-        file: a Markdown file whose text between the markers is replaced, None for none.
-        rows: the only ones that run, None for all; claims about others are not measured.
+        file: a Markdown file whose text between the markers is replaced; null for none.
+        rows: the only ones that run, null for all; claims about others are not measured.
     """
 
     name: str | None = None

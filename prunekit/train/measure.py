@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from prunekit.configured import whole
 from prunekit.data.example import Example
 from prunekit.evaluation.batches import Batcher
 from prunekit.pruning.pruner import Pruner
@@ -17,11 +16,10 @@ from prunekit.train.penalties import PENALTIES
 
 
 def record_spread(
-    config: dict[str, Any], folder: Path, batcher: Batcher, examples: Sequence[Example], pruner: Pruner
+    folder: Path, batcher: Batcher, examples: Sequence[Example], pruner: Pruner, *, count: int, batch_size: int
 ) -> dict[str, Any]:
-    """Measure ``score_spread`` on the first ``table.spread`` examples of a finished run; its metrics, with that."""
-    count = whole(config, "table.spread", 1)
-    spread = score_spread(batcher, examples[:count], pruner, whole(config, "batch_size", 1))
+    """Measure ``score_spread`` on the first ``count`` examples of a finished run; its metrics, with that."""
+    spread = score_spread(batcher, examples[:count], pruner, batch_size)
     return add_metrics(folder, spread=spread)
 
 

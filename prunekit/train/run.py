@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ CHECKPOINTS = "checkpoints"
 
 def train(
     loaded: LoadedModel,
-    examples: list[Example],
+    examples: Iterable[Example],
     pruner: Pruner,
     settings: Settings,
     folder: Path,
@@ -54,7 +55,10 @@ def train(
     if str(loaded.model.dtype) == "torch.float16":
         raise PrunekitError("dtype=float16: its range is too small to train in; use float32 or bfloat16")
     pruner = with_learned_fusion(pruner, settings.kind)
-    usable, args = Examples(examples, data), arguments_for(settings, folder / CHECKPOINTS, loaded.model.device, seed)
+    usable, args = (
+        Examples(list(examples), data),
+        arguments_for(settings, folder / CHECKPOINTS, loaded.model.device, seed),
+    )
     need = settings.batch_size * settings.accumulate * args.world_size
     if len(usable) < need:
         raise PrunekitError(f"data '{data}': {len(usable)} examples do not fill one step's batch of {need}")

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-from prunekit.errors import PrunekitError, UnknownNameError, check_choice
+from pydantic import Field, model_validator
+
+from prunekit.errors import PrunekitError
+from prunekit.options import (
+    AboveZero,
+    Count,
+    CountOrNull,
+    Flag,
+    FromZero,
+    Number,
+    Options,
+    Share,
+    Takes,
+    Text,
+    choice,
+)
 from prunekit.train.gate import KINDS as GATES
 from prunekit.train.penalties import PENALTIES
 
@@ -15,86 +28,59 @@ NO_GATE = "none"
 JOURNAL = "training.jsonl"  # in the run folder: losses by step
 
 
-@dataclass
-class Settings:
-    """See ``conf/train/_base.yaml``, where every option has its comment."""
+class Settings(Options):
+    """Options of ``task=train``; ``kind`` says what trains."""
 
-    kind: str = "fusion"
-    max_steps: int = 200
-    batch_size: int = 16
-    accumulate: int = 1
-    learning_rate: float = 1e-3
-    fusion_rate: float = 1e-2
-    warmup: float = 0.05
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    sparsity: float = 0.0
-    penalty: str = "entropy"
-    gate: str = "straight_through"
-    temperature: float = 1.0
-    temperature_end: float | None = None
-    gate_clip: float | None = 1.0
-    keep_warmup: float = 0.0
-    keep_random: list[float] = field(default_factory=list)
-    shared: bool = False
-    checkpointing: bool = False
-    split: str = "train"
-    limit: int | None = None
-    path: str | None = None
-    evaluate: bool = True
-    save_steps: int = 100
-    log_steps: int = 10
-    lora_rank: int = 8
-    lora_alpha: float = 16.0
-    lora_dropout: float = 0.0
-    lora_targets: list[str] | None = None
+    group: ClassVar[str] = "train"
 
-    def __post_init__(self) -> None:
-        check_choice("train.kind", self.kind, KINDS)
-        check_choice("train.penalty", self.penalty, PENALTIES)
-        check_choice("train.gate", self.gate, (*GATES, NO_GATE))
-        for name in ("max_steps", "batch_size", "accumulate", "save_steps", "log_steps", "lora_rank"):
-            if isinstance(value := getattr(self, name), bool) or not isinstance(value, int) or value < 1:
-                raise PrunekitError(f"train.{name} must be a whole number from 1 on, not {value!r}")
-        if isinstance(self.limit, bool) or not (self.limit is None or (isinstance(self.limit, int) and self.limit > 0)):
-            raise PrunekitError(f"train.limit must be a whole number from 1 on or null, not {self.limit!r}")
-        for name in ("evaluate", "checkpointing", "shared"):
-            if not isinstance(value := getattr(self, name), bool):
-                raise PrunekitError(f"train.{name} must be true or false, not {value!r}")
-        numbers = ("sparsity", "weight_decay", "clip", "lora_dropout", "lora_alpha", "learning_rate", "fusion_rate")
-        for name in (*numbers, "warmup", "keep_warmup"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-                raise PrunekitError(f"train.{name} must be a number from 0 on, not {value!r}")
-        for name in ("temperature", "temperature_end", "gate_clip"):
-            value = getattr(self, name)
-            if value is None and name != "temperature":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-                raise PrunekitError(f"train.{name} must be a number above 0, not {value!r}")
-        for name in ("warmup", "keep_warmup"):
-            if not (value := getattr(self, name)) <= 1:
-                raise PrunekitError(f"train.{name} must lie in [0, 1], not {value!r}")
-        for name in ("keep_random", "lora_targets"):
-            if not isinstance(value := getattr(self, name), list | None):
-                raise PrunekitError(f"train.{name} must be a list, not {value!r}")
+    kind: choice(KINDS) = Field("fusion", description="what trains")  # type: ignore[valid-type]
+    max_steps: Count = Field(200, description="updates")
+    batch_size: Count = Field(16, description="of a process and micro-batch")
+    accumulate: Count = Field(1, description="micro-batches of an update")
+    learning_rate: FromZero = Field(1e-3, description="of the model's weights (AdamW; warm-up, then a cosine)")
+    fusion_rate: FromZero = Field(1e-2, description="of the fusion's weights, which train along with fusion=learned")
+    warmup: Share = Field(0.05, description="share of the steps in which rates rise")
+    weight_decay: FromZero = Field(0.0, description="of AdamW")
+    clip: FromZero = Field(1.0, description="of the gradient's norm")
+    sparsity: FromZero = Field(0.0, description="λ: loss = LM + λ · penalty(scores)")
+    penalty: choice(PENALTIES) = Field("entropy", description="what λ weighs, a function of the scores")  # type: ignore[valid-type]
+    gate: choice((*GATES, NO_GATE)) = Field(  # type: ignore[valid-type]
+        "straight_through",
+        description="how scores are trained; none: hard removal, nothing of the loss reaches them",
+    )
+    temperature: AboveZero = Field(1.0, description="of the gate, in standard deviations of the scores")
+    temperature_end: AboveZero | None = Field(None, description="anneal the temperature to this")
+    gate_clip: AboveZero | None = Field(1.0, description="bound of |∂L/∂g| in nats of a sample's loss; null: none")
+    keep_warmup: Share = Field(0.0, description="share of the steps in which the keep ratio falls from 1 to the target")
+    keep_random: Annotated[list[Number], Takes("be a list")] = Field(
+        default_factory=list, description="ratios of which one is drawn for every step, in place of the target"
+    )
+    shared: Flag = Field(False, description="the jobs of a row of a sweep train once (needs keep_random)")
+    checkpointing: Flag = Field(False, description="gradient checkpointing of the decoder")
+    split: Text = Field("train", description="of the data to learn from")
+    limit: CountOrNull = Field(None, description="learn from the first so many examples")
+    path: Text | None = Field(None, description="the file or data set to learn from; null: data.path")
+    evaluate: Flag = Field(True, description="evaluate on data.split afterwards")
+    save_steps: Count = Field(100, description="steps between checkpoints")
+    log_steps: Count = Field(10, description="steps between lines of training.jsonl")
+    lora_rank: Count = Field(8, description="rank of the adapters")
+    lora_alpha: FromZero = Field(16.0, description="scale of the adapters")
+    lora_dropout: FromZero = Field(0.0, description="dropout before the adapters")
+    lora_targets: Annotated[list[Text] | None, Takes("be a list")] = Field(
+        None, description="endings of layer names; null: the linear layers of the decoder's attention"
+    )
+
+    @model_validator(mode="after")
+    def _check_shared(self) -> Settings:
         if self.shared and not self.keep_random:
             raise PrunekitError("train.shared=true trains once for several keep ratios: name them in train.keep_random")
-
-    @classmethod
-    def parse(cls, options: dict[str, Any]) -> Settings:
-        """From the configuration's ``train``."""
-        known = [f.name for f in dataclasses.fields(cls)]
-        for name in options:
-            if name not in known:
-                raise UnknownNameError("option of train:", name, known)
-        return cls(**options)
+        return self
 
     @property
     def identity(self) -> dict[str, Any]:
         """What must be equal for a run to be gone on with: all but how often it is logged, stored and evaluated."""
         rest = ("log_steps", "save_steps", "evaluate", "shared")
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in rest}
+        return {name: value for name, value in self.model_dump().items() if name not in rest}
 
     def temperature_at(self, step: int, steps: int) -> float:
         """The gate's temperature: constant, or falling geometrically to ``temperature_end`` at the last step."""

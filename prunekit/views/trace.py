@@ -45,6 +45,12 @@ class TraceRecord:
     index: torch.Tensor | None = None
 
 
+class OwnRecord(threading.local):
+    """What the calling thread's latest prefill did, None before it has run one."""
+
+    record: TraceRecord | None = None
+
+
 class Trace:
     """What a pruner did in the latest prefill of the calling thread; a thread that ran none sees the latest of all.
 
@@ -58,7 +64,7 @@ class Trace:
     """
 
     def __init__(self) -> None:
-        self._latest, self._own = TraceRecord(), threading.local()
+        self._latest, self._own = TraceRecord(), OwnRecord()
 
     def publish(self, record: TraceRecord) -> None:
         """Note what the calling thread's prefill did."""
@@ -66,7 +72,7 @@ class Trace:
 
     @property
     def _record(self) -> TraceRecord:
-        return getattr(self._own, "record", self._latest)
+        return self._latest if self._own.record is None else self._own.record
 
     @property
     def cuts(self) -> list[CutRecord]:

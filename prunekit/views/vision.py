@@ -47,6 +47,8 @@ class VisionRecord:
         tokens: tokens that each block processed, of each image.
         grids: rows and columns of rows of each image or tile.
         runs: how often the encoder ran since a prefill last took its record.
+        order: of packed images, their patches in an order in which those of a token are neighbours, long; None if they
+            are so.
         index: of an encoder alone, where the token that stands for each patch is in its output, [T, P].
         doubts: what may be wrong with its components' answers.
     """
@@ -61,12 +63,15 @@ class VisionRecord:
     tokens: list[list[int]] = field(default_factory=list)
     grids: list[tuple[int, int]] = field(default_factory=list)
     runs: int = 1
+    order: torch.Tensor | None = None
     index: torch.Tensor | None = None
     doubts: list[Doubt] = field(default_factory=list)
 
     def flat(self, x: torch.Tensor) -> torch.Tensor:
         """Per-patch values [T, P, ...] or [R · group, ...] as rows [R, group, ...]."""
         inner = x.shape[1:] if self.tower.packed else x.shape[2:]
+        if (order := self.order if self.tower.packed else self.tower.order) is not None:
+            x = x.index_select(0 if self.tower.packed else 1, order.to(x.device))
         return x.reshape(-1, self.tower.group, *inner)
 
     def source(self, layout: PromptLayout) -> torch.Tensor:
@@ -150,12 +155,13 @@ class VisionView:
     def features(self) -> torch.Tensor:
         """What the projector reads of each token: [B, N, C], or [B, N, group · C]."""
         assert self.record.features is not None
-        return self.gather(self.record.flat(self.record.features).flatten(1))
+        return self.gather(self.record.features.reshape(sum(self.record.images), -1))
 
     @cached_property
     def cls(self) -> torch.Tensor | None:
-        """The CLS token that the projector would read, [B, C]: of several images of a sample the mean."""
-        if self.record.cls is None:
+        """The CLS token that the projector would read, [B, C]: of several images of a sample the mean. None without
+        one, and where the projector reads squares of patches."""
+        if self.record.cls is None or self.record.tower.group > 1:
             return None
         cls_TC = self.record.cls
         image_BN, images = self.image.to(cls_TC.device), len(cls_TC)
@@ -200,7 +206,11 @@ def received(inputs: AttentionInputs, query: int | None = None) -> torch.Tensor:
     if query is not None:
         index_T1 = torch.full((images, 1), query, device=inputs.keys.device)
         return inputs.rows(index_T1).mean(1)[:, 0]
-    return inputs.propagate(torch.full((images, 1, size), 1 / size, device=inputs.keys.device))[:, 0]
+    total_TS = inputs.propagate(torch.ones(images, 1, size, device=inputs.keys.device))[:, 0]
+    if inputs.mask is None or inputs.mask.ndim < 4:
+        return total_TS / size
+    everywhere = torch.arange(size, device=inputs.keys.device).expand(images, -1)
+    return total_TS / inputs.visible(everywhere).sum(1).clamp(min=1)  # images in one sequence do not see each other
 
 
 def _joined(inputs: AttentionInputs) -> AttentionInputs:

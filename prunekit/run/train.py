@@ -10,45 +10,46 @@ from pathlib import Path
 from typing import Any
 
 from prunekit import ranks
-from prunekit.configured import Context, build_pruner, data_name, fit_budget, load, load_examples, whole
-from prunekit.data.source import same_rows, source_name
-from prunekit.errors import PrunekitError, check_choice
+from prunekit.data.source import same_rows
+from prunekit.errors import PrunekitError
 from prunekit.models import LoadedModel
 from prunekit.pruning.pruner import Pruner
 from prunekit.records.folder import TRAINING, add_metrics
 from prunekit.records.lock import claimed
 from prunekit.records.sweep import ERROR, PLAN, plan_entry
-from prunekit.tracking import MODES, log_run
-from prunekit.train.embedded import run_embedded
+from prunekit.run.config import DataOptions, TrainConfig
+from prunekit.run.context import Context
+from prunekit.run.objects import build_pruner, data_name, fit_budget, load, load_examples
+from prunekit.run.tracking import log_run
+from prunekit.train.embedded import EmbeddedOptions, run_embedded
 from prunekit.train.settings import JOURNAL, Settings
 
 
-def run(config: dict[str, Any], context: Context) -> None:
+def run(config: TrainConfig, context: Context) -> None:
     """Train, print and draw the fusion's weights, evaluate."""
-    if config["train"]["kind"] == "embedded":
-        options = {key: value for key, value in config["train"].items() if key != "kind"}
-        run_embedded(options, context.folder, bool(config["resume"]))
+    settings = config.train
+    if isinstance(settings, EmbeddedOptions):
+        run_embedded(settings, context.folder, config.resume)
         return
-    settings = Settings.parse(config["train"])
-    seed, folder = whole(config, "seed", 0), training_folder(context.folder, settings)
+    folder = training_folder(context.folder, settings)
     data = training_data(config, settings)
     check_evaluation(config, settings, data)
     pruner = training_pruner(config, settings)
-    examples = load_examples({**config, "data": data})
+    examples = load_examples(data)
     loaded = load(config, fresh=True)
-    if config["model"]["device_map"] is not None:
+    if config.model.device_map is not None:
         raise PrunekitError("model.device_map spreads a model for inference; train it with accelerate launch")
     pruner = fit_budget(pruner, loaded, examples)
     from prunekit.train.run import train
 
     with claimed(folder, wait=settings.shared):
         before = _changed_at(folder / JOURNAL)
-        how: dict[str, Any] = {name: bool(config[name]) for name in ("resume", "overwrite")}
+        how: dict[str, Any] = {"resume": config.resume, "overwrite": config.overwrite}
         if settings.shared:  # a row's first job trains, the others read what it left
             how["overwrite"] = how["overwrite"] and not _trained_in_this_sweep(context.folder, folder)
             how["resume"] = not how["overwrite"]
         try:
-            trained = train(loaded, examples, pruner, settings, folder, data=source_name(data), seed=seed, **how)
+            trained = train(loaded, examples, pruner, settings, folder, data=data_name(data), seed=config.seed, **how)
         except Exception:
             if ranks.is_first() and _changed_at(folder / JOURNAL) != before:  # what a stopped training went through
                 print(log(config, context, folder, {}))
@@ -72,46 +73,44 @@ def _changed_at(path: Path) -> int | None:
     return path.stat().st_mtime_ns if path.exists() else None
 
 
-def training_pruner(config: dict[str, Any], settings: Settings) -> Pruner:
+def training_pruner(config: TrainConfig, settings: Settings) -> Pruner:
     """The configured pruner; training the fusion starts from weights that were asked for, never from shipped ones. One
     for several keep ratios is the same whichever of them a job evaluates."""
     if settings.shared:
-        config = {**config, "keep_ratio": settings.keep_random[0]}
-    model = {key: value for key, value in config["model"].items() if key != "fusion_weights"}
-    return build_pruner({**config, "model": model if settings.kind == "fusion" else config["model"]})
+        config = config.model_copy(update={"keep_ratio": settings.keep_random[0]})
+    if settings.kind == "fusion":
+        config = config.model_copy(update={"model": config.model.model_copy(update={"fusion_weights": None})})
+    return build_pruner(config)
 
 
-def training_data(config: dict[str, Any], settings: Settings) -> dict[str, Any]:
+def training_data(config: TrainConfig, settings: Settings) -> DataOptions:
     """The data to learn from: ``data`` with the split, limit and path of ``train``."""
     path = {} if settings.path is None else {"path": settings.path}
-    return {**config["data"], "split": settings.split, "limit": settings.limit, **path}
+    return DataOptions(**config.data.opened(split=settings.split, limit=settings.limit, **path))
 
 
-def check_evaluation(config: dict[str, Any], settings: Settings, data: dict[str, Any]) -> None:
+def check_evaluation(config: TrainConfig, settings: Settings, data: DataOptions) -> None:
     """What the evaluation needs is wrong before the training, not after it.
 
     Raises:
         PrunekitError: for options that do not fit, and an evaluation on the rows that were learned from.
     """
-    check_choice("logger.mode", config["logger"]["mode"], MODES)
     if not settings.evaluate:
         return
-    whole(config, "batch_size", 1)
-    whole(config, "data.max_new_tokens", 1)
-    check_apart(data, config["data"])
-    load_examples(config)
+    check_apart(data, config.data)
+    load_examples(config.data)
 
 
-def check_apart(learned: dict[str, Any], evaluated: dict[str, Any]) -> None:
+def check_apart(learned: DataOptions, evaluated: DataOptions) -> None:
     """Raise if what is learned from is what is evaluated on."""
-    if same_rows(learned, evaluated):
+    if same_rows(learned.opened(), evaluated.opened()):
         raise PrunekitError(
-            f"train: '{source_name(learned)}' would be learned from and evaluated on: train.path and train.split say "
+            f"train: '{data_name(learned)}' would be learned from and evaluated on: train.path and train.split say "
             "what to learn from, train.evaluate=false leaves the evaluation out"
         )
 
 
-def report(config: dict[str, Any], context: Context, settings: Settings, trained: LoadedModel, training: Path) -> None:
+def report(config: TrainConfig, context: Context, settings: Settings, trained: LoadedModel, training: Path) -> None:
     """Evaluate the trained model under its pruner as it stands on disk, show the fusion's weights, tell W&B."""
     from prunekit.evaluation.batches import Batcher
     from prunekit.evaluation.pictures import draw_kept
@@ -121,33 +120,40 @@ def report(config: dict[str, Any], context: Context, settings: Settings, trained
     from prunekit.train.measure import record_spread
     from prunekit.train.weights import show_weights
 
-    folder, pruner = context.folder, Pruner.load(training).replace(name=config["preset"])
+    folder, pruner = context.folder, Pruner.load(training).replace(name=config.preset)
     if settings.shared:
         pruner = pruner.replace(keep_ratio=build_pruner(config).keep_ratio)
     batcher, metrics = Batcher(trained), {}
     if settings.evaluate:
         evaluation = evaluate(
             trained,
-            load_examples(config),
+            load_examples(config.data),
             pruner,
             folder,
-            data=data_name(config),
-            seed=config["seed"],
-            batch_size=whole(config, "batch_size", 1),
-            max_new_tokens=whole(config, "data.max_new_tokens", 1),
+            data=data_name(config.data),
+            seed=config.seed,
+            batch_size=config.batch_size,
+            max_new_tokens=config.data.max_new_tokens,
             batcher=batcher,
-            resume=settings.shared and config["resume"],
-            overwrite=not settings.shared or config["overwrite"],  # what an earlier training in this folder came to
+            resume=settings.shared and config.resume,
+            overwrite=not settings.shared or config.overwrite,  # what an earlier training in this folder came to
         )
         metrics = evaluation.metrics
     if not ranks.is_first():
         return
-    show_weights(training, pruner, trained.model, config["table"]["picture"])
+    show_weights(training, pruner, trained.model, config.table.picture)
     if metrics:
         seconds = [row["seconds"] for row in _history(training) if "seconds" in row]
         metrics = add_metrics(folder, training_seconds=seconds[-1] if seconds else None)
-        if config["table"]["spread"] is not None:
-            metrics = record_spread(config, folder, batcher, evaluation.examples, pruner)
+        if config.table.spread is not None:
+            metrics = record_spread(
+                folder,
+                batcher,
+                evaluation.examples,
+                pruner,
+                count=config.table.spread,
+                batch_size=config.batch_size,
+            )
         draw_kept(evaluation.examples, evaluation.rows, make_family(trained.model).grid, folder / "kept.png")
         print_tables(metrics)
     line = log(config, context, training, metrics)
@@ -161,12 +167,12 @@ def _history(training: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (training / JOURNAL).read_text().splitlines()]
 
 
-def log(config: dict[str, Any], context: Context, training: Path, metrics: dict[str, Any]) -> str:
+def log(config: TrainConfig, context: Context, training: Path, metrics: dict[str, Any]) -> str:
     """Tell W&B of the losses by step and of the evaluation; the line to show."""
     return log_run(
         context.folder,
-        config["logger"]["mode"],
-        config=config,
+        config.logger.mode,
+        config=context.recorded,
         metrics=metrics,
         group=context.sweep,
         tags=[f"{kind}={choice}" for kind, choice in context.choices.items()],

@@ -16,6 +16,7 @@ from PIL import Image
 
 from prunekit.digests import digest
 from prunekit.errors import check_choice
+from prunekit.records.identity import Identity
 
 MODES = ("auto", "online", "offline", "disabled")
 INIT_TIMEOUT = 15
@@ -44,7 +45,7 @@ def log_run(
     folder: Path,
     mode: str,
     *,
-    config: dict[str, Any],
+    config: Identity,
     metrics: dict[str, Any],
     group: str | None,
     tags: list[str],
@@ -77,7 +78,7 @@ def log_run(
     return _log(folder, mode, job_type, write, config=config, group=group, tags=[tag[:TAG] for tag in tags])
 
 
-def log_report(folder: Path, mode: str, *, config: dict[str, Any]) -> str:
+def log_report(folder: Path, mode: str, *, config: Identity) -> str:
     """Log a report: its table and its plots, the Pareto plot first. Returns the line to show, as ``log_run`` does."""
 
     def write(wandb: Any, run: Any) -> None:
@@ -189,7 +190,7 @@ def _start(wandb: Any, folder: Path, mode: str, job: str, options: dict[str, Any
         return wandb.init(mode="offline", settings=wandb.Settings(**quiet), **options), reason
 
 
-def run_id(folder: Path, config: dict[str, Any]) -> str:
+def run_id(folder: Path, config: Identity) -> str:
     """The same for the same configuration in the same folder, so that a resumed run goes on with its own record."""
     same = {**config, "resume": None, "overwrite": None, "folder": str(folder.resolve())}
     return digest(json.dumps(same, sort_keys=True, default=str))

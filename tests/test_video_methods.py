@@ -224,7 +224,7 @@ def test_controls(name, padding, ratio, method):
     check_kept(cut, clips, expected)
 
 
-NEEDS_FRAMES = ("dycoke", "evs", "fastvid", "frames", "uniform_video")
+NEEDS_FRAMES = ("dycoke", "evs", "fastvid", "frames", "holitom", "uniform_video")
 
 
 @pytest.mark.parametrize("method", [*NEEDS_FRAMES, "vidcom2"])
@@ -314,7 +314,8 @@ def density_peaks(tokens: list[np.ndarray], neighbours: int) -> list[float]:
     far = [[np.linalg.norm(x - y) / math.sqrt(len(x)) for y in tokens] for x in tokens]
     dense = [math.exp(-sum(d * d for d in sorted(row)[:neighbours]) / min(neighbours, len(row))) for row in far]
     most = max(max(row) for row in far)
-    gap = [min((far[i][j] for j in range(len(far)) if dense[j] > dense[i]), default=most) for i in range(len(far))]
+    rank = [(-round(d, 12), i) for i, d in enumerate(dense)]  # of equally dense ones the earlier is denser
+    gap = [min((far[i][j] for j in range(len(far)) if rank[j] < rank[i]), default=most) for i in range(len(far))]
     return [g * d for g, d in zip(gap, dense, strict=True)]
 
 
@@ -385,5 +386,77 @@ def test_fastvid(name, padding, ratio, least, threshold, step):
     cut, entered = pruned(prunekit.Pruner("cls", "single", "input", selector, "fastvid", keep_ratio=ratio), name, batch)
     for b, clip in enumerate(clips):
         expected = fastvid(clip, attention[b], max(1, round(ratio * clip.count)), least, threshold, step)
+        assert set(torch.where(cut.kept[b])[0].tolist()) == set(expected)
+        check_entered(entered[b], expected)
+
+
+def best_windows(still: list[list[bool]]) -> list[tuple[int, int]]:
+    """All divisions of the frames tried: the one that saves most, of equal ones that of the shortest last windows."""
+    last, divisions = len(still), []
+    for ends in itertools.product([False, True], repeat=last):
+        bounds = [0, *(t + 1 for t in range(last) if ends[t]), last + 1]
+        runs = [(a, b - 1) for a, b in itertools.pairwise(bounds)]
+        stand = [sum(all(still[t][p] for t in range(a, b)) for p in range(len(still[0]))) for a, b in runs]
+        saved = sum((b - a) * count for (a, b), count in zip(runs, stand, strict=True))
+        divisions.append((-saved, [b - a for a, b in reversed(runs)], runs))
+    return min(divisions)[2]
+
+
+def clusters(members: list[int], tokens: dict[int, np.ndarray], count: int) -> dict[int, np.ndarray]:
+    """Density peaks that take in the others."""
+    if not count:
+        return {}
+    scores = dict(zip(members, density_peaks([tokens[n] for n in members], min(7, count)), strict=True))
+    centres = sorted(members, key=lambda n: -scores[n])[:count]
+    joined: dict[int, list[np.ndarray]] = {c: [] for c in centres}
+    for n in members:
+        if n not in centres:
+            joined[min(centres, key=lambda c: np.linalg.norm(tokens[n] - tokens[c]))].append(tokens[n])
+    return {c: 0.6 * tokens[c] + 0.4 * np.mean(joined[c], 0) if joined[c] else tokens[c] for c in centres}
+
+
+def holitom(clip: Clip, attention: np.ndarray, keep: int, threshold: float, context: float):
+    frames, size = len(clip.frames), len(clip.frames[0])
+    pairs = range(frames - 1)
+    still = [[cosine(clip.at(t, p), clip.at(t + 1, p)) > threshold for p in range(size)] for t in pairs]
+    tokens = {n: clip.tokens[n] for frame in clip.frames for n in frame}
+    static: dict[int, list[int]] = {t: [] for t in range(frames)}
+    dynamic: dict[int, list[int]] = {}
+    for a, b in best_windows(still):
+        stand = [p for p in range(size) if b > a and all(still[t][p] for t in range(a, b))]
+        static[a] = [clip.frames[a][p] for p in stand]
+        tokens |= {clip.frames[a][p]: np.mean([clip.at(t, p) for t in range(a, b + 1)], 0) for p in stand}
+        dynamic |= {t: [clip.frames[t][p] for p in range(size) if p not in stand] for t in range(a, b + 1)}
+    groups = [dynamic[t] for t in range(frames)] + [static[t] for t in range(frames)]
+    sizes = [len(group) for group in groups]
+    keep = min(keep, sum(sizes))
+    counts, out = proportional(sizes, keep), {}
+    for number, (group, count) in enumerate(zip(groups, counts, strict=True)):
+        best = round(count * (1 - context)) if number < frames else 0
+        first = sorted(group, key=lambda n: -attention[n])[:best]
+        out |= {n: tokens[n] for n in first} | clusters([n for n in group if n not in first], tokens, count - best)
+    return out
+
+
+def proportional(sizes: list[int], total: int) -> list[int]:
+    whole = [total * n // sum(sizes) for n in sizes]
+    order = sorted(range(len(sizes)), key=lambda g: (whole[g] - total * sizes[g] / sum(sizes), g))
+    order = sorted(order, key=lambda g: (-round((total * sizes[g] / sum(sizes) - whole[g]) * 1e9), g))
+    for g in order[: total - sum(whole)]:
+        whole[g] += 1
+    return whole
+
+
+@cases(*ATTENTIVE)
+@pytest.mark.parametrize("ratio", [0.1, 0.4, 0.8])
+@pytest.mark.parametrize(("threshold", "context"), [(0.0, 0.0), (-0.2, 0.4), (0.15, 1.0), (2.0, 0.5)])
+@pytest.mark.filterwarnings("ignore:holitom keeps")
+def test_holitom(name, padding, ratio, threshold, context):
+    batch = batch_of(name, padding, seed=7)
+    clips, attention = clips_of(name, batch), attention_of(name, batch)
+    selector = prunekit.create("selector", "holitom", threshold=threshold, context=context)
+    cut, entered = pruned(prunekit.Pruner("cls", "single", "input", selector, "holitom", keep_ratio=ratio), name, batch)
+    for b, clip in enumerate(clips):
+        expected = holitom(clip, attention[b], max(1, round(ratio * clip.count)), threshold, context)
         assert set(torch.where(cut.kept[b])[0].tolist()) == set(expected)
         check_entered(entered[b], expected)

@@ -5,6 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from prunekit.models import load_model
+from tools.embedded.config import Size, build_model
+from tools.embedded.export import export
+
 torch.set_num_threads(1)
 
 
@@ -14,3 +18,17 @@ def private_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("PRUNEKIT_METHODS", raising=False)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    """An untrained model of the embedded model's kind, saved with its processor."""
+    folder = tmp_path_factory.mktemp("model")
+    size = Size(tower_layers=2, tower_width=32, tower_mlp=48, layers=6, width=32, mlp=48, heads=2)
+    export(build_model(size, seed=0), size, folder, {})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(model_folder):
+    return load_model(str(model_folder), device="cpu")

@@ -20,13 +20,12 @@ import torch
 import transformers
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "support")]
-
-from test_families import NAMES, PADDINGS, SCHEDULES, attentions, difference  # noqa: E402
+sys.path[:0] = [str(ROOT / "tests" / "support")]
 
 import zoo  # noqa: E402
 from prunekit.evaluation.families import RECORD  # noqa: E402
 from prunekit.families import REFUSED, Family, make_family  # noqa: E402
+from removal import NAMES, PADDINGS, SCHEDULES, attentions, difference  # noqa: E402
 from tools.families_page import markdown  # noqa: E402
 
 

@@ -40,14 +40,14 @@ class FamilySupport:
     """What is known of one model type.
 
     Attributes:
-        exact: the tests hold removal equal to masking (``tests/test_families.py``).
+        exact: the tests hold removal equal to masking (``tests/families/test_families.py``).
         refused: why the type cannot be pruned; "" if it can.
         adapter: the subclass of ``Family`` for a type that needs more than the generic path.
         decoder: model type of the language model inside, where the adapter is due to it: any model around this decoder
             (LLaVA on Llama 4's text model) gets the same adapter.
         takes_features: an evaluation may encode each image once, apart from the decoder: answers from such features are
-            those from pixels (``tests/test_batches.py``). Other types take more than projected features from their
-            encoder, or have no call that makes them, and get the pixels.
+            those from pixels (``tests/evaluation/test_batches.py``). Other types take more than projected features from
+            their encoder, or have no call that makes them, and get the pixels.
         patches: which patches stand behind each visual token; None where it is not known.
         encoder_shape: the formula (config, vision config, decoder width) for the encoder's cost; None: not counted.
         geometry: where each visual token stands in its image or video, by the model's inputs; None where that is not

@@ -120,3 +120,12 @@ def spoilt(file, **values):
         path.write_text("\n".join([json.dumps({**json.loads(first), **values}), *rest]))
 
     return make
+
+
+EVIL = "</script><script>window.harm=1</script><img src=x onerror=harm=1> | & 50% _x_ $y$ `z`"
+
+
+def png(color: str = "red", size: tuple[int, int] = (8, 6)) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", size, color).save(out, "PNG")
+    return out.getvalue()

@@ -129,3 +129,15 @@ def make_batch(family: str, padding: str = "none", seed: int = 0, batch: int = 3
     if family == "qwen2_vl":
         extra["mm_token_type_ids"] = (ids == IMAGE).int()
     return tiny_batch({"input_ids": ids, "attention_mask": mask, **extra})
+
+
+def two_images_and_none() -> Batch:
+    """Samples with two images, one image and none, right-padded."""
+    image = [90] * 16
+    rows = [[5, *image, 6, *image, 7, 8], [9, *image, 11, 12, 13], [14, 15, 16]]
+    size = max(map(len, rows))
+    ids, mask = torch.zeros(3, size, dtype=torch.long), torch.zeros(3, size, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, -len(row) :], mask[i, -len(row) :] = torch.tensor(row), 1
+    pixels = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    return tiny_batch({"input_ids": ids, "attention_mask": mask, "pixel_values": pixels})

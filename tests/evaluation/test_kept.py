@@ -1,0 +1,80 @@
+"""``kept.npz``: what is recorded is what the pruner did, and what is written is what is read."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import prunekit
+from fabricated import picture
+from prunekit.data import load
+from prunekit.errors import PrunekitError
+from prunekit.evaluation import kept
+from prunekit.evaluation.batches import Batcher
+from prunekit.evaluation.kept import KeptCut, KeptExample, grid_of, read_kept, record_kept, write_kept
+from prunekit.models import load_model
+
+
+@pytest.fixture(scope="module")
+def batcher(model_folder):
+    return Batcher(load_model(str(model_folder), device="cpu"))
+
+
+def test_the_record_is_what_the_trace_of_each_example_says(batcher, tmp_path):
+    examples, pruner = load("test", limit=kept.EXAMPLES + 4), prunekit.Pruner(keep_ratio=0.25)
+    record_kept(batcher, examples, pruner, tmp_path / "kept.npz")
+    found = read_kept(tmp_path / "kept.npz")
+    assert list(found) == [e.id for e in examples[: kept.EXAMPLES]]
+    for example in examples[:4]:
+        inputs = batcher.inputs([example], pruner)
+        with torch.inference_mode(), pruner(batcher.loaded.model) as trace:
+            batcher.loaded.model(**inputs)
+        one = found[example.id]
+        assert one.grid == (12, 12) and len(one.cuts) == len(trace.cuts) == 2
+        for mine, cut in zip(one.cuts, trace.cuts, strict=True):
+            assert (mine.site, mine.layer, mine.where) == ("decoder", cut.layer, f"before layer {cut.layer}")
+            assert mine.kept.tolist() == cut.kept[0].tolist()
+            np.testing.assert_allclose(mine.scores, cut.scores[0].numpy(), atol=1e-5)
+        assert np.isnan(one.cuts[1].scores).tolist() == (~one.cuts[0].kept).tolist()
+
+
+def test_scores_without_a_say_are_not_recorded(batcher, tmp_path):
+    record_kept(batcher, load("test", limit=2), prunekit.method("uniform"), tmp_path / "kept.npz")
+    for one in read_kept(tmp_path / "kept.npz").values():
+        assert one.cuts[0].kept.sum() == 72 and np.isnan(one.cuts[0].scores).all()
+
+
+def test_examples_that_share_an_image_and_odd_ones_read_back(tmp_path):
+    cut = KeptCut("input", 0, np.array([True, False]), np.array([0.5, np.nan], dtype=np.float32))
+    early = KeptCut("vision", -1, np.zeros(0, dtype=bool), np.zeros(0, dtype=np.float32))
+    made = [KeptExample(f"q{i}", "one", picture("one"), (1, 2), (early, cut)) for i in range(2)]
+    made += [KeptExample("q<2>", "two", picture("two"), None, ())]
+    write_kept(tmp_path / "kept.npz", made)
+    found = read_kept(tmp_path / "kept.npz")
+    assert list(found) == ["q0", "q1", "q<2>"] and found["q1"].image == picture("one") and found["q<2>"].grid is None
+    assert [c.where for c in found["q1"].cuts] == ["before the encoder", "before the decoder"]
+    assert found["q1"].cuts[1].kept.tolist() == [True, False] and np.isnan(found["q1"].cuts[1].scores[1])
+    assert read_kept(tmp_path / "none.npz") == {} and not list(tmp_path.glob("*.part"))
+
+
+def test_a_record_of_another_version_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(kept, "SCHEMA", 2)
+    write_kept(tmp_path / "kept.npz", [])
+    monkeypatch.setattr(kept, "SCHEMA", 1)
+    with pytest.raises(PrunekitError, match="schema 2; this prunekit reads 1"):
+        read_kept(tmp_path / "kept.npz")
+
+
+def test_grids_that_the_processor_reports():
+    """Qwen-like inputs: rows and columns of patches before 2x2 of them are merged; one image, no video."""
+    family = SimpleNamespace(grid=None)
+    found = {(1, 8, 12): 24, (1, 4, 4): 4, (2, 8, 12): 48}
+    grids = [grid_of(family, {"image_grid_thw": torch.tensor([s])}, count) for s, count in found.items()]
+    assert grids == [(4, 6), (2, 2), None]
+    assert grid_of(family, {"image_grid_thw": torch.tensor([[1, 8, 12]] * 2)}, 48) is None
+    assert grid_of(family, {}, 24) is None
+    assert grid_of(SimpleNamespace(grid=(4, 6)), {}, 24) == (4, 6)
+    assert grid_of(SimpleNamespace(grid=(4, 6)), {}, 48) is None

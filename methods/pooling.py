@@ -51,9 +51,9 @@ def _first_of_each(group: torch.Tensor, order: torch.Tensor, among: torch.Tensor
 
 
 def _say(quota: torch.Tensor, chosen: torch.Tensor) -> None:
-    wanted, found = int(quota[0]), int(chosen[0].sum())
-    if wanted != found:
-        warnings.warn(f"pooling keeps {found} tokens, the nearest grid to {wanted}", stacklevel=2)
+    wanted, reached = int(quota[0]), int(chosen[0].sum())
+    if wanted != reached:
+        warnings.warn(f"pooling keeps {reached} tokens, the nearest grid to {wanted}", stacklevel=2)
 
 
 @prunekit.register("reducer", "pool")

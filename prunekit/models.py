@@ -145,5 +145,5 @@ def file_digest(path: Path) -> str:
 
 
 def _model_digest(source: str, model: Any, attn: str) -> str:
-    made = f"{model.dtype} {attn} {getattr(model.config, '_commit_hash', None)} {source_digest(source)}"
-    return digest(made, 32)
+    state = f"{model.dtype} {attn} {getattr(model.config, '_commit_hash', None)} {source_digest(source)}"
+    return digest(state, 32)

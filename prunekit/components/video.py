@@ -119,11 +119,13 @@ class VideoReducer(Reducer):
         for video in cut_videos(view, scores, self.least_frames, self.registered_name):
             at, index = video.sample, video.index.flatten()
             stays = kept[at, index]
-            made, target = self.reduce_video(video, stays.view_as(video.index))
+            reduced_FPD, target = self.reduce_video(video, stays.view_as(video.index))
             target = torch.where(stays, torch.arange(len(index), device=index.device), target.flatten())
             goes, target = target >= 0, target.clamp(min=0)
             sources[at, index] = torch.where(goes, index[target], -1)
-            tokens[at, index] = torch.where(stays[:, None], made.flatten(0, 1).to(tokens.dtype), tokens[at, index])
+            tokens[at, index] = torch.where(
+                stays[:, None], reduced_FPD.flatten(0, 1).to(tokens.dtype), tokens[at, index]
+            )
             total = torch.zeros_like(sizes[at, index]).scatter_add(0, target, sizes[at, index] * goes)
             sizes[at, index] = torch.where(stays, total, sizes[at, index])
         return Reduced(tokens, sizes, sources=sources)

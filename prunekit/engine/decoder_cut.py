@@ -38,7 +38,7 @@ class DecoderCut(CutSite):
         ]
         if index in cut.evidence:
             view = view_ahead(target, index, state, hidden, arguments)
-            state.evidence.add(target.plan, view, counted=target.plan.selector.adapts_count)
+            state.evidence.add(target.plan, view)
         self.view = state.view(index, family.one_state(hidden), family.grid, cut.site)
         self.projects = target.plan.reducer.acts_before_projector and cut.site == "input"
         if self.projects and self.view.vision.record.tower.tiled:  # of newlines nothing can be made

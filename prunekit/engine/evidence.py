@@ -35,8 +35,9 @@ class Evidence:
     def __contains__(self, layer: int) -> bool:
         return layer in self.scores or layer in self.views
 
-    def add(self, parts: Parts, view: View, counted: bool = False) -> None:
-        """Take the evidence of a layer; ``counted`` if its rows may say how many tokens stay."""
+    def add(self, parts: Parts, view: View) -> None:
+        """Take the evidence of a layer."""
+        counted = parts.selector.adapts_count and view.layer in parts.last_evidence  # its rows say how many stay
         if parts.fusion.needs_full_attention or counted:
             self.views[view.layer] = view
         if not parts.fusion.needs_full_attention:

@@ -133,5 +133,4 @@ class GateCutter(LayerCutter):
             view = view_ahead(target, index, state, hidden, arguments)
         finally:
             layer.gradient_checkpointing = True
-        counted = self.plan.selector.adapts_count and index in self.plan.last_evidence
-        state.evidence.add(self.plan, view, counted)
+        state.evidence.add(self.plan, view)

@@ -28,6 +28,11 @@ class Parts:
     reducer: Reducer
     positions: str = "keep"
 
+    @property
+    def last_evidence(self) -> frozenset[int]:
+        """For each cut that may adapt its count the last layer that decides it, together; none in an encoder."""
+        return frozenset()
+
 
 @dataclass(frozen=True, kw_only=True)
 class CutPlan:
@@ -112,5 +117,4 @@ class Plan(Parts):
 
     @property
     def last_evidence(self) -> frozenset[int]:
-        """For each cut the last layer that decides it, together."""
         return frozenset(cut.evidence[-1] for cut in self.cuts.values() if cut.evidence)

@@ -44,7 +44,7 @@ from prunekit.families import Family
 from prunekit.tensors.indexing import gather_tokens, scatter_where
 from prunekit.tensors.sequences import PromptLayout, repeated
 from prunekit.views.doubts import check_doubts
-from prunekit.views.layer import LayerView, Regions
+from prunekit.views.layer import Regions
 from prunekit.views.media import MediaRecord
 from prunekit.views.trace import Trace, TraceRecord
 
@@ -203,11 +203,7 @@ class Session(NotCopied, Target):
             return  # a second pass over the layer (gradient checkpointing) has nothing new
         view = state.view(index, state.hidden.to(query.device), self.family.grid)  # of a layer on another device
         view.inputs = attention_inputs(module, query, key, mask, kwargs, foreign_keys(self, index, state))
-        self._note_evidence(state, view)
-
-    def _note_evidence(self, state: Prefill, view: LayerView) -> None:
-        counted = self.plan.selector.adapts_count and view.layer in self.plan.last_evidence
-        state.evidence.add(self.plan, view, counted)
+        state.evidence.add(self.plan, view)
 
     # -- prefill -------------------------------------------------------------------------------------------------
 
@@ -372,7 +368,7 @@ class Session(NotCopied, Target):
         state.sequences.append(state.sequence)
         state.hidden = self.family.one_state(hidden) if index in self.plan.evidence_layers else None
         if state.hidden is not None and index not in state.evidence and not self.plan.scorer.uses_attention:
-            self._note_evidence(state, state.view(index, state.hidden, self.family.grid))
+            state.evidence.add(self.plan, state.view(index, state.hidden, self.family.grid))
         return self.cutter.pass_on(self, index, state, hidden, kwargs)
 
     def _to_dense(self, layer: nn.Module, args: Any, output: Any) -> Any:

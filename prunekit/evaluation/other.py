@@ -36,8 +36,8 @@ def with_evidence(evidence: str, pruner: Pruner, examples: Iterable[Example]) ->
     if not isinstance(examples, Sequence):
         if getattr(examples, "limit", None) is None:
             raise PrunekitError("evidence=other needs all examples at hand, not a stream: set data.limit")
-        given, examples = examples, gather(examples)  # type: ignore[arg-type]  # a Source
-        if unusable := sum(1 for example in given if example.error):
+        source, examples = examples, gather(examples)  # type: ignore[arg-type]  # a Source
+        if unusable := sum(1 for example in source if example.error):
             print(f"evidence=other: {unusable} unusable rows left out")
     partners = partners_of(examples)
     kept = Chosen(example for example in examples if example.id in partners)

@@ -31,7 +31,7 @@ EVERYTHING = 1e9
 
 
 def page(
-    found: Comparison, figures: dict[str, Any], labels: list[str], overlap: np.ndarray, shown: Sequence[Shown]
+    comparison: Comparison, figures: dict[str, Any], labels: list[str], overlap: np.ndarray, shown: Sequence[Shown]
 ) -> str:
     """The page's source. No text in it is markup: the data are JSON without "<", and the script sets text only.
 
@@ -39,16 +39,16 @@ def page(
         figures: ``layers`` and, under the names of costs, accuracy against that cost; each a matplotlib figure.
     """
     style, script = (HERE / "page.css").read_text(encoding="utf-8"), (HERE / "page.js").read_text(encoding="utf-8")
-    title = f"Pruning {found.model} on {found.data}"
+    title = f"Pruning {comparison.model} on {comparison.data}"
     return Template((HERE / "page.html").read_text(encoding="utf-8")).substitute(
         policy=_policy(style, script),
         title=html.escape(title),
-        caption=html.escape(caption(found)),
-        notes="".join(f"<li>{html.escape(note)}</li>" for note in found.notes),
+        caption=html.escape(caption(comparison)),
+        notes="".join(f"<li>{html.escape(note)}</li>" for note in comparison.notes),
         style=style,
         script=script,
         figures="\n".join(_template(name, figure) for name, figure in figures.items()),
-        data=_embed(_payload(found, labels, overlap, shown)),
+        data=_embed(_payload(comparison, labels, overlap, shown)),
     )
 
 
@@ -73,13 +73,13 @@ def _embed(data: dict[str, Any]) -> str:
     return text
 
 
-def _payload(found: Comparison, labels: list[str], overlap: np.ndarray, shown: Sequence[Shown]) -> dict[str, Any]:
-    headings, main = main_table(found)
-    tasks, by_task = task_table(found) if len(found.tasks) > 1 else ([], [[] for _ in found.rows])
-    look = styles([row.entry for row in found.rows])
+def _payload(comparison: Comparison, labels: list[str], overlap: np.ndarray, shown: Sequence[Shown]) -> dict[str, Any]:
+    headings, main = main_table(comparison)
+    tasks, by_task = task_table(comparison) if len(comparison.tasks) > 1 else ([], [[] for _ in comparison.rows])
+    look = styles([row.entry for row in comparison.rows])
     rows = [
-        _row(row, [*left, *right[2:]], look, found)
-        for row, left, right in zip(found.rows, main, by_task, strict=True)
+        _row(row, [*left, *right[2:]], look, comparison)
+        for row, left, right in zip(comparison.rows, main, by_task, strict=True)
     ]  # fmt: skip
     images = list(dict.fromkeys(example.image for example in shown[:EXAMPLES]))
     return {
@@ -88,11 +88,11 @@ def _payload(found: Comparison, labels: list[str], overlap: np.ndarray, shown: S
         "rows": rows,
         "overlap": {"labels": labels, "values": np.round(overlap, 4).tolist()},
         "images": [f"data:image/jpeg;base64,{base64.b64encode(image).decode()}" for image in images],
-        "examples": [_example(example, images.index(example.image), found) for example in shown[:EXAMPLES]],
+        "examples": [_example(example, images.index(example.image), comparison) for example in shown[:EXAMPLES]],
     }
 
 
-def _row(row: Row, cells: list[Cell], look: dict[str, tuple[str, str]], found: Comparison) -> dict[str, Any]:
+def _row(row: Row, cells: list[Cell], look: dict[str, tuple[str, str]], comparison: Comparison) -> dict[str, Any]:
     entry = row.entry
     return {
         "label": entry.label,
@@ -107,25 +107,25 @@ def _row(row: Row, cells: list[Cell], look: dict[str, tuple[str, str]], found: C
         "tokens": entry.tokens,
         "cells": [
             {"text": text, "sort": key, "best": bold}
-            for (text, bold), key in zip(cells, _sort_keys(row, found), strict=True)
+            for (text, bold), key in zip(cells, _sort_keys(row, comparison), strict=True)
         ],
     }
 
 
-def _sort_keys(row: Row, found: Comparison) -> list[str | float | None]:
+def _sort_keys(row: Row, comparison: Comparison) -> list[str | float | None]:
     """What each column of the page's table is sorted by, in the order of ``main_table``, then tasks."""
     entry, versus = row.entry, row.over_reference
     change = row.over_dense.value if entry.runs else None
     kept = EVERYTHING if entry.kept is None else entry.kept
     keys: list[str | float | None] = [entry.method, kept, row.accuracy["mean"]]
-    keys += [change] + ([versus.value if versus else None] if found.reference != "dense" else [])
+    keys += [change] + ([versus.value if versus else None] if comparison.reference != "dense" else [])
     keys += [versus.adjusted if versus else None, *(entry.costs[cost] for cost in COSTS), kept]
-    keys += [row.hard.accuracy if row.hard else None] if found.hard_controls else []
-    return keys + ([row.accuracy[task] for task in found.tasks] if len(found.tasks) > 1 else [])
+    keys += [row.hard.accuracy if row.hard else None] if comparison.hard_controls else []
+    return keys + ([row.accuracy[task] for task in comparison.tasks] if len(comparison.tasks) > 1 else [])
 
 
-def _example(example: Shown, image: int, found: Comparison) -> dict[str, Any]:
-    entries = [row.entry for row in found.rows if row.entry.label in example.kept][:PANELS]
+def _example(example: Shown, image: int, comparison: Comparison) -> dict[str, Any]:
+    entries = [row.entry for row in comparison.rows if row.entry.label in example.kept][:PANELS]
     kept = [example.kept[e.label] for e in entries]
     rows = [e.runs[0].rows[example.question.id] for e in entries]
     panels = [

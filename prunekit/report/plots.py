@@ -32,14 +32,14 @@ SHOWN = 24
 """Entries in a plot whose size grows with them."""
 
 
-def draw_pareto(found: Comparison, cost: str = COSTS[0]) -> Any:
+def draw_pareto(comparison: Comparison, cost: str = COSTS[0]) -> Any:
     """A figure of accuracy with its interval against a cost; a line joins the budgets of one method."""
-    look = styles([row.entry for row in found.rows])
+    look = styles([row.entry for row in comparison.rows])
     figure, axis = _figure(len(look))
-    numbers = {row.entry.label: number for number, row in enumerate(found.rows)}
-    shifts = _side_by_side([row for row in found.rows if row.entry.runs], cost)
+    numbers = {row.entry.label: number for number, row in enumerate(comparison.rows)}
+    shifts = _side_by_side([row for row in comparison.rows if row.entry.runs], cost)
     for name, (colour, marker) in look.items():
-        rows = [row for row in found.rows if row.entry.method == name and row.entry.costs[cost] is not None]
+        rows = [row for row in comparison.rows if row.entry.method == name and row.entry.costs[cost] is not None]
         rows.sort(key=lambda row: row.entry.costs[cost] or 0.0)
         axis.plot([], [], label=shorten(name), color=colour, marker=marker, linewidth=1.2, **MARKER)
         if not rows:
@@ -49,14 +49,14 @@ def draw_pareto(found: Comparison, cost: str = COSTS[0]) -> Any:
         mark(line, [numbers[row.entry.label] for row in rows])
         for place, row in zip(places, rows, strict=True):
             _draw_point(axis, place, row, numbers[row.entry.label], color=colour, marker=marker)
-    dense = next(row for row in found.rows if not row.entry.runs)
+    dense = next(row for row in comparison.rows if not row.entry.runs)
     low, high = (100 * x for x in dense.intervals["mean"])
     axis.axhspan(low, high, color=GREY, alpha=0.12, linewidth=0)
     axis.axhline(100 * dense.accuracy["mean"], color=GREY, linestyle="--", linewidth=1, label="dense, 95 % interval")
     _draw_point(axis, 1.0, dense, numbers[dense.entry.label], color=GREY, marker="o")
     moved = " (points of equal cost stand side by side, the first in its place)" if any(shifts.values()) else ""
     axis.set(xlabel=COST_NAMES[cost] + moved, ylabel="accuracy, % (mean over tasks)")
-    axis.set_title(f"{shorten(found.model, 40)} on {shorten(found.data, 40)}", fontsize=11)
+    axis.set_title(f"{shorten(comparison.model, 40)} on {shorten(comparison.data, 40)}", fontsize=11)
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     return figure
 
@@ -105,9 +105,9 @@ def _side_by_side(rows: list[Row], cost: str) -> dict[str, float]:
     }
 
 
-def draw_layers(found: Comparison) -> Any:
+def draw_layers(comparison: Comparison) -> Any:
     """A figure of the mean tokens that each decoder layer processes in the prefill, a curve an entry."""
-    entries = [row.entry for row in found.rows]
+    entries = [row.entry for row in comparison.rows]
     numbers = {entry.label: number for number, entry in enumerate(entries)}
     shown = [e for e in entries if e.runs][:SHOWN]
     figure, axis = _figure(len(shown))
@@ -126,7 +126,7 @@ def draw_layers(found: Comparison) -> Any:
     axis.set(xlabel="decoder layer", ylabel="tokens processed (mean, text included)", ylim=(0, None))
     named = np.arange(0, len(dense.tokens), -(-len(dense.tokens) // 24))
     axis.set_xticks(named + 0.5, [str(n) for n in named], fontsize=8)
-    figure.legend(loc="outside right upper", fontsize=8, frameon=False, title=_left_out(found, len(shown)))
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False, title=_left_out(comparison, len(shown)))
     return figure
 
 
@@ -142,8 +142,8 @@ def _stairs(tokens: list[float]) -> tuple[np.ndarray, list[float]]:
     return np.arange(len(tokens) + 1), [*tokens, tokens[-1]]
 
 
-def _left_out(found: Comparison, shown: int) -> str | None:
-    total = sum(bool(row.entry.runs) for row in found.rows)
+def _left_out(comparison: Comparison, shown: int) -> str | None:
+    total = sum(bool(row.entry.runs) for row in comparison.rows)
     return f"the first {shown} of {total}" if total > shown else None
 
 
@@ -152,13 +152,13 @@ def overlaps(entries: list[Entry], ids: list[str]) -> np.ndarray:
 
     Of a method with several seeds the first stands for it, and two seeds of it for its overlap with itself.
     """
-    found = np.ones((len(entries), len(entries)))
+    comparison = np.ones((len(entries), len(entries)))
     sets = [[[set(run.rows[i]["kept"]) for i in ids] for run in entry.runs[:2]] for entry in entries]
     for a in range(len(entries)):
         for b in range(a + 1):
             other = sets[b][-1] if a == b else sets[b][0]
-            found[a, b] = found[b, a] = np.mean([iou(x, y) for x, y in zip(sets[a][0], other, strict=True)])
-    return found
+            comparison[a, b] = comparison[b, a] = np.mean([iou(x, y) for x, y in zip(sets[a][0], other, strict=True)])
+    return comparison
 
 
 def draw_overlap(labels: list[str], values: np.ndarray, path: Path, note: str | None = None) -> None:

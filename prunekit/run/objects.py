@@ -125,9 +125,9 @@ def first_prompt(loaded: LoadedModel, examples: Iterable[Example]) -> tuple[int,
     from prunekit.evaluation.batches import Batcher
     from prunekit.families import make_family
 
-    made = _first_inputs(Batcher(loaded), examples)
-    visual = int(make_family(loaded.model).find_visual(made["input_ids"], made).sum())
-    return visual, made["input_ids"].shape[1] - visual
+    inputs = _first_inputs(Batcher(loaded), examples)
+    visual = int(make_family(loaded.model).find_visual(inputs["input_ids"], inputs).sum())
+    return visual, inputs["input_ids"].shape[1] - visual
 
 
 def fit_budget(pruner: Pruner, loaded: LoadedModel, examples: Iterable[Example]) -> Pruner:

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 def plain(config: DictConfig) -> dict[str, Any]:
     """A configuration without Hydra's own part, as it is written to ``.hydra/config.yaml``."""
-    found: Any = OmegaConf.to_container(config, resolve=False)
-    return {key: value for key, value in found.items() if key != "hydra"}
+    configurations: Any = OmegaConf.to_container(config, resolve=False)
+    return {key: value for key, value in configurations.items() if key != "hydra"}
 
 
 def check_sweep(config: DictConfig) -> None:
@@ -95,14 +95,14 @@ def planned(config: DictConfig) -> list[tuple[str, dict[str, Any]]] | None:
         (jobs,) = BasicSweeper.split_arguments(parsed, None)
     else:
         return None
-    found = []
+    configurations = []
     for number, job in enumerate(jobs):
         composed = loader.load_sweep_config(config, list(job))
         with open_dict(composed):
             composed.hydra.job.num = composed.hydra.job.id = number
         HydraConfig.instance().set_config(composed)
-        found.append((os.path.normpath(str(composed.hydra.sweep.subdir)), plain(composed)))
-    return found
+        configurations.append((os.path.normpath(str(composed.hydra.sweep.subdir)), plain(composed)))
+    return configurations
 
 
 def table_settings(config: DictConfig) -> TableSettings:

@@ -410,8 +410,8 @@ def test_vision_encoders_are_what_torch_counts(name):
         model(**batch.inputs)
     counts = counter.get_flop_counts()
     decoder, head = (sum(counts.get(f"{kind}.{part}", {}).values()) for part in (path, "lm_head"))
-    found = counter.get_total_flops() - decoder - head
-    assert 2 * vision_macs(family, batch.inputs) == pytest.approx(found, rel=0.01)
+    encoder = counter.get_total_flops() - decoder - head
+    assert 2 * vision_macs(family, batch.inputs) == pytest.approx(encoder, rel=0.01)
     assert shape_of(model.config).vision == shape_of(model).vision is not None
 
 

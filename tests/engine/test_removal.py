@@ -95,18 +95,23 @@ def test_keep_ratio_one_changes_nothing(padding):
         assert (prompt - dense).abs().max() <= 1e-6
 
 
-@pytest.mark.parametrize("layer", range(DEPTH))
-def test_a_cut_before_every_layer_is_exact(layer):
-    """Also before layer 0, for a scorer that needs no layer below the cut."""
-    batch = make_batch("llava", "left")
-    pruner = prunekit.Pruner(scorer="random", schedule=prunekit.create("schedule", "one_shot", layer=layer))
-    prompt, tokens, _, _, trace = pruned_run(tiny_model("llava"), batch, pruner, new=3)
+def check_hidden(batch, trace, prompt, tokens):
+    """Logits and three tokens are those of the dense model that cannot see what went."""
     reference, hidden = tiny_model("llava", "eager"), hidden_keys(batch, trace.cuts)
     expected, _, _ = dense_with_hidden_keys(reference, batch, hidden)
     _, expected_tokens, _ = dense_with_hidden_keys(reference, batch, hidden, new=3)
     text = batch.mask & ~batch.visual
     assert (prompt - expected)[text].abs().max() < TOLERANCE
     assert torch.equal(tokens, expected_tokens)
+
+
+@pytest.mark.parametrize("layer", range(DEPTH))
+def test_a_cut_before_every_layer_is_exact(layer):
+    """Also before layer 0, for a scorer that needs no layer below the cut."""
+    batch = make_batch("llava", "left")
+    pruner = prunekit.Pruner(scorer="random", schedule=prunekit.create("schedule", "one_shot", layer=layer))
+    prompt, tokens, _, _, trace = pruned_run(tiny_model("llava"), batch, pruner, new=3)
+    check_hidden(batch, trace, prompt, tokens)
 
 
 @pytest.mark.parametrize("attn", ["eager", "sdpa"])
@@ -114,12 +119,7 @@ def test_different_numbers_of_images_in_a_batch(attn):
     batch = two_images_and_none()
     prompt, tokens, _, _, trace = pruned_run(tiny_model("llava", attn), batch, prunekit.Pruner(keep_ratio=0.25), new=3)
     assert trace.cuts[-1].kept.sum(1).tolist() == [8, 4, 0]
-    reference, hidden = tiny_model("llava", "eager"), hidden_keys(batch, trace.cuts)
-    expected, _, _ = dense_with_hidden_keys(reference, batch, hidden)
-    _, expected_tokens, _ = dense_with_hidden_keys(reference, batch, hidden, new=3)
-    text = batch.mask & ~batch.visual
-    assert (prompt - expected)[text].abs().max() < TOLERANCE
-    assert torch.equal(tokens, expected_tokens)
+    check_hidden(batch, trace, prompt, tokens)
 
 
 def test_ragged_counts_without_any_padding_in_the_batch():

@@ -231,9 +231,9 @@ def pruner(size: int) -> prunekit.Pruner:
 @pytest.mark.parametrize(("size", "counts"), [(1, [100, 69, 48, 36, 28, 21, 16]), (2, [48, 28, 16])])
 def test_the_encoders_stage_keeps_the_cls_rows_best(size, counts):
     """The first cut inside the encoder against the product of its eager attention matrices."""
-    loaded, made = load_model("mini", device="cpu"), pruner(size)
-    inputs = Batcher(loaded).inputs(load("test", 3), made)
-    with torch.no_grad(), made(loaded.model) as trace:
+    loaded, method = load_model("mini", device="cpu"), pruner(size)
+    inputs = Batcher(loaded).inputs(load("test", 3), method)
+    with torch.no_grad(), method(loaded.model) as trace:
         loaded.model(**inputs)
     assert [int(cut.kept[0].sum()) for cut in trace.cuts] == counts
     eager = load_model("mini", device="cpu", attn="eager").model.model.vision_tower

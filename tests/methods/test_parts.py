@@ -95,8 +95,8 @@ class TestRecycle:
         count = torch.tensor([clusters(int(n)) for n in gone.sum(1)])
         assert int(count.max()) > 2
         reducer = prunekit.create("reducer", "recycle", variant=variant)
-        given = dict(tokens=tokens, sizes=sizes, scores=scores, kept=kept, alive=alive, count=count)
-        reduced, again = reducer.reduce(**given), reducer.reduce(**given)
+        options = dict(tokens=tokens, sizes=sizes, scores=scores, kept=kept, alive=alive, count=count)
+        reduced, again = reducer.reduce(**options), reducer.reduce(**options)
         got, got_sizes, added = reduced.tokens, reduced.sizes, reduced.added
         assert torch.equal(got, again.tokens) and torch.equal(added, again.added)
         for b in range(4):

@@ -40,11 +40,11 @@ def ragged(seed: int, batch: int = 4, most: int = 12):
 
 def check(selector: str, seed: int, expected, **options) -> None:
     tokens, scores, alive, keep = ragged(seed)
-    found = prunekit.create("selector", selector, **options).select(Seen(tokens, alive), scores, keep)
+    kept = prunekit.create("selector", selector, **options).select(Seen(tokens, alive), scores, keep)
     for b in range(len(tokens)):
         places = alive[b].nonzero()[:, 0].tolist()
         wanted = expected(tokens[b, places].numpy(), scores[b, places].tolist(), int(keep[b]))
-        assert found[b].nonzero()[:, 0].tolist() == sorted(places[i] for i in wanted)
+        assert kept[b].nonzero()[:, 0].tolist() == sorted(places[i] for i in wanted)
 
 
 @settings(max_examples=25, deadline=None)
@@ -64,13 +64,13 @@ def test_greedy_determinants(seed):
     """Up to the rank of the kernel (5): beyond it every determinant is nothing but rounding."""
     tokens, scores, alive, keep = ragged(seed)
     keep = keep.clamp(max=4)
-    found = prunekit.create("selector", "dpp").select(Seen(tokens, alive), scores, keep)
+    kept = prunekit.create("selector", "dpp").select(Seen(tokens, alive), scores, keep)
     for b in range(len(tokens)):
         places = alive[b].nonzero()[:, 0].tolist()
         x, q = tokens[b, places].numpy(), scores[b, places].tolist()
         kernel = np.array([[q[i] * cosine(x[i], x[j]) * q[j] for j in range(len(x))] for i in range(len(x))])
         wanted = determinants(kernel, int(keep[b]))
-        assert found[b].nonzero()[:, 0].tolist() == sorted(places[i] for i in wanted)
+        assert kept[b].nonzero()[:, 0].tolist() == sorted(places[i] for i in wanted)
 
 
 @settings(max_examples=25, deadline=None)
@@ -96,18 +96,18 @@ def test_outliers_of_several_images_are_found_in_each():
     scores[0, 3], scores[0, 15] = 9.0, 4.0  # of both together only the first would stand out so far
     image = torch.tensor([[0] * 10 + [1] * 10])
     view = Seen(torch.zeros(1, 20, 2), torch.ones(1, 20, dtype=torch.bool), image=image)
-    found = prunekit.create("selector", "outliers", fence=3.0).select(view, scores, torch.tensor([5]))
-    assert found[0].nonzero()[:, 0].tolist() == [3, 15]
+    kept = prunekit.create("selector", "outliers", fence=3.0).select(view, scores, torch.tensor([5]))
+    assert kept[0].nonzero()[:, 0].tolist() == [3, 15]
 
 
 def test_a_budget_of_spread_outliers_is_met():
     scores = torch.rand(2, 30, generator=torch.Generator().manual_seed(1))
     selector = prunekit.create("selector", "outliers", adaptive=False, spread=True)
     view = Seen(torch.zeros(2, 30, 2), torch.ones(2, 30, dtype=torch.bool), image=torch.zeros(2, 30, dtype=torch.long))
-    found = selector.select(view, scores, torch.tensor([9, 4]))
-    assert found.sum(1).tolist() == [9, 4]
+    kept = selector.select(view, scores, torch.tensor([9, 4]))
+    assert kept.sum(1).tolist() == [9, 4]
     for b, half in ((0, 5), (1, 2)):
-        assert set(best(scores[b].tolist(), half)) <= set(found[b].nonzero()[:, 0].tolist())
+        assert set(best(scores[b].tolist(), half)) <= set(kept[b].nonzero()[:, 0].tolist())
 
 
 def test_the_same_twice():

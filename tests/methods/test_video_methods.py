@@ -319,11 +319,11 @@ def density_peaks(tokens: list[np.ndarray], neighbours: int) -> list[float]:
     return [g * d for g, d in zip(gap, dense, strict=True)]
 
 
-def check_entered(found: np.ndarray, expected: dict[int, np.ndarray]) -> None:
+def check_entered(entered: np.ndarray, expected: dict[int, np.ndarray]) -> None:
     """All the expected tokens enter layer 0, in the order of their places."""
     rows = []
     for place in sorted(expected):
-        far = np.abs(found - expected[place]).max(1)
+        far = np.abs(entered - expected[place]).max(1)
         assert far.min() < 1e-5, (place, far.min())
         rows.append(int(far.argmin()))
     assert rows == sorted(rows)

@@ -218,6 +218,6 @@ def test_the_sweep_shares_the_dense_run(finished, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     assert "dense" not in done.stderr  # no progress bar of a dense run: all answers were kept
-    found = [json.loads((tmp_path / job / "metrics.json").read_text()) for job in "01"]
-    assert found[0]["dense_accuracy"] == found[1]["dense_accuracy"]
-    assert {m["method"]["scorer"] for m in found} == {"random", "visual"}
+    metrics = [json.loads((tmp_path / job / "metrics.json").read_text()) for job in "01"]
+    assert metrics[0]["dense_accuracy"] == metrics[1]["dense_accuracy"]
+    assert {m["method"]["scorer"] for m in metrics} == {"random", "visual"}

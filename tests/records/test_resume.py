@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -12,7 +13,7 @@ from dataclasses import replace
 import pytest
 
 import prunekit
-from commands import arguments, run_main
+from commands import arguments, interrupted_after, run_main
 from processes import exit_code, fork
 from prunekit.data import load
 from prunekit.data.pictures import Picture
@@ -146,29 +147,15 @@ def test_what_was_an_error_is_tried_again(tmp_path, loaded):
 
 def test_interrupted_by_the_keyboard(tmp_path, model_folder, monkeypatch):
     """SIGINT in the middle of the pruned pass: exit code 130, one line that says how to go on, and it does."""
-    given = arguments(model_folder, tmp_path / "run", "batch_size=2")
+    words = arguments(model_folder, tmp_path / "run", "batch_size=2")
     log = tmp_path / "log"
-
-    def interrupted():
-        original = rows.append
-
-        def append(file, row, written=[]):  # noqa: B006
-            original(file, row)
-            written.append(row)
-            if len(written) == 5:
-                os.kill(os.getpid(), signal.SIGINT)
-
-        rows.append = append
-        code, _, err = run_main(monkeypatch, *given)
-        log.write_text(err)
-        raise SystemExit(code)
-
-    assert exit_code(fork(interrupted)) == 130
+    work = functools.partial(interrupted_after, 5, lambda: run_main(monkeypatch, *words), log)
+    assert exit_code(fork(work)) == 130
     said = [line for line in log.read_text().splitlines() if "prunekit:" in line]
     assert len(said) == 1 and f"resume=true hydra.run.dir={tmp_path / 'run'}" in said[0]
     assert "Traceback" not in log.read_text()
     assert len(lines(tmp_path / "run")) == 5 and not (tmp_path / "run" / "metrics.json").exists()
-    code, _, err = run_main(monkeypatch, *given, "resume=true")
+    code, _, err = run_main(monkeypatch, *words, "resume=true")
     assert code == 0, err
     assert len(lines(tmp_path / "run")) == 14
 

@@ -38,10 +38,10 @@ def fewer_draws(monkeypatch):
 
 def by_task(rows, value=lambda row: row["correct"]):
     """Mean over tasks, by plain counting."""
-    found = defaultdict(list)
+    comparison = defaultdict(list)
     for row in rows:
-        found[row["task"]].append(float(value(row)))
-    return mean(mean(v) for v in found.values())
+        comparison[row["task"]].append(float(value(row)))
+    return mean(mean(v) for v in comparison.values())
 
 
 def records(folder):
@@ -63,13 +63,13 @@ def sweep(folder):
 
 def test_figures_are_those_of_plain_counting(tmp_path):
     made = sweep(tmp_path / "runs")
-    found = report(str(tmp_path / "runs"), tmp_path / "out")
+    comparison = report(str(tmp_path / "runs"), tmp_path / "out")
     assert {p.name for p in (tmp_path / "out").iterdir()} == FILES
     got = records(tmp_path / "out")
     assert set(got) == {"dense", "downsample @ 0.5"} | {
         f"{m} @ {k}" for m in ("fastv", "ivtp", "random") for k in (0.5, 0.25)
     }
-    assert found.reference == "random"
+    assert comparison.reference == "random"
     hard = {row["id"] for row in made["downsample", 0.5] if not row["correct"]}
     for name in ("fastv", "ivtp"):
         for keep in (0.5, 0.25):
@@ -94,12 +94,12 @@ def test_figures_are_those_of_plain_counting(tmp_path):
 
 def slow_draws(rows, other, rounds=1500, seed=5):
     """Paired bootstrap over images of a difference: a plain loop with another generator."""
-    rng, images, found = random.Random(seed), sorted({r["image_id"] for r in rows}), []
+    rng, images, comparison = random.Random(seed), sorted({r["image_id"] for r in rows}), []
     groups = {i: [(a, b) for a, b in zip(rows, other, strict=True) if a["image_id"] == i] for i in images}
     for _ in range(rounds):
         drawn = [pair for _ in images for pair in groups[rng.choice(images)]]
-        found.append(by_task([a for a, _ in drawn]) - by_task([b for _, b in drawn]))
-    return sorted(found)
+        comparison.append(by_task([a for a, _ in drawn]) - by_task([b for _, b in drawn]))
+    return sorted(comparison)
 
 
 def test_intervals_and_p_values_are_those_of_a_slow_bootstrap(monkeypatch, tmp_path):
@@ -108,11 +108,11 @@ def test_intervals_and_p_values_are_those_of_a_slow_bootstrap(monkeypatch, tmp_p
     a = make_run(tmp_path / "runs/a", "fastv", 0.8, asked=asked)
     b = make_run(tmp_path / "runs/b", "dart", 0.66, asked=asked)
     rows = {row.entry.label: row.over_reference for row in analyse(str(tmp_path / "runs"), "dart").rows}
-    draws, found, dense = slow_draws(a, b), rows["fastv"], rows["dense"]
-    assert found.interval == [pytest.approx(draws[37], abs=0.02), pytest.approx(draws[-38], abs=0.02)]
+    draws, comparison, dense = slow_draws(a, b), rows["fastv"], rows["dense"]
+    assert comparison.interval == [pytest.approx(draws[37], abs=0.02), pytest.approx(draws[-38], abs=0.02)]
     tail = min(mean(d <= 1e-12 for d in draws), mean(d >= -1e-12 for d in draws))
-    assert found.p == pytest.approx(2 * tail, abs=0.03)
-    small, large = sorted([found, dense], key=lambda d: d.p)
+    assert comparison.p == pytest.approx(2 * tail, abs=0.03)
+    small, large = sorted([comparison, dense], key=lambda d: d.p)
     assert (small.adjusted, large.adjusted) == (2 * small.p, max(2 * small.p, large.p)) and rows["dart"] is None
 
 
@@ -122,14 +122,14 @@ def test_bold_is_only_what_is_significantly_best(tmp_path):
     make_run(tmp_path / "runs/a", "fastv", 0, asked=asked, correct=good)
     make_run(tmp_path / "runs/b", "dart", 0.5, asked=asked)
     make_run(tmp_path / "runs/oracle", "oracle", 0, asked=asked, correct=[True] * 160, scorer="oracle")
-    found = analyse(str(tmp_path / "runs"))
-    assert {row.entry.label for row in found.rows if "mean" in row.best} == {"fastv"}
-    assert re.search(r"\| fastv \| 0\.5 \| \*\*9\d\.\d", tables.markdown(found))
-    assert r"\textbf{9" in tables.latex(found)
+    comparison = analyse(str(tmp_path / "runs"))
+    assert {row.entry.label for row in comparison.rows if "mean" in row.best} == {"fastv"}
+    assert re.search(r"\| fastv \| 0\.5 \| \*\*9\d\.\d", tables.markdown(comparison))
+    assert r"\textbf{9" in tables.latex(comparison)
     make_run(tmp_path / "runs/c", "ivtp", 0, asked=asked, correct=[True] * 149 + [False] * 11)  # nearly as good
-    found = analyse(str(tmp_path / "runs"))
-    assert not any("mean" in row.best for row in found.rows)
-    assert "**" not in tables.markdown(found).split("| method | keep | colour")[0]
+    comparison = analyse(str(tmp_path / "runs"))
+    assert not any("mean" in row.best for row in comparison.rows)
+    assert "**" not in tables.markdown(comparison).split("| method | keep | colour")[0]
 
 
 def test_facts_of_a_scorer_are_recorded_or_looked_up(tmp_path):
@@ -151,9 +151,9 @@ def test_facts_of_a_scorer_are_recorded_or_looked_up(tmp_path):
 
 def test_overlap_is_intersection_over_union(tmp_path):
     made = [make_run(tmp_path / "runs" / n, n, 0.7, keep=k) for n, k in (("a", 0.5), ("b", 0.25))]
-    found = analyse(str(tmp_path / "runs"))
-    entries = [row.entry for row in found.rows if row.entry.runs]
-    got = overlaps(entries, [q.id for q in found.questions])
+    comparison = analyse(str(tmp_path / "runs"))
+    entries = [row.entry for row in comparison.rows if row.entry.runs]
+    got = overlaps(entries, [q.id for q in comparison.questions])
     expected = mean(
         len(set(x["kept"]) & set(y["kept"])) / len(set(x["kept"]) | set(y["kept"])) for x, y in zip(*made, strict=True)
     )
@@ -170,12 +170,12 @@ def test_names_tell_entries_apart(tmp_path):
     make_run(runs / "5", "dart", 0.7, colour="red")
     make_run(runs / "6", "ivtp", 0.7)
     make_run(runs / "10", "ivtp", 0.7)  # the same again
-    found = analyse(str(runs))
-    assert {row.entry.label for row in found.rows} == {
+    comparison = analyse(str(runs))
+    assert {row.entry.label for row in comparison.rows} == {
         "dense", "instruction", "visual", "fastv schedule.layer=1", "fastv schedule.layer=2", "ivtp",
         "dart schedule.colour=None", "dart schedule.colour=red",
     }  # fmt: skip
-    assert found.notes == [f"'{runs}/10' repeats '{runs}/6', which counts"]
+    assert comparison.notes == [f"'{runs}/10' repeats '{runs}/6', which counts"]
 
 
 def test_rows_of_a_table_have_the_names_of_its_plan(tmp_path):
@@ -188,27 +188,27 @@ def test_rows_of_a_table_have_the_names_of_its_plan(tmp_path):
     rows = {"own": "own", "other/seed_0": "other", "other/seed_1": "other", "dense": "dense"}
     plan = {"schema": 1, "jobs": [{"folder": folder, "row": row} for folder, row in rows.items()]}
     (runs / "table" / "sweep.json").write_text(json.dumps(plan))
-    found = {row.entry.label: row for row in analyse(str(runs), "other").rows}
-    assert found.keys() == {"dense", "own", "other"} and found["other"].seeds == 2
-    assert found["own"].accuracy["mean"] == pytest.approx(by_task(own)) and by_task(own) != by_task(other)
-    assert found["dense"].entry.runs == [] and found["own"].over_reference.other == "other"
+    comparison = {row.entry.label: row for row in analyse(str(runs), "other").rows}
+    assert comparison.keys() == {"dense", "own", "other"} and comparison["other"].seeds == 2
+    assert comparison["own"].accuracy["mean"] == pytest.approx(by_task(own)) and by_task(own) != by_task(other)
+    assert comparison["dense"].entry.runs == [] and comparison["own"].over_reference.other == "other"
     assert {row.entry.label for row in analyse(str(runs / "table/dense")).rows} == {"dense", "dense @ 1"}
 
 
 def test_rows_of_a_larger_run_behind_those_of_this_one_do_not_count(tmp_path):
     made = make_run(tmp_path / "runs/0", "fastv", 0.7)
     change(tmp_path / "runs/0/metrics.json", examples=20)
-    found = analyse(str(tmp_path / "runs"))
-    assert [q.id for q in found.questions] == [row["id"] for row in made[:20]]
+    comparison = analyse(str(tmp_path / "runs"))
+    assert [q.id for q in comparison.questions] == [row["id"] for row in made[:20]]
 
 
 def test_without_a_record_there_is_no_picture_and_the_report_says_so(tmp_path):
     make_run(tmp_path / "runs/0", "fastv", 0.7, pictures=0)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/kept.png").write_text("of an older report")
-    found = report(str(tmp_path / "runs"), tmp_path / "out")
+    comparison = report(str(tmp_path / "runs"), tmp_path / "out")
     assert {p.name for p in (tmp_path / "out").iterdir()} == FILES - {"kept.png"}
-    assert "no kept.png" in found.notes[0] and "no kept.png" in (tmp_path / "out/report.html").read_text()
+    assert "no kept.png" in comparison.notes[0] and "no kept.png" in (tmp_path / "out/report.html").read_text()
 
 
 def test_texts_are_escaped_in_every_file(tmp_path):
@@ -237,7 +237,7 @@ def test_the_page_asks_nothing_of_any_server(tmp_path):
 def test_the_plots_of_the_page_are_the_files_figures_reduced_to_shapes(tmp_path):
     """No text, style, link or script in them, and each row's point under its number in the table."""
     sweep(tmp_path / "runs")
-    found = report(str(tmp_path / "runs"), tmp_path / "out")
+    comparison = report(str(tmp_path / "runs"), tmp_path / "out")
     page = (tmp_path / "out/report.html").read_text()
     figures = {
         name: ElementTree.fromstring(svg)
@@ -256,10 +256,11 @@ def test_the_plots_of_the_page_are_the_files_figures_reduced_to_shapes(tmp_path)
         assert all(one.startswith(f"{name}-") for one in defined)
     for cost in COSTS:
         points = [group.get("data-row") for group in figures[cost] if group.find("circle") is not None]
-        known = [str(n) for n, row in enumerate(found.rows) if row.entry.costs[cost] is not None or not row.entry.runs]
+        shown = comparison.rows
+        known = [str(n) for n, row in enumerate(shown) if row.entry.costs[cost] is not None or not row.entry.runs]
         assert sorted(points, key=int) == known
     curves = " ".join(node.get("data-row") for node in figures["layers"].iter() if node.get("data-row")).split()
-    assert sorted(curves, key=int) == [str(number) for number in range(len(found.rows))]
+    assert sorted(curves, key=int) == [str(number) for number in range(len(comparison.rows))]
 
 
 def empty(runs):
@@ -371,9 +372,11 @@ def test_what_is_unfinished_is_named_and_the_rest_reported(tmp_path):
     half_written(tmp_path / "runs/sub")
     (tmp_path / "runs/1").mkdir()
     (tmp_path / "runs/1/error.txt").write_text("scorer=x: no\n")
-    found = analyse(str(tmp_path / "runs"))
-    assert len(found.notes) == 2
-    assert any("half-written" in n for n in found.notes) and any("failed: scorer=x: no" in n for n in found.notes)
+    comparison = analyse(str(tmp_path / "runs"))
+    assert len(comparison.notes) == 2
+    assert any("half-written" in n for n in comparison.notes) and any(
+        "failed: scorer=x: no" in n for n in comparison.notes
+    )
 
 
 def test_unusable_examples_are_left_out_of_all_runs(tmp_path):
@@ -382,8 +385,8 @@ def test_unusable_examples_are_left_out_of_all_runs(tmp_path):
     path = tmp_path / "runs/1/predictions.jsonl"
     first, *rest = path.read_text().splitlines()
     path.write_text("\n".join([json.dumps({"id": json.loads(first)["id"], "error": "no such image"}), *rest]))
-    found = analyse(str(tmp_path / "runs"))
-    assert len(found.questions) == 47 and "1 of 48 examples could not be used" in found.notes[0]
+    comparison = analyse(str(tmp_path / "runs"))
+    assert len(comparison.questions) == 47 and "1 of 48 examples could not be used" in comparison.notes[0]
 
 
 def test_a_run_folder_and_a_file_are_no_places_for_a_report(tmp_path):

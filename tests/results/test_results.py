@@ -32,10 +32,10 @@ def rows(folder):
 
 def by_task(folder, key="correct"):
     """Mean over tasks of the share of right answers, from the lines of a run."""
-    found = defaultdict(list)
+    summary = defaultdict(list)
     for row in rows(folder):
-        found[row["task"]].append(row[key])
-    return np.mean([np.mean(v) for v in found.values()])
+        summary[row["task"]].append(row[key])
+    return np.mean([np.mean(v) for v in summary.values()])
 
 
 def test_figures_are_those_of_the_runs_and_finished_runs_are_read_again(monkeypatch, tmp_path, model_folder):
@@ -125,16 +125,16 @@ def test_claims_are_judged_by_paired_intervals(sweep):
         {"text": "f", "row": "good", "cost": "flops_ratio", "value": 0.56},
         {"text": "g", "row": "good", "cost": "flops_ratio", "value": 0.57},
     ]
-    found = summarise(sweep, TableSettings(name="x", overlap="good", claims=claims))
-    verdicts = [claim["verdict"] for claim in found["claims"]]
+    summary = summarise(sweep, TableSettings(name="x", overlap="good", claims=claims))
+    verdicts = [claim["verdict"] for claim in summary["claims"]]
     assert verdicts == ["holds", "does not hold", "open", "does not hold", "holds", "holds", "does not hold"]
-    assert found["examples"] == 390  # those that every run has
-    first = found["claims"][0]
+    assert summary["examples"] == 390  # those that every run has
+    first = summary["claims"][0]
     rows_of = {n: {r["id"]: r for r in rows(sweep / n)} for n in ("0", "1")}
     pairs = [(rows_of["0"][f"q{i}"]["correct"] - rows_of["1"][f"q{i}"]["correct"], i % 2) for i in range(390)]
     expected = np.mean([np.mean([d for d, task in pairs if task == t]) for t in (0, 1)])
     assert first["difference"] == pytest.approx(expected) and first["ci"][0] < expected < first["ci"][1]
-    overlaps = {cell["row"]: cell["overlap"]["mean"] for cell in found["cells"]}
+    overlaps = {cell["row"]: cell["overlap"]["mean"] for cell in summary["cells"]}
     assert overlaps == {"good": 1.0, "bad": pytest.approx(2 / 8), "like": 0.0}
 
 
@@ -146,11 +146,11 @@ def test_what_is_swept_besides_makes_sections(tmp_path):
     (tmp_path / "sweep.json").write_text(json.dumps({"schema": 1, "jobs": jobs}))
     for compact in (False, True):
         settings = TableSettings(name="x", reference="a", compact=compact)
-        found = summarise(tmp_path, settings)
-        cells = [(c["row"], c["section"].removeprefix("keep_ratio "), c["seeds"]) for c in found["cells"]]
+        summary = summarise(tmp_path, settings)
+        cells = [(c["row"], c["section"].removeprefix("keep_ratio "), c["seeds"]) for c in summary["cells"]]
         assert cells == [("a", "0.5", 2), ("a", "0.1", 2), ("b", "0.5", 2), ("b", "0.1", 2)]
-        assert all(cell["over_reference"]["mean"] == 0 for cell in found["cells"])
-        text = render(found, settings)
+        assert all(cell["over_reference"]["mean"] == 0 for cell in summary["cells"])
+        text = render(summary, settings)
         assert ("### Keep 0.1" in text) != compact and ("| keep 0.5 | keep 0.1 |" in text) == compact
         assert "75.0 [" in text and "50.0 [" in text
 

@@ -268,8 +268,8 @@ def test_more_bad_input(monkeypatch, tmp_path, model_folder, words):
 
 
 def test_the_sweep_flag_may_stand_anywhere(monkeypatch, tmp_path, model_folder):
-    given = arguments(model_folder, tmp_path / "unused", "data.limit=3")
+    words = arguments(model_folder, tmp_path / "unused", "data.limit=3")
     options = [f"hydra.sweep.dir={tmp_path / 'sweep'}", "keep_ratio=0.5,0.25"]
-    code, out, err = run_main(monkeypatch, *given, "-m", *options)
+    code, out, err = run_main(monkeypatch, *words, "-m", *options)
     assert code == 0, err
     assert "2 of 2 jobs finished" in out

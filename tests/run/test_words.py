@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import prunekit
-from commands import arguments, run_main
+from commands import arguments, interrupted_after, run_main
 from paths import ROOT
 from processes import exit_code, fork
 from prunekit.files import write_whole
@@ -99,28 +99,14 @@ def test_bad_words_end_in_one_clear_line(monkeypatch, words, word):
 @pytest.mark.parametrize("name", ["my läufe = (1)", "it's"])
 def test_the_line_after_an_interruption_can_be_pasted(monkeypatch, tmp_path, model_folder, name):
     """Into a shell, as it stands."""
-    given = [a for a in arguments(model_folder, "") if not a.startswith("hydra.run.dir")]
-    log = tmp_path / "log"
-
-    def interrupted():
-        original = rows.append
-
-        def append(file, row, written=[]):  # noqa: B006
-            original(file, row)
-            written.append(row)
-            if len(written) == 5:
-                os.kill(os.getpid(), signal.SIGINT)
-
-        rows.append = append
-        code, _, err = run_main(monkeypatch, *given, shlex.split(quoted("hydra.run.dir", str(tmp_path / name)))[0])
-        log.write_text(err)
-        raise SystemExit(code)
-
-    assert exit_code(fork(interrupted)) == 130
+    words = [a for a in arguments(model_folder, "") if not a.startswith("hydra.run.dir")]
+    log, folder = tmp_path / "log", shlex.split(quoted("hydra.run.dir", str(tmp_path / name)))[0]
+    work = functools.partial(interrupted_after, 5, lambda: run_main(monkeypatch, *words, folder), log)
+    assert exit_code(fork(work)) == 130
     (said,) = [line for line in log.read_text().splitlines() if "interrupted" in line]
     pasted = said.split("repeat it with: ")[1]
     assert len(lines(tmp_path / name)) == 5
-    command = f"{shlex.join([sys.executable, '-m', 'prunekit', *given])} {pasted}"
+    command = f"{shlex.join([sys.executable, '-m', 'prunekit', *words])} {pasted}"
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(["sh", "-c", command], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -128,8 +114,8 @@ def test_the_line_after_an_interruption_can_be_pasted(monkeypatch, tmp_path, mod
 
 
 def test_the_line_for_wandb_can_be_pasted(monkeypatch, tmp_path, model_folder):
-    given = [a for a in arguments(model_folder, tmp_path / "my runs") if not a.startswith("logger.mode")]
-    code, out, err = run_main(monkeypatch, *given, "logger.mode=offline")
+    words = [a for a in arguments(model_folder, tmp_path / "my runs") if not a.startswith("logger.mode")]
+    code, out, err = run_main(monkeypatch, *words, "logger.mode=offline")
     assert code == 0, err
     (line,) = [line for line in out.splitlines() if "wandb sync" in line]
     wandb, sync, folder = shlex.split(line.split("to upload: ")[1])
@@ -206,11 +192,11 @@ class TestFullDisk:
 
     @pytest.mark.parametrize("name", ["metrics.json", "job.json", "kept.npz", "predictions.jsonl"])
     def test_files_of_a_run(self, monkeypatch, tmp_path, model_folder, name):
-        given = arguments(model_folder, tmp_path)
-        assert run_main(monkeypatch, *given)[0] == 0
+        words = arguments(model_folder, tmp_path)
+        assert run_main(monkeypatch, *words)[0] == 0
         part = f"{name}.{os.getpid()}.part"
         (tmp_path / part).symlink_to("/dev/full")
-        code, _, err = run_main(monkeypatch, *given)
+        code, _, err = run_main(monkeypatch, *words)
         said = [line for line in err.splitlines() if "error:" in line]
         assert code == 1 and said == [f"prunekit: error: '{tmp_path / part}': No space left on device"]
 

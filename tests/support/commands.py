@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 
+from prunekit.records import rows
 from prunekit.run import cli
 
 
@@ -29,3 +35,19 @@ def run_main(monkeypatch, *arguments: str) -> tuple[int, str, str]:
 def arguments(model_folder, run_dir, *more: str) -> list[str]:
     fixed = [f"model.name={model_folder}", f"hydra.run.dir={run_dir}", "logger.mode=disabled", "device=cpu"]
     return ["model=hf", *fixed, "data.limit=14", "data.max_new_tokens=2", *more]
+
+
+def interrupted_after(count: int, command: Callable[[], tuple[int, str, str]], log: Path) -> None:
+    """Run a command in a process of its own, whose ``count``-th row brings SIGINT; what it says goes to ``log``."""
+    append, written = rows.append, []
+
+    def interrupting(file: Any, row: dict[str, Any]) -> None:
+        append(file, row)
+        written.append(row)
+        if len(written) == count:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    rows.append = interrupting
+    code, _, error = command()
+    log.write_text(error)
+    raise SystemExit(code)

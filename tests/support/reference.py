@@ -161,7 +161,7 @@ def scores(
 
     ``kept`` [B, N] is what an earlier cut left (None: everything).
     """
-    found = []
+    weights_by_layer = []
     for b in range(batch.ids.shape[0]):
         places = [s for s in range(batch.ids.shape[1]) if batch.visual[b, s]]
         alive = [p for n, p in enumerate(places) if kept is None or kept[b, n]]
@@ -172,10 +172,10 @@ def scores(
             evidence = [attentions[layer][b] for layer in layers]
             shares = weights or [1 / len(layers)] * len(layers)
         rows = query_rows(batch, b, queries, alive)
-        found.append(
+        weights_by_layer.append(
             {p: sum(w * received(m, rows, p, heads) for w, m in zip(shares, evidence, strict=True)) for p in alive}
         )
-    return found
+    return weights_by_layer
 
 
 def compare(cut_scores: torch.Tensor, expected: list[dict[int, float]], batch: Batch) -> float:

@@ -51,10 +51,10 @@ def difference(
     expected = prompt_logits(reference, batch, hidden)
     with torch.no_grad():
         dense = reference(**batch.inputs).logits
-    found = {
+    differences = {
         "prompt": float((prompt - expected)[text].abs().max()),
         "moved": float((dense - expected)[text].abs().max()),
     }
     if padding != "right" or not has_recurrent_layers(make_family(model)):
-        found["decode"] = float((steps - step_logits(reference, batch, hidden, NEW)).abs().max())
-    return found
+        differences["decode"] = float((steps - step_logits(reference, batch, hidden, NEW)).abs().max())
+    return differences

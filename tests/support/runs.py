@@ -23,5 +23,5 @@ def lines(folder):
 
 def measured(folder):
     """metrics.json but for what a clock says."""
-    found = json.loads((folder / "metrics.json").read_text())
-    return {key: value for key, value in found.items() if key != "prefill_ratio"}
+    metrics = json.loads((folder / "metrics.json").read_text())
+    return {key: value for key, value in metrics.items() if key != "prefill_ratio"}

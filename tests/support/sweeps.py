@@ -8,9 +8,9 @@ from commands import arguments
 
 
 def sweep(model_folder, folder, *more):
-    given = [a for a in arguments(model_folder, folder) if not a.startswith("hydra.run.dir")]
+    words = [a for a in arguments(model_folder, folder) if not a.startswith("hydra.run.dir")]
     rows = ["hydra/sweeper=rows"] if any(m.startswith("rows=") for m in more) else []
-    return ["-m", *given, *rows, f"hydra.sweep.dir={folder}", *more]
+    return ["-m", *words, *rows, f"hydra.sweep.dir={folder}", *more]
 
 
 def json_rows(path):

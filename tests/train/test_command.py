@@ -41,8 +41,8 @@ def options(model, run_dir, *more):
 def test_a_run_writes_its_artifacts_and_evaluates_them(monkeypatch, tmp_path, folder_of_a_model):
     """Logged to W&B offline as well, both parts of the loss apart."""
     run = tmp_path / "run"
-    given = ["train.sparsity=0.5", "train.penalty=l1", "logger.mode=offline", "data.split=validation"]
-    code, out, err = run_main(monkeypatch, *options(folder_of_a_model, run, *given))
+    words = ["train.sparsity=0.5", "train.penalty=l1", "logger.mode=offline", "data.split=validation"]
+    code, out, err = run_main(monkeypatch, *options(folder_of_a_model, run, *words))
     assert code == 0, err
     for name in ("pruner.yaml", "fusion.safetensors", "fusion.png", "metrics.json", "predictions.jsonl", "train.json"):
         assert (run / name).stat().st_size > 0
@@ -56,7 +56,7 @@ def test_a_run_writes_its_artifacts_and_evaluates_them(monkeypatch, tmp_path, fo
     assert {"loss", "lm_loss", "sparsity"} <= OfflineRun(run).history["train"].keys()
     weights = f"fusion.weights={run / 'fusion.safetensors'}"
     again = [f"hydra.run.dir={tmp_path / 'again'}", "task=eval", "fusion=learned", weights]
-    code, out, err = run_main(monkeypatch, *options(folder_of_a_model, run, *given, *again))
+    code, out, err = run_main(monkeypatch, *options(folder_of_a_model, run, *words, *again))
     assert code == 0, err
     assert (tmp_path / "again" / "predictions.jsonl").read_text() == (run / "predictions.jsonl").read_text()
 
@@ -103,8 +103,8 @@ def test_two_processes_are_one_with_twice_the_batch(monkeypatch, tmp_path, folde
     assert all(torch.allclose(ours[name], theirs[name], atol=2e-5) for name in ours)
     journals = [(tmp_path / name / "training.jsonl").read_text().splitlines() for name in ("one", "two")]
     if what == "lora":  # both processes evaluate what has been trained
-        told = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
-        assert told[0]["examples"] == told[1]["examples"] == 14
+        rows = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
+        assert rows[0]["examples"] == rows[1]["examples"] == 14
     for a, b in zip(*(map(json.loads, lines) for lines in journals), strict=True):
         for name in ("loss", "lm_loss", "sparsity", "keep_ratio", "epoch"):
             assert a[name] == pytest.approx(b[name], rel=1e-4), name
@@ -127,8 +127,8 @@ def test_two_processes_are_one_with_twice_the_batch(monkeypatch, tmp_path, folde
         (["fusion=learned", "fusion.weights=mini"], "is for 12 layers, the decoder has 4"),
     ],
 )
-def test_bad_input_is_one_line(monkeypatch, tmp_path, folder_of_a_model, given, word):
-    code, _, err = run_main(monkeypatch, *options(folder_of_a_model, tmp_path / "run", *given))
+def test_bad_input_is_one_line(monkeypatch, tmp_path, folder_of_a_model, words, word):
+    code, _, err = run_main(monkeypatch, *options(folder_of_a_model, tmp_path / "run", *words))
     lines = [line for line in err.splitlines() if "error:" in line]
     assert code == 1 and len(lines) == 1 and word in lines[0], err
 
@@ -142,14 +142,14 @@ def test_a_file_is_not_learned_from_and_evaluated_on(monkeypatch, tmp_path, fold
     for file in files:
         rows = [{"id": str(number), **row} for number in range(6)] + [{"id": "none", **row, "answers": []}]
         file.write_text("".join(json.dumps(one) + "\n" for one in rows))
-    given = ["data=jsonl", f"data.path={files[0]}", "train.max_steps=1", "data.limit=null"]
+    words = ["data=jsonl", f"data.path={files[0]}", "train.max_steps=1", "data.limit=null"]
     start = options(folder_of_a_model, tmp_path / "run")
-    code, _, err = run_main(monkeypatch, *start, *given)
+    code, _, err = run_main(monkeypatch, *start, *words)
     assert code == 1 and "would be learned from and evaluated on" in err
-    code, out, err = run_main(monkeypatch, *start, *given, f"train.path={files[1]}")
+    code, out, err = run_main(monkeypatch, *start, *words, f"train.path={files[1]}")
     assert code == 0, err
     assert "1 of 7 rows left out" in out
-    code, out, err = run_main(monkeypatch, *start, *given, f"train.path={files[2]}", "resume=true")
+    code, out, err = run_main(monkeypatch, *start, *words, f"train.path={files[2]}", "resume=true")
     assert code == 1 and "another configuration" in err and "c.jsonl" in err
     assert "W&B" not in out  # the training that stands there is not this one's to tell of
 
@@ -157,9 +157,9 @@ def test_a_file_is_not_learned_from_and_evaluated_on(monkeypatch, tmp_path, fold
 def test_every_option_of_the_group_is_a_setting_and_has_its_default():
     from prunekit.train.settings import Settings
 
-    held = yaml.safe_load((ROOT / "conf" / "train" / "_base.yaml").read_text())
-    assert set(held) == set(Settings.model_fields)
-    assert Settings(**{**held, "kind": "fusion"}) == Settings()
+    fields = yaml.safe_load((ROOT / "conf" / "train" / "_base.yaml").read_text())
+    assert set(fields) == set(Settings.model_fields)
+    assert Settings(**{**fields, "kind": "fusion"}) == Settings()
 
 
 def test_the_shipped_weights_are_what_fusion_learned_loads_for_the_embedded_model(monkeypatch, tmp_path):
@@ -175,16 +175,16 @@ def test_the_shipped_weights_are_what_fusion_learned_loads_for_the_embedded_mode
 def test_the_embedded_models_stages_are_run_by_the_same_command(monkeypatch, tmp_path):
     """One step of the stage that needs no pool of images; the others are the same loop (test_embedded_training.py)."""
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    given = ["task=train", "train=embedded", "train.stages=[drawn]", "train.max_steps=1", "train.threads=1"]
-    code, _, err = run_main(monkeypatch, *given, f"hydra.run.dir={tmp_path}")
+    words = ["task=train", "train=embedded", "train.stages=[drawn]", "train.max_steps=1", "train.threads=1"]
+    code, _, err = run_main(monkeypatch, *words, f"hydra.run.dir={tmp_path}")
     assert code == 0, err
     state = torch.load(tmp_path / "stages" / "drawn.pt", weights_only=True)
     assert state["step"] == 1 and len(state["optimizers"]) == 2
-    code, _, err = run_main(monkeypatch, *given, f"hydra.run.dir={tmp_path}")
+    code, _, err = run_main(monkeypatch, *words, f"hydra.run.dir={tmp_path}")
     assert code == 1 and "resume=true goes on" in err
-    code, _, err = run_main(monkeypatch, *given, f"hydra.run.dir={tmp_path}", "resume=true", "train.stages=[grown]")
+    code, _, err = run_main(monkeypatch, *words, f"hydra.run.dir={tmp_path}", "resume=true", "train.stages=[grown]")
     assert code == 1 and "Unknown train.stages 'grown'" in err
-    code, _, err = run_main(monkeypatch, *given, f"hydra.run.dir={tmp_path}", "resume=true", "train.stages=[joint]")
+    code, _, err = run_main(monkeypatch, *words, f"hydra.run.dir={tmp_path}", "resume=true", "train.stages=[joint]")
     assert code == 1 and "no checkpoint of the tower stage" in err
 
 
@@ -214,8 +214,8 @@ def test_the_study_writes_its_table_and_goes_on_where_it_stopped(monkeypatch, tm
         (name, f"keep_ratio {keep}") for name in ("none", "fusion", "lora-0.5", "dense") for keep in (0.25, 0.1)
     ]
     for cell in cells:
-        told = [json.loads(line) for line in _lines(run / cell["row"] / cell["section"].replace(" ", "_"))]
-        shares = {task: [r["correct"] for r in told if r["task"] == task] for task in {r["task"] for r in told}}
+        rows = [json.loads(line) for line in _lines(run / cell["row"] / cell["section"].replace(" ", "_"))]
+        shares = {task: [r["correct"] for r in rows if r["task"] == task] for task in {r["task"] for r in rows}}
         mean = sum(sum(right) / len(right) for right in shares.values()) / len(shares)
         assert cell["accuracy"]["mean"] == pytest.approx(mean)
     calls = []

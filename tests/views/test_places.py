@@ -5,7 +5,9 @@ Patches of an encoder see each other, so its attention is silenced here; what is
 
 from __future__ import annotations
 
+import copy
 import random
+import threading
 from dataclasses import dataclass
 
 import pytest
@@ -197,7 +199,37 @@ def test_the_model_is_itself_again():
     core = family_of(model).core
     with prunekit.Pruner(Witness(), "single", "one_shot")(model):
         assert "get_image_features" in vars(core)
+        copied = family_of(copy.deepcopy(model)).core  # a copy is the model without its pruner
+        assert "get_image_features" not in vars(copied)
     assert "get_image_features" not in vars(core) and "get_video_features" not in vars(core)
+
+
+def test_threads_note_their_own_media():
+    """Two prompts of other pictures at a time on one pruned model: each prefill sees its own."""
+    model = zoo.build("qwen2_vl")
+    batches = [zoo.batch("qwen2_vl", "left", variant=variant) for variant in ("two_images", "video")]
+    alone = [witness(model, batch.inputs)[0] for batch in batches]
+    seen: dict[int, list] = {0: [], 1: []}
+
+    @dataclass
+    class Both(Witness):
+        def score(self, view):
+            kind = int(bool(view.places.video.any()))
+            seen[kind].append(view.places.rows.tolist())
+            return view.alive.float()
+
+    def run(number):
+        with torch.no_grad():
+            for _ in range(5):
+                model(**batches[number].inputs)
+
+    with prunekit.Pruner(Both(), "single", "one_shot")(model):
+        threads = [threading.Thread(target=run, args=(number,)) for number in (0, 1)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert seen == {number: [alone[number].rows.tolist()] * 5 for number in (0, 1)}
 
 
 def test_patches_of_a_block_have_places_too():

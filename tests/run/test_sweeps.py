@@ -22,6 +22,7 @@ from paths import ROOT
 from prunekit.evaluation import loop as evaluation
 from prunekit.evaluation.answers import DenseCache
 from prunekit.files import unwritable
+from prunekit.records import sweep as sweep_record
 from prunekit.records.folder import Job
 from prunekit.records.identity import difference, job_identity, run_name, what_matters
 from prunekit.registry import source_folder
@@ -388,3 +389,14 @@ def test_a_folder_that_cannot_be_written(monkeypatch, tmp_path, model_folder, ke
     code, _, err = run_main(monkeypatch, *many, *given, f"{key}={tmp_path / 'file' / 'run'}")
     assert code == 1 and f"{tmp_path / 'file'}" in err and len(err.strip().splitlines()) == 1
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_the_table_of_methods_sweeps_those_that_work_on_images(monkeypatch, tmp_path):
+    """Each but those that compare the frames of a video."""
+    monkeypatch.setattr(job, "dispatch", lambda *_: 0.0)
+    code, _, err = run_main(monkeypatch, "experiment=methods", f"hydra.run.dir={tmp_path}", "keep_ratio=0.5")
+    assert code in (0, 1), err
+    planned = {entry["values"].get("method") or entry["row"] for entry in sweep_record.planned(tmp_path)}
+    components = {name: prunekit.method(name).components.values() for name in prunekit.methods()}
+    films = {name for name, parts in components.items() if any(getattr(p, "least_frames", 1) > 1 for p in parts)}
+    assert {"evs", "frames"} < films and planned == set(components) - films

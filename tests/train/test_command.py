@@ -111,7 +111,7 @@ def test_two_processes_are_one_with_twice_the_batch(monkeypatch, tmp_path, folde
 
 
 @pytest.mark.parametrize(
-    ("given", "word"),
+    ("words", "word"),
     [
         (["train.sparsity=-1"], "train.sparsity must be a number from 0 on, not -1"),
         (["train=lorra"], "Did you mean 'lora'"),

@@ -53,12 +53,13 @@ class Batcher:
         """Padded model inputs on the model's device, for a run under ``pruner``: one that looks into the vision encoder
         needs the pixels. Raises RowError if an example cannot be used."""
         model = self.loaded.model
-        made = dict(self._encoded(examples).to(model.device, dtype=model.dtype))
+        made = dict(self.encoded(examples).to(model.device, dtype=model.dtype))
         if self.shares(pruner) and "pixel_values" in made and _one_an_example(made, len(examples)):
             self._share(made, examples)
         return made
 
-    def _encoded(self, examples: Sequence[Example]) -> Any:
+    def encoded(self, examples: Sequence[Example]) -> Any:
+        """The processor's output for a batch: pixels and padded prompts. Raises RowError if it rejects an example."""
         images, prompts = [e.images() for e in examples], [self.prompt(e) for e in examples]
         options = special_tokens(self.loaded.processor, prompts)
         try:

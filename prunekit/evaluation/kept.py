@@ -20,18 +20,15 @@ from prunekit.errors import PrunekitError
 from prunekit.evaluation.batches import Batcher
 from prunekit.evaluation.other import for_batch
 from prunekit.evaluation.regions import regions_for
-from prunekit.families import Family, make_family
+from prunekit.evaluation.sheets import SIDE, Sheets, sheets_of
 from prunekit.files import replacing
 from prunekit.pruning.pruner import Pruner
 from prunekit.views.trace import CutRecord
 
 FILE = "kept.npz"
-SCHEMA = 1
+SCHEMA = 2
 EXAMPLES = 16
 """So many of a run's first examples are recorded; questions about one image usually follow each other."""
-
-SIDE = 336
-"""Longest side, in pixels, of the images that are kept."""
 
 
 @dataclass(frozen=True)
@@ -54,33 +51,42 @@ class KeptCut:
 
 @dataclass(frozen=True)
 class KeptExample:
-    """One example: its image as JPEG, the rows and columns of its patches (None: unknown), and its cuts in order."""
+    """One example.
+
+    Attributes:
+        image_id: examples with the same pictures share it.
+        image: the contact sheet of its pictures and frames, as JPEG.
+        boxes, panels: of each of N tokens, as ``Sheet`` has them; None where their places are unknown.
+        cuts: in order.
+    """
 
     id: str
     image_id: str
     image: bytes
-    grid: tuple[int, int] | None
+    boxes: np.ndarray | None
+    panels: np.ndarray | None
     cuts: tuple[KeptCut, ...]
 
 
 def record_kept(batcher: Batcher, examples: Iterable[Example], pruner: Pruner, path: Path) -> None:
     """Prefill the first ``EXAMPLES`` examples under ``pruner`` and write to ``path`` what its cuts did; one at a time,
     so that it fits wherever they could be answered."""
-    family = make_family(batcher.loaded.model)
-    write_kept(path, [_prefill(batcher, family, example, pruner) for example in islice(examples, EXAMPLES)])
+    sheets = sheets_of(batcher)
+    write_kept(path, [_prefill(batcher, sheets, example, pruner) for example in islice(examples, EXAMPLES)])
 
 
-def _prefill(batcher: Batcher, family: Family, example: Example, pruner: Pruner) -> KeptExample:
+def _prefill(batcher: Batcher, sheets: Sheets, example: Example, pruner: Pruner) -> KeptExample:
     inputs = batcher.inputs([example], pruner)
     acting = for_batch(pruner, batcher, [example])
     with torch.inference_mode(), acting(batcher.loaded.model, regions_for(acting, [example])) as trace:
         batcher.loaded.model(**inputs, use_cache=True, logits_to_keep=1)
-    count = int(family.find_visual(inputs["input_ids"], inputs).sum())
     cuts = tuple(_cut(cut) for cut in trace.cuts)
     if pruner.selector.ignores_scores:  # they had no say
         cuts = tuple(replace(cut, scores=np.full_like(cut.scores, np.nan)) for cut in cuts)
-    grid = grid_of(family, inputs, count) if len(example.image_ids) == 1 else None
-    return KeptExample(example.id, example.image_id, _jpeg(example.image()), grid, cuts)
+    images, sheet = "\n".join(example.image_ids), sheets(example)
+    if sheet is None:
+        return KeptExample(example.id, images, _jpeg(example.image()), None, None, cuts)
+    return KeptExample(example.id, images, _jpeg(sheet.image), sheet.boxes, sheet.panels, cuts)
 
 
 def _cut(cut: CutRecord) -> KeptCut:
@@ -89,19 +95,9 @@ def _cut(cut: CutRecord) -> KeptCut:
     return KeptCut(cut.site, cut.layer, cut.kept[0].cpu().numpy(), cut.scores[0].float().cpu().numpy())
 
 
-def grid_of(family: Family, inputs: dict[str, Any], count: int) -> tuple[int, int] | None:
-    """Rows and columns of one image's ``count`` visual tokens, where they form a grid that is known."""
-    grid, sizes = family.grid, inputs.get("image_grid_thw")
-    if grid is None and sizes is not None and len(sizes) == 1:
-        frames, high, wide = sizes[0].tolist()
-        merged = round((high * wide / count) ** 0.5) if frames == 1 and count else 0
-        grid = (high // merged, wide // merged) if merged else None
-    return grid if grid is not None and grid[0] * grid[1] == count else None
-
-
 def _jpeg(image: Image.Image) -> bytes:
     small, out = image.convert("RGB"), io.BytesIO()
-    small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    small.thumbnail((2 * SIDE, 2 * SIDE), Image.Resampling.LANCZOS)
     small.save(out, "JPEG", quality=90)
     return out.getvalue()
 
@@ -109,12 +105,12 @@ def _jpeg(image: Image.Image) -> bytes:
 def write_kept(path: Path, examples: Sequence[KeptExample]) -> None:
     """Write whole or not at all; an image that several examples share is written once."""
     images = {e.image_id: e.image for e in examples}
-    listed = [
-        {"id": e.id, "image": e.image_id, "grid": e.grid, "cuts": [[c.site, c.layer] for c in e.cuts]} for e in examples
-    ]
+    listed = [{"id": e.id, "image": e.image_id, "cuts": [[c.site, c.layer] for c in e.cuts]} for e in examples]
     arrays = {"info": np.array(json.dumps({"schema": SCHEMA, "images": list(images), "examples": listed}))}
     arrays |= {f"image_{i}": np.frombuffer(data, dtype=np.uint8) for i, data in enumerate(images.values())}
     for i, example in enumerate(examples):
+        if example.boxes is not None and example.panels is not None:
+            arrays |= {f"boxes_{i}": example.boxes.astype(np.float32), f"panels_{i}": example.panels.astype(np.int16)}
         for j, cut in enumerate(example.cuts):
             arrays |= {f"kept_{i}_{j}": cut.kept, f"scores_{i}_{j}": cut.scores}
     with replacing(path) as file:
@@ -132,8 +128,8 @@ def read_kept(path: Path) -> dict[str, KeptExample]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             info = json.loads(str(arrays["info"]))
-            if info["schema"] != SCHEMA:
-                raise PrunekitError(f"'{path}' has schema {info['schema']!r}; this prunekit reads {SCHEMA}")
+            if info["schema"] not in (1, SCHEMA):
+                raise PrunekitError(f"'{path}' has schema {info['schema']!r}; this prunekit reads up to {SCHEMA}")
             images = {name: arrays[f"image_{i}"].tobytes() for i, name in enumerate(info["images"])}
             return {e["id"]: _example(i, e, arrays, images) for i, e in enumerate(info["examples"])}
     except PrunekitError:
@@ -147,5 +143,14 @@ def _example(number: int, listed: dict[str, Any], arrays: Any, images: dict[str,
         KeptCut(site, layer, arrays[f"kept_{number}_{j}"], arrays[f"scores_{number}_{j}"])
         for j, (site, layer) in enumerate(listed["cuts"])
     )
-    grid = None if listed["grid"] is None else (listed["grid"][0], listed["grid"][1])
-    return KeptExample(listed["id"], listed["image"], images[listed["image"]], grid, cuts)
+    boxes, panels = (arrays.get(f"{name}_{number}") for name in ("boxes", "panels"))
+    if grid := listed.get("grid"):  # schema 1: one image, tokens in rows of a grid
+        boxes, panels = grid_boxes(*grid), np.zeros(grid[0] * grid[1], dtype=np.int16)
+    return KeptExample(listed["id"], listed["image"], images[listed["image"]], boxes, panels, cuts)
+
+
+def grid_boxes(rows: int, columns: int) -> np.ndarray:
+    """Left, top, right and bottom of each cell of a grid over a whole picture, float32 [rows · columns, 4]."""
+    y, x = np.indices((rows, columns)).reshape(2, -1)
+    edges = np.stack([x / columns, y / rows, (x + 1) / columns, (y + 1) / rows], axis=1)
+    return edges.astype(np.float32)

@@ -1,4 +1,4 @@
-"""``kept.png``: the image, what was asked, which patches stayed, and both answers."""
+"""``kept.png``: the pictures, what was asked, which patches stayed, and both answers."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from prunekit.data.example import Example
+from prunekit.evaluation.sheets import Sheet, Sheets, dim, panel_counts
 
 SIDE, TEXT, GAP, COLUMNS = 288, 96, 12, 4
+BARS, BAR = 36, 28
+"""Room under several pictures for their bars, and the height of a full one."""
+
 INK, PAPER, RIGHT, WRONG, REGION = (24, 24, 27), (255, 255, 255), (21, 128, 61), (185, 28, 28), (250, 204, 21)
+SHADE = (228, 228, 231)
 
 
-def draw_kept(
-    examples: Sequence[Example], rows: Sequence[dict[str, Any]], grid: tuple[int, int] | None, path: Path
-) -> None:
+def draw_kept(examples: Sequence[Example], rows: Sequence[dict[str, Any]], sheets: Sheets, path: Path) -> None:
     """A page of examples, one of each task first, wrong and right as they come: dropped patches dimmed, the answer's
-    region framed, question and answers below."""
-    panels = overlays(examples, rows, grid, COLUMNS * 2)
+    region framed; of several pictures or frames how much of each stays as a bar; question and answers below."""
+    panels = overlays(examples, rows, sheets, COLUMNS * 2)
     lines = math.ceil(len(panels) / COLUMNS)
     width = GAP + COLUMNS * (SIDE + GAP)
     page = Image.new("RGB", (width, GAP + lines * (SIDE + TEXT + GAP)), PAPER)
@@ -33,12 +36,12 @@ def draw_kept(
 
 
 def overlays(
-    examples: Sequence[Example], rows: Sequence[dict[str, Any]], grid: tuple[int, int] | None, count: int
+    examples: Sequence[Example], rows: Sequence[dict[str, Any]], sheets: Sheets, count: int
 ) -> list[tuple[dict[str, Any], Image.Image]]:
     """Rows of ``count`` examples, one of each task first, each with its panel: image, what stayed, answers."""
     by_id = {row["id"]: row for row in rows if "error" not in row}
     chosen = _one_of_each_task([e for e in examples if e.id in by_id], count)
-    return [(by_id[e.id], _panel(e, by_id[e.id], grid)) for e in chosen]
+    return [(by_id[e.id], _panel(e, by_id[e.id], sheets(e))) for e in chosen]
 
 
 def _one_of_each_task(examples: Sequence[Example], count: int) -> list[Example]:
@@ -49,17 +52,14 @@ def _one_of_each_task(examples: Sequence[Example], count: int) -> list[Example]:
     return [*first.values(), *rest][:count]
 
 
-def _panel(example: Example, row: dict[str, Any], grid: tuple[int, int] | None) -> Image.Image:
-    panel = Image.new("RGB", (SIDE, SIDE + TEXT), PAPER)
-    image = example.image().convert("RGB")
-    picture = image.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-    kept = set(row["kept"])
-    if grid is not None:
-        picture = dim(picture, kept, grid)
-    draw = ImageDraw.Draw(picture)
-    scale = SIDE / image.width, SIDE / image.height
-    for x0, y0, x1, y1 in example.regions:
-        draw.rectangle((x0 * scale[0], y0 * scale[1], x1 * scale[0], y1 * scale[1]), outline=REGION, width=2)
+def _panel(example: Example, row: dict[str, Any], sheet: Sheet | None) -> Image.Image:
+    panel, kept = Image.new("RGB", (SIDE, SIDE + TEXT), PAPER), set(row["kept"])
+    if sheet is None:
+        picture = example.image().convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    else:
+        picture = _shown(sheet, kept)
+    if sheet is None or int(sheet.panels.max()) == 0:
+        _frame_regions(picture, example)
     panel.paste(picture, (0, 0))
     draw = ImageDraw.Draw(panel)
     y = SIDE + 4
@@ -75,20 +75,34 @@ def _panel(example: Example, row: dict[str, Any], grid: tuple[int, int] | None) 
         )
         draw.text((0, y), text, fill=RIGHT if good else WRONG, font=_font(14))
         y += 17
-    place = "" if grid is not None else ", places unknown: no fixed grid"
+    place = "" if sheet is not None else ", places unknown"
     draw.text((0, y), f"{example.task}, {len(kept)} tokens stay{place}", fill=(113, 113, 122), font=_font(12))
     return panel
 
 
-def dim(picture: Image.Image, kept: set[int], grid: tuple[int, int]) -> Image.Image:
-    """The picture with the patches outside ``kept`` (indices in raster order) washed out."""
-    rows, columns = grid
-    mask = Image.new("L", (columns, rows), 0)
-    for token in kept:
-        if token < rows * columns:
-            mask.putpixel((token % columns, token // columns), 255)
-    pale = Image.blend(picture.convert("L").convert("RGB"), Image.new("RGB", picture.size, PAPER), 0.8)
-    return Image.composite(picture, pale, mask.resize(picture.size, Image.Resampling.NEAREST))
+def _shown(sheet: Sheet, kept: set[int]) -> Image.Image:
+    """The sheet as a square, what went washed out; under several pictures a bar for each, of how much of it stays."""
+    dimmed, counts = dim(sheet.image, sheet.boxes, kept), panel_counts(sheet.panels, kept)
+    if len(counts) == 1:
+        return dimmed.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    square = Image.new("RGB", (SIDE, SIDE), PAPER)
+    dimmed.thumbnail((SIDE, SIDE - BARS), Image.Resampling.LANCZOS)
+    square.paste(dimmed, (0, 0))
+    draw, wide = ImageDraw.Draw(square), SIDE / len(counts)
+    for number, (stay, total) in enumerate(counts):
+        left, right, foot = number * wide, max((number + 1) * wide - 2, number * wide), SIDE - 1
+        draw.rectangle((left, foot - BAR, right, foot), fill=SHADE)
+        if stay:
+            draw.rectangle((left, foot - BAR * stay / total, right, foot), fill=RIGHT)
+    return square
+
+
+def _frame_regions(picture: Image.Image, example: Example) -> None:
+    """A frame around each region of the answer."""
+    (width, height), draw = example.image().size, ImageDraw.Draw(picture)
+    scale = SIDE / width, SIDE / height
+    for x0, y0, x1, y1 in example.regions:
+        draw.rectangle((x0 * scale[0], y0 * scale[1], x1 * scale[0], y1 * scale[1]), outline=REGION, width=2)
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

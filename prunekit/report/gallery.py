@@ -14,13 +14,12 @@ import numpy as np
 from PIL import Image
 
 from prunekit.evaluation.kept import FILE, KeptCut, KeptExample, read_kept
-from prunekit.evaluation.pictures import dim
+from prunekit.evaluation.sheets import SIDE, dim, panel_counts, pixels
 from prunekit.records.runs import Question
 from prunekit.report.style import GREY, pyplot, shorten
 from prunekit.results.entries import Entry
 
 COLUMNS, ROWS = 6, 3
-SIDE = 336
 LEGEND = (
     "Upper rows: what stays, the rest washed out. Lower rows: scores at the last cut, dark low, bright high, "
     "grey gone before."
@@ -45,16 +44,15 @@ def recorded(entries: Sequence[Entry], questions: Sequence[Question]) -> list[Sh
     found: dict[str, Shown] = {}
     for entry in entries:
         for key, kept in read_kept(entry.runs[0].folder / FILE).items() if entry.runs else ():
-            if key in by_id and kept.grid is not None and last_cut(kept) is not None:
+            if key in by_id and kept.boxes is not None and last_cut(kept) is not None:
                 shown = found.setdefault(key, Shown(by_id[key], kept.image, {}))
                 shown.kept[entry.label] = kept
     return [found[q.id] for q in questions if q.id in found]
 
 
 def usable(kept: KeptExample) -> list[KeptCut]:
-    """The cuts whose tokens lie on the example's grid."""
-    grid = kept.grid
-    return [cut for cut in kept.cuts if grid is not None and len(cut.kept) == grid[0] * grid[1]]
+    """The cuts whose tokens are those of the example."""
+    return [cut for cut in kept.cuts if kept.boxes is not None and len(cut.kept) == len(kept.boxes)]
 
 
 def last_cut(kept: KeptExample) -> KeptCut | None:
@@ -131,24 +129,44 @@ def _ask(upper: Any, lower: Any, example: Shown, entry: Entry) -> None:
 def _panel(upper: Any, lower: Any, example: Shown, entry: Entry) -> None:
     kept, row = example.kept[entry.label], entry.runs[0].rows[example.question.id]
     cut = last_cut(kept)
-    assert cut is not None and kept.grid is not None
+    assert cut is not None and kept.boxes is not None and kept.panels is not None
     image = picture(example.image)
-    upper.imshow(dim(image, set(np.flatnonzero(cut.kept).tolist()), kept.grid))
+    standing = np.flatnonzero(cut.kept).tolist()
+    upper.imshow(dim(image, kept.boxes, standing))
+    if len(counts := panel_counts(kept.panels, standing)) > 1:
+        _draw_bars(upper, counts)
     right = row["correct"] >= 0.5
     answer = f"{'✓' if right else '✗'} {shorten(row['prediction'] or '(nothing)', 18)}"
     upper.set_title(answer, fontsize=8, color=RIGHT if right else WRONG, pad=3)
-    values = heat(cut.scores).reshape(kept.grid)
+    values = heat_map(image, kept.boxes, heat(cut.scores))
     lower.imshow(image.convert("L"), cmap="gray", alpha=0.35)
     if np.isnan(values).all():
         lower.text(0.5, 0.5, "no scores", ha="center", va="center", fontsize=9, transform=lower.transAxes)
     else:
-        shown, extent = np.ma.masked_invalid(values), (0, image.width, image.height, 0)
-        lower.imshow(shown, cmap="viridis", alpha=0.8, extent=extent, vmin=0, vmax=1)
+        lower.imshow(np.ma.masked_invalid(values), cmap="viridis", alpha=0.8, vmin=0, vmax=1)
     lower.set_xlabel(f"{int(cut.kept.sum())} of {len(cut.kept)}, {cut.where}", fontsize=7, color=GREY, labelpad=2)
 
 
+def _draw_bars(axis: Any, counts: Sequence[tuple[int, int]]) -> None:
+    """Under several pictures or frames, how much of each stays."""
+    bars = axis.inset_axes((0, -0.2, 1, 0.16))
+    bars.bar(range(len(counts)), [stay / total for stay, total in counts], width=0.9, color=RIGHT)
+    bars.set(xticks=[], yticks=[], ylim=(0, 1))
+    bars.spines[:].set_color(GREY)
+
+
+def heat_map(image: Image.Image, boxes: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The values of tokens on the pixels of their boxes; NaN elsewhere."""
+    painted = np.full((image.height, image.width), np.nan)
+    for box, value in zip(boxes, values, strict=True):
+        if not np.isnan(box).any():
+            left, top, right, bottom = pixels(box, image)
+            painted[top : bottom + 1, left : right + 1] = value
+    return painted
+
+
 def picture(data: bytes) -> Image.Image:
-    """The image of JPEG bytes, its longest side ``SIDE``."""
+    """The sheet of JPEG bytes, of a size at which patches have clear edges."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
-    scale = SIDE / max(image.size)
+    scale = max(1.0, SIDE / max(image.size))
     return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)

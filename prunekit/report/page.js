@@ -172,28 +172,50 @@
     const cut = number ? panel.cuts[Math.min(number, panel.cuts.length) - 1] : null;
     const picture = pictures[example.image], canvas = make("canvas", { width: 392, height: 392 });
     canvas.height = Math.round((392 * picture.naturalHeight) / picture.naturalWidth);
-    paint(canvas, picture, example.grid, cut);
-    const stay = cut ? [...cut.kept].filter((c) => c === "1").length : example.grid[0] * example.grid[1];
+    paint(canvas, picture, example.boxes, cut);
+    const stay = cut ? [...cut.kept].filter((c) => c === "1").length : example.boxes.length;
     const where = cut ? `cut ${cut.where}` : "before any cut";
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", `${panel.label}: ${stay} tokens, ${where}`);
     const answer = make("div", { class: panel.right ? "right" : "wrong" }, `${panel.right ? "✓" : "✗"} ${panel.answer || "(nothing)"}`);
     const name = make("strong", {}, panel.label);
-    return make("figure", {}, canvas, make("figcaption", {}, name, answer, `${stay} tokens, ${where}`));
+    return make("figure", {}, canvas, ...bars(example, cut), make("figcaption", {}, name, answer, `${stay} tokens, ${where}`));
   }
-  function paint(canvas, picture, [rows, columns], cut) {
+  function bars(example, cut) {
+    const count = Math.max(...example.frames) + 1;
+    if (count < 2) return [];
+    const stay = Array(count).fill(0), total = Array(count).fill(0);
+    example.frames.forEach((frame, token) => {
+      if (frame < 0) return;
+      total[frame] += 1;
+      stay[frame] += !cut || cut.kept[token] === "1" ? 1 : 0;
+    });
+    const canvas = make("canvas", { width: 392, height: 40 }), pen = canvas.getContext("2d"), wide = 392 / count;
+    stay.forEach((n, frame) => {
+      const high = (38 * n) / total[frame];
+      pen.fillStyle = "#8883";
+      pen.fillRect(frame * wide, 2, Math.max(wide - 2, 1), 38);
+      pen.fillStyle = "#0072B2";
+      pen.fillRect(frame * wide, 40 - high, Math.max(wide - 2, 1), high);
+    });
+    canvas.setAttribute("role", "img");
+    canvas.setAttribute("aria-label", `tokens of each frame: ${stay.map((n, frame) => `${n} of ${total[frame]}`).join(", ")}`);
+    return [canvas];
+  }
+  function paint(canvas, picture, boxes, cut) {
     const pen = canvas.getContext("2d"), scores = byId("scores").checked;
     pen.drawImage(picture, 0, 0, canvas.width, canvas.height);
     if (!cut) return;
-    const wide = canvas.width / columns, high = canvas.height / rows;
-    for (let token = 0; token < rows * columns; token++) {
+    for (let token = 0; token < boxes.length; token++) {
+      if (!boxes[token]) continue;
       const kept = cut.kept[token] === "1", level = cut.heat.slice(2 * token, 2 * token + 2);
       if (scores) {
         pen.fillStyle = level === "--" ? "rgba(255,255,255,.88)" : `rgba(${shade(parseInt(level, 16) / 254).join(",")},.72)`;
       } else if (!kept) {
         pen.fillStyle = "rgba(255,255,255,.8)";
       }
-      const [x, y] = [(token % columns) * wide, Math.floor(token / columns) * high];
+      const [left, top, right, bottom] = boxes[token];
+      const [x, y, wide, high] = [left * canvas.width, top * canvas.height, (right - left) * canvas.width, (bottom - top) * canvas.height];
       if (scores || !kept) pen.fillRect(x, y, wide + 0.5, high + 0.5);
       if (scores && kept) {
         pen.strokeStyle = "#fff";

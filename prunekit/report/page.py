@@ -6,6 +6,7 @@ import base64
 import hashlib
 import html
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from string import Template
@@ -138,9 +139,16 @@ def _example(example: Shown, image: int, comparison: Comparison) -> dict[str, An
         "question": example.question.text,
         "answers": list(example.question.answers),
         "dense": rows[0]["dense_prediction"],
-        "grid": list(kept[0].grid or ()),
+        "boxes": _rounded(kept[0].boxes),
+        "frames": [] if kept[0].panels is None else kept[0].panels.tolist(),
         "panels": panels,
     }
+
+
+def _rounded(boxes: np.ndarray | None) -> list[list[float] | None]:
+    """Boxes to a thousandth of the sheet; null for a token without one."""
+    rows = [] if boxes is None else np.round(boxes.astype(float), 4).tolist()
+    return [None if any(map(math.isnan, row)) else row for row in rows]
 
 
 def _cut(cut: KeptCut) -> dict[str, Any]:

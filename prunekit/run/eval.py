@@ -58,7 +58,7 @@ def _evaluate(
     """Run, print, draw and log one evaluation; its metrics."""
     from prunekit.evaluation.pictures import draw_kept, overlays
     from prunekit.evaluation.run import evaluate
-    from prunekit.families import make_family
+    from prunekit.evaluation.sheets import sheets_of
     from prunekit.results.run_table import print_tables
     from prunekit.run.tracking import PICTURES, log_run
 
@@ -88,8 +88,8 @@ def _evaluate(
             count=config.table.spread,
             batch_size=config.batch_size,
         )
-    mode, grid = config.logger.mode, make_family(loaded.model).grid
-    draw_kept(evaluation.examples, evaluation.rows, grid, context.folder / "kept.png")
+    mode, sheets = config.logger.mode, sheets_of(shared_batcher(config))
+    draw_kept(evaluation.examples, evaluation.rows, sheets, context.folder / "kept.png")
     print_tables(evaluation.metrics)
     parts = {kind: component_name(component) for kind, component in pruner.components.items()}
     tags = [f"{kind}={choice}" for kind, choice in {**context.choices, **parts}.items()]
@@ -100,7 +100,7 @@ def _evaluate(
         metrics=evaluation.metrics,
         group=context.sweep,
         tags=tags,
-        examples=[] if mode == "disabled" else overlays(evaluation.examples, evaluation.rows, grid, PICTURES),
+        examples=[] if mode == "disabled" else overlays(evaluation.examples, evaluation.rows, sheets, PICTURES),
     )
     print(f"files: {context.folder} (metrics.json, predictions.jsonl, kept.npz, kept.png)\n{line}")
     return evaluation.metrics

@@ -115,7 +115,7 @@ def report(config: TrainConfig, context: Context, settings: Settings, trained: L
     from prunekit.evaluation.batches import Batcher
     from prunekit.evaluation.pictures import draw_kept
     from prunekit.evaluation.run import evaluate
-    from prunekit.families import make_family
+    from prunekit.evaluation.sheets import sheets_of
     from prunekit.results.run_table import print_tables
     from prunekit.train.measure import record_spread
     from prunekit.train.weights import show_weights
@@ -154,7 +154,7 @@ def report(config: TrainConfig, context: Context, settings: Settings, trained: L
                 count=config.table.spread,
                 batch_size=config.batch_size,
             )
-        draw_kept(evaluation.examples, evaluation.rows, make_family(trained.model).grid, folder / "kept.png")
+        draw_kept(evaluation.examples, evaluation.rows, sheets_of(batcher), folder / "kept.png")
         print_tables(metrics)
     line = log(config, context, training, metrics)
     names = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") and p.name != ERROR)

@@ -39,6 +39,12 @@ class MediaRecord:
     encoded: Sequence[EncodedMedia]
     inputs: Mapping[str, Any]
 
+    @classmethod
+    def of_inputs(cls, family: Family, inputs: Mapping[str, Any]) -> MediaRecord:
+        """The media among a processor's outputs, without a forward pass."""
+        pixels = {"video" if "video" in name else "image" for name in inputs if name.startswith("pixel_values")}
+        return cls(family, [EncodedMedia(kind, inputs) for kind in sorted(pixels)], inputs)
+
     def places(self, layout: PromptLayout) -> Places:
         """Where the visual tokens of a prefill stand.
 

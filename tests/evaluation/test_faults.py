@@ -11,8 +11,10 @@ import torch
 from prunekit.data import load
 from prunekit.data.pictures import Picture
 from prunekit.errors import PrunekitError
+from prunekit.evaluation.batches import Batcher
 from prunekit.evaluation.faults import out_of_memory
 from prunekit.evaluation.pictures import draw_kept
+from prunekit.evaluation.sheets import sheets_of
 from runs import lines, measured, run
 
 
@@ -40,7 +42,7 @@ def test_unusable_examples_are_rows_with_an_error_and_the_rest_goes_on(tmp_path,
     assert errors["answers"].startswith("rows.jsonl row 12") and len(errors) == 4
     assert any("stands twice" in error for error in errors.values())
     assert [row["id"] for row in found.rows] == [e.id for e in found.examples] == [e.id for e in good]
-    draw_kept(found.examples, found.rows, (12, 12), tmp_path / "kept.png")
+    draw_kept(found.examples, found.rows, sheets_of(Batcher(loaded)), tmp_path / "kept.png")
 
 
 def test_data_without_a_usable_example_is_one_clear_line(tmp_path, loaded):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import json
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from prunekit.data import load
 from prunekit.errors import PrunekitError
 from prunekit.evaluation import kept
 from prunekit.evaluation.batches import Batcher
-from prunekit.evaluation.kept import KeptCut, KeptExample, grid_of, read_kept, record_kept, write_kept
+from prunekit.evaluation.kept import KeptCut, KeptExample, grid_boxes, read_kept, record_kept, write_kept
 from prunekit.models import load_model
 
 
@@ -33,7 +33,8 @@ def test_the_record_is_what_the_trace_of_each_example_says(batcher, tmp_path):
         with torch.inference_mode(), pruner(batcher.loaded.model) as trace:
             batcher.loaded.model(**inputs)
         one = found[example.id]
-        assert one.grid == (12, 12) and len(one.cuts) == len(trace.cuts) == 2
+        np.testing.assert_allclose(one.boxes, grid_boxes(12, 12), atol=1e-6)
+        assert set(one.panels.tolist()) == {0} and len(one.cuts) == len(trace.cuts) == 2
         for mine, cut in zip(one.cuts, trace.cuts, strict=True):
             assert (mine.site, mine.layer, mine.where) == ("decoder", cut.layer, f"before layer {cut.layer}")
             assert mine.kept.tolist() == cut.kept[0].tolist()
@@ -50,31 +51,33 @@ def test_scores_without_a_say_are_not_recorded(batcher, tmp_path):
 def test_examples_that_share_an_image_and_odd_ones_read_back(tmp_path):
     cut = KeptCut("input", 0, np.array([True, False]), np.array([0.5, np.nan], dtype=np.float32))
     early = KeptCut("vision", -1, np.zeros(0, dtype=bool), np.zeros(0, dtype=np.float32))
-    made = [KeptExample(f"q{i}", "one", picture("one"), (1, 2), (early, cut)) for i in range(2)]
-    made += [KeptExample("q<2>", "two", picture("two"), None, ())]
+    made = [
+        KeptExample(f"q{i}", "one", picture("one"), grid_boxes(1, 2), np.array([0, -1]), (early, cut)) for i in range(2)
+    ]
+    made += [KeptExample("q<2>", "two", picture("two"), None, None, ())]
     write_kept(tmp_path / "kept.npz", made)
     found = read_kept(tmp_path / "kept.npz")
-    assert list(found) == ["q0", "q1", "q<2>"] and found["q1"].image == picture("one") and found["q<2>"].grid is None
+    assert list(found) == ["q0", "q1", "q<2>"] and found["q1"].image == picture("one") and found["q<2>"].boxes is None
+    assert found["q0"].boxes.tolist() == [[0, 0, 0.5, 1], [0.5, 0, 1, 1]] and found["q0"].panels.tolist() == [0, -1]
     assert [c.where for c in found["q1"].cuts] == ["before the encoder", "before the decoder"]
     assert found["q1"].cuts[1].kept.tolist() == [True, False] and np.isnan(found["q1"].cuts[1].scores[1])
     assert read_kept(tmp_path / "none.npz") == {} and not list(tmp_path.glob("*.part"))
 
 
 def test_a_record_of_another_version_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(kept, "SCHEMA", 2)
+    monkeypatch.setattr(kept, "SCHEMA", 3)
     write_kept(tmp_path / "kept.npz", [])
-    monkeypatch.setattr(kept, "SCHEMA", 1)
-    with pytest.raises(PrunekitError, match="schema 2; this prunekit reads 1"):
+    monkeypatch.setattr(kept, "SCHEMA", 2)
+    with pytest.raises(PrunekitError, match="schema 3; this prunekit reads up to 2"):
         read_kept(tmp_path / "kept.npz")
 
 
-def test_grids_that_the_processor_reports():
-    """Qwen-like inputs: rows and columns of patches before 2x2 of them are merged; one image, no video."""
-    family = SimpleNamespace(grid=None)
-    found = {(1, 8, 12): 24, (1, 4, 4): 4, (2, 8, 12): 48}
-    grids = [grid_of(family, {"image_grid_thw": torch.tensor([s])}, count) for s, count in found.items()]
-    assert grids == [(4, 6), (2, 2), None]
-    assert grid_of(family, {"image_grid_thw": torch.tensor([[1, 8, 12]] * 2)}, 48) is None
-    assert grid_of(family, {}, 24) is None
-    assert grid_of(SimpleNamespace(grid=(4, 6)), {}, 24) == (4, 6)
-    assert grid_of(SimpleNamespace(grid=(4, 6)), {}, 48) is None
+def test_a_record_of_the_first_schema_is_read(tmp_path):
+    """One image, tokens in rows of a grid."""
+    listed = {"id": "q", "image": "one", "grid": [2, 3], "cuts": [["input", 0]]}
+    info = json.dumps({"schema": 1, "images": ["one"], "examples": [listed]})
+    arrays = {"image_0": np.frombuffer(picture("one"), dtype=np.uint8), "kept_0_0": np.arange(6) > 2}
+    np.savez(tmp_path / "kept.npz", info=np.array(info), scores_0_0=np.ones(6, dtype=np.float32), **arrays)
+    old = read_kept(tmp_path / "kept.npz")["q"]
+    np.testing.assert_allclose(old.boxes[4], [1 / 3, 0.5, 2 / 3, 1], atol=1e-6)
+    assert old.panels.tolist() == [0] * 6

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from prunekit.evaluation.kept import KeptCut, KeptExample, write_kept
+from prunekit.evaluation.kept import KeptCut, KeptExample, grid_boxes, write_kept
 
 TOKENS, LAYERS, SIDE = 16, 4, 4
 TASKS = ("colour", "count")
@@ -94,7 +94,9 @@ def _kept(row, layer, rng) -> KeptExample:
         KeptCut("decoder", layer, early, scores),
         KeptCut("decoder", layer + 1, kept, np.where(early, scores, np.nan)),
     )
-    return KeptExample(row["id"], row["image_id"], picture(row["image_id"]), (SIDE, SIDE), cuts)
+    return KeptExample(
+        row["id"], row["image_id"], picture(row["image_id"]), grid_boxes(SIDE, SIDE), np.zeros(TOKENS, dtype=int), cuts
+    )
 
 
 def picture(name: str) -> bytes:

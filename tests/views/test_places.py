@@ -18,6 +18,8 @@ import zoo
 from painting import PAINTERS, silent, variants
 from prunekit.families import family_of
 from prunekit.families.geometry import MediaCall, tiles_in_text
+from prunekit.tensors.sequences import PromptLayout
+from prunekit.views.media import MediaRecord
 from zoo.base import layout
 
 
@@ -87,13 +89,18 @@ def test_a_thumbnail_has_the_places_of_what_it_shows(name):
 
 @pytest.mark.parametrize(("name", "kind", "variant"), [c for c in CASES if c[2] != "text_only_row"])
 def test_generate_and_beams_see_the_same(name, kind, variant):
-    """``generate`` encodes before the forward pass, and repeats samples for beams."""
+    """``generate`` encodes before the forward pass, and repeats samples for beams; a picture is drawn by the
+    processor's output alone."""
     model, batch = zoo.build(name), zoo.batch(name, "left", variant=variant)
     places, _ = witness(model, batch.inputs)
+    visual = family_of(model).find_visual(batch.inputs["input_ids"], batch.inputs)
+    prompt = PromptLayout.build(batch.inputs["input_ids"], batch.inputs["attention_mask"], visual)
+    alone = MediaRecord.of_inputs(family_of(model), batch.inputs).places(prompt)
     beams = 1 if (name, kind) == ("glm4v", "video") else 2  # transformers itself fails at its videos with beams
     again, _ = witness(model, batch.inputs, generate=True, num_beams=beams)
     for field in ("medium", "frame", "row", "column", "frames", "rows", "columns", "thumbnail", "video"):
         assert torch.equal(getattr(again, field), getattr(places, field).repeat_interleave(beams, 0))
+        assert torch.equal(getattr(alone, field), getattr(places, field))
 
 
 def test_images_and_videos_in_one_sample():

@@ -7,7 +7,7 @@ nothing else in prunekit knows lmms-eval. Here is what needs none of it: which o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from prunekit.errors import PrunekitError, UnknownNameError
@@ -27,7 +27,7 @@ def manifest() -> Any:
     return ModelManifest(model_id="prunekit", chat_class_path="prunekit.lmms_model.Prunekit")
 
 
-def split(arguments: dict[str, Any], others: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split(arguments: Mapping[str, object], others: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The pruner's arguments, and those of the model, which must be among ``others``."""
     known = tuple(name for name in others if name not in ("self", "kwargs"))
     own, rest = {}, {}
@@ -41,7 +41,7 @@ def split(arguments: dict[str, Any], others: Iterable[str]) -> tuple[dict[str, A
     return own, rest
 
 
-def pruner_of(arguments: dict[str, Any]) -> Pruner:
+def pruner_of(arguments: Mapping[str, Any]) -> Pruner:
     """The pruner that ``model_args`` describe: ``pruner=FOLDER`` (as saved), a ``method``, or components by name.
 
     Raises:
@@ -72,7 +72,7 @@ def _parts(given: dict[str, Any], base: dict[str, Any]) -> dict[str, dict[str, A
     return parts
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Lists come as text: "[2,4]"."""
     if isinstance(value, str) and value.startswith("["):
         try:

@@ -112,7 +112,7 @@ class VideoReducer(Reducer):
         sizes: torch.Tensor,
         scores: torch.Tensor,
         kept: torch.Tensor,
-        **rest: Any,
+        **rest: object,
     ) -> Reduced:
         tokens, sizes = tokens.clone(), sizes.clone()
         sources = torch.full_like(kept, -1, dtype=torch.long)

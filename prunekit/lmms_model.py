@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,15 +18,12 @@ from prunekit.errors import PrunekitError
 from prunekit.lmms import pruner_of, split
 from prunekit.models import EMBEDDED, load_model
 
-if TYPE_CHECKING:
-    from transformers import ProcessorMixin
-
 
 class Processor:
     """A processor as lmms-eval calls it, with ``images``, ``videos`` and ``audios`` whether there are any or not: what
     is empty stays away, and ``audios`` goes by transformers' name for it. Floats come in the model's dtype."""
 
-    def __init__(self, processor: ProcessorMixin, dtype: torch.dtype) -> None:
+    def __init__(self, processor: Callable[..., Any], dtype: torch.dtype) -> None:
         self._processor, self._dtype = processor, dtype
 
     def __call__(self, audios: object = None, **given: object) -> Any:
@@ -96,7 +93,7 @@ class Prunekit(Huggingface):
         if "pretrained" in rest and base is not None:
             rest["pretrained"] = str(EMBEDDED.get(rest["pretrained"], rest["pretrained"]))
         pruner = pruner_of(own)
-        given = {key: value for key, value in (additional_config or {}).items() if value is not None}
+        given: dict[str, Any] = {key: value for key, value in (additional_config or {}).items() if value is not None}
         if base is not None and ranks.world() == 1:  # some of lmms-eval's defaults for it fail in transformers 5
             given["device_map"] = given.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
         made = kind(**{**_accepted(kind, given), **rest})

@@ -155,7 +155,7 @@ def check_options(kind: str, name: str, cls: type, options: Mapping[str, object]
             raise PrunekitError(f"{kind}.{option} must be of type {wanted}, not {value!r}")
 
 
-def _fits(value: object, hint: Any) -> bool:
+def _fits(value: object, hint: object) -> bool:
     """Whether a value is of a plain type, an optional or list of plain types; any other type is not looked at."""
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) in (types.UnionType, typing.Union):

@@ -297,10 +297,6 @@ class EncoderHooks(NotCopied):
         if number in self.plan.evidence_blocks:
             run.evidence.add(self.plan, run.view)
 
-    def _still_wanted(self, number: int) -> frozenset[int]:
-        """Blocks whose evidence cuts behind block ``number`` read."""
-        return frozenset(block for cut, blocks in self.plan.evidence.items() if cut > number for block in blocks)
-
     # -- cuts ----------------------------------------------------------------------------------------------------
 
     def _cut_hook(self, number: int) -> Callable[..., Any]:
@@ -310,7 +306,8 @@ class EncoderHooks(NotCopied):
                 return None
             site = EncoderCut(run, args[0], self.plan.evidence[number], self.plan.counts[number])
             run.residual = self.cutter.cut(site)
-            run.evidence.keep_views(self._still_wanted(number))
+            later = (blocks for cut, blocks in self.plan.evidence.items() if cut > number)
+            run.evidence.keep_views(frozenset().union(*later))
             return (run.residual,)
 
         return hook

@@ -57,7 +57,7 @@ class Family:
         self.model_type: str = getattr(self.config, "model_type", type(self.model).__name__)
         self.core = unwrapped(self._core())
         self.decoder = unwrapped(self._decoder())
-        self.layers: Sequence[nn.Module] = [unwrapped(layer) for layer in self._layers()]
+        self.layers: Sequence[nn.Module] = [unwrapped(layer) for layer in self.decoder.layers]  # type: ignore[union-attr, operator]
         self.attentions = [self._attention(layer) for layer in self.layers]
         config = next((module.config for module in self.attentions if module is not None), self.text_config)
         self.attention_config: Any = untapped(config)
@@ -315,9 +315,6 @@ class Family:
             inner = (getattr(module, name, None) for name in ("model", "decoder", "text_model"))
             queue += [m for m in inner if isinstance(m, nn.Module) and m is not self.model]
         raise PrunekitError(f"model type '{self.model_type}': no decoder layers found in {type(self.model).__name__}")
-
-    def _layers(self) -> Sequence[nn.Module]:
-        return self.decoder.layers  # type: ignore[return-value]
 
     def _attention(self, layer: nn.Module) -> nn.Module | None:
         return next((m for m in layer.modules() if hasattr(m, "config") and _uses_interface(type(m))), None)

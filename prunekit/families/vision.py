@@ -48,15 +48,15 @@ class VisionTower:
     module: nn.Module
     blocks: Sequence[nn.Module]
     attentions: tuple[nn.Module, ...]
-    prefix: int
     read: int
-    patches: int | None
-    grid: tuple[int, int] | None
-    group: int
     projector: nn.Module | None
     norm: str
     tail: str
-    has_cls: bool
+    prefix: int = 0
+    patches: int | None = None
+    grid: tuple[int, int] | None = None
+    group: int = 1
+    has_cls: bool = False
     project: Callable[[torch.Tensor], torch.Tensor] | None = None
     order: torch.Tensor | None = None
     packed: bool = False
@@ -97,7 +97,8 @@ def vision_of(family: Family) -> VisionTower:
     """
     name, tower = family.model_type, family.vision_tower
     patches = support_of(name).patches
-    projector = next((p for p in (family.projector, *_others(family.core)) if p is not None), None)
+    named = (getattr(family.core, name, None) for name in ("aligner", "projector"))  # names that few families use
+    projector = next((p for p in (family.projector, *named) if p is not None), None)
     if patches is None or tower is None or projector is None:
         names = sorted(name for name, row in SUPPORT.items() if row.patches is not None)
         raise _unknown(name, f"known for {', '.join(names)}")
@@ -107,11 +108,6 @@ def vision_of(family: Family) -> VisionTower:
     if config.model_type == "video_llama_3_vision":
         return _video_llama(family, tower, projector)
     return _packed(family, tower) if patches.packed else _plain(family, patches, tower, projector)
-
-
-def _others(core: PreTrainedModel) -> list[nn.Module | None]:
-    """Projectors under names that few families use."""
-    return [getattr(core, name, None) for name in ("aligner", "projector")]
 
 
 def _unknown(name: str, why: str) -> PrunekitError:
@@ -204,16 +200,12 @@ def _pixtral(family: Family, tower: PreTrainedModel, projector: Any) -> VisionTo
         module=tower,
         blocks=blocks,
         attentions=tuple(unwrapped(block.attention) for block in blocks),
-        prefix=0,
         read=read,
-        patches=None,
-        grid=None,
         group=1 if merger is None else merger.spatial_merge_size**2,
         projector=inner,
         project=project,
         norm="ffn_norm",
         tail="feed_forward",
-        has_cls=False,
         packed=True,
         patch_size=tower.config.patch_size,
         pixels=False,
@@ -236,16 +228,12 @@ def _packed(family: Family, tower: PreTrainedModel) -> VisionTower:
         module=tower,
         blocks=blocks,
         attentions=tuple(unwrapped(block.attn) for block in blocks),
-        prefix=0,
         read=len(blocks) - 1,
-        patches=None,
-        grid=None,
         group=group,
         projector=merger,
         project=project,
         norm="norm2",
         tail="mlp",
-        has_cls=False,
         packed=True,
         pixels=False,
         name=family.model_type,
@@ -258,16 +246,11 @@ def _video_llama(family: Family, tower: PreTrainedModel, projector: nn.Module) -
         module=tower,
         blocks=_blocks(tower),
         attentions=tuple(unwrapped(block.self_attn) for block in _blocks(tower)),
-        prefix=0,
         read=len(_blocks(tower)) - 1,
-        patches=None,
-        grid=None,
-        group=1,
         projector=projector,
         project=projector,
         norm="layer_norm2",
         tail="mlp",
-        has_cls=False,
         packed=True,
         averages=True,
         pixels=False,
@@ -311,7 +294,6 @@ def timm_tower(model: Any) -> VisionTower:
         read=len(model.blocks) - 1,
         patches=model.patch_embed.num_patches,
         grid=tuple(model.patch_embed.grid_size),
-        group=1,
         projector=None,
         norm="norm2",
         tail="drop_path2",

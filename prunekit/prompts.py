@@ -23,7 +23,9 @@ def prompt_for(loaded: LoadedModel, example: Example) -> str:
             for a model that takes none.
     """
     if example.video is not None and getattr(loaded.processor, "video_processor", None) is None:
-        raise PrunekitError(f"model '{loaded.name}' takes no videos: {type(loaded.processor).__name__} reads images alone")
+        raise PrunekitError(
+            f"model '{loaded.name}' takes no videos: {type(loaded.processor).__name__} reads images alone"
+        )
     if loaded.prompt is not None:
         return _filled(loaded, example)
     try:
@@ -31,7 +33,9 @@ def prompt_for(loaded: LoadedModel, example: Example) -> str:
     except Exception as error:  # templates raise jinja's errors, their own, and those of Python
         raise PrunekitError(_refused(loaded, error)) from None
     if example.video is not None and _token(loaded, "video") not in prompt:
-        raise PrunekitError(f"model '{loaded.name}': its chat template leaves the video out; say how to ask: {SUGGESTION}")
+        raise PrunekitError(
+            f"model '{loaded.name}': its chat template leaves the video out; say how to ask: {SUGGESTION}"
+        )
     return prompt
 
 

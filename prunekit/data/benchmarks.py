@@ -189,12 +189,10 @@ MVBENCH: dict[str, str] = {
 
 
 def _mvbench(row: Row) -> Fields:
-    task, name = row[PART], row["video"]
+    task = text(PART, row[PART])
     if task not in MVBENCH:
         raise RowError(f"{PART} must be one of MVBench's tasks, not {shorten(task)}")
-    if not isinstance(name, str):
-        raise RowError(f"video must be a path, not {shorten(name)}")
-    fields = {"video": f"{MVBENCH[task]}/{name}", "task": task, "question": row["question"]}
+    fields = {"video": f"{MVBENCH[task]}/{text('video', row['video'])}", "task": task, "question": row["question"]}
     return {**fields, "answers": row["answer"], "choices": row["candidates"]}
 
 
@@ -237,9 +235,12 @@ def _nextqa(row: Row) -> Fields:
 
 
 def _activitynetqa(row: Row) -> Fields:
-    question = text("question", row["question"])
-    fields = {"id": row["question_id"], "video": f"v_{row['video_name']}", "question": f"{question.capitalize()}?"}
-    return {**fields, "answers": row["answer"]}
+    return {
+        "id": row["question_id"],
+        "video": f"v_{text('video_name', row['video_name'])}",
+        "question": f"{text('question', row['question']).capitalize()}?",
+        "answers": row["answer"],
+    }
 
 
 _ASKED = ("image", "question")
@@ -266,9 +267,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "mvbench": Benchmark(
         ("video", "question", "candidates", "answer", PART), _mvbench, video=True, parts=tuple(MVBENCH)
     ),
-    "mlvu": Benchmark(
-        ("video_name", "question", "answer", "task_type"), _mlvu, optional=("candidates",), video=True
-    ),
+    "mlvu": Benchmark(("video_name", "question", "answer", "task_type"), _mlvu, optional=("candidates",), video=True),
     "longvideobench": Benchmark(
         ("id", "video_path", "duration_group", "question", "correct_choice", *(f"option{n}" for n in range(5))),
         _longvideobench,

@@ -237,7 +237,9 @@ def _of_columns(made: Source, columns: Mapping[str, Any]) -> Source:
     sampling = made.reader.sampling
     if not videos and (sampling.frames or sampling.fps):
         option = "frames" if sampling.frames else "fps"
-        raise PrunekitError(f"{made.table.name}: data.{option} samples videos, and there is no column '{names['video']}'")
+        raise PrunekitError(
+            f"{made.table.name}: data.{option} samples videos, and there is no column '{names['video']}'"
+        )
 
     def fields(row: Row) -> dict[str, Any]:
         missing = [names[entry] for entry in needed if names[entry] not in row]

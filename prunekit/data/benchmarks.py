@@ -185,7 +185,7 @@ MVBENCH: dict[str, str] = {
     "episodic_reasoning": "tvqa/video_fps3_hq_segment",
     "counterfactual_inference": "clevrer/video_validation",
 }
-"""MVBench's tasks (Li et al. 2024, table 1), and where the videos of each lie in its repository's revision ``video``."""
+"""MVBench's tasks (Li et al. 2024, table 1), and where their videos lie in its repository's revision ``video``."""
 
 
 def _mvbench(row: Row) -> Fields:

@@ -10,7 +10,7 @@ from typing import Any
 
 from prunekit.data.example import Example
 from prunekit.data.pictures import MAX_PIXELS, Picture
-from prunekit.data.videos import Sampling, Video
+from prunekit.data.videos import UP_TO_FRAMES, Sampling, Video
 from prunekit.errors import PrunekitError, RowError, check_choice
 from prunekit.metrics.choice import LETTERS
 
@@ -58,7 +58,7 @@ class RowReader:
     folder: Path = Path()
     max_pixels: int = MAX_PIXELS
     videos: Path = Path()
-    sampling: Sampling = Sampling()
+    sampling: Sampling = UP_TO_FRAMES
 
     def example(self, where: str, number: int, row: Mapping[str, Any] | str) -> Example:
         """The example of row ``number``; one that cannot be used has its ``error`` set."""

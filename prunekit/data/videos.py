@@ -71,6 +71,10 @@ class Sampling:
         return np.linspace(0, total - 1, count).round().astype(int).tolist()
 
 
+UP_TO_FRAMES = Sampling()
+"""All frames of a short video, ``FRAMES`` of a longer one."""
+
+
 @dataclass(frozen=True)
 class Clip:
     """The sampled frames of a video.
@@ -122,7 +126,7 @@ class Video:
 
     source: bytes | Path | tuple[Picture, ...]
     where: str
-    sampling: Sampling = Sampling()
+    sampling: Sampling = UP_TO_FRAMES
     rate: float | None = None
     max_pixels: int = MAX_PIXELS
 

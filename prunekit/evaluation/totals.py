@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from prunekit.cost import prefill_cost
-from prunekit.evaluation.vision_cost import encoder_saving, with_encoder_saving
+from prunekit.cost import encoder_saving, prefill_cost
+from prunekit.evaluation.vision_cost import with_encoder_saving
 from prunekit.families import Family
 from prunekit.results.statistics import accuracies, intervals
 

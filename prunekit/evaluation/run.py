@@ -212,8 +212,8 @@ def _vision_macs(batcher: Batcher, family: Family, example: Example) -> float | 
 
 
 def _prefill_ratio(batcher: Batcher, examples: Sequence[Example], pruner: Pruner, limit: int) -> float:
-    # The shortest prompts: there are enough of one length, so that nothing of the batch is padding. Of videos one alone,
-    # for not all models take several of unequal length.
+    # The shortest prompts: there are enough of one length, so that nothing of the batch is padding. Of videos one
+    # alone: some models take no batch of unequal lengths.
     moving = any(example.video is not None for example in examples)
     batch = next(batcher.batches(examples, 1 if moving else min(TIMED_BATCH, limit)))
     inputs = batcher.inputs(batch, pruner)

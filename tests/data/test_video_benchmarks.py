@@ -33,8 +33,8 @@ ROWS: dict[str, tuple[dict[str, Any], str, str, tuple[str, str, str]]] = {
     "videomme": (
         {"video_id": "001", "duration": "short", "domain": "Knowledge", "sub_category": "Humanity & History",
          "url": "https://www.youtube.com/watch?v=fFjv93ACGo8", "videoID": "fFjv93ACGo8", "question_id": "001-1",
-         "task_type": "Counting Problem", "question": "Which color?", "options": ["A. Red.", "B. Blue.", "C. C. D.", "D. No."],
-         "answer": "C"},
+         "task_type": "Counting Problem", "question": "Which color?", "answer": "C",
+         "options": ["A. Red.", "B. Blue.", "C. C. D.", "D. No."]},
         "fFjv93ACGo8.mp4",
         SUBTITLES + "Which color?\nA. Red.\nB. Blue.\nC. C. D.\nD. No.\n\n" + LETTER, ("C", "001-1", "short"),
     ),
@@ -46,8 +46,8 @@ ROWS: dict[str, tuple[dict[str, Any], str, str, tuple[str, str, str]]] = {
         ("B", "1", "action_sequence"),
     ),
     "mlvu": (
-        {"video_name": "needle_1.mp4", "duration": 467.98, "question": "What color?\n(A) Yellow\n(B) Red", "answer": "A",
-         "candidates": ["Yellow", "Red"], "task_type": "plotQA"},
+        {"video_name": "needle_1.mp4", "duration": 467.98, "question": "What color?\n(A) Yellow\n(B) Red",
+         "answer": "A", "candidates": ["Yellow", "Red"], "task_type": "plotQA"},
         "needle_1.mp4",
         "What color?\n(A) Yellow\n(B) Red\nOnly give the best option.\nBest option: (", ("A", "1", "plotQA"),
     ),
@@ -61,15 +61,18 @@ ROWS: dict[str, tuple[dict[str, Any], str, str, tuple[str, str, str]]] = {
         {"question_idx": "3", "question": "What does C do?", "video_idx": "001934bb",
          "option": ["A. c cooks.", "B. c runs.", "C. c reads.", "D. c eats.", "E. c sits."], "answer": "4"},
         "001934bb.mp4",
-        f"What does C do?\nA. c cooks.\nB. c runs.\nC. c reads.\nD. c eats.\nE. c sits.\n{LETTER}", ("E", "3", "egoschema"),
+        f"What does C do?\nA. c cooks.\nB. c runs.\nC. c reads.\nD. c eats.\nE. c sits.\n{LETTER}",
+        ("E", "3", "egoschema"),
     ),
     "nextqa": (
-        {"video": 4010069381, "frame_count": 369, "width": 640, "height": 480, "question": "how do they react", "answer": 1,
-         "qid": 6, "type": "CH", **FIVE},
-        "4010069381.mp4", "how do they react\nA. run\nB. sit\nC. eat\nD. cry\nE. sing", ("B", "CH#4010069381/6", "nextqa"),
+        {"video": 4010069381, "frame_count": 369, "width": 640, "height": 480, "question": "how do they react",
+         "answer": 1, "qid": 6, "type": "CH", **FIVE},
+        "4010069381.mp4", "how do they react\nA. run\nB. sit\nC. eat\nD. cry\nE. sing",
+        ("B", "CH#4010069381/6", "nextqa"),
     ),
     "activitynetqa": (
-        {"video_name": "1QIUV7WYKXg", "question_id": "v_1_5", "question": "is the athlete outdoors", "answer": "yes", "type": "3"},
+        {"video_name": "1QIUV7WYKXg", "question_id": "v_1_5", "question": "is the athlete outdoors",
+         "answer": "yes", "type": "3"},
         "v_1QIUV7WYKXg.webm", "Is the athlete outdoors? Answer the question using a single word or phrase.",
         ("yes", "v_1_5", "activitynetqa"),
     ),
@@ -127,7 +130,7 @@ def test_a_preset_through_the_command(name, monkeypatch, tmp_path, model):
     good, bad = sorted(map(json.loads, (tmp_path / "run" / "predictions.jsonl").open()), key=lambda row: "error" in row)
     assert good["question"] == question and good["id"] == own_id and good["answers"] == [answer]
     assert len(good["kept"]) == round(0.5 * (3 * 1 + 1))  # three frames of one pooled token, and the newline
-    assert "No such file" in bad["error"] and "missing" in bad["error"] or "/7'" in bad["error"]
+    assert "No such file" in bad["error"] and ("missing" in bad["error"] or "/7'" in bad["error"])
     if defaults(name)["metric"] == "choice_groups":
         assert metrics["extra"].keys() == {f"accuracy/{own_id.partition('#')[0]}"}
 

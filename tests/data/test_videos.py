@@ -197,7 +197,7 @@ def test_more_frames_than_there_are(tmp_path):
     with pytest.raises(RowError, match=r"^q\.jsonl row 1: the video has 9 frames, fewer than data\.frames=10$"):
         load(path, frames=10)
     assert len(load(path, frames=10, fps=100).frames) == 9 and len(load(path).frames) == 9
-    with pytest.raises(RowError, match="64 x 48 pixels, more than data.max_pixels=100"):
+    with pytest.raises(RowError, match=r"64 x 48 pixels, more than data\.max_pixels=100"):
         Video(path, "q.jsonl row 1", max_pixels=100).load()
 
 

@@ -52,7 +52,7 @@ def examples(path, **options):
 
 @pytest.mark.parametrize("family", folders.VIDEOS)
 def test_videos_and_images_through_the_command(family, monkeypatch, tmp_path, saved, questions):
-    code, out, err = run_main(
+    code, _, err = run_main(
         monkeypatch, "model=hf", f"model.name={saved(family)}", "data=jsonl", f"data.path={questions}", "data.frames=4",
         "data.max_new_tokens=2", "logger.mode=disabled", "device=cpu", f"hydra.run.dir={tmp_path / 'run'}",
         "schedule=one_shot", "schedule.layer=2", "keep_ratio=0.5", "batch_size=2",

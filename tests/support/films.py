@@ -20,9 +20,7 @@ def film(
     av = pytest.importorskip("av")
     out = io.BytesIO()
     with av.open(out, "w", format=container) as file:
-        stream = file.add_stream(
-            "libvpx" if container == "webm" else "mpeg4" if container == "avi" else "h264", rate=fps
-        )
+        stream = file.add_stream({"webm": "libvpx", "avi": "mpeg4"}.get(container, "h264"), rate=fps)
         stream.width, stream.height = size
         stream.pix_fmt, stream.gop_size, stream.bit_rate = "yuv420p", keyframes, 4_000_000
         for number in range(frames):

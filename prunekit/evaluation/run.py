@@ -203,12 +203,9 @@ def _method(pruner: Pruner, layers: Sequence[int]) -> dict[str, Any]:
 
 
 def _vision_macs(batcher: Batcher, family: Family, example: Example) -> float | None:
-    """MACs of the vision encoder for one image. Those of a data set differ in size with some families only; there the
-    first stands for all."""
-    image_processor = getattr(batcher.loaded.processor, "image_processor", None)
-    if image_processor is None:
-        return None
-    return vision_macs(family, image_processor(images=[example.image()], return_tensors="pt"))
+    """MACs of the vision encoder for the images and frames of one example. Those of a data set differ in size with some
+    families only; there the first example stands for all."""
+    return vision_macs(family, batcher.encoded([example]))
 
 
 def _prefill_ratio(batcher: Batcher, examples: Sequence[Example], pruner: Pruner, limit: int) -> float:

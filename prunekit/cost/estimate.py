@@ -142,9 +142,10 @@ def estimate(
             raise PrunekitError(f"cost: {name} must be at least {low}, not {value}")
     stack = shape.text
     plan = outline(pruner, stack, visual, text)
-    vision, projected = (
-        (None, None) if shape.vision is None else _vision(shape.vision, visual, images, frames, convention)
-    )
+    vision: float | None = None
+    projected: float | None = None
+    if shape.vision is not None:
+        vision, projected = _vision(shape.vision, visual, images, frames, convention)
     head = stack.hidden * shape.vocab
     return Cost(
         convention=convention,

@@ -58,8 +58,8 @@ def prefill_cost(
 
 
 def vision_macs(family: Family, inputs: Any) -> float | None:
-    """MACs of the vision encoder, patch embedding and projector for the pixels of a batch of model inputs: of all images
-    or tiles, and of every frame of videos.
+    """MACs of the vision encoder, patch embedding and projector for the pixels of a batch of model inputs: all images,
+    tiles, and frames of videos.
 
     By the ``counter`` convention: nothing in an encoder is causal, and its MLPs are as they are. None for towers whose
     layout is not known here.

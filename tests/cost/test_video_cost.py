@@ -75,7 +75,8 @@ def test_an_estimate_with_frames_is_what_torch_counts(family, encoded):
 def test_metrics_count_the_frames(family, monkeypatch, tmp_path, encoded):
     model, saved, inputs = encoded[0](family)
     code, _, err = run_main(
-        monkeypatch, "model=hf", f"model.name={saved}", "data=jsonl", f"data.path={encoded[1]}", f"data.frames={FRAMES}",
+        monkeypatch, "model=hf", f"model.name={saved}", "data=jsonl", f"data.path={encoded[1]}",
+        f"data.frames={FRAMES}",
         "data.max_new_tokens=1", "schedule=one_shot", "schedule.layer=2", "logger.mode=disabled", "device=cpu",
         f"hydra.run.dir={tmp_path / 'run'}",
     )  # fmt: skip

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from prunekit.data.benchmarks import BENCHMARKS, Benchmark
+from prunekit.data.benchmarks import BENCHMARKS, PART, Benchmark
 from prunekit.data.example import Example
 from prunekit.data.hub import open_hub
 from prunekit.data.mini import ALL_SPLITS, load
 from prunekit.data.rows import RowReader, parse_prompt
-from prunekit.data.tables import Row, Table, open_jsonl, open_parquet
+from prunekit.data.tables import Row, Table, chained, open_jsonl, open_parquet
+from prunekit.data.videos import Sampling
 from prunekit.digests import digest, id_number
 from prunekit.errors import PrunekitError, RowError, check_choice
 from prunekit.files import read_yaml
@@ -22,8 +23,8 @@ from prunekit.registry import source_folder
 
 FILES = ("jsonl", "parquet", "hf")
 NAMES = ("mini", *FILES, *BENCHMARKS)
-COLUMNS = ("id", "image", "question", "answers", "choices", "task", "history", "context")
-NEEDED = ("image", "question", "answers")
+COLUMNS = ("id", "image", "video", "video_fps", "question", "answers", "choices", "task", "history", "context")
+NEEDED = ("question", "answers")
 ALIASES = {"image": "images", "answers": "answer"}
 """What a column of another number may be called."""
 
@@ -121,7 +122,10 @@ def open_source(data: Mapping[str, Any]) -> Source | Examples:
     prompt = parse_prompt(data["prompt"])
     known = BENCHMARKS.get(name)
     table = _table(data, known.columns if known else None)
-    reader = RowReader(name if known else "all", prompt, _folder(data, table), data["max_pixels"])
+    folders = {"folder": _folder(data, table, "images"), "videos": _folder(data, table, "videos")}
+    sampling = Sampling(data.get("frames"), data.get("fps"))
+    task = name if known else "all"
+    reader = RowReader(task, prompt, max_pixels=data["max_pixels"], sampling=sampling, **folders)
     made = Source(source_name(data), data["metric"], table, reader, dict, data["limit"], digest=_digest(data))
     return _of_benchmark(made, known, data) if known else _of_columns(made, data["columns"] or {})
 
@@ -181,21 +185,31 @@ def _table(data: Mapping[str, Any], columns: tuple[str, ...] | None) -> Table:
         return open_jsonl(path)
     if data["name"] == "parquet" or path.endswith(".parquet"):
         return open_parquet(path, columns)
-    return open_hub(path, data["config"], data["split"], data["revision"], data["streaming"])
+    options = (data["split"], data["revision"], data["streaming"])
+    parts = BENCHMARKS[data["name"]].parts if data["name"] in BENCHMARKS and data["config"] is None else ()
+    if not parts:
+        return open_hub(path, data["config"], *options)
+    return chained(path, {part: functools.partial(open_hub, path, part, *options) for part in parts}, PART)
 
 
-def _folder(data: Mapping[str, Any], table: Table) -> Path:
-    return table.folder if data.get("images") is None else Path(data["images"])
+def _folder(data: Mapping[str, Any], table: Table, medium: str) -> Path:
+    return table.folder if data.get(medium) is None else Path(data[medium])
 
 
 def _of_benchmark(made: Source, known: Benchmark, data: Mapping[str, Any]) -> Source:
     """The source with the benchmark's own fields, and images of another table where they stand there."""
-    made.table.need(known.needs)
     join = known.join
+    if data["config"] in known.parts:
+        made = replace(made, fields=lambda row: known.fields({PART: data["config"], **row}))
+    else:
+        made = replace(made, fields=known.fields)
+    made.table.need([name for name in known.needs if name != PART or data["config"] not in known.parts])
+    if known.video:
+        return made
     if data["path"].endswith((".parquet", ".jsonl")):
         made.table.need(("image",))
     if join is None or "image" in made.table.columns:
-        return replace(made, fields=known.fields)
+        return made
     options = (data["split"], data["revision"], data["streaming"])
     images = open_hub(data["path"], data["images_config"], *options)
     images.need((join.id, join.image))
@@ -217,10 +231,18 @@ def _of_columns(made: Source, columns: Mapping[str, Any]) -> Source:
         given = columns.get(entry)
         alias = ALIASES.get(entry, entry)
         names[entry] = given or (alias if entry not in made.table.columns and alias in made.table.columns else entry)
-    made.table.need([names[e] for e in COLUMNS if e in NEEDED or columns.get(e)])
+    videos = names["video"] in made.table.columns
+    needed = (*NEEDED,) if videos else ("image", *NEEDED)
+    made.table.need([names[e] for e in COLUMNS if e in needed or columns.get(e)])
+    sampling = made.reader.sampling
+    if not videos and (sampling.frames or sampling.fps):
+        option = "frames" if sampling.frames else "fps"
+        raise PrunekitError(
+            f"{made.table.name}: data.{option} samples videos, and there is no column '{names['video']}'"
+        )
 
     def fields(row: Row) -> dict[str, Any]:
-        missing = [names[entry] for entry in NEEDED if names[entry] not in row]
+        missing = [names[entry] for entry in needed if names[entry] not in row]
         if missing:
             raise RowError(f"no '{missing[0]}'")
         return {entry: row[name] for entry, name in names.items() if name in row}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -19,6 +19,8 @@ class EncoderShape:
         patches: patches of one image or tile where all are of one size; None for encoders that take any grid.
         window: patches that attend to each other in windowed layers; None if all of an image do, everywhere.
         whole: the layers of a windowed encoder in which all of an image attend.
+        joined: neighbouring frames of a video that become one.
+        frame_vectors: vectors of a video's frame that meet the projector; as many as of an image if not given.
     """
 
     width: int
@@ -32,6 +34,8 @@ class EncoderShape:
     patches: int | None = None
     window: int | None = None
     whole: tuple[int, ...] = ()
+    joined: int = 1
+    frame_vectors: int | None = None
 
 
 def llava(config: Any, vision: Any, text_width: int) -> EncoderShape:
@@ -39,6 +43,17 @@ def llava(config: Any, vision: Any, text_width: int) -> EncoderShape:
     taken = getattr(config, "vision_feature_layer", -2)
     inputs = vision.hidden_size * (len(taken) if isinstance(taken, list | tuple) else 1)
     return _of_square_images(vision, 1, inputs * text_width + text_width**2)
+
+
+def llava_next_video(config: Any, vision: Any, text_width: int) -> EncoderShape:
+    """LLaVA-NeXT-Video: squares of a frame's patches become one before the projector."""
+    side = _side(vision.image_size) // _side(vision.patch_size) // config.spatial_pool_stride
+    return replace(llava(config, vision, text_width), frame_vectors=side**2)
+
+
+def video_llava(config: Any, vision: Any, text_width: int) -> EncoderShape:
+    """Video-LLaVA: a frame keeps its CLS token."""
+    return replace(llava(config, vision, text_width), frame_vectors=_patches(vision) + 1)
 
 
 def gemma(config: Any, vision: Any, text_width: int) -> EncoderShape:
@@ -130,6 +145,7 @@ def _of_any_grid(
         merge=merge,
         window=window,
         whole=whole,
+        joined=vision.temporal_patch_size,
     )
 
 

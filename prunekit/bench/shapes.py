@@ -62,7 +62,7 @@ def config_of(name: str) -> Any:
     """The transformers config of a named shape; an unknown name raises with the nearest."""
     from transformers import AutoConfig
 
-    check_choice("shape", name, SHAPES)
+    check_choice("bench.shape", name, SHAPES)
     options = dict(SHAPES[name])
     return AutoConfig.for_model(options.pop("model_type"), **options)
 

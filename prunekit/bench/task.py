@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 
 def bench(
-    shape: str | None,
     pruner: Pruner,
     settings: BenchOptions,
     folder: Path,
@@ -40,12 +39,12 @@ def bench(
     """Measure, print, and write ``bench.json``, ``bench.png`` and, if asked for, ``profile.txt``.
 
     Args:
-        shape: a named shape with random weights, or None for the model that ``load`` gives.
+        load: the model, where ``settings`` name no shape.
 
     Raises:
         PrunekitError: for an unknown shape, a device that is not there, a pruner that the model cannot take.
     """
-    place = resolve_device(device)
+    place, shape = resolve_device(device), settings.shape
     loaded = None
     if shape is None:
         loaded = load()

@@ -15,6 +15,7 @@ from prunekit.errors import FolderError, PrunekitError
 from prunekit.files import read_json, write_json
 from prunekit.records import rows
 from prunekit.records.identity import Identity, difference, run_name, what_matters
+from prunekit.records.old_names import modern
 
 METRICS = "metrics.json"
 JOB = "job.json"
@@ -93,10 +94,10 @@ class Job:
         record = read_json(self.folder / JOB)
         if not isinstance(record, dict) or "identity" not in record:
             return None
-        there, here = (_without_limit(identity) for identity in (record["identity"], self.identity))
-        if (change := difference(there, here)) is not None:
+        recorded = modern(record["identity"])
+        if (change := difference(_without_limit(recorded), _without_limit(self.identity))) is not None:
             raise cannot_resume(self.folder, change)
-        whole = record.get("finished") and record["identity"] == self.identity
+        whole = record.get("finished") and recorded == self.identity
         metrics = read_json(self.folder / METRICS) if whole else None
         if not isinstance(metrics, dict) or not isinstance(examples := metrics.get("examples"), int):
             return None

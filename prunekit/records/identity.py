@@ -14,15 +14,16 @@ from typing import Any
 
 from prunekit.digests import digest
 from prunekit.models import file_digest, source_digest
+from prunekit.records.old_names import modern
 from prunekit.registry import METHOD_MODULES
 
 Identity = dict[str, Any]
 
-NOT_OF_A_RUN = ("resume", "overwrite", "logger", "table", "rows", "objective", "batch_size", "device", "study")
+NOT_OF_A_RUN = {"resume", "overwrite", "logger", "sweep", "study", "batch_size", "device"}
 """Parts of a configuration that change the results of no task."""
 
-OF_ONE_TASK = {"train": ("train",), "report": ("runs", "report"), "bench": ("bench", "shape")}
-"""Parts that change the results of one task alone."""
+OF_ONE_TASK = {"eval", "train", "report", "bench"}
+"""Parts that change the results of the task of their name alone."""
 
 MODEL = "another model, or other weights or dtype of it"
 SHOWN = 3
@@ -30,9 +31,10 @@ SHOWN = 3
 
 
 def what_matters(recorded: Identity, task: str) -> Identity:
-    """The parts of a configuration that change the results of a task."""
-    others = {part for name, parts in OF_ONE_TASK.items() if name != task for part in parts}
-    return {key: value for key, value in recorded.items() if key not in others.union(NOT_OF_A_RUN)}
+    """The parts of a configuration that change the results of a task. One that was recorded under old names of options
+    matters as the same one under new names does."""
+    left_out = NOT_OF_A_RUN | OF_ONE_TASK - {task}
+    return {key: value for key, value in modern(recorded).items() if key not in left_out}
 
 
 def job_identity(recorded: Identity, components: Iterable[object] = ()) -> Identity:

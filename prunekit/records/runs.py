@@ -79,14 +79,14 @@ def find_runs(folder: Path) -> tuple[list[Run], list[str]]:
         PrunekitError: if there is no finished run, or the files of one are broken, incomplete or of another version.
     """
     if not folder.is_dir():
-        raise PrunekitError(f"runs='{folder}': no such folder")
+        raise PrunekitError(f"report.runs='{folder}': no such folder")
     places = {path.parent for name in (METRICS, *BEGUN) for path in folder.rglob(name)}
     ordered = sorted((p for p in places if "wandb" not in p.relative_to(folder).parts), key=_natural)
     finished = [p for p in ordered if (p / METRICS).exists()]
     left_out = [_why_unfinished(p) for p in ordered if not (p / METRICS).exists()]
     if not finished:
         about = f": {left_out[0]}" if left_out else ""
-        raise PrunekitError(f"runs='{folder}' holds no finished run{about}")
+        raise PrunekitError(f"report.runs='{folder}' holds no finished run{about}")
     return [read_run(p) for p in finished], left_out
 
 

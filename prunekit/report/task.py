@@ -54,7 +54,7 @@ def analyse(runs: str | None, reference: str | None = None) -> Comparison:
         PrunekitError: for a folder without finished runs, broken files, runs that cannot be compared.
     """
     if not isinstance(runs, str):
-        raise PrunekitError("task=report needs runs=DIR, the folder of a run or of a sweep")
+        raise PrunekitError("task=report needs report.runs=DIR, the folder of a run or of a sweep")
     read, left_out = find_runs(Path(runs))
     questions, notes = common_questions(read)
     entries, repeated = make_entries(read, questions)

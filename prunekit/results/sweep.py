@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from prunekit.loaded import base_name
 from prunekit.records.runs import Question, Run, read_run
 from prunekit.records.sweep import outcomes
 from prunekit.results.seeds import answers, costs, kept, mean
-from prunekit.results.settings import TableSettings
+from prunekit.results.settings import Claim, TableSettings
 from prunekit.results.statistics import accuracies, intervals, iou
 from prunekit.results.sweep_table import render
 
@@ -88,7 +88,7 @@ def summarise(sweep: Path, settings: TableSettings) -> dict[str, Any]:
     listed = [_described(cell, done, questions, dense, settings) for cell in cells]
     known = {cell.row: cell.values(questions) for cell in done if not cell.section} | {"dense": dense}
     costs_of = {cell["row"]: cell for cell in listed if not cell["section"] and cell["error"] is None}
-    names = {cell.row for cell in cells} | {"dense"} if settings.rows is None else None
+    names = None if settings.narrowed else {cell.row for cell in cells} | {"dense"}
     return {
         "schema": 1,
         "name": settings.name,
@@ -147,33 +147,29 @@ def _described(
 
 
 def judge(
-    claim: dict[str, Any],
-    known: dict[str, np.ndarray],
-    cells: dict[str, dict[str, Any]],
+    claim: Claim,
+    known: Mapping[str, np.ndarray],
+    cells: Mapping[str, dict[str, Any]],
     questions: Sequence[Question],
     names: set[str] | None,
 ) -> dict[str, Any]:
-    """Whether a claim holds here. It says that the accuracy of the row ``better`` is more than ``margin`` (0 if not
-    given) above that of ``worse``, "dense" being a row: it holds if the paired interval lies wholly above the margin,
-    does not if it lies wholly below, and is open in between. Or it gives the ``cost`` of a ``row`` as ``value``, to two
-    decimals. ``names`` are the rows that it may name, None where some were left out."""
-    rows = [claim[key] for key in ("better", "worse", "row") if key in claim]
-    for row in rows:
+    """Whether a claim holds here. One about accuracies holds if the paired interval lies wholly above the margin, does
+    not if it lies wholly below, and is open in between. ``names`` are the rows that it may name, None where some were
+    left out."""
+    for row in claim.rows:
         if names is not None and row not in names:
-            raise UnknownNameError("row in table.claims:", row, names)
-    judged = {"text": claim["text"], "published": str(claim.get("published", "–")), "verdict": "not measured"}
-    if "row" in claim:
-        if claim["row"] in cells:
-            measured = cells[claim["row"]][claim["cost"]]
-            same = measured is not None and round(measured, 2) == round(claim["value"], 2)
-            judged |= {"measured": measured, "verdict": "holds" if same else "does not hold"}
-        return judged
-    if all(row in known for row in rows):
-        over = _with_interval(questions, known[claim["better"]] - known[claim["worse"]], "difference")
+            raise UnknownNameError("row in sweep.table.claims:", row, names)
+    judged = {"text": claim.text, "published": str(claim.published), "verdict": "not measured"}
+    if claim.row is not None and claim.row in cells:
+        measured = cells[claim.row][str(claim.cost)]
+        same = measured is not None and claim.value is not None and round(measured, 2) == round(claim.value, 2)
+        return judged | {"measured": measured, "verdict": "holds" if same else "does not hold"}
+    better, worse = known.get(claim.better or ""), known.get(claim.worse or "")
+    if better is not None and worse is not None:
+        over = _with_interval(questions, better - worse, "difference")
         low, high = over["difference_ci"]
-        margin = claim.get("margin", 0.0)
-        verdict = "holds" if low > margin else "does not hold" if high < margin else "open"
-        judged |= {"difference": over["difference"]["mean"], "ci": [low, high], "verdict": verdict}
+        verdict = "holds" if low > claim.margin else "does not hold" if high < claim.margin else "open"
+        return judged | {"difference": over["difference"]["mean"], "ci": [low, high], "verdict": verdict}
     return judged
 
 

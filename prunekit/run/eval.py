@@ -29,22 +29,22 @@ def run(config: EvalConfig, context: Context) -> float | None:
     """``task=eval``: dense against pruned on the data; table, metrics.json, predictions.jsonl, kept.png, W&B.
 
     Returns:
-        What a sweeper may optimise: the mean accuracy, or a number below any where ``objective.flops_limit`` is passed.
+        What a sweeper may optimise: the mean accuracy, or a number below any past ``sweep.objective.flops_limit``.
     """
     from prunekit.evaluation.other import with_evidence
     from prunekit.records.folder import Job
     from prunekit.records.identity import job_identity
 
-    pruner, limit = build_pruner(config), config.objective.flops_limit
+    pruner, limit = build_pruner(config), config.sweep.objective.flops_limit
     job = Job(context.folder, job_identity(context.recorded, pruner.components.values()))
     if config.resume and (metrics := job.finished()) is not None:
         print(f"finished before: {context.folder} (accuracy {100 * metrics['accuracy']['mean']:.1f} %)")
         return metrics["accuracy"]["mean"]
-    pruner, examples = with_evidence(config.evidence, pruner, shared_examples(config.data))
+    pruner, examples = with_evidence(config.eval.evidence, pruner, shared_examples(config.data))
     loaded = load(config)
     pruner = fit_budget(pruner, loaded, examples)
     if limit is not None and (flops := expected_flops(pruner, loaded, examples)) > limit:
-        print(f"not run: {flops:.3f} of the dense prefill's FLOPs, more than objective.flops_limit={limit:g}")
+        print(f"not run: {flops:.3f} of the dense prefill's FLOPs, more than sweep.objective.flops_limit={limit:g}")
         return limit - flops
     job.write(finished=False)
     metrics = _evaluate(config, context, pruner, loaded, examples)
@@ -77,7 +77,7 @@ def _evaluate(
     )
     if not ranks.is_first():
         return evaluation.metrics
-    if config.table.spread is not None:
+    if config.sweep.table.spread is not None:
         from prunekit.train.measure import record_spread
 
         evaluation.metrics = record_spread(
@@ -85,7 +85,7 @@ def _evaluate(
             shared_batcher(config),
             evaluation.examples,
             pruner,
-            count=config.table.spread,
+            count=config.sweep.table.spread,
             batch_size=config.batch_size,
         )
     mode, sheets = config.logger.mode, sheets_of(shared_batcher(config))

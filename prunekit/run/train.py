@@ -141,17 +141,17 @@ def report(config: TrainConfig, context: Context, settings: Settings, trained: L
         metrics = evaluation.metrics
     if not ranks.is_first():
         return
-    show_weights(training, pruner, trained.model, config.table.picture)
+    show_weights(training, pruner, trained.model, config.sweep.table.picture)
     if metrics:
         seconds = [row["seconds"] for row in _history(training) if "seconds" in row]
         metrics = add_metrics(folder, training_seconds=seconds[-1] if seconds else None)
-        if config.table.spread is not None:
+        if config.sweep.table.spread is not None:
             metrics = record_spread(
                 folder,
                 batcher,
                 evaluation.examples,
                 pruner,
-                count=config.table.spread,
+                count=config.sweep.table.spread,
                 batch_size=config.batch_size,
             )
         draw_kept(evaluation.examples, evaluation.rows, sheets_of(batcher), folder / "kept.png")

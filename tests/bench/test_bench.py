@@ -240,7 +240,7 @@ def test_the_page_has_a_place_for_every_table():
         made = measure_performance.replaced(page, name, "| a table |")
         assert f"<!-- {name} -->\n| a table |\n<!-- end of {name} -->" in made
         assert len(made.split("<!--")) == len(page.split("<!--"))
-        assert options[0].removeprefix("shape=") in shapes.SHAPES
+        assert options[0].removeprefix("bench.shape=") in shapes.SHAPES
     with pytest.raises(SystemExit, match="no markers"):
         measure_performance.replaced(page, "nothing", "")
 
@@ -252,7 +252,7 @@ def bench_arguments(folder, *more):
 
 class TestCommand:
     def test_a_sweep_writes_a_table_json_and_a_plot(self, monkeypatch, tmp_path, tiny_shape):
-        more = ["shape=tiny", "bench.visual_tokens=[16,64]", "bench.text_tokens=8", "bench.profile=true"]
+        more = ["bench.shape=tiny", "bench.visual_tokens=[16,64]", "bench.text_tokens=8", "bench.profile=true"]
         code, out, err = run_main(monkeypatch, *bench_arguments(tmp_path, *more))
         assert code == 0, err
         found = json.loads((tmp_path / "bench.json").read_text())
@@ -266,14 +266,18 @@ class TestCommand:
 
     def test_without_matplotlib_one_line_says_so(self, monkeypatch, tmp_path, tiny_shape):
         monkeypatch.setitem(sys.modules, "matplotlib", None)
-        code, out, err = run_main(monkeypatch, *bench_arguments(tmp_path, "shape=tiny", "bench.visual_tokens=[16]"))
+        code, out, err = run_main(
+            monkeypatch, *bench_arguments(tmp_path, "bench.shape=tiny", "bench.visual_tokens=[16]")
+        )
         assert code == 0, err
         said = [line for line in out.splitlines() if "no plot" in line]
         assert len(said) == 1 and "prunekit[report]" in said[0]
         assert not (tmp_path / "bench.png").exists() and (tmp_path / "bench.json").exists()
 
     def test_a_budget_is_solved_and_printed(self, monkeypatch, tmp_path, tiny_shape):
-        given = [a for a in bench_arguments(tmp_path, "shape=tiny", "bench.visual_tokens=[64]") if "keep" not in a]
+        given = [
+            a for a in bench_arguments(tmp_path, "bench.shape=tiny", "bench.visual_tokens=[64]") if "keep" not in a
+        ]
         code, out, err = run_main(monkeypatch, *given, "budget=flops:0.8")
         assert code == 0, err
         assert "budget flops:0.8: of 64 visual tokens" in out and "tokens per layer with 64 others: 128 " in out
@@ -290,17 +294,20 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("bad", "word"),
         [
-            (["shape=llava-1.5-7B"], "Did you mean 'llava-1.5-7b'"),
-            (["shape=tiny", "device=cuda"], "device=cuda: no CUDA device here"),
-            (["shape=tiny", "bench.visual_tokens=[0]"], "bench.visual_tokens[0]"),
-            (["shape=tiny", "bench.visual_tokens=576"], "576"),
-            (["shape=tiny", "bench.rounds=0"], "bench.rounds"),
-            (["shape=tiny", "bench.text_tokens=some"], "'some'"),
-            (["shape=tiny", "schedule.layer=9"], "layer 9"),
-            (["shape=tiny", "keep_ratio=null", "budget=flops:0.01"], "out of reach: 0."),
-            (["shape=tiny", "budget=flops:0.5"], "exclude"),
-            (["shape=tiny", "method=visionzip", "schedule.layer=null"], "'visionzip' works in the vision encoder"),
-            (["shape=tiny", "keep_ratio=null", "budget=flop:0.5"], "Did you mean 'flops'"),
+            (["bench.shape=llava-1.5-7B"], "Did you mean 'llava-1.5-7b'"),
+            (["bench.shape=tiny", "device=cuda"], "device=cuda: no CUDA device here"),
+            (["bench.shape=tiny", "bench.visual_tokens=[0]"], "bench.visual_tokens[0]"),
+            (["bench.shape=tiny", "bench.visual_tokens=576"], "576"),
+            (["bench.shape=tiny", "bench.rounds=0"], "bench.rounds"),
+            (["bench.shape=tiny", "bench.text_tokens=some"], "'some'"),
+            (["bench.shape=tiny", "schedule.layer=9"], "layer 9"),
+            (["bench.shape=tiny", "keep_ratio=null", "budget=flops:0.01"], "out of reach: 0."),
+            (["bench.shape=tiny", "budget=flops:0.5"], "exclude"),
+            (
+                ["bench.shape=tiny", "method=visionzip", "schedule.layer=null"],
+                "'visionzip' works in the vision encoder",
+            ),
+            (["bench.shape=tiny", "keep_ratio=null", "budget=flop:0.5"], "Did you mean 'flops'"),
         ],
     )
     def test_bad_input_ends_in_one_clear_line(self, monkeypatch, tmp_path, tiny_shape, bad, word):

@@ -172,7 +172,7 @@ BAD = [
     (["budget=flop:0.5"], "Did you mean 'flops'"),
     (["budget=final:many"], "'many'"),
     (["budget=final:inf"], "must lie in (0, ...), not inf"),
-    (["task=bench", "shape=llava"], "shape 'llava'"),
+    (["task=bench", "bench.shape=llava"], "shape 'llava'"),
     (["kep_ratio=0.5"], "kep_ratio"),
     (["scorer.rows=first"], "'first'"),
     (["scorer.colour=red"], "colour"),

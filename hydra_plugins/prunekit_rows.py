@@ -47,7 +47,7 @@ class RowSweeper(Sweeper):
         returns: list[Sequence[JobReturn]] = []
         size = max(1, self.max_batch_size or len(jobs))
         for start in range(0, len(jobs), size):
-            batch = [job.words for job in jobs[start : start + size]]
+            batch = [job.composed_by for job in jobs[start : start + size]]
             self.validate_batch_is_legal(batch)  # composes all once: a wrong word is found before anything runs
             done = self.launcher.launch(batch, initial_job_idx=start)
             for job in done:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,20 +31,20 @@ class Planned:
         row: its row's name.
         label: the row's name in a table.
         values: what varies within the row, by key.
-        overrides: all of them, as words.
+        words: all overrides.
         folder: the job's own, below the sweep's.
     """
 
     row: str
     label: str
     values: dict[str, str]
-    overrides: list[str]
+    words: list[str]
     folder: str
 
     @property
-    def words(self) -> list[str]:
-        """What Hydra composes the job by."""
-        return [*self.overrides, f"hydra.sweep.subdir={self.folder}"]
+    def composed_by(self) -> list[str]:
+        """The words that Hydra composes the job by."""
+        return [*self.words, f"hydra.sweep.subdir={self.folder}"]
 
 
 def plan(config: DictConfig, words: Sequence[str], loader: ConfigLoader) -> list[Planned]:
@@ -59,7 +59,7 @@ def plan(config: DictConfig, words: Sequence[str], loader: ConfigLoader) -> list
         if row is None:  # taken out by sweep.rows.NAME=null
             continue
         if not isinstance(row, list):
-            raise PrunekitError(f"sweep.rows.{name} must be a list of overrides, not {row!r}")
+            raise PrunekitError(f"sweep.rows.{name!s} must be a list of overrides, not {row!r}")
         jobs += expand(str(name), read_words([*params(config), *row, *words], loader), labels.get(name))
     if twice := [folder for folder, count in Counter(job.folder for job in jobs).items() if count > 1]:
         raise PrunekitError(f"sweep.rows: two jobs share the folder '{twice[0]}'")
@@ -70,7 +70,8 @@ def plan(config: DictConfig, words: Sequence[str], loader: ConfigLoader) -> list
 
 def params(config: DictConfig) -> list[str]:
     """What a sweeper adds to all jobs, as words."""
-    return [f"{key!s}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
+    settings: dict[str, object] = config.hydra.sweeper.get("params") or {}
+    return [f"{key}={value}" for key, value in settings.items()]
 
 
 def named(option: str, value: str | Iterable[str] | None, rows: Sequence[str]) -> list[str]:
@@ -83,25 +84,26 @@ def named(option: str, value: str | Iterable[str] | None, rows: Sequence[str]) -
 
 def expand(name: str, overrides: Sequence[Override], label: str | None = None) -> list[Planned]:
     """The jobs of one row: the product of its sweeps. ``{key}`` in its name and label stands for that key's value."""
-    swept = [override.get_key_element() for override in overrides if override.is_sweep_override()]
+    last = {override.get_key_element(): override for override in overrides}  # of two for a key the later counts
+    swept = [key for key, override in last.items() if override.is_sweep_override()]
     jobs = []
-    for words in product(overrides):
-
-        def filled(text: str, words: dict[str, str] = words) -> str:
-            return re.sub(r"\{([\w.]+)\}", lambda match: words.get(modern_word(match[1]), match[0]), text)
-
-        row = filled(name)
-        values = {key: words[key] for key in dict.fromkeys(swept) if f"{{{key}}}" not in name}
+    for job in product(last.values()):
+        row, title = filled(name, job), filled(label or name, job)
+        values = {key: job[key] for key in swept if f"{{{key}}}" not in name}
         parts = [row, *(f"{key}_{value}" for key, value in values.items())]
         folder = "/".join(re.sub(r"_*[^\w.-]+_*", "_", part).strip("._") or "_" for part in parts)
-        overrides_of_job = [f"{key}={value}" for key, value in words.items()]
-        jobs.append(Planned(row, filled(label or name), values, overrides_of_job, folder))
+        jobs.append(Planned(row, title, values, [f"{key}={value}" for key, value in job.items()], folder))
     return jobs
+
+
+def filled(text: str, job: Mapping[str, str]) -> str:
+    """A text with a job's values in place of ``{key}``."""
+    return re.sub(r"\{([\w.]+)\}", lambda match: job.get(modern_word(match[1]), match[0]), text)
 
 
 def write_plan(folder: Path, jobs: Sequence[Planned]) -> None:
     """The jobs as planned, for whoever reads the sweep's folder."""
     listed = [
-        {"folder": j.folder, "row": j.row, "label": j.label, "values": j.values, "overrides": j.overrides} for j in jobs
+        {"folder": j.folder, "row": j.row, "label": j.label, "values": j.values, "overrides": j.words} for j in jobs
     ]
     write_json(folder / PLAN, {"schema": 1, "jobs": listed})

@@ -115,7 +115,7 @@ def planned(config: DictConfig) -> list[tuple[str, Identity]] | None:
     sweeper, loader = str(config.hydra.sweeper._target_), GlobalHydra.instance().config_loader()
     words = list(config.hydra.overrides.task)
     if sweeper.endswith(".RowSweeper"):
-        jobs = [job.words for job in plan(config, words, loader)]
+        jobs = [job.composed_by for job in plan(config, words, loader)]
     elif sweeper.endswith(".BasicSweeper"):
         swept = product(read_words([*params(config), *words], loader))
         jobs = [[f"{key}={value}" for key, value in job.items()] for job in swept]

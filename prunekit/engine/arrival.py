@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from prunekit.engine.prefill import Prefill
 from prunekit.errors import PrunekitError
 from prunekit.tensors.indexing import gather_tokens
 from prunekit.views.trace import CutRecord
-from prunekit.views.vision import VisionRecord, VisionView
+from prunekit.views.vision import VisionRecord, VisionView, token_sources
 
 
-def arrive(record: VisionRecord | None, state: Prefill, hidden: torch.Tensor, axis: int) -> torch.Tensor:
-    """What the encoder left reaches layer 0: hidden states [B, S, D], tokens on ``axis``, without the visual tokens
-    that went inside it, [B, M, D].
+def arrive(records: Sequence[VisionRecord], state: Prefill, hidden: torch.Tensor, axis: int) -> torch.Tensor:
+    """What the runs of the encoder left reaches layer 0: hidden states [B, S, D], tokens on ``axis``, without the
+    visual tokens that went inside it, [B, M, D].
 
     Raises:
-        PrunekitError: where the encoder has not run under this pruner.
+        PrunekitError: where the encoder has not run under this pruner, and where tokens went in one of several runs.
     """
-    if record is None:
+    if not records:
         raise PrunekitError(
             "the vision encoder did not run under this pruner: give it pixels, not features made before"
         )
-    source_BN = record.source(state.layout).to(state.kept.device)
-    state.vision = VisionView(record, source_BN)
-    state.doubts += record.doubts
+    video_BS = state.media.videos(state.layout) if len(records) > 1 and state.media is not None else None
+    source_BN = token_sources(records, state.layout, video_BS).to(state.kept.device)
+    state.vision = VisionView(records, source_BN)
+    state.doubts += [doubt for record in records for doubt in record.doubts]
+    if len(records) > 1 and any(record.cuts for record in records):
+        raise PrunekitError("images and videos in one batch: tokens cannot go inside the vision encoder")
+    (record, *_) = records
     for cut in record.cuts:
         kept_BN = state.vision.gather(cut.kept.flatten())
         scores_BN = state.vision.gather(cut.scores.flatten()).masked_fill(~state.kept, torch.nan)

@@ -12,6 +12,7 @@ from prunekit.engine.layer_inputs import compact
 from prunekit.engine.lookahead import view_ahead
 from prunekit.engine.prefill import Prefill
 from prunekit.engine.target import Target
+from prunekit.errors import PrunekitError
 from prunekit.tensors.indexing import gather_tokens, put_where, ragged_index, scatter_where
 from prunekit.views.trace import CutRecord
 
@@ -21,7 +22,8 @@ class DecoderCut(CutSite):
 
     Attributes:
         others: real tokens of each sample that are not visual.
-        projects: whether a reducer works on what the projector reads.
+        projects: whether a reducer works on what the projector reads; where videos are pooled behind the projector, it
+            works on the visual tokens.
     """
 
     def __init__(
@@ -41,8 +43,15 @@ class DecoderCut(CutSite):
             state.evidence.add(target.plan, view)
         self.view = state.view(index, family.one_state(hidden), family.grid, cut.site)
         self.projects = target.plan.reducer.acts_before_projector and cut.site == "input"
-        if self.projects and self.view.vision.record.tower.tiled:  # of newlines nothing can be made
+        if self.projects and self.view.vision.tower.tiled:  # of newlines nothing can be made
             self.patches = self.view.vision.exists.to(self.alive.device)
+        if self.projects and any(run.pooled_behind for run in self.view.vision.records):
+            if len(self.view.vision.records) > 1:
+                raise PrunekitError(
+                    "images and videos in one batch: the model pools videos behind its projector, before which the "
+                    f"reducer '{target.plan.reducer.registered_name}' makes tokens; give it one kind at a time"
+                )
+            self.projects = False  # tokens are made of tokens, since nothing before them is one
 
     def tokens(self) -> torch.Tensor:
         if self.projects:

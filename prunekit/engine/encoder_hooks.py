@@ -9,6 +9,7 @@ together. Nothing of the old length is computed from there on.
 from __future__ import annotations
 
 import functools
+import math
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,8 @@ from torch import nn
 
 from prunekit.engine.cutter import Cutter
 from prunekit.engine.encoder_cut import EncoderCut
-from prunekit.engine.encoder_run import EncoderRun, attention_function, note_packing, packed_rows
+from prunekit.engine.encoder_run import EncoderRun, attention_function, frame_pool, note_packing, packed_rows
+from prunekit.engine.media_watch import MediaWatch
 from prunekit.engine.mounted import NotCopied, guard, own
 from prunekit.engine.plan import EncoderPlan
 from prunekit.engine.precision import in_float32, model_precision
@@ -36,24 +38,22 @@ class EncoderThread(threading.local):
 
     Attributes:
         run: the run that goes on, None between runs.
-        record: what the latest run left, until a prefill takes it.
-        runs: how many there were since then.
+        records: what the latest runs left, until a prefill takes it.
     """
 
     run: EncoderRun | None = None
-    record: VisionRecord | None = None
-    runs: int = 0
+    records: tuple[VisionRecord, ...] = ()
 
 
 class EncoderHooks(NotCopied):
     """One pruner's hooks on one encoder. State of a run is thread-local; the record of the latest waits to be taken."""
 
-    def __init__(self, tower: VisionTower, plan: EncoderPlan) -> None:
-        self.tower, self.plan, self.cutter = tower, plan, Cutter(plan)
+    def __init__(self, tower: VisionTower, plan: EncoderPlan, media: MediaWatch | None = None) -> None:
+        self.tower, self.plan, self.cutter, self.media = tower, plan, Cutter(plan), media
         self._thread = EncoderThread()
         self._handles: list[Any] = []
         self._taps = Taps()
-        self._packing: Any = None
+        self._wrapped: list[tuple[Any, str]] = []
         self.publish: Callable[[VisionRecord], None] | None = None
 
     # -- on and off ----------------------------------------------------------------------------------------------
@@ -76,6 +76,7 @@ class EncoderHooks(NotCopied):
         add(tower.blocks[tower.read].register_forward_hook(self._note_cls))
         if tower.tiled and core is not None:
             self._note_packing(core)
+            self._note_pooling(core)
         if tower.projector is not None:
             add(tower.projector.register_forward_pre_hook(self._enter_projector))
             add(tower.projector.register_forward_hook(self._leave_projector))
@@ -89,23 +90,63 @@ class EncoderHooks(NotCopied):
             handle.remove()
         self._taps.remove()
         self._handles = []
-        if self._packing is not None:
-            del self._packing.pack_image_features
-            self._packing = None
+        for core, name in self._wrapped:
+            delattr(core, name)
+        self._wrapped = []
+
+    def _wrap(self, core: Any, name: str, method: Callable[..., Any]) -> None:
+        """Put ``method`` before the core's own of this name, until ``remove``."""
+        method.of_session = True  # type: ignore[attr-defined]  # no part of the model
+        setattr(core, name, method)
+        self._wrapped.append((core, name))
 
     def _note_packing(self, core: Any) -> None:
         """Tiles are packed by a method of the model, with newlines between rows: it packs their numbers as well."""
-        pack = core.pack_image_features
+        pack, note = core.pack_image_features, own(packed_rows)
 
         def packing(image_features: Any, *args: Any, image_newline: Any = None, **kwargs: Any) -> Any:
-            record = self._thread.record
-            if record is not None:
-                record.rows = note(pack, image_features, args, kwargs, image_newline is not None)
+            if self._thread.records:
+                rows = note(pack, image_features, args, kwargs, image_newline is not None)
+                self._thread.records[-1].rows = rows
             return pack(image_features, *args, image_newline=image_newline, **kwargs)
 
-        note = own(packed_rows)
-        packing.of_session = True  # type: ignore[attr-defined]  # no part of the model
-        core.pack_image_features, self._packing = packing, core
+        self._wrap(core, "pack_image_features", packing)
+
+    def _note_pooling(self, core: Any) -> None:
+        """Frames of videos are pooled before the projector (LLaVA-NeXT-Video) or behind it (LLaVA-OneVision): what the
+        encoder says of patches is pooled alike."""
+        if (resampler := getattr(core, "vision_resampler", None)) is not None:
+
+            def pooled_before(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
+                if (run := self._run()) is not None:
+                    run.record.pool = frame_pool(module)
+
+            self._handles.append(resampler.register_forward_hook(pooled_before))
+        elif (pool := getattr(core, "apply_pooling", None)) is not None:
+
+            def pooling(features: torch.Tensor) -> torch.Tensor:
+                pooled = pool(features)
+                if self._thread.records:
+                    record = self._thread.records[-1]
+                    assert record.features is not None
+                    record.pool, record.features, record.pooled_behind = pool, pool(record.features), True
+                    self._lay_out_frames(record, pooled.shape[1], newline=True)
+                return pooled
+
+            self._wrap(core, "apply_pooling", pooling)
+
+    def _lay_out_frames(self, record: VisionRecord, tokens: int, newline: bool) -> None:
+        """The rows of pooled videos: ``tokens`` of each frame, and a newline behind each video."""
+        call = None if self.media is None else self.media.current
+        pixels = None if call is None else call.arguments.get("pixel_values_videos")
+        if pixels is None:
+            return  # of frames encoded by themselves nobody knows which form a video
+        videos, frames = pixels.shape[:2]
+        side = math.isqrt(tokens)
+        record.images, record.grids = [tokens] * (videos * frames), [(side, side)] * (videos * frames)
+        rows = torch.arange(videos * frames * tokens).view(videos, -1)
+        mark = torch.full((videos, int(newline)), -1)
+        record.rows = torch.cat([rows, mark], dim=1).flatten()
 
     def _observed(self) -> frozenset[int]:
         """Blocks whose queries and keys are looked at, or whose attention is weighted by sizes."""
@@ -116,11 +157,10 @@ class EncoderHooks(NotCopied):
 
     # -- one run -------------------------------------------------------------------------------------------------
 
-    def pop_record(self) -> VisionRecord | None:
-        """What the latest run of this thread left, once."""
-        record = self._thread.record
-        self._thread.record, self._thread.runs = None, 0
-        return record
+    def pop_records(self) -> tuple[VisionRecord, ...]:
+        """What the latest runs of this thread left, once."""
+        records, self._thread.records = self._thread.records, ()
+        return records
 
     @model_precision()
     def project(self, features: torch.Tensor) -> torch.Tensor:
@@ -136,8 +176,9 @@ class EncoderHooks(NotCopied):
         return self._thread.run
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._thread.run = run = EncoderRun(VisionRecord(self.tower), self.tower.prefix)
-        self._thread.record = None
+        call = None if self.media is None else self.media.current
+        kind = "image" if call is None else call.kind
+        self._thread.run = run = EncoderRun(VisionRecord(self.tower, kind), self.tower.prefix)
         if self.tower.packed:
             note_packing(self.tower, run.record, args, kwargs)
         if self.plan.grid is None:
@@ -291,13 +332,14 @@ class EncoderHooks(NotCopied):
             record.images = [run.kept.shape[1] // self.tower.group] * len(run.kept)
             record.grids = [self.tower.token_grid] * len(run.kept) if self.tower.token_grid is not None else []
         record.features = features if not record.cuts else self._dense(run, features)
+        if record.pool is not None and not self.tower.packed:
+            self._lay_out_frames(record, features.shape[1], newline=False)
 
     def _leave_projector(self, projector: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor | None:
         """The run is over; tokens that went leave zeros, so that the model finds as many features as placeholders."""
         if (run := self._run()) is None:
             return None
-        run.record.runs = self._thread.runs = self._thread.runs + 1
-        self._thread.run, self._thread.record = None, run.record
+        self._thread.run, self._thread.records = None, (*self._thread.records, run.record)
         return self._dense(run, output) if run.record.cuts else None
 
     def _leave_alone(self, module: nn.Module, args: Any, output: Any) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from prunekit.engine.evidence import Evidence
 from prunekit.errors import PrunekitError
@@ -104,6 +106,13 @@ def attention_function(tower: VisionTower, number: int) -> Callable[..., Any]:
 def note_packing(tower: VisionTower, record: VisionRecord, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """How the images of one run stand in its sequence, by the arguments of a packed encoder's forward."""
     side = round(tower.group**0.5)
+    if tower.averages:
+        named = kwargs | dict(zip(("pixel_values", "grid_thw", "merge_sizes"), args, strict=False))
+        grids, merges = named["grid_thw"], named["merge_sizes"]
+        pairs = zip(grids.tolist(), merges.tolist(), strict=True)
+        record.grids = [(h // merge, w // merge) for (frames, h, w), merge in pairs for _ in range(frames)]
+        record.pool = lambda values: tower.module.pixel_unshuffle(values, grids, merges)  # type: ignore[operator]
+        return
     if not tower.patch_size:
         grids = args[1] if len(args) > 1 else kwargs["grid_thw"]
         record.grids = [(h // side, w // side) for frames, h, w in grids.tolist() for _ in range(frames)]
@@ -140,3 +149,21 @@ def packed_rows(pack: Callable[..., Any], features: Any, args: Any, kwargs: Any,
     if not torch.equal(rows.to(numbered.dtype), numbered):
         raise PrunekitError("tiles are interpolated here: no patch of its own stands behind a visual token")
     return rows
+
+
+def frame_pool(resampler: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """LLaVA-NeXT-Video's pooling of frames, for what the encoder says of patches: [T, P, X] to [T, P', X].
+
+    Raises:
+        PrunekitError: when it is called, where the pooling is no average.
+    """
+
+    def pool(values_TPX: torch.Tensor) -> torch.Tensor:
+        if not isinstance(resampler.pool, nn.AvgPool2d):
+            name = type(resampler.pool).__name__
+            raise PrunekitError(f"view.vision: the model pools frames by {name}, so a token has no average of patches")
+        side = math.isqrt(values_TPX.shape[1])
+        maps = values_TPX.transpose(1, 2).unflatten(2, (side, side))
+        return resampler.pool(maps).flatten(2).transpose(1, 2)
+
+    return pool

@@ -20,10 +20,10 @@ METHODS = {"get_image_features": "image", "get_video_features": "video"}
 
 
 class MediaThread(threading.local):
-    """What the calling thread has encoded, and whether it is about to."""
+    """What the calling thread has encoded, and the call in which it does so now."""
 
     encoded: tuple[EncodedMedia, ...] = ()
-    inside: bool = False
+    current: EncodedMedia | None = None
 
 
 class MediaWatch:
@@ -47,6 +47,11 @@ class MediaWatch:
             vars(self.core).pop(name, None)
         self._watched = []
 
+    @property
+    def current(self) -> EncodedMedia | None:
+        """The call in which the thread encodes images or videos now."""
+        return self._thread.current
+
     def pop(self) -> tuple[EncodedMedia, ...]:
         """What the thread has encoded since it was last asked."""
         encoded, self._thread.encoded = self._thread.encoded, ()
@@ -57,17 +62,17 @@ class MediaWatch:
 
         @functools.wraps(method)
         def watching(*args: Any, **kwargs: Any) -> Any:
-            if self._thread.inside:  # videos are encoded by way of images
+            if self._thread.current is not None:  # videos are encoded by way of images
                 return method(*args, **kwargs)
             arguments = dict(signature.bind_partial(*args, **kwargs).arguments)
             arguments |= arguments.pop("kwargs", {})
             arguments = {name: _outline(value) for name, value in arguments.items()}
-            self._thread.inside = True
+            self._thread.current = call = EncodedMedia(kind, arguments)
             try:
                 return method(*args, **kwargs)
             finally:
-                self._thread.inside = False
-                self._thread.encoded = (*self._thread.encoded, EncodedMedia(kind, arguments))
+                self._thread.current = None
+                self._thread.encoded = (*self._thread.encoded, call)
 
         watching.of_session = True  # type: ignore[attr-defined]  # no part of the model
         return watching

@@ -254,7 +254,7 @@ class Session(NotCopied, Target):
 
     def _forget_encoded(self) -> None:
         if self.encoder is not None:
-            self.encoder.pop_record()
+            self.encoder.pop_records()
         if self.media is not None:
             self.media.pop()
 
@@ -361,7 +361,7 @@ class Session(NotCopied, Target):
             if self.media is not None:
                 state.media = MediaRecord(self.family, self.media.pop(), state.inputs)
             if self.encoder is not None:
-                hidden = arrive(self.encoder.pop_record(), state, hidden, self.family.token_axis)
+                hidden = arrive(self.encoder.pop_records(), state, hidden, self.family.token_axis)
         if index in self.plan.cut_layers:
             hidden = self.cutter.cut(DecoderCut(self, index, state, hidden, kwargs))
             state.evidence.keep_views(self.plan.evidence_after(index))
@@ -402,7 +402,7 @@ class Session(NotCopied, Target):
             seal_layers(cache, state, self.family, self)
         record = TraceRecord(state.cuts, torch.tensor([sequence.lengths for sequence in state.sequences]))
         if state.vision is not None:
-            record.vision_tokens = torch.tensor(state.vision.record.tokens)
+            record.vision_tokens = torch.cat([torch.tensor(run.tokens) for run in state.vision.records], dim=-1)
         self.trace.publish(record)
 
     def check_answers(self) -> None:

@@ -24,7 +24,7 @@ class Target:
         family: the model, seen through what prunekit needs of it.
         tower: its vision encoder, where the plan has something to do there.
         encoder: the hooks inside it.
-        media: what the model's images and videos are, where a component asks where its tokens stand.
+        media: what the model's images and videos are, where a component reads them or their places.
         thread: the state of the calling thread.
         warned: whether the budget of sparse attention has been named.
         implementations: the attention implementations of decoder and encoder that were checked last.
@@ -33,8 +33,10 @@ class Target:
     def __init__(self, plan: Plan, family: Family) -> None:
         self.plan, self.family = plan, family
         self.tower = None if plan.encoder is None else vision_of(family)
-        self.encoder = None if plan.encoder is None or self.tower is None else EncoderHooks(self.tower, plan.encoder)
-        self.media = MediaWatch(family.core) if plan.notes_media else None
+        self.media = MediaWatch(family.core) if plan.notes_media or plan.encoder is not None else None
+        self.encoder: EncoderHooks | None = None
+        if plan.encoder is not None and self.tower is not None:
+            self.encoder = EncoderHooks(self.tower, plan.encoder, self.media)
         self.thread = ThreadState()
         self.warned = False
         self.implementations = self.current_implementations()

@@ -175,7 +175,13 @@ SUPPORT: dict[str, FamilySupport] = {
         encoder_shape=encoder_shapes.llava,
         synthetic=True,
     ),
-    "llava_next_video": FamilySupport(exact=True, geometry=geometry.tiled, takes_features=True),
+    "llava_next_video": FamilySupport(
+        exact=True,
+        geometry=geometry.tiled,
+        takes_features=True,
+        patches=PatchLayout(tiled=True),
+        encoder_shape=encoder_shapes.llava,
+    ),
     "llava_onevision": FamilySupport(
         exact=True,
         geometry=geometry.tiled,
@@ -232,7 +238,9 @@ SUPPORT: dict[str, FamilySupport] = {
     "qwen3_vl": FamilySupport(
         exact=True, geometry=geometry.merged_grids, patches=PatchLayout(packed=True), encoder_shape=encoder_shapes.qwen3
     ),
-    "qwen3_vl_moe": FamilySupport(exact=True, geometry=geometry.merged_grids, encoder_shape=encoder_shapes.qwen3),
+    "qwen3_vl_moe": FamilySupport(
+        exact=True, geometry=geometry.merged_grids, patches=PatchLayout(packed=True), encoder_shape=encoder_shapes.qwen3
+    ),
     "qwen4_exp": FamilySupport(exact=True, takes_features=True, adapter=special_cases.Qwen4, decoder="qwen4_exp_text"),
     "shieldgemma2": FamilySupport(exact=True, takes_features=True),
     "smolvlm": FamilySupport(
@@ -244,7 +252,7 @@ SUPPORT: dict[str, FamilySupport] = {
     ),
     "step3p7": FamilySupport(exact=True),
     "unlimited_ocr": FamilySupport(exact=True),
-    "video_llama_3": FamilySupport(exact=True, geometry=geometry.merged_grids),
+    "video_llama_3": FamilySupport(exact=True, geometry=geometry.merged_grids, patches=PatchLayout(packed=True)),
     "video_llava": FamilySupport(exact=True, geometry=geometry.frames_with_cls, takes_features=True),
     "vipllava": FamilySupport(exact=True, takes_features=True),
     # refused

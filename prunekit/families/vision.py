@@ -37,6 +37,7 @@ class VisionTower:
         norm, tail: names, in a block, of the norm before the MLP and of the last module of the MLP's branch.
         packed: images stand behind each other in one sequence without a batch axis.
         patch_size: of packed images that come with their sizes in pixels (Pixtral); 0 where they come with grids.
+        averages: of packed images, the encoder averages squares of patches, of a size that comes with each image.
         tiled: images are cut into tiles.
         pixels: whether it takes images of other sizes, with interpolated positions.
     """
@@ -57,6 +58,7 @@ class VisionTower:
     order: torch.Tensor | None = None
     packed: bool = False
     patch_size: int = 0
+    averages: bool = False
     tiled: bool = False
     pixels: bool = True
     name: str = ""
@@ -77,6 +79,8 @@ class VisionTower:
         """Why tokens cannot go inside this encoder, None if they can."""
         if self.group > 1:
             return f"its projector joins {self.group} neighbouring patches, of which none may be missing"
+        if self.averages:
+            return "it averages neighbouring patches of videos, of which none may be missing"
         if self.tiled:
             return "its tiles are packed with newline tokens, of which it is undefined which should stay"
         return None
@@ -90,14 +94,21 @@ def vision_of(family: Family) -> VisionTower:
     """
     name, tower = family.model_type, family.vision_tower
     patches = support_of(name).patches
-    projector = family.projector or getattr(family.core, "aligner", None)
+    projector = next((p for p in (family.projector, *_others(family.core)) if p is not None), None)
     if patches is None or tower is None or projector is None:
         names = sorted(name for name, row in SUPPORT.items() if row.patches is not None)
         raise _unknown(name, f"known for {', '.join(names)}")
     config: Any = tower.config
     if config.model_type == "pixtral":
         return _pixtral(family, tower, projector)
+    if config.model_type == "video_llama_3_vision":
+        return _video_llama(family, tower, projector)
     return _packed(family, tower) if patches.packed else _plain(family, patches, tower, projector)
+
+
+def _others(core: Any) -> list[nn.Module | None]:
+    """Projectors under names that few families use."""
+    return [getattr(core, name, None) for name in ("aligner", "projector")]
 
 
 def _unknown(name: str, why: str) -> PrunekitError:
@@ -233,6 +244,29 @@ def _packed(family: Family, tower: Any) -> VisionTower:
         tail="mlp",
         has_cls=False,
         packed=True,
+        pixels=False,
+        name=family.model_type,
+    )
+
+
+def _video_llama(family: Family, tower: Any, projector: nn.Module) -> VisionTower:
+    """VideoLLaMA 3: images of any size in one sequence; the encoder itself averages squares of patches of videos."""
+    return VisionTower(
+        module=tower,
+        blocks=_blocks(tower),
+        attentions=tuple(unwrapped(block.self_attn) for block in _blocks(tower)),
+        prefix=0,
+        read=len(_blocks(tower)) - 1,
+        patches=None,
+        grid=None,
+        group=1,
+        projector=projector,
+        project=projector,
+        norm="layer_norm2",
+        tail="mlp",
+        has_cls=False,
+        packed=True,
+        averages=True,
         pixels=False,
         name=family.model_type,
     )

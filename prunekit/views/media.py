@@ -57,7 +57,7 @@ class MediaRecord:
             raise UnknownPlaces(f"where the visual tokens of '{name}' stand is not known")
         if not self.encoded:
             raise UnknownPlaces("the model did not encode images under this pruner: give it pixels, not features")
-        video_BS, pace = self._videos(layout), self.inputs.get("second_per_grid_ts")
+        video_BS, pace = self.videos(layout), self.inputs.get("second_per_grid_ts")
         paces = () if pace is None else torch.as_tensor(pace).tolist()
         problem, batch = None, len(layout.counts)
         for repeats in range(1, batch + 1):  # beams and returned sequences repeat what was encoded once
@@ -96,8 +96,12 @@ class MediaRecord:
             )
         return media
 
-    def _videos(self, layout: PromptLayout) -> torch.Tensor:
-        """Which of the visual tokens are videos, bool [B, S]."""
+    def videos(self, layout: PromptLayout) -> torch.Tensor:
+        """Which of the visual tokens are videos, bool [B, S].
+
+        Raises:
+            UnknownPlaces: where both kinds stand in one prompt, and nothing tells them apart.
+        """
         kinds = {call.kind for call in self.encoded}
         if len(kinds) == 1:
             return torch.full_like(layout.visual, "video" in kinds)

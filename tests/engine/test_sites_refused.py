@@ -91,11 +91,6 @@ class TestRefusals:
 class TestRuns:
     """Which rows of the encoder belong to which placeholders must be known."""
 
-    def test_pooled_videos_are_refused(self):
-        model, batch = zoo.build("llava_onevision"), zoo.batch("llava_onevision", variant="video")
-        with torch.no_grad(), prunekit.method("visionzip")(model), pytest.raises(ValueError, match="not known"):
-            model(**batch.inputs)
-
     def test_left_over_features_are_not_taken_for_the_batchs(self):
         model, batch = tiny_model("llava"), make_batch("llava", "left")
         with torch.no_grad(), prunekit.method("visionzip", keep_tokens=5)(model) as trace:

@@ -125,7 +125,10 @@ PAINTERS = {
     ("minicpmv4_6", "video"): strip("pixel_values_videos", "target_sizes_videos"),
     ("video_llava", "image"): plain(3, 3),
     ("video_llava", "video"): filmed(2, 3, 3),
-    **{(name, "image"): IMAGES for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v", "video_llama_3")},
+    **{
+        (name, "image"): IMAGES
+        for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "video_llama_3")
+    },
     **{(name, "video"): VIDEOS for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v", "video_llama_3")},
 }
 ONE_A_SAMPLE = ("idefics3", "smolvlm")

@@ -106,7 +106,7 @@ def print_report(comparison: Comparison, folder: Path) -> None:
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="right" if number else "left")
     for cells in rows:
-        table.add_row(*(_rich(*cell) for cell in cells))
+        table.add_row(*(_rich(cell.text, cell.best) for cell in cells))
     Console(width=None if Console().is_terminal else 190).print(table)
     for note in comparison.notes:
         print(f"note: {note}")

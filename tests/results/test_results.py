@@ -125,7 +125,7 @@ def test_claims_are_judged_by_paired_intervals(sweep):
         {"text": "f", "row": "good", "cost": "flops_ratio", "value": 0.56},
         {"text": "g", "row": "good", "cost": "flops_ratio", "value": 0.57},
     ]
-    summary = summarise(sweep, TableSettings(name="x", overlap="good", claims=claims))
+    summary = summarise(sweep, TableSettings(name="x", overlap="good", claims=claims)).record()
     verdicts = [claim["verdict"] for claim in summary["claims"]]
     assert verdicts == ["holds", "does not hold", "open", "does not hold", "holds", "holds", "does not hold"]
     assert summary["examples"] == 390  # those that every run has
@@ -147,9 +147,10 @@ def test_what_is_swept_besides_makes_sections(tmp_path):
     for compact in (False, True):
         settings = TableSettings(name="x", reference="a", compact=compact)
         summary = summarise(tmp_path, settings)
-        cells = [(c["row"], c["section"].removeprefix("keep_ratio "), c["seeds"]) for c in summary["cells"]]
+        recorded = summary.record()["cells"]
+        cells = [(c["row"], c["section"].removeprefix("keep_ratio "), c["seeds"]) for c in recorded]
         assert cells == [("a", "0.5", 2), ("a", "0.1", 2), ("b", "0.5", 2), ("b", "0.1", 2)]
-        assert all(cell["over_reference"]["mean"] == 0 for cell in summary["cells"])
+        assert all(cell["over_reference"]["mean"] == 0 for cell in recorded)
         text = render(summary, settings)
         assert ("### Keep 0.1" in text) != compact and ("| keep 0.5 | keep 0.1 |" in text) == compact
         assert "75.0 [" in text and "50.0 [" in text
@@ -159,9 +160,9 @@ def test_claims_about_rows_that_are_not_there(sweep):
     with pytest.raises(ValueError, match="Did you mean 'good'"):
         summarise(sweep, TableSettings(name="x", claims=[{"text": "a", "better": "godo", "worse": "bad"}]))
     narrowed = TableSettings(name="x", narrowed=True, claims=[{"text": "a", "better": "good", "worse": "left out"}])
-    assert [claim["verdict"] for claim in summarise(sweep, narrowed)["claims"]] == ["not measured"]
+    assert [judged.verdict for judged in summarise(sweep, narrowed).claims] == ["not measured"]
     gone = judge(Claim(text="a", better="good", worse="bad"), {}, {}, [], {"good", "bad"})
-    assert gone["verdict"] == "not measured"
+    assert gone.verdict == "not measured"
 
 
 def test_how_numbers_and_tables_are_written():

@@ -7,7 +7,7 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import yaml
 
@@ -15,6 +15,7 @@ from prunekit.errors import FolderError, PrunekitError
 from prunekit.files import read_json, write_json
 from prunekit.records import rows
 from prunekit.records.identity import Identity, difference, run_name, what_matters
+from prunekit.records.metrics import Metrics
 from prunekit.records.old_names import modern
 
 METRICS = "metrics.json"
@@ -83,7 +84,7 @@ class Job:
     folder: Path
     identity: Identity
 
-    def finished(self) -> dict[str, Any] | None:
+    def finished(self) -> Metrics | None:
         """The metrics of a finished run of the same identity, None if there is no run or it is not finished. A run
         of another ``data.limit`` is not finished: its predictions stand, and others join them. Nor is one with rows in
         error.
@@ -98,9 +99,10 @@ class Job:
         if (change := difference(_without_limit(recorded), _without_limit(self.identity))) is not None:
             raise cannot_resume(self.folder, change)
         whole = record.get("finished") and recorded == self.identity
-        metrics = read_json(self.folder / METRICS) if whole else None
-        if not isinstance(metrics, dict) or not isinstance(examples := metrics.get("examples"), int):
+        content = read_json(self.folder / METRICS) if whole else None
+        if not isinstance(content, dict) or not isinstance(examples := content.get("examples"), int):
             return None
+        metrics = cast(Metrics, content)
         if metrics.get("errors"):  # its rows are tried again
             return None
         name = run_name(read_json(self.folder / RUN.file) or {})
@@ -117,9 +119,9 @@ def _without_limit(identity: Identity) -> Identity:
     return identity if not isinstance(data, dict) else {**identity, "data": {**data, "limit": None}}
 
 
-def add_metrics(folder: Path, **entries: Any) -> dict[str, Any]:
+def add_metrics(folder: Path, **entries: object) -> Metrics:
     """Add entries to a finished run's ``metrics.json``; all of them."""
-    metrics = {**(read_json(folder / METRICS) or {}), **entries}
+    metrics = cast(Metrics, {**(read_json(folder / METRICS) or {}), **entries})
     write_json(folder / METRICS, metrics)
     return metrics
 

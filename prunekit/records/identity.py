@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +60,12 @@ def job_identity(recorded: Identity, components: Iterable[object] = ()) -> Ident
     return json.loads(json.dumps(matters, default=str))
 
 
-def run_name(identity: Mapping[str, Any]) -> str:
+def run_name(identity: Identity) -> str:
     """The name that a run's rows bear: the digest of its identity."""
     return digest(json.dumps(identity, sort_keys=True))
 
 
-def difference(there: Any, here: Any, name: str = "") -> str | None:
+def difference(there: object, here: object, name: str = "") -> str | None:
     """Where two identities differ, in words; None if they are equal. A model's digest says nothing to a reader, so it
     is named only where nothing else differs."""
     differing = list(_differences(there, here, name))
@@ -75,7 +75,7 @@ def difference(there: Any, here: Any, name: str = "") -> str | None:
     return ", ".join(words) or None
 
 
-def _differences(there: Any, here: Any, name: str) -> Iterator[str]:
+def _differences(there: object, here: object, name: str) -> Iterator[str]:
     if isinstance(there, dict) and isinstance(here, dict):
         for key in sorted({*there, *here}):
             yield from _differences(there.get(key), here.get(key), f"{name}.{key}" if name else key)

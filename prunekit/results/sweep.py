@@ -13,7 +13,7 @@ from prunekit.loaded import base_name
 from prunekit.records.runs import Question, Run, read_run
 from prunekit.records.sweep import outcomes
 from prunekit.results.columns import Estimate
-from prunekit.results.seeds import answers, costs, kept, mean
+from prunekit.results.seeds import Side, answers, costs, kept, mean
 from prunekit.results.settings import Claim, TableSettings
 from prunekit.results.statistics import accuracies, intervals, iou, task_names
 from prunekit.results.sweep_table import Cell, Judged, Summary, render
@@ -22,7 +22,7 @@ SEED = "seed"
 """What varies within a row and is averaged over; all else makes sections."""
 
 
-def right(runs: Sequence[Run], questions: Sequence[Question], key: str = "correct") -> np.ndarray:
+def right(runs: Sequence[Run], questions: Sequence[Question], key: Side = "correct") -> np.ndarray:
     """``key`` of each example, a mean over seeds."""
     return answers(runs, [q.id for q in questions], key).mean(0)
 

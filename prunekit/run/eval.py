@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prunekit import ranks
 from prunekit.pruning.pruner import Pruner
@@ -23,6 +23,7 @@ from prunekit.run.objects import (
 if TYPE_CHECKING:
     from prunekit.data.example import Example
     from prunekit.models import LoadedModel
+    from prunekit.records.metrics import Metrics
 
 
 def run(config: EvalConfig, context: Context) -> float | None:
@@ -54,7 +55,7 @@ def run(config: EvalConfig, context: Context) -> float | None:
 
 def _evaluate(
     config: EvalConfig, context: Context, pruner: Pruner, loaded: LoadedModel, examples: Iterable[Example]
-) -> dict[str, Any]:
+) -> Metrics:
     """Run, print, draw and log one evaluation; its metrics."""
     from prunekit.evaluation.pictures import draw_kept, overlays
     from prunekit.evaluation.run import evaluate

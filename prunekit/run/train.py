@@ -16,6 +16,7 @@ from prunekit.models import LoadedModel
 from prunekit.pruning.pruner import Pruner
 from prunekit.records.folder import TRAINING, add_metrics
 from prunekit.records.lock import claimed
+from prunekit.records.metrics import Metrics
 from prunekit.records.sweep import ERROR, PLAN, plan_entry
 from prunekit.run.config import DataOptions, TrainConfig
 from prunekit.run.context import Context
@@ -123,7 +124,8 @@ def report(config: TrainConfig, context: Context, settings: Settings, trained: L
     folder, pruner = context.folder, Pruner.load(training).replace(name=config.preset)
     if settings.shared:
         pruner = pruner.replace(keep_ratio=build_pruner(config).keep_ratio)
-    batcher, metrics = Batcher(trained), {}
+    batcher = Batcher(trained)
+    metrics: Metrics = {}
     if settings.evaluate:
         evaluation = evaluate(
             trained,
@@ -167,7 +169,7 @@ def _history(training: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (training / JOURNAL).read_text().splitlines()]
 
 
-def log(config: TrainConfig, context: Context, training: Path, metrics: dict[str, Any]) -> str:
+def log(config: TrainConfig, context: Context, training: Path, metrics: Metrics) -> str:
     """Tell W&B of the losses by step and of the evaluation; the line to show."""
     return log_run(
         context.folder,

@@ -19,7 +19,7 @@ from prunekit.bench.workload import Workload
 from prunekit.engine.cache import cache_in
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import Cache, PreTrainedModel
 
 Setting = Callable[[], AbstractContextManager[Any]]
 """Puts a contender on the model for as long as its block lasts."""
@@ -80,7 +80,7 @@ def _prefill(model: PreTrainedModel, work: Workload) -> Any:
     return model(**work.inputs(), use_cache=True, logits_to_keep=1)
 
 
-def _decode(model: PreTrainedModel, work: Workload, cache: Any, steps: int) -> float:
+def _decode(model: PreTrainedModel, work: Workload, cache: Cache, steps: int) -> float:
     """Mean seconds of ``steps`` decode steps of one token a sample."""
     if not steps:
         return 0.0

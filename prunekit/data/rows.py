@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from prunekit.data.example import Example
 from prunekit.data.pictures import MAX_PIXELS, Picture
@@ -22,7 +21,7 @@ PLAIN_PROMPT = "{context}{question}"
 
 
 def parse_prompt(
-    prompt: Any, option: str = "data.prompt", placeholders: Sequence[str] = PLACEHOLDERS, like: str = ""
+    prompt: object, option: str = "data.prompt", placeholders: Sequence[str] = PLACEHOLDERS, like: str = ""
 ) -> str | None:
     """A prompt's text, its placeholders checked; ``\\n`` as typed on a command line is a line break. Errors name the
     ``option``, and show what one looks ``like``."""
@@ -53,7 +52,7 @@ class RowReader:
     folder: Path = Path()
     max_pixels: int = MAX_PIXELS
 
-    def example(self, where: str, number: int, row: Mapping[str, Any] | str) -> Example:
+    def example(self, where: str, number: int, row: Mapping[str, object] | str) -> Example:
         """The example of row ``number``; one that cannot be used has its ``error`` set."""
         try:
             if isinstance(row, str):
@@ -62,7 +61,7 @@ class RowReader:
         except RowError as error:
             return Example(f"row {number}", f"row {number}", self.task, "", (), error=f"{where}: {error}")
 
-    def _example(self, where: str, number: int, row: Mapping[str, Any]) -> Example:
+    def _example(self, where: str, number: int, row: Mapping[str, object]) -> Example:
         pictures = self._pictures(where, row.get("image"))
         choices = () if row.get("choices") is None else texts("choices", row["choices"])
         if len(choices) > len(LETTERS):
@@ -81,20 +80,20 @@ class RowReader:
             pictures=tuple(pictures),
         )
 
-    def _ask(self, row: Mapping[str, Any], choices: tuple[str, ...]) -> str:
+    def _ask(self, row: Mapping[str, object], choices: tuple[str, ...]) -> str:
         options = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
         context = "" if row.get("context") is None else text("context", row["context"], empty=True)
         parts = {"question": text("question", row.get("question")), "options": options, "context": context}
         prompt = self.prompt or (CHOICE_PROMPT if choices else PLAIN_PROMPT)
         return re.sub(r"\{(\w+)\}", lambda found: parts[found[1]], prompt)
 
-    def _pictures(self, where: str, value: Any) -> list[Picture]:
+    def _pictures(self, where: str, value: object) -> list[Picture]:
         values = value if isinstance(value, list) else [value]
         if not values or None in values:
             raise RowError("no image")
         return [Picture(self._source(entry), where, self.max_pixels) for entry in values]
 
-    def _source(self, value: Any) -> bytes | Path:
+    def _source(self, value: object) -> bytes | Path:
         """Encoded bytes, or a file: of a path, of bytes, or of what the datasets library keeps, both."""
         if isinstance(value, Mapping):
             value = value.get("bytes") or value.get("path")
@@ -105,7 +104,7 @@ class RowReader:
         raise RowError(f"image must be a path or encoded bytes, not {shorten(value)}")
 
 
-def text(name: str, value: Any, empty: bool = False) -> str:
+def text(name: str, value: object, empty: bool = False) -> str:
     """A text, not an empty one unless that is allowed."""
     if not isinstance(value, str):
         raise RowError(f"{name} must be a text, not {shorten(value)}")
@@ -123,7 +122,7 @@ def encodable(name: str, value: str) -> str:
     return value
 
 
-def texts(name: str, value: Any) -> tuple[str, ...]:
+def texts(name: str, value: object) -> tuple[str, ...]:
     """A list of texts with at least one in it."""
     if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
         raise RowError(f"{name} must be a list of texts, not {shorten(value)}")
@@ -132,13 +131,13 @@ def texts(name: str, value: Any) -> tuple[str, ...]:
     return tuple(encodable(name, entry) for entry in value)
 
 
-def shorten(value: Any) -> str:
+def shorten(value: object) -> str:
     """A value as errors show it."""
     shown = "nothing" if value is None else repr(value)
     return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
-def _answers(value: Any, choices: tuple[str, ...]) -> tuple[str, ...]:
+def _answers(value: object, choices: tuple[str, ...]) -> tuple[str, ...]:
     """Accepted answers; with choices the letter of the one that is meant: by a capital, by its text, by a small letter,
     or by number from 0."""
     if not choices:
@@ -159,7 +158,7 @@ def _answers(value: Any, choices: tuple[str, ...]) -> tuple[str, ...]:
     )
 
 
-def _history(value: Any) -> tuple[tuple[str, str], ...]:
+def _history(value: object) -> tuple[tuple[str, str], ...]:
     """Earlier turns: pairs, or mappings with "question" and "answer"."""
     turns = []
     for turn in [] if value is None else value if isinstance(value, list) else [value]:
@@ -170,7 +169,7 @@ def _history(value: Any) -> tuple[tuple[str, str], ...]:
     return tuple(turns)
 
 
-def _identity(row: Mapping[str, Any], number: int) -> str:
+def _identity(row: Mapping[str, object], number: int) -> str:
     """The row's id; behind its group's name where it has one; its number where it has neither."""
     own = row.get("id")
     own = str(number) if own is None else own

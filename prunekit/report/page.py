@@ -7,10 +7,10 @@ import hashlib
 import html
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,13 +23,20 @@ from prunekit.results.columns import Cell, table, task_columns
 from prunekit.results.compare import Comparison, Row
 from prunekit.results.tables import caption, lines, main_columns
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 HERE = Path(__file__).parent
 EXAMPLES, PANELS = 12, 24
 """Examples and methods whose cuts the page holds."""
 
 
 def page(
-    comparison: Comparison, figures: dict[str, Any], labels: list[str], overlap: np.ndarray, shown: Sequence[Shown]
+    comparison: Comparison,
+    figures: Mapping[str, Figure],
+    labels: list[str],
+    overlap: np.ndarray,
+    shown: Sequence[Shown],
 ) -> str:
     """The page's source. No text in it is markup: the data are JSON without "<", and the script sets text only.
 
@@ -50,7 +57,7 @@ def page(
     )
 
 
-def _template(name: str, figure: Any) -> str:
+def _template(name: str, figure: Figure) -> str:
     """A figure that the script puts in its place."""
     return f'<template id="figure-{name}">{markup(figure, name)}</template>'
 
@@ -63,7 +70,7 @@ def _policy(style: str, script: str) -> str:
     return "; ".join([*rules, "base-uri 'none'", "form-action 'none'"])
 
 
-def _embed(data: dict[str, Any]) -> str:
+def _embed(data: Mapping[str, object]) -> str:
     """JSON that can stand inside a script element: nothing in it can end the element or begin a comment."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     for letter in "<>&":

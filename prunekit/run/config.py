@@ -65,7 +65,7 @@ class DataOptions(Options):
     max_new_tokens: Count = Field(description="longest answer")
     max_pixels: Count = Field(50_000_000, description="a larger picture is an error of its row")
 
-    def opened(self, **replaced: Any) -> dict[str, Any]:
+    def opened(self, **replaced: object) -> dict[str, Any]:
         """The options as ``open_source`` takes them: those that were set."""
         return {**self.model_dump(exclude_unset=True), **replaced}
 

@@ -90,7 +90,10 @@ class Withdraw(OneShot):
         return 0.0
 
     def earlier(self, depth: int) -> Iterator[Schedule]:
-        return iter(())
+        """Every layer: which one meets a budget is all that this schedule leaves open."""
+        if self.layer is None and self.depth is None:
+            for layer in range(depth - 1, 0, -1):
+                yield dataclasses.replace(self, layer=layer)
 
 
 @register("schedule", "progressive")

@@ -5,6 +5,7 @@ in ``formulas``; ``flop_counter`` counts a real run to compare with.
 """
 
 from prunekit.cost.counting import flop_counter
+from prunekit.cost.encoder import encoder_macs, encoder_saving
 from prunekit.cost.estimate import Cost, Outline, estimate, outline
 from prunekit.cost.formulas import CONVENTIONS, layer_macs, stack_macs
 from prunekit.cost.prefill import PrefillCost, prefill_cost, vision_macs
@@ -19,6 +20,8 @@ __all__ = [
     "PrefillCost",
     "Stack",
     "Tower",
+    "encoder_macs",
+    "encoder_saving",
     "estimate",
     "flop_counter",
     "layer_macs",

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import torch
 
-from prunekit.cost import prefill_cost
+from prunekit.cost import encoder_saving, prefill_cost
 from prunekit.data.example import Prediction
-from prunekit.evaluation.vision_cost import encoder_saving, with_encoder_saving
+from prunekit.evaluation.vision_cost import with_encoder_saving
 from prunekit.families import Family
 from prunekit.records.metrics import Metrics
 from prunekit.results.statistics import accuracies, intervals

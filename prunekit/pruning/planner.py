@@ -15,6 +15,7 @@ from prunekit.families import Family
 from prunekit.families.support import support_of
 from prunekit.families.vision import VisionTower, vision_of
 from prunekit.pruning.budget import Allotment, allot, place
+from prunekit.pruning.encoder_budget import EncoderAllotment, place_in_encoder
 from prunekit.pruning.recipe import Recipe, component_name
 
 SITES = ("vision", "input", "decoder")
@@ -51,9 +52,12 @@ def parts_of(recipe: Recipe) -> dict[str, Any]:
     return {name: getattr(recipe, name) for name in Parts.__dataclass_fields__}
 
 
-def allotment_of(recipe: Recipe, family: Family) -> Allotment | None:
+def allotment_of(recipe: Recipe, family: Family) -> Allotment | EncoderAllotment | None:
     """What a budget comes to on a model, None without one."""
-    return None if recipe.budget is None else place(recipe.budget, recipe.schedule, family)
+    if recipe.budget is None:
+        return None
+    meet = place_in_encoder if "vision" in recipe.schedule.sites else place
+    return meet(recipe.budget, recipe.schedule, family)
 
 
 def plan(recipe: Recipe, family: Family) -> Plan:
@@ -67,6 +71,8 @@ def plan(recipe: Recipe, family: Family) -> Plan:
     _check_family(recipe, family)
     _check_places(recipe, family)
     allotment = allotment_of(recipe, family)
+    if isinstance(allotment, EncoderAllotment):
+        recipe, allotment = recipe.replace(budget=None, keep_ratio=allotment.keep_ratio), None
     schedule = recipe.schedule if allotment is None else allotment.schedule
     cuts = check_cuts(schedule, family.depth, recipe.share)
     encoder = plan_vision(recipe, family)

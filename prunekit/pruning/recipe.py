@@ -76,7 +76,8 @@ class Recipe:
     def _check_withdrawal(self, ratio: float | None, tokens: int | None, budget: Budget | None) -> None:
         """A schedule that leaves no token leaves no choice of how many, and nothing to merge into."""
         name = component_name(self.schedule)
-        asked = {"keep_ratio": ratio or None, "keep_tokens": tokens, "budget": budget}
+        bounded = None if budget is not None and budget.kind != "final" else budget  # a layer can meet the others
+        asked = {"keep_ratio": ratio or None, "keep_tokens": tokens, "budget": bounded}
         for option, value in asked.items():
             if value is not None:
                 raise PrunekitError(f"schedule '{name}' keeps no visual token: {option}={value} cannot be met")
@@ -111,8 +112,10 @@ class Recipe:
 
     @property
     def share(self) -> float:
-        """The keep ratio; 0.5 where it differs from sample to sample."""
-        return 0.5 if self.keep_ratio is None else self.keep_ratio
+        """The keep ratio; where it differs from sample to sample 0.5, or 0 of a schedule that withdraws all tokens."""
+        if self.keep_ratio is None:
+            return 0.0 if self.schedule.own_ratio() == 0 else 0.5
+        return self.keep_ratio
 
     @property
     def reads_vision(self) -> bool:

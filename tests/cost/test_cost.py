@@ -209,8 +209,6 @@ def test_cuts_inside_the_encoder_are_not_counted_in_silence(name):
     shape = shape_of(tiny_model("llava"))
     with pytest.raises(ValueError, match="inside the vision encoder"):
         estimate(shape, prunekit.method(name, keep_ratio=0.5), visual=16, text=10)
-    with pytest.raises(ValueError, match="inside the vision encoder"):
-        prunekit.method(name, budget="flops:0.5").apply(tiny_model("llava"))
 
 
 DECODERS = (
@@ -295,6 +293,11 @@ def test_named_shapes_are_read_off_their_configs(name):
         assert len(shape.vision.whole) == 4
 
 
+def decoder_layer(tokens: int) -> int:
+    """MACs of a layer of the tiny decoder, gated formula."""
+    return 4 * tokens * 32**2 + 2 * tokens * tokens * 32 + 3 * tokens * 32 * 48
+
+
 class TestBudgets:
     def reached(self, budget, model, batch):
         """What a real prefill under the budget costs, and its trace."""
@@ -328,6 +331,41 @@ class TestBudgets:
         for b in range(3):
             spent = [4 * n * 32**2 + 2 * n * n * 32 + 3 * n * 32 * 48 for n in tokens[:, b].tolist()]
             assert sum(spent) / (6 * spent[0]) == pytest.approx(0.9, abs=0.03)
+
+    @pytest.mark.parametrize("kind", ["flops", "total"])
+    @pytest.mark.parametrize("name", ["tome", "evit", "divprune", "withdraw"])
+    def test_cuts_anywhere_meet_it(self, name, kind):
+        """Tokens of a real prefill and of its encoder, by plain arithmetic."""
+        from prunekit.cost.estimate import tower_macs
+        from prunekit.pruning.budget import Budget
+
+        model, batch = tiny_model("llava"), make_batch("llava")
+        budget = Budget(kind, 0.75, visual=16, text=10)
+        withdrawal = prunekit.Pruner("random", "single", "withdraw", budget=budget)
+        pruner = withdrawal if name == "withdraw" else prunekit.method(name, budget=budget)
+        with torch.no_grad(), pruner(model) as trace:
+            model(**batch.inputs)
+        spent = sum(decoder_layer(n) for n in trace.tokens_per_layer[:, 0].tolist())
+        dense = 6 * decoder_layer(26)
+        if kind == "total":
+            tower, vision = shape_of(model).vision, model.config.vision_config
+            whole = tower_macs(tower, [16], "counter") + 16 * tower.projector
+            block = lambda n: (  # noqa: E731
+                4 * n * vision.hidden_size**2
+                + 2 * n * n * vision.hidden_size
+                + 2 * n * vision.hidden_size * vision.intermediate_size
+            )
+            entered = trace.vision_tokens[:, 0].tolist() if name in ("tome", "evit") else []
+            spent, dense = spent + whole - sum(block(17) - block(n) for n in entered), dense + whole
+        assert spent / dense == pytest.approx(0.75, abs=0.04)
+
+    def test_what_no_layer_and_no_ratio_reaches_is_said(self):
+        with pytest.raises(ValueError, match=r"flops:0\.1 is out of reach: .* steps, the nearest"):
+            prunekit.Pruner("random", "single", "withdraw", budget="flops:0.1").apply(tiny_model("llava"))
+        with pytest.raises(ValueError, match=r"flops:0\.01 is out of reach"):
+            prunekit.method("tome", budget="flops:0.01").apply(tiny_model("llava"))
+        with pytest.raises(ValueError, match="keeps no visual token: budget=final:5"):
+            prunekit.Pruner("random", "single", "withdraw", budget="final:5")
 
     @pytest.mark.parametrize("seed", range(10))
     def test_the_count_is_the_nearest(self, seed):

@@ -47,7 +47,7 @@ def test_saved_and_read(tmp_path):
     [
         ({"keep_ratio": 0.5}, "schedule 'withdraw' keeps no visual token: keep_ratio=0.5 cannot be met"),
         ({"keep_tokens": 8}, "keep_tokens=8 cannot be met"),
-        ({"budget": "flops:0.5"}, "budget=flops:0.5 cannot be met"),
+        ({"budget": "final:5"}, "budget=final:5 cannot be met"),
         ({"reducer": "merge"}, "keeps no visual token that reducer 'merge' could merge into"),
     ],
 )

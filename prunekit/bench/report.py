@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from prunekit.bench.record import Contender, Point, Ratio, Spread
 from prunekit.results.numbers import NONE, ratio, with_interval
 
 HEADINGS = (
@@ -17,7 +17,7 @@ HEADINGS = (
 )  # fmt: skip
 
 
-def print_point(point: dict[str, Any], title: str) -> None:
+def print_point(point: Point, title: str) -> None:
     """One workload: a row a contender."""
     table = Table(title=title, title_justify="left", caption_justify="left")
     for heading in HEADINGS:
@@ -36,7 +36,7 @@ def print_point(point: dict[str, Any], title: str) -> None:
         console.print(note)
 
 
-def cells(row: dict[str, Any]) -> list[str]:
+def cells(row: Contender) -> list[str]:
     """The table's cells of a contender: medians with quartiles, ratios to dense, efficiency; over the ceiling the
     median's 95 % interval."""
     over = row.get("over_ceiling")
@@ -54,22 +54,21 @@ def cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def over_ceiling(found: dict[str, float]) -> str:
+def over_ceiling(ratio: Ratio) -> str:
     """What a contender takes longer than the ceiling, per cent: the median and its interval."""
-    middle, low, high = (found[key] - 1 for key in ("median", "from", "to"))
-    return with_interval(middle, (low, high), signed=True, unit=" %")
+    return with_interval(ratio["median"] - 1, (ratio["from"] - 1, ratio["to"] - 1), signed=True, unit=" %")
 
 
-def _time(found: dict[str, float], spread: bool = True) -> str:
+def _time(found: Spread, spread: bool = True) -> str:
     text = f"{1000 * found['median']:.1f}"
     return f"{text} ({1000 * found['low']:.1f}–{1000 * found['high']:.1f})" if spread else text
 
 
-def _ratio(found: dict[str, float]) -> str:
+def _ratio(found: Ratio) -> str:
     return f"{found['median']:.3f} ({found['low']:.3f}–{found['high']:.3f})"
 
 
-def draw(points: Sequence[dict[str, Any]], title: str, path: Path) -> str | None:
+def draw(points: Sequence[Point], title: str, path: Path) -> str | None:
     """Prefill time against visual tokens for each contender, and what the FLOPs imply; why not, if it cannot."""
     try:
         import matplotlib

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -27,8 +28,8 @@ def _llama(hidden: int, mlp: int, layers: int, heads: int, vocab: int = 32064) -
     )  # fmt: skip
 
 
-def _llava(text: dict[str, Any], vision: dict[str, Any], **more: Any) -> dict[str, Any]:
-    image = text["vocab_size"] - 64
+def _llava(text: Mapping[str, str | int], vision: Mapping[str, object], **more: object) -> dict[str, Any]:
+    image = int(text["vocab_size"]) - 64
     return dict(model_type="llava", text_config=text, vision_config=vision, image_token_index=image, **more)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prunekit.bench.options import BenchOptions
+from prunekit.bench.record import BenchRecord, Point
 from prunekit.bench.report import draw, print_point
 from prunekit.bench.run import SCHEMA, Options, bench_point, machine, profile_prefill
 from prunekit.bench.shapes import VISUAL, build, config_of
@@ -35,7 +36,7 @@ def bench(
     device: str,
     dtype: str,
     attn: str,
-) -> dict[str, Any]:
+) -> BenchRecord:
     """Measure, print, and write ``bench.json``, ``bench.png`` and, if asked for, ``profile.txt``.
 
     Args:
@@ -62,8 +63,15 @@ def bench(
         counts = [*settings.visual_tokens]
     rounds = Options(settings.rounds, settings.new_tokens, settings.eager)
     folder.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {"schema": SCHEMA, "model": name, "shape": shape, **machine(model)}
-    found |= {"attn": attn, "method": pruner.describe(), "points": []}
+    found: BenchRecord = {
+        "schema": SCHEMA,
+        "model": name,
+        "shape": shape,
+        **machine(model),
+        "attn": attn,
+        "method": pruner.describe(),
+        "points": [],
+    }
     for count in counts:
         work = _workload(model, loaded, first_example, count, settings)
         fitted = pruner
@@ -96,7 +104,7 @@ def _workload(
     return synthetic(model, count, settings.text_tokens, settings.batch_size)
 
 
-def _title(found: dict[str, Any], point: dict[str, Any] | None) -> str:
+def _title(found: BenchRecord, point: Point | None) -> str:
     where = f"{found['model']}, {found['dtype']}, {found['device']}, {found['threads']} threads"
     if point is None:
         return where

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from rich.console import Console
 from rich.table import Table
@@ -17,12 +17,38 @@ RECORD = Path(__file__).parents[1] / "assets" / "families.json"
 HEADINGS = ("family", "sites", "prompt", "decode", "attention", "remarks")
 
 
-def load_record() -> dict[str, Any]:
+class Measured(TypedDict):
+    """One family under one transformers release: cases, and the worst difference from the masked dense model."""
+
+    attention: list[str]
+    cases: int
+    prompt: float
+    decode: float
+    remarks: list[str]
+
+
+class Release(TypedDict):
+    """What was measured under one transformers release; ``broken`` says which families it cannot run, and why."""
+
+    date: str
+    torch: str
+    families: dict[str, Measured]
+    broken: NotRequired[dict[str, str]]
+
+
+class FamilyRecord(TypedDict):
+    """``assets/families.json``; ``refused`` has the reason of each refused family."""
+
+    measured: dict[str, Release]
+    refused: dict[str, str]
+
+
+def load_record() -> FamilyRecord:
     """The measurements that ship with prunekit."""
     return json.loads(RECORD.read_text())
 
 
-def releases(record: dict[str, Any]) -> list[str]:
+def releases(record: FamilyRecord) -> list[str]:
     """The transformers releases that were measured, the newest first."""
     numbers = {
         version: [int(part) for part in version.split(".")[:3] if part.isdigit()] for version in record["measured"]
@@ -30,7 +56,7 @@ def releases(record: dict[str, Any]) -> list[str]:
     return sorted(numbers, key=numbers.__getitem__, reverse=True)
 
 
-def rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
+def rows(record: FamilyRecord) -> list[tuple[str, ...]]:
     """One row an exact family, as ``HEADINGS`` says; figures are the worst of the newest release that runs it."""
     newest, measured = releases(record)[0], record["measured"]
     lines: list[tuple[str, ...]] = []
@@ -45,7 +71,7 @@ def rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
     return lines
 
 
-def summary(record: dict[str, Any]) -> list[str]:
+def summary(record: FamilyRecord) -> list[str]:
     """One line a transformers release: families, cases, worst figures, date, and what the release cannot run."""
     lines = []
     for version in releases(record):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, cast
 
 from pydantic import ConfigDict, Field, Strict, field_validator, model_validator
 
 from prunekit import ranks
 from prunekit.bench.options import BenchOptions
+from prunekit.data.source import DataSettings
 from prunekit.errors import PrunekitError
 from prunekit.evaluation.other import EVIDENCE
 from prunekit.options import (
@@ -65,9 +66,9 @@ class DataOptions(Options):
     max_new_tokens: Count = Field(description="longest answer")
     max_pixels: Count = Field(50_000_000, description="a larger picture is an error of its row")
 
-    def opened(self, **replaced: object) -> dict[str, Any]:
+    def opened(self) -> DataSettings:
         """The options as ``open_source`` takes them: those that were set."""
-        return {**self.model_dump(exclude_unset=True), **replaced}
+        return cast(DataSettings, self.model_dump(exclude_unset=True))
 
 
 class LoggerOptions(Options):

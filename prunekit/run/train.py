@@ -87,7 +87,8 @@ def training_pruner(config: TrainConfig, settings: Settings) -> Pruner:
 def training_data(config: TrainConfig, settings: Settings) -> DataOptions:
     """The data to learn from: ``data`` with the split, limit and path of ``train``."""
     path = {} if settings.path is None else {"path": settings.path}
-    return DataOptions(**config.data.opened(split=settings.split, limit=settings.limit, **path))
+    options: dict[str, Any] = {**config.data.opened(), "split": settings.split, "limit": settings.limit, **path}
+    return DataOptions(**options)
 
 
 def check_evaluation(config: TrainConfig, settings: Settings, data: DataOptions) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from prunekit.bench.record import Contender, Point, Ratio, Spread
 from prunekit.results.numbers import NONE, ratio, with_interval
+from prunekit.results.screen import screen_table, show
 
 HEADINGS = (
     "run", "prefill ms", "first token ms", "ms a token", "tokens/s", "activations MiB", "KV MiB", "FLOPs", "time",
@@ -19,15 +19,8 @@ HEADINGS = (
 
 def print_point(point: Point, title: str) -> None:
     """One workload: a row a contender."""
-    table = Table(title=title, title_justify="left", caption_justify="left")
-    for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading == "run" else "right")
-    for name, row in point["contenders"].items():
-        table.add_row(name, *cells(row))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=170)
-    console.print(table)
+    show(screen_table(title, HEADINGS, [[name, *cells(row)] for name, row in point["contenders"].items()]), width=170)
+    console = Console(width=None if Console().is_terminal else 170)
     vision = point["vision_s"]
     seen = "unknown" if vision is None else f"{_time(vision)} ms"
     tokens = " ".join(map(str, point["tokens_per_layer"]))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import platform
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import psutil
 import torch
 
 from prunekit.bench.measure import Setting, Timings, ratios, spread, take_turns
+from prunekit.bench.options import BenchOptions
 from prunekit.bench.record import Contender, Machine, Point
 from prunekit.bench.segments import ceiling_segments, eager_segments, segmented
 from prunekit.bench.workload import Workload
@@ -26,22 +26,7 @@ EAGER_SHARE = 0.5
 """Share of the free memory that ``eager_fastv``'s attention weights may take; beyond it is left out, and said so."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """How to measure.
-
-    Attributes:
-        rounds: timed rounds, after one to warm up.
-        new_tokens: decode steps after each prefill.
-        eager: whether to run ``eager_fastv`` as well.
-    """
-
-    rounds: int = 7
-    new_tokens: int = 16
-    eager: bool = True
-
-
-def bench_point(model: PreTrainedModel, work: Workload, pruner: Pruner, options: Options) -> Point:
+def bench_point(model: PreTrainedModel, work: Workload, pruner: Pruner, options: BenchOptions) -> Point:
     """All contenders on one workload, as plain data: times with their quartiles, ratios, costs, efficiencies."""
     plan = outline(pruner, work.shape.text, work.visual, work.text)
     contenders, notes = _contenders(model, work, pruner, plan, options)
@@ -71,7 +56,7 @@ def _row(
     all_found: dict[str, Timings],
     costs: dict[str, Cost],
     vision: list[float],
-    options: Options,
+    options: BenchOptions,
     batch: int,
 ) -> Contender:
     dense, cost = all_found["dense"], costs[name]
@@ -100,7 +85,7 @@ def _row(
     return row
 
 
-def _cost(work: Workload, pruner: Pruner | None, options: Options) -> Cost:
+def _cost(work: Workload, pruner: Pruner | None, options: BenchOptions) -> Cost:
     return estimate(
         work.shape,
         pruner,
@@ -115,7 +100,7 @@ def _cost(work: Workload, pruner: Pruner | None, options: Options) -> Cost:
 
 
 def _contenders(
-    model: PreTrainedModel, work: Workload, pruner: Pruner, plan: Outline, options: Options
+    model: PreTrainedModel, work: Workload, pruner: Pruner, plan: Outline, options: BenchOptions
 ) -> tuple[dict[str, Setting], list[str]]:
     """What runs, by name, and in words what does not."""
     found: dict[str, Setting] = {"dense": nullcontext, "pruned": lambda: pruner(model)}

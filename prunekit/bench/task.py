@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from prunekit.bench.options import BenchOptions
 from prunekit.bench.record import BenchRecord, Point
 from prunekit.bench.report import draw, print_point
-from prunekit.bench.run import SCHEMA, Options, bench_point, machine, profile_prefill
+from prunekit.bench.run import SCHEMA, bench_point, machine, profile_prefill
 from prunekit.bench.shapes import VISUAL, build, config_of
 from prunekit.bench.workload import Workload, from_example, synthetic
 from prunekit.errors import PrunekitError
@@ -61,7 +61,6 @@ def bench(
     counts: list[int | None] = [None] if shape is None else [VISUAL.get(shape, NOMINAL)]
     if settings.visual_tokens is not None:
         counts = [*settings.visual_tokens]
-    rounds = Options(settings.rounds, settings.new_tokens, settings.eager)
     folder.mkdir(parents=True, exist_ok=True)
     found: BenchRecord = {
         "schema": SCHEMA,
@@ -79,7 +78,7 @@ def bench(
             fitted = pruner.replace(budget=for_prompt(pruner.budget, work.visual, work.text))
         if (allotment := allotment_of(fitted, work.family)) is not None:
             print(allotment.describe())
-        point = bench_point(model, work, fitted, rounds)
+        point = bench_point(model, work, fitted, settings)
         found["points"].append(point)
         (folder / "bench.json").write_text(json.dumps(found, indent=1) + "\n")  # what is measured stands
         print_point(point, _title(found, point))

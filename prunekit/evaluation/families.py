@@ -6,10 +6,8 @@ import json
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
-from rich.console import Console
-from rich.table import Table
-
 from prunekit.families import EXACT
+from prunekit.results.screen import screen_table, show
 
 RECORD = Path(__file__).parents[1] / "assets" / "families.json"
 """Written by ``tools/measure_families.py``."""
@@ -89,18 +87,6 @@ def summary(record: FamilyRecord) -> list[str]:
 
 def print_families() -> None:
     """Print which model families are exact and which are refused."""
-    record, console = load_record(), Console()
-    table = Table(title="families whose pruned model equals the masked dense one", title_justify="left")
-    for heading in HEADINGS:
-        table.add_column(heading, justify="right" if heading in ("prompt", "decode") else "left")
-    for row in rows(record):
-        table.add_row(*row)
-    console.print(table)
-    refused = Table(title="refused", title_justify="left")
-    refused.add_column("family")
-    refused.add_column("reason")
-    for name, reason in sorted(record["refused"].items()):
-        refused.add_row(name, reason)
-    console.print(refused)
-    for line in summary(record):
-        console.print(line, highlight=False)
+    record = load_record()
+    show(screen_table("families whose pruned model equals the masked dense one", HEADINGS, rows(record), align="llrrl"))
+    show(screen_table("refused", ("family", "reason"), sorted(record["refused"].items()), align="l"))

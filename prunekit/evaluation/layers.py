@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
 from prunekit.data.example import Example
 from prunekit.errors import PrunekitError
@@ -17,6 +16,7 @@ from prunekit.files import write_json
 from prunekit.models import LoadedModel
 from prunekit.pruning.pruner import Pruner
 from prunekit.results.numbers import ratio, with_interval
+from prunekit.results.screen import screen_table, show
 
 TOLERANCE = 0.02
 """Accuracy below dense that a recommended layer may cost."""
@@ -116,19 +116,18 @@ def _print(result: LayerSelection, folder: Path) -> None:
     title = (
         f"{result['model']} on {result['data']}: cut before each layer, dense {100 * result['dense_accuracy']:.1f} %"
     )
-    table = Table(title=title, title_justify="left")
-    for heading in ("layer", "accuracy %", "change (paired)", "FLOPs", "KV", "prefill time"):
-        table.add_column(heading, justify="right")
+    headings = ("layer", "accuracy %", "change (paired)", "FLOPs", "KV", "prefill time")
+    table = screen_table(title, headings, (), align="r")
     for row in result["layers"]:
         change = with_interval(row["change"], row["change_ci"], signed=True)
         table.add_row(
             str(row["layer"]),
             f"{100 * row['accuracy']:.1f}",
-            change.replace("[", r"\["),
+            escape(change),
             *(ratio(cost) for cost in (row["flops_ratio"], row["kv_ratio"], row["prefill_ratio"])),
             style="bold" if row["layer"] == result["recommended_layer"] else None,
         )
-    Console(width=None if Console().is_terminal else 110).print(table)
+    show(table, width=110)
     if result["within_tolerance"]:
         why = f"the earliest at most {100 * result['tolerance']:.0f} points below dense"
     else:

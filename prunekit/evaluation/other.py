@@ -40,19 +40,12 @@ def with_evidence(evidence: str, pruner: Pruner, examples: Iterable[Example]) ->
         if unusable := sum(1 for example in source if example.error):
             print(f"eval.evidence=other: {unusable} unusable rows left out")
     partners = partners_of(examples)
-    kept = Chosen(example for example in examples if example.id in partners)
-    kept.metric = getattr(examples, "metric", "exact")
+    kept = Examples((e for e in examples if e.id in partners), getattr(examples, "metric", "exact"))
     if not kept:
         raise PrunekitError("eval.evidence=other: no image of the data has two different questions")
     if len(kept) < len(examples):
         print(f"eval.evidence=other: {len(examples) - len(kept)} examples left out, alone with their image")
-    return OtherQuestion(pruner, partners), Examples(kept, getattr(examples, "metric", "exact"))
-
-
-class Chosen(list[Example]):
-    """Some of the examples of a source, with its metric."""
-
-    metric: str
+    return OtherQuestion(pruner, partners), kept
 
 
 def partners_of(examples: Sequence[Example]) -> dict[str, Example]:

@@ -34,20 +34,14 @@ def modern(settings: Mapping[str, object]) -> dict[str, object]:
     """A configuration with every option at its new place; one that has no old name comes back equal."""
     renamed = dict(settings)
     for old, new in NEW_NAMES.items():
-        *groups, name = old.split(".")
-        if groups:
-            group = renamed.get(groups[0])
-            if not isinstance(group, Mapping) or name not in group:
-                continue
-            value = group[name]
-            renamed[groups[0]] = {key: entry for key, entry in group.items() if key != name}
-        elif name in renamed:
-            value = renamed.pop(name)
-        else:
-            continue
-        for part in reversed(new.split(".")):
-            value = {part: value}
-        renamed = _merged(renamed, value)
+        group, _, name = old.rpartition(".")
+        holder = renamed.get(group) if group else renamed
+        if isinstance(holder, Mapping) and name in holder:
+            value, rest = holder[name], {key: entry for key, entry in holder.items() if key != name}
+            renamed = {**renamed, group: rest} if group else rest
+            for part in reversed(new.split(".")):
+                value = {part: value}
+            renamed = _merged(renamed, value)
     return renamed
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 
 from prunekit.records.metrics import Method, Metrics
 from prunekit.results.numbers import ratio, with_interval
+from prunekit.results.screen import screen_table, show
 
 
 def _percent(value: float, interval: list[float], signed: bool = False) -> str:
@@ -21,9 +21,7 @@ def accuracy_table(metrics: Metrics) -> Table:
     left_out = f" ({metrics['errors']} rows could not be used)" if metrics.get("errors") else ""
     asked = f"{metrics['examples']} questions{left_out}"
     title = f"{metrics['model']} on {metrics['data']}, {asked}: {method_name(metrics['method'])}"
-    table = Table(title=title, title_justify="left")
-    for heading in ("task", "n", "dense %", "pruned %", "change (paired)"):
-        table.add_column(heading, justify="left" if heading == "task" else "right")
+    table = screen_table(title, ("task", "n", "dense %", "pruned %", "change (paired)"), ())
     counts = metrics["examples_per_task"]
     for task in [*counts, "mean"]:
         table.add_row(
@@ -62,13 +60,9 @@ def benchmark_table(metrics: Metrics) -> Table | None:
     "f1/random"), or the parts' where there are no others. None for a metric without any."""
     if not (pruned := metrics.get("extra")):
         return None
-    table = Table(title=f"{metrics['metric']}, over all questions", title_justify="left")
-    for heading in ("", "dense", "pruned"):
-        table.add_column(heading, justify="right" if heading else "left")
     whole = [name for name in pruned if "/" not in name] or list(pruned)
-    for name in whole:
-        table.add_row(name, *(f"{side[name]:.4g}" for side in (metrics["dense_extra"], pruned)))
-    return table
+    rows = [[name, *(f"{side[name]:.4g}" for side in (metrics["dense_extra"], pruned))] for name in whole]
+    return screen_table(f"{metrics['metric']}, over all questions", ("", "dense", "pruned"), rows)
 
 
 def cut_before(layers: Sequence[int]) -> str:
@@ -91,10 +85,6 @@ def method_name(method: Method) -> str:
 
 def print_tables(metrics: Metrics) -> None:
     """The tables, on standard output."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
-    console.print(accuracy_table(metrics))
-    if (benchmark := benchmark_table(metrics)) is not None:
-        console.print(benchmark)
-    console.print(cost_table(metrics))
+    for table in (accuracy_table(metrics), benchmark_table(metrics), cost_table(metrics)):
+        if table is not None:
+            show(table)

@@ -104,15 +104,10 @@ class Summary:
 
     def record(self) -> dict[str, object]:
         """The summary as ``results.json`` has it."""
+        names = ("name", "model", "data", "examples", "tasks", "reference", "overlap")
         return {
             "schema": 1,
-            "name": self.name,
-            "model": self.model,
-            "data": self.data,
-            "examples": self.examples,
-            "tasks": self.tasks,
-            "reference": self.reference,
-            "overlap": self.overlap,
+            **{name: getattr(self, name) for name in names},
             "dense": _recorded({"accuracy": self.dense}),
             "cells": [cell.record() for cell in self.cells],
             "claims": [claim.record() for claim in self.claims],

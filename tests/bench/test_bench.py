@@ -15,7 +15,8 @@ from commands import run_main
 from prunekit.bench import shapes
 from prunekit.bench.measure import median_interval, ratios, spread
 from prunekit.bench.memory import AllocationMeter, kv_bytes
-from prunekit.bench.run import Options, bench_point
+from prunekit.bench.options import BenchOptions
+from prunekit.bench.run import bench_point
 from prunekit.bench.segments import ceiling_segments, eager_segments, segmented
 from prunekit.bench.workload import synthetic
 from prunekit.cost import outline
@@ -112,7 +113,7 @@ class TestContenders:
 def test_the_ceiling_of_a_cut_before_layer_0_keeps_as_little(tiny_shape):
     model = shapes.build(tiny_shape, torch.device("cpu"), torch.float32)
     pruner = prunekit.Pruner("random", "single", "input", keep_ratio=0.25)
-    point = bench_point(model, synthetic(model, 32, 8, 1), pruner, Options(rounds=1, new_tokens=0))
+    point = bench_point(model, synthetic(model, 32, 8, 1), pruner, BenchOptions(rounds=1, new_tokens=0))
     dense, pruned, ceiling = (point["contenders"][name]["kv_bytes"] for name in ("dense", "pruned", "ceiling"))
     assert ceiling == pruned < dense and point["notes"] == ["no eager_fastv: no layer lies before the first cut"]
 
@@ -121,7 +122,7 @@ def test_a_decoder_that_cannot_be_taken_apart_is_benched_without_a_ceiling(tiny_
     model = shapes.build(tiny_shape, torch.device("cpu"), torch.float32)
     work = synthetic(model, 32, 8, 1)
     work.family.touches_hidden_between_layers = True
-    point = bench_point(model, work, fastv(1, 0.5), Options(rounds=1, new_tokens=0))
+    point = bench_point(model, work, fastv(1, 0.5), BenchOptions(rounds=1, new_tokens=0))
     assert list(point["contenders"]) == ["dense", "pruned"] and "no ceiling" in point["notes"][0]
 
 
@@ -129,7 +130,7 @@ class TestPoint:
     def test_what_is_counted_and_measured(self, tiny_shape):
         model = shapes.build(tiny_shape, torch.device("cpu"), torch.float32)
         work = synthetic(model, 96, 24, 2)
-        point = bench_point(model, work, fastv(1, 0.25), Options(rounds=2, new_tokens=2))
+        point = bench_point(model, work, fastv(1, 0.25), BenchOptions(rounds=2, new_tokens=2))
         assert list(point["contenders"]) == ["dense", "pruned", "ceiling", "eager_fastv"]
         assert point["tokens_per_layer"] == [120, 48, 48, 48]
         row = {name: point["contenders"][name] for name in point["contenders"]}
@@ -152,7 +153,7 @@ class TestPoint:
 
         monkeypatch.setattr(run, "_free_bytes", lambda device: 1000)
         model = shapes.build(tiny_shape, torch.device("cpu"), torch.float32)
-        point = bench_point(model, synthetic(model, 32, 8, 1), fastv(1, 0.5), Options(rounds=1, new_tokens=0))
+        point = bench_point(model, synthetic(model, 32, 8, 1), fastv(1, 0.5), BenchOptions(rounds=1, new_tokens=0))
         assert "eager_fastv" not in point["contenders"] and "attention weights" in point["notes"][0]
 
 

@@ -12,7 +12,7 @@ def screen_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[st
     """A table. ``align`` has a letter a column, ``l`` or ``r``; the last one stands for all that follow."""
     table = Table(title=title, title_justify="left")
     for place, heading in enumerate(headings):
-        table.add_column(heading, justify={"l": "left", "r": "right"}[align[min(place, len(align) - 1)]])
+        table.add_column(heading, justify="left" if align[min(place, len(align) - 1)] == "l" else "right")
     for row in rows:
         table.add_row(*row)
     return table

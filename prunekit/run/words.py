@@ -15,7 +15,7 @@ import yaml
 # Hydra has no public module that knows its flags; a list of our own would miss those of another release.
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.overrides_parser import OverridesParser, create_functions
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Quote, QuotedString, Sweep
 from hydra.errors import HydraException
 
@@ -25,10 +25,8 @@ from prunekit.records.old_names import modern_word
 from prunekit.registry import KINDS, registry, source_folder
 
 CONF = source_folder("conf")
-FUNCTIONS = (
-    *("choice", "range", "interval", "glob", "sort", "shuffle", "tag", "extend_list"),
-    *("json_str", "int", "float", "str", "bool"),
-)
+FUNCTIONS = tuple(create_functions().functions)
+"""What a value may call: choice, range, glob ..."""
 MAY_GO = ("hydra", "study", "defaults")
 """Parts of the configuration of which a ``~`` may delete something; a run needs the others whole, but for what stands
 below ``sweep``, and for a component's options, which have defaults."""

@@ -14,7 +14,8 @@ import prunekit
 @dataclass
 class HoliTom(prunekit.VideoSelector):
     """HoliTom: Holistic Token Merging for Fast Video Large Language Models (NeurIPS 2025,
-    https://arxiv.org/abs/2505.21334, section 3): the part before the decoder.
+    https://arxiv.org/abs/2505.21334, section 3). ``holitom`` is the part before the decoder ("w/o M"), ``holitom_full``
+    cuts once more inside it, before layer 18 of 28, to half of what stands, by the last token's attention.
 
     A place is static in a window of frames if all its neighbours in time have a cosine above ``threshold``. Windows are
     those that save most tokens, by dynamic programming; a static place becomes the mean of its window, at the first
@@ -34,6 +35,7 @@ class HoliTom(prunekit.VideoSelector):
     neighbours: int = 7
 
     exact = False
+    tops_in_decoder = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.context <= 1:
@@ -81,6 +83,13 @@ class Clusters(prunekit.VideoReducer):
 
     beta: float = 0.6
 
+    tops_in_decoder = True
+
+    def reduce_later(self, tokens: torch.Tensor, kept: torch.Tensor, alive: torch.Tensor) -> prunekit.Reduced:
+        """The second cut: each token that goes is folded into the most similar one that stays (section 3.3)."""
+        target = prunekit.ops.nearest(tokens, kept).masked_fill(kept | ~alive, -1)
+        return prunekit.Reduced(folded(tokens, target), sources=target)
+
     def reduce_video(self, video: prunekit.Video, kept: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if "clusters" not in video.notes:
             raise prunekit.PrunekitError("reducer 'holitom' needs the clusters of selector 'holitom'")
@@ -119,6 +128,19 @@ def windows(still: torch.Tensor) -> list[tuple[int, int]]:
     return chosen[::-1]
 
 
+def folded(tokens: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Tokens [B, N, D] after those with a ``target`` (long [B, N], -1 for none) were folded into it one after the other
+    in their order, each time by the mean of the two: the last one counts half."""
+    size, goes = target.shape[1], target >= 0
+    order = torch.where(goes, target, size).argsort(dim=1, stable=True)
+    groups = torch.where(goes, target, size).gather(1, order)
+    after = torch.searchsorted(groups, groups, right=True) - torch.arange(size, device=groups.device)
+    weight = torch.zeros_like(tokens[..., 0]).scatter(1, order, 0.5 ** after.to(tokens.dtype)) * goes
+    sums, _ = prunekit.ops.sum_into(tokens, weight, target.clamp(min=0))
+    came = torch.zeros_like(target).scatter_add(1, target.clamp(min=0), goes.long())
+    return tokens * 0.5 ** came[..., None].to(tokens.dtype) + sums
+
+
 prunekit.compose(
     "holitom",
     scorer="cls",
@@ -127,4 +149,13 @@ prunekit.compose(
     selector="holitom",
     reducer="holitom",
     keep_ratio=0.15,
+)
+prunekit.compose(
+    "holitom_full",
+    scorer={"name": "by_site", "input": "cls", "decoder": "fastv"},
+    fusion="single",
+    schedule={"name": "sites", "vision": None, "at_input": True, "decoder": [18 / 28], "last": 0.5},
+    selector="holitom",
+    reducer="holitom",
+    keep_ratio=0.075,
 )

@@ -133,11 +133,13 @@ class Sites(Schedule):
         vision: blocks of the encoder, as fractions of those that count.
         at_input: whether there is one before decoder layer 0.
         decoder: layers of the decoder, as fractions of its depth.
+        last: the share that the last cut leaves of what stood before it; by default its equal step.
     """
 
     vision: list[float] | None = field(default_factory=lambda: [0.5])
     at_input: bool = False
     decoder: list[float] | None = field(default_factory=lambda: [0.25])
+    last: float | None = None
 
     def __post_init__(self) -> None:
         for name, places in (("vision", self.vision), ("decoder", self.decoder)):
@@ -147,19 +149,27 @@ class Sites(Schedule):
                 raise PrunekitError(f"schedule.{name} must be a rising list, not {places}")
         if not self._count():
             raise PrunekitError("schedule 'sites' names no cut: set vision, at_input or decoder")
+        if self.last is not None and (not 0 < self.last <= 1 or self._count() < 2):
+            raise PrunekitError(f"schedule.last must lie in (0, 1], behind another cut, not {self.last}")
         present = {"vision": bool(self.vision), "input": self.at_input, "decoder": bool(self.decoder)}
         self.sites = tuple(site for site, cuts in present.items() if cuts)
 
     def cuts(self, depth: int, keep_ratio: float) -> tuple[Cut, ...]:
-        shares = cumulative_shares(None, self._count(), keep_ratio)[len(self.vision or ()) :]
+        shares = self._shares(keep_ratio)[len(self.vision or ()) :]
         first = (Cut(0, shares[0], "input"),) if self.at_input else ()
         layers = [cut.layer for cut in Progressive(depths=self.decoder).cuts(depth, 0.5)] if self.decoder else []
         return first + tuple(Cut(layer, share) for layer, share in zip(layers, shares[len(first) :], strict=True))
 
     def vision_cuts(self, blocks: int, patches: int, keep_ratio: float) -> tuple[Cut, ...]:
         places = block_places(self.vision or [], blocks)
-        shares = cumulative_shares(None, self._count(), keep_ratio)
+        shares = self._shares(keep_ratio)
         return tuple(Cut(place, share, "vision") for place, share in zip(places, shares, strict=False))
+
+    def _shares(self, keep_ratio: float) -> list[float]:
+        """Share of the original tokens after each cut."""
+        if self.last is None:
+            return cumulative_shares(None, self._count(), keep_ratio)
+        return [*cumulative_shares(None, self._count() - 1, min(1.0, keep_ratio / self.last)), keep_ratio]
 
     def _count(self) -> int:
         return len(self.vision or ()) + int(self.at_input) + len(self.decoder or ())

@@ -10,7 +10,7 @@ import torch
 from prunekit.components.base import Reduced, Reducer, Scorer, Selector
 from prunekit.errors import PrunekitError
 from prunekit.tensors.groups import apportion
-from prunekit.tensors.ranking import stride
+from prunekit.tensors.ranking import stride, top_k
 from prunekit.views.layer import LayerView
 from prunekit.views.places import Places
 
@@ -73,12 +73,16 @@ class VideoSelector(Selector):
     exact: ClassVar[bool] = True
     uses_places: ClassVar[bool] = True
     least_frames: ClassVar[int] = 2
+    tops_in_decoder: ClassVar[bool] = False
+    """Whether a later cut, inside the decoder, keeps the highest scores: a method in two stages."""
 
     def select_video(self, video: Video, keep: int) -> torch.Tensor:
         """The ``keep`` tokens of a video that stay, bool [F, P]; ``keep`` is at least 1."""
         raise TypeError(f"{type(self).__name__} defines no select_video(video, keep)")
 
     def select(self, view: LayerView, scores: torch.Tensor, quota: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        if self.tops_in_decoder and view.site == "decoder":
+            return top_k(scores, quota, view.alive)
         kept_BN, budgets = torch.zeros_like(view.alive), quota.tolist()
         videos = cut_videos(view, scores, self.least_frames, self.registered_name)
         for sample, budget in enumerate(budgets):
@@ -104,6 +108,13 @@ class VideoReducer(Reducer):
         (0 .. F·P - 1) of the kept one under which it lives on, long [F, P], -1 for none."""
         raise TypeError(f"{type(self).__name__} defines no reduce_video(video, kept)")
 
+    tops_in_decoder: ClassVar[bool] = False
+    """As of a selector: there ``reduce_later`` is asked."""
+
+    def reduce_later(self, tokens: torch.Tensor, kept: torch.Tensor, alive: torch.Tensor) -> Reduced:
+        """What a cut inside the decoder leaves: of ``alive`` [B, N] tokens [B, N, D] those ``kept``, as they are."""
+        return Reduced(tokens)
+
     def reduce(  # type: ignore[override]
         self,
         *,
@@ -112,8 +123,11 @@ class VideoReducer(Reducer):
         sizes: torch.Tensor,
         scores: torch.Tensor,
         kept: torch.Tensor,
+        alive: torch.Tensor,
         **rest: Any,
     ) -> Reduced:
+        if self.tops_in_decoder and view.site == "decoder":
+            return self.reduce_later(tokens, kept, alive)
         tokens, sizes = tokens.clone(), sizes.clone()
         sources = torch.full_like(kept, -1, dtype=torch.long)
         for video in cut_videos(view, scores, self.least_frames, self.registered_name):

@@ -460,3 +460,157 @@ def test_holitom(name, padding, ratio, threshold, context):
         expected = holitom(clip, attention[b], max(1, round(ratio * clip.count)), threshold, context)
         assert set(torch.where(cut.kept[b])[0].tolist()) == set(expected)
         check_entered(entered[b], expected)
+
+
+def scenes(means: list[np.ndarray], share: float, neighbours: int) -> list[tuple[int, int]]:
+    """Runs of frames nearest to the same density peak."""
+    count = math.ceil(share * len(means))
+    scores = density_peaks(means, min(neighbours, len(means)))
+    centres = sorted(range(len(means)), key=lambda t: -scores[t])[:count]
+    near = lambda t: t if t in centres else min(sorted(centres), key=lambda c: np.linalg.norm(means[t] - means[c]))  # noqa: E731
+    bounds = [0, *(t for t in range(1, len(means)) if near(t) != near(t - 1)), len(means)]
+    return list(itertools.pairwise(bounds))
+
+
+def averaged(members: list[int], tokens: dict[int, np.ndarray], count: int, neighbours: int) -> dict[int, np.ndarray]:
+    """Clusters around density peaks, each the mean of its tokens."""
+    if not count:
+        return {}
+    scores = dict(zip(members, density_peaks([tokens[n] for n in members], min(neighbours, len(members))), strict=True))
+    centres = sorted(members, key=lambda n: -scores[n])[:count]
+    own = {c: [tokens[c]] for c in centres}
+    for n in members:
+        if n not in centres:
+            own[min(sorted(centres), key=lambda c: np.linalg.norm(tokens[n] - tokens[c]))].append(tokens[n])
+    return {c: np.mean(rows, 0) for c, rows in own.items()}
+
+
+def prunevid(clip: Clip, keep: int, share: float, threshold: float, neighbours: int = 7):
+    size = len(clip.frames[0])
+    means = [np.mean([clip.tokens[n] for n in frame], 0) for frame in clip.frames]
+    tokens = {n: clip.tokens[n] for frame in clip.frames for n in frame}
+    dynamic, static = [], [[] for _ in clip.frames]
+    for a, b in scenes(means, share, neighbours):
+        pairs = list(itertools.combinations(range(a, b), 2))
+        for p in range(size):
+            alike = [cosine(clip.at(t, p), clip.at(u, p)) for t, u in pairs]
+            if alike and np.mean(alike) >= threshold:
+                static[a].append(clip.frames[a][p])
+                tokens[clip.frames[a][p]] = np.mean([clip.at(t, p) for t in range(a, b)], 0)
+        gone = {p for p in range(size) if clip.frames[a][p] in static[a]}
+        dynamic += [[clip.frames[t][p] for p in range(size) if p not in gone] for t in range(a, b)]
+    groups = dynamic + static
+    counts, out = proportional([len(g) for g in groups], min(keep, sum(map(len, groups)))), {}
+    for group, count in zip(groups, counts, strict=True):
+        out |= averaged(group, tokens, count, neighbours)
+    return out
+
+
+@cases(*ALL)
+@pytest.mark.parametrize("ratio", [0.1, 0.4, 0.8])
+@pytest.mark.parametrize(("share", "threshold"), [(0.25, 0.0), (0.5, -0.1), (1.0, 0.0), (0.1, 2.0)])
+@pytest.mark.filterwarnings("ignore:prunevid keeps")
+def test_prunevid_before_the_decoder(name, padding, ratio, share, threshold):
+    batch = batch_of(name, padding, seed=8)
+    selector = prunekit.create("selector", "prunevid", scenes=share, threshold=threshold)
+    cut, entered = pruned(
+        prunekit.Pruner("random", "single", "input", selector, "prunevid", keep_ratio=ratio), name, batch
+    )
+    for b, clip in enumerate(clips_of(name, batch)):
+        keep, between = budget(clip, ratio)
+        expected = prunevid(clip, keep, share, threshold)
+        assert set(torch.where(cut.kept[b])[0].tolist()) == with_separators(clip, set(expected), between)
+        check_entered(entered[b], expected)
+
+
+@cases(*ATTENTIVE)
+def test_two_stages_meet_the_budget_by_the_attention_that_each_names(name, padding):
+    """The second cut's scores are those of an eager layer: the largest of the instruction's rows, the last row."""
+    batch = batch_of(name, padding, seed=9)
+    for method, ratio in (("prunevid", 0.2), ("holitom_full", 0.1)):
+        with torch.no_grad(), prunekit.method(method, keep_ratio=ratio)(model_of(name)) as trace:
+            model_of(name)(**batch.inputs)
+        first, second = trace.cuts
+        wanted = [max(1, round(ratio * clip.count)) for clip in clips_of(name, batch)]
+        assert second.kept.sum(1).tolist() == wanted and not bool((second.kept & ~first.kept).any())
+        standing = first.kept & ~second.kept
+        for b in range(len(wanted)):
+            if standing[b].any():
+                assert second.scores[b][second.kept[b]].min() >= second.scores[b][standing[b]].max()
+
+
+def test_tokens_are_folded_one_after_the_other():
+    """HoliTom's second cut: into the most similar one that stays, each time by the mean of the two."""
+    rng = np.random.default_rng()
+    tokens, alive = rng.normal(size=(3, 9, 4)), rng.random((3, 9)) < 0.9
+    kept = alive & (rng.random((3, 9)) < 0.4)
+    kept[:, 0] = alive[:, 0] = True
+    expected = tokens.copy()
+    for b in range(3):
+        for n in np.flatnonzero(alive[b] & ~kept[b]):
+            target = max(np.flatnonzero(kept[b]), key=lambda k: cosine(tokens[b, n], tokens[b, k]))
+            expected[b, target] = (expected[b, target] + tokens[b, n]) / 2
+    reducer = prunekit.create("reducer", "holitom")
+    found = reducer.reduce_later(*map(torch.from_numpy, (tokens, kept, alive))).tokens.numpy()
+    np.testing.assert_allclose(found[kept], expected[kept], atol=1e-12)
+
+
+def fused(clip: Clip, tokens: dict[int, np.ndarray], keep: int, similarity: float, least: float):
+    """One round of merging: the tokens after it, and whether merging goes on, ends, or has met the budget."""
+    pairs = {}
+    for place in range(len(clip.frames[0])):
+        line = [frame[place] for frame in clip.frames if frame[place] in tokens]
+        pairs |= {b: (a, cosine(tokens[a], tokens[b])) for a, b in itertools.pairwise(line)}
+    merges = [n for n, (_, alike) in pairs.items() if alike >= similarity]
+    state = "on" if len(merges) >= least * len(tokens) else "over"
+    if len(merges) >= len(tokens) - keep:
+        merges, state = sorted(merges, key=lambda n: -pairs[n][1])[: len(tokens) - keep], "met"
+    runs = {n: [n] for n in tokens if n not in merges}
+    for n in sorted(merges):
+        head = n
+        while head in merges:
+            head = pairs[head][0]
+        runs[head].append(n)
+    return {head: np.mean([tokens[n] for n in members], 0) for head, members in runs.items()}, state
+
+
+@cases(*ALL)
+@pytest.mark.parametrize("ratio", [0.2, 0.6])
+@pytest.mark.parametrize(("similarity", "least"), [(0.0, 0.1), (-0.3, 0.9), (0.9, 0.1), (-1.0, 0.0)])
+def test_framefusion(name, padding, ratio, similarity, least):
+    """The first round by its tokens; the later ones by how many stay."""
+    batch = batch_of(name, padding, seed=10)
+    pruner = prunekit.method("framefusion", keep_ratio=ratio)
+    selector = prunekit.create("selector", "framefusion", similarity=similarity, least=least)
+    with torch.no_grad(), pruner.replace(selector=selector)(model_of(name)) as trace:
+        model_of(name)(**batch.inputs)
+    cuts = trace.cuts
+    cut, entered = pruned(pruner.replace(selector=selector), name, batch)
+    for b, clip in enumerate(clips_of(name, batch)):
+        keep = max(1, round(ratio * clip.count))
+        tokens = {n: clip.tokens[n] for n in [*clip.separators, *itertools.chain(*clip.frames)]}
+        expected, state = fused(clip, tokens, keep, similarity, least)
+        assert set(torch.where(cut.kept[b])[0].tolist()) == set(expected)
+        check_entered(entered[b], expected)
+        counts = [int(c.kept[b].sum()) for c in cuts]
+        assert counts[-1] == keep and counts == sorted(counts, reverse=True)
+        assert {"met": counts[0] == keep, "over": counts[1] == keep, "on": counts[1] <= counts[0]}[state]
+        if state == "over" and counts[0] > keep:  # the least attended go, in the one cut behind
+            gone = cuts[0].kept[b] & ~cuts[1].kept[b]
+            assert cuts[1].scores[b][gone].max() <= cuts[1].scores[b][cuts[1].kept[b]].min()
+
+
+def test_framefusion_prunes_by_what_all_queries_give():
+    name = "qwen2_5_vl"
+    batch, model = batch_of(name, "left", seed=11), zoo.build(name, "eager")
+    selector = prunekit.create("selector", "framefusion", similarity=1.0)  # nothing merges
+    pruner = prunekit.method("framefusion", keep_ratio=0.5).replace(selector=selector)
+    with torch.no_grad():
+        weights = model(**batch.inputs, output_attentions=True).attentions[0].double().mean(1)
+        with pruner(model_of(name)) as trace:
+            model_of(name)(**batch.inputs)
+    total = (weights * batch.mask[:, :, None]).sum(1)
+    for b in range(len(total)):
+        own = total[b][batch.visual[b]]
+        found = trace.cuts[1].scores[b][: len(own)].double()
+        assert (found - own).abs().max() < 1e-4

@@ -57,10 +57,9 @@ def _evaluate(
     config: EvalConfig, context: Context, pruner: Pruner, loaded: LoadedModel, examples: Iterable[Example]
 ) -> Metrics:
     """Run, print, draw and log one evaluation; its metrics."""
-    from prunekit.evaluation.pictures import draw_kept, overlays
+    from prunekit.evaluation.pictures import overlays
     from prunekit.evaluation.run import evaluate
-    from prunekit.evaluation.sheets import sheets_of
-    from prunekit.results.run_table import print_tables
+    from prunekit.run.finished import show
     from prunekit.run.tracking import PICTURES, log_run
 
     evaluation = evaluate(
@@ -78,20 +77,7 @@ def _evaluate(
     )
     if not ranks.is_first():
         return evaluation.metrics
-    if config.sweep.table.spread is not None:
-        from prunekit.train.measure import record_spread
-
-        evaluation.metrics = record_spread(
-            context.folder,
-            shared_batcher(config),
-            evaluation.examples,
-            pruner,
-            count=config.sweep.table.spread,
-            batch_size=config.batch_size,
-        )
-    mode, sheets = config.logger.mode, sheets_of(shared_batcher(config))
-    draw_kept(evaluation.examples, evaluation.rows, sheets, context.folder / "kept.png")
-    print_tables(evaluation.metrics)
+    mode, sheets = config.logger.mode, show(config, evaluation, pruner, shared_batcher(config), context.folder)
     parts = {kind: component_name(component) for kind, component in pruner.components.items()}
     tags = [f"{kind}={choice}" for kind, choice in {**context.choices, **parts}.items()]
     line = log_run(

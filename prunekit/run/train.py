@@ -115,11 +115,8 @@ def check_apart(learned: DataOptions, evaluated: DataOptions) -> None:
 def report(config: TrainConfig, context: Context, settings: Settings, trained: LoadedModel, training: Path) -> None:
     """Evaluate the trained model under its pruner as it stands on disk, show the fusion's weights, tell W&B."""
     from prunekit.evaluation.batches import Batcher
-    from prunekit.evaluation.pictures import draw_kept
     from prunekit.evaluation.run import evaluate
-    from prunekit.evaluation.sheets import sheets_of
-    from prunekit.results.run_table import print_tables
-    from prunekit.train.measure import record_spread
+    from prunekit.run.finished import show
     from prunekit.train.weights import show_weights
 
     folder, pruner = context.folder, Pruner.load(training).replace(name=config.preset)
@@ -147,18 +144,9 @@ def report(config: TrainConfig, context: Context, settings: Settings, trained: L
     show_weights(training, pruner, trained.model, config.sweep.table.picture)
     if metrics:
         seconds = [row["seconds"] for row in _history(training) if "seconds" in row]
-        metrics = add_metrics(folder, training_seconds=seconds[-1] if seconds else None)
-        if config.sweep.table.spread is not None:
-            metrics = record_spread(
-                folder,
-                batcher,
-                evaluation.examples,
-                pruner,
-                count=config.sweep.table.spread,
-                batch_size=config.batch_size,
-            )
-        draw_kept(evaluation.examples, evaluation.rows, sheets_of(batcher), folder / "kept.png")
-        print_tables(metrics)
+        evaluation.metrics = add_metrics(folder, training_seconds=seconds[-1] if seconds else None)
+        show(config, evaluation, pruner, batcher, folder)
+        metrics = evaluation.metrics
     line = log(config, context, training, metrics)
     names = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") and p.name != ERROR)
     print(f"files: {folder} ({', '.join(names)})")

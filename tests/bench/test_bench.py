@@ -159,7 +159,8 @@ class TestPoint:
 
 def test_spreads_and_paired_ratios():
     assert spread([3.0, 1.0, 2.0]) == {"median": 2.0, "low": 1.5, "high": 2.5}
-    assert spread([4.0]) == {"median": 4.0, "low": 4.0, "high": 4.0} and spread([]) is None
+    assert spread([4.0]) == {"median": 4.0, "low": 4.0, "high": 4.0}
+    assert ratios([1.0, 2.0], [0.0, 0.0]) is None
     found = ratios([2.0, 6.0, 3.0], [1.0, 2.0, 3.0])
     assert found is not None and found["median"] == 2.0
     assert (found["from"], found["to"]) == (1.0, 3.0)

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from prunekit.options import Count, CountOrNull, Flag, Options, Seed, Several, Takes
+from prunekit.options import Count, CountOrNull, Flag, Options, Seed, Several, Takes, Text
 
 
 class BenchOptions(Options):
@@ -14,6 +14,7 @@ class BenchOptions(Options):
 
     group: ClassVar[str] = "bench"
 
+    shape: Text | None = Field(None, description="a named architecture with random weights; null: the configured model")
     visual_tokens: Annotated[list[Count] | None, Field(min_length=1), Takes("be a list of counts like [576,2880]")] = (
         Field(None, description="counts to sweep; null: what the shape or the model's first example has")
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,8 +36,8 @@ def _llama(hidden: int, mlp: int, layers: int, heads: int, vocab: int = 32064) -
     )  # fmt: skip
 
 
-def _llava(text: dict[str, Any], vision: dict[str, Any], **more: Any) -> dict[str, Any]:
-    image = text["vocab_size"] - 64
+def _llava(text: Mapping[str, str | int], vision: Mapping[str, object], **more: object) -> dict[str, Any]:
+    image = int(text["vocab_size"]) - 64
     return dict(model_type="llava", text_config=text, vision_config=vision, image_token_index=image, **more)
 
 
@@ -120,7 +121,7 @@ def config_of(name: str) -> Any:
     """The transformers config of a named shape; an unknown name raises with the nearest."""
     from transformers import AutoConfig
 
-    check_choice("shape", name, SHAPES)
+    check_choice("bench.shape", name, SHAPES)
     options = dict(SHAPES[name])
     return AutoConfig.for_model(options.pop("model_type"), **options)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prunekit.bench.options import BenchOptions
+from prunekit.bench.record import BenchRecord, Point
 from prunekit.bench.report import draw, print_point
-from prunekit.bench.run import SCHEMA, Options, bench_point, machine, profile_prefill
+from prunekit.bench.run import SCHEMA, bench_point, machine, profile_prefill
 from prunekit.bench.shapes import VISUAL, build, config_of, video_tokens
 from prunekit.bench.workload import Workload, from_example, noise_video, synthetic
 from prunekit.errors import PrunekitError
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 
 def bench(
-    shape: str | None,
     pruner: Pruner,
     settings: BenchOptions,
     folder: Path,
@@ -36,18 +36,18 @@ def bench(
     device: str,
     dtype: str,
     attn: str,
-) -> dict[str, Any]:
+) -> BenchRecord:
     """Measure, print, and write ``bench.json``, ``bench.png`` and, if asked for, ``profile.txt``.
 
     Args:
-        shape: a named shape with random weights, or None for the model that ``load`` gives.
+        load: the model, where ``settings`` name no shape.
 
     Raises:
         PrunekitError: for an unknown shape, a device that is not there, a pruner that the model cannot take.
     """
     if settings.frames is not None and settings.visual_tokens is not None:
         raise PrunekitError("bench.frames and bench.visual_tokens both say how many visual tokens there are: give one")
-    place = resolve_device(device)
+    place, shape = resolve_device(device), settings.shape
     loaded, video = None, None
     if shape is None:
         loaded = load()
@@ -64,10 +64,16 @@ def bench(
     counts: list[int | None] = [None] if shape is None else [video or VISUAL.get(shape, NOMINAL)]
     if settings.visual_tokens is not None:
         counts = [*settings.visual_tokens]
-    rounds = Options(settings.rounds, settings.new_tokens, settings.eager)
     folder.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {"schema": SCHEMA, "model": name, "shape": shape, **machine(model)}
-    found |= {"attn": attn, "method": pruner.describe(), "points": []}
+    found: BenchRecord = {
+        "schema": SCHEMA,
+        "model": name,
+        "shape": shape,
+        **machine(model),
+        "attn": attn,
+        "method": pruner.describe(),
+        "points": [],
+    }
     for count in counts:
         work = _workload(model, loaded, first_example, count, settings)
         fitted = pruner
@@ -75,7 +81,7 @@ def bench(
             fitted = pruner.replace(budget=for_prompt(pruner.budget, work.visual, work.text))
         if (allotment := allotment_of(fitted, work.family)) is not None:
             print(allotment.describe())
-        point = bench_point(model, work, fitted, rounds)
+        point = bench_point(model, work, fitted, settings)
         found["points"].append(point)
         (folder / "bench.json").write_text(json.dumps(found, indent=1) + "\n")  # what is measured stands
         print_point(point, _title(found, point))
@@ -101,7 +107,7 @@ def _workload(
     return synthetic(model, count, settings.text_tokens, settings.batch_size, settings.frames)
 
 
-def _title(found: dict[str, Any], point: dict[str, Any] | None) -> str:
+def _title(found: BenchRecord, point: Point | None) -> str:
     where = f"{found['model']}, {found['dtype']}, {found['device']}, {found['threads']} threads"
     if point is None:
         return where

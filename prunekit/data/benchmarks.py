@@ -65,7 +65,7 @@ def _vqav2(row: Row) -> Fields:
     return {"id": row["question_id"], "image": row["image"], "question": row["question"], "answers": answers}
 
 
-def _listed(value: Any) -> list[Any]:
+def _listed(value: object) -> list[object]:
     """A list of mappings; older copies have a mapping of lists."""
     if isinstance(value, Mapping):
         value = value.get("answer")
@@ -106,7 +106,7 @@ def _mmbench(row: Row) -> Fields:
     }
 
 
-def _blank(value: Any) -> bool:
+def _blank(value: object) -> bool:
     return value is None or value != value or (isinstance(value, str) and value.strip() in ("", "nan"))
 
 

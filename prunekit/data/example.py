@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import TypedDict
 
 from PIL import Image
 
@@ -13,6 +14,27 @@ from prunekit.data.render import render
 from prunekit.data.scene import scene_of
 from prunekit.data.videos import Clip, Video
 from prunekit.errors import RowError
+
+
+class Prediction(TypedDict, total=False):
+    """One example's line of ``predictions.jsonl``: a pruned and a dense answer, or the ``error`` of an unusable row.
+    ``kept`` lists the visual tokens that stay after the last cut."""
+
+    id: str
+    image_id: str
+    run: str
+    task: str
+    question: str
+    answers: list[str]
+    prediction: str
+    dense_prediction: str
+    correct: float
+    dense_correct: float
+    kept: list[int]
+    prompt_tokens: int
+    tokens_per_layer: list[int]
+    vision_tokens: list[int]
+    error: str
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from prunekit.data.example import Example
 from prunekit.data.pictures import MAX_PIXELS, Picture
@@ -26,7 +25,7 @@ PLAIN_PROMPT = "{context}{question}"
 
 
 def parse_prompt(
-    prompt: Any, option: str = "data.prompt", placeholders: Sequence[str] = PLACEHOLDERS, like: str = ""
+    prompt: object, option: str = "data.prompt", placeholders: Sequence[str] = PLACEHOLDERS, like: str = ""
 ) -> str | None:
     """A prompt's text, its placeholders checked; ``\\n`` as typed on a command line is a line break. Errors name the
     ``option``, and show what one looks ``like``."""
@@ -60,7 +59,7 @@ class RowReader:
     videos: Path = Path()
     sampling: Sampling = UP_TO_FRAMES
 
-    def example(self, where: str, number: int, row: Mapping[str, Any] | str) -> Example:
+    def example(self, where: str, number: int, row: Mapping[str, object] | str) -> Example:
         """The example of row ``number``; one that cannot be used has its ``error`` set."""
         try:
             if isinstance(row, str):
@@ -69,7 +68,7 @@ class RowReader:
         except RowError as error:
             return Example(f"row {number}", f"row {number}", self.task, "", (), error=f"{where}: {error}")
 
-    def _example(self, where: str, number: int, row: Mapping[str, Any]) -> Example:
+    def _example(self, where: str, number: int, row: Mapping[str, object]) -> Example:
         video = None if row.get("video") is None else self._video(where, row["video"], row.get("video_fps"))
         if video is None and "video" in row and "image" not in row:
             raise RowError("no video")
@@ -94,7 +93,7 @@ class RowReader:
             video=video,
         )
 
-    def _ask(self, row: Mapping[str, Any], choices: tuple[str, ...]) -> str:
+    def _ask(self, row: Mapping[str, object], choices: tuple[str, ...]) -> str:
         lettered = list(zip(LETTERS, choices, strict=False))
         parts = {
             "question": text("question", row.get("question")),
@@ -105,13 +104,13 @@ class RowReader:
         prompt = self.prompt or (CHOICE_PROMPT if choices else PLAIN_PROMPT)
         return re.sub(r"\{(\w+)\}", lambda found: parts[found[1]], prompt)
 
-    def _pictures(self, where: str, value: Any) -> list[Picture]:
+    def _pictures(self, where: str, value: object) -> list[Picture]:
         values = value if isinstance(value, list) else [value]
         if not values or None in values:
             raise RowError("no image")
         return [Picture(self._source("image", entry, self.folder), where, self.max_pixels) for entry in values]
 
-    def _video(self, where: str, value: Any, rate: Any) -> Video:
+    def _video(self, where: str, value: object, rate: object) -> Video:
         """A video by its file or bytes; of a list of images the frames."""
         if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < 1e6):
             raise RowError(f"video_fps must be a number above 0, not {shorten(rate)}")
@@ -123,7 +122,7 @@ class RowReader:
             source = self._source("video", value, self.videos)
         return Video(source, where, self.sampling, rate, self.max_pixels)
 
-    def _source(self, name: str, value: Any, folder: Path) -> bytes | Path:
+    def _source(self, name: str, value: object, folder: Path) -> bytes | Path:
         """Encoded bytes, or a file: of a path, of bytes, or of what the datasets library keeps, both."""
         if isinstance(value, Mapping):
             value = value.get("bytes") or value.get("path")
@@ -134,7 +133,7 @@ class RowReader:
         raise RowError(f"{name} must be a path or encoded bytes, not {shorten(value)}")
 
 
-def text(name: str, value: Any, empty: bool = False) -> str:
+def text(name: str, value: object, empty: bool = False) -> str:
     """A text, not an empty one unless that is allowed."""
     if not isinstance(value, str):
         raise RowError(f"{name} must be a text, not {shorten(value)}")
@@ -152,7 +151,7 @@ def encodable(name: str, value: str) -> str:
     return value
 
 
-def texts(name: str, value: Any) -> tuple[str, ...]:
+def texts(name: str, value: object) -> tuple[str, ...]:
     """A list of texts with at least one in it."""
     if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
         raise RowError(f"{name} must be a list of texts, not {shorten(value)}")
@@ -161,13 +160,13 @@ def texts(name: str, value: Any) -> tuple[str, ...]:
     return tuple(encodable(name, entry) for entry in value)
 
 
-def shorten(value: Any) -> str:
+def shorten(value: object) -> str:
     """A value as errors show it."""
     shown = "nothing" if value is None else repr(value)
     return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
-def _answers(value: Any, choices: tuple[str, ...]) -> tuple[str, ...]:
+def _answers(value: object, choices: tuple[str, ...]) -> tuple[str, ...]:
     """Accepted answers; with choices the letter of the one that is meant: by a capital, by its text, by a small letter,
     or by number from 0."""
     if not choices:
@@ -188,7 +187,7 @@ def _answers(value: Any, choices: tuple[str, ...]) -> tuple[str, ...]:
     )
 
 
-def _history(value: Any) -> tuple[tuple[str, str], ...]:
+def _history(value: object) -> tuple[tuple[str, str], ...]:
     """Earlier turns: pairs, or mappings with "question" and "answer"."""
     turns = []
     for turn in [] if value is None else value if isinstance(value, list) else [value]:
@@ -199,7 +198,7 @@ def _history(value: Any) -> tuple[tuple[str, str], ...]:
     return tuple(turns)
 
 
-def _identity(row: Mapping[str, Any], number: int) -> str:
+def _identity(row: Mapping[str, object], number: int) -> str:
     """The row's id; behind its group's name where it has one; its number where it has neither."""
     own = row.get("id")
     own = str(number) if own is None else own

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict, cast
 
 from prunekit.data.benchmarks import BENCHMARKS, PART, Benchmark
 from prunekit.data.example import Example
@@ -27,6 +27,35 @@ COLUMNS = ("id", "image", "video", "video_fps", "question", "answers", "choices"
 NEEDED = ("question", "answers")
 ALIASES = {"image": "images", "answers": "answer"}
 """What a column of another number may be called."""
+
+
+class DataSettings(TypedDict, total=False):
+    """The options of ``conf/data``; which of them a data set has, its own file says.
+
+    Attributes:
+        config: the hub's configuration (subset); ``images_config`` is that of the images, where they stand apart.
+        images, videos: where relative paths of images and videos start.
+        frames, fps: how videos are sampled.
+        columns: which column says what.
+    """
+
+    name: Required[str]
+    path: str
+    config: str | None
+    images_config: str
+    split: str
+    revision: str | None
+    streaming: bool
+    images: str | None
+    videos: str | None
+    frames: int | None
+    fps: float | None
+    limit: int | None
+    max_new_tokens: int
+    max_pixels: int
+    metric: str
+    prompt: str | None
+    columns: Mapping[str, str | None] | None
 
 
 class Examples(list[Example]):
@@ -104,7 +133,7 @@ def _once(example: Example, seen: set[int], where: str, number: int) -> Example:
     return example
 
 
-def open_source(data: Mapping[str, Any]) -> Source | Examples:
+def open_source(data: DataSettings) -> Source | Examples:
     """The data called ``data["name"]``; options that are not given are those of ``conf/data/NAME.yaml``.
 
     Raises:
@@ -131,9 +160,9 @@ def open_source(data: Mapping[str, Any]) -> Source | Examples:
 
 
 @functools.cache
-def defaults(name: str) -> dict[str, Any]:
+def defaults(name: str) -> DataSettings:
     """The options of ``conf/data/NAME.yaml``, as the command line has them."""
-    return read_yaml(source_folder("conf") / "data" / f"{name}.yaml")
+    return cast(DataSettings, read_yaml(source_folder("conf") / "data" / f"{name}.yaml"))
 
 
 def gather(source: Source | Examples) -> Examples:
@@ -151,34 +180,39 @@ def gather(source: Source | Examples) -> Examples:
     return Examples(usable, source.metric)
 
 
-def _digest(data: Mapping[str, Any]) -> str:
+def _digest(data: DataSettings) -> str:
     free = ("limit", "streaming", "max_new_tokens", "metric")  # of those a run keeps its own account, or none is needed
     asked = sorted((key, value) for key, value in data.items() if key not in free)
     return digest(repr(asked))
 
 
-def source_name(data: Mapping[str, Any]) -> str:
+def source_name(data: DataSettings) -> str:
     """The data and its split: "mini/test", "gqa/testdev", "jsonl/questions.jsonl"."""
     if data["name"] == "mini" or data["name"] in BENCHMARKS:
         return f"{data['name']}/{data['split']}"
-    return "/".join(str(data[key]) for key in ("name", "path", "config", "split") if data.get(key))
+    return "/".join(str(part) for part in _named(data) if part)
 
 
-def same_rows(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+def _named(data: DataSettings) -> tuple[str | None, ...]:
+    """What tells one table from another."""
+    return data["name"], data.get("path"), data.get("config"), data.get("split")
+
+
+def same_rows(one: DataSettings, other: DataSettings) -> bool:
     """Whether two data name the same table: a file has no splits, whatever ``split`` says."""
 
-    def table(data: Mapping[str, Any]) -> tuple[Any, ...]:
+    def table(data: DataSettings) -> tuple[str | None, ...]:
         path = str(data.get("path") or "")
         if path.endswith((".jsonl", ".parquet")) or data["name"] in ("jsonl", "parquet"):
             return ("file", str(Path(path).resolve()))
-        return tuple(data.get(key) for key in ("name", "path", "config", "split"))
+        return _named(data)
 
     return table(one) == table(other)
 
 
-def _table(data: Mapping[str, Any], columns: tuple[str, ...] | None) -> Table:
+def _table(data: DataSettings, columns: tuple[str, ...] | None) -> Table:
     """The rows: of a file by its ending, else of a data set."""
-    path = data["path"]
+    path: object = data["path"]
     if not isinstance(path, str) or path in ("", "???"):
         raise PrunekitError(f"data.path must name a file, a folder or a data set of the hub, not {path!r}")
     if data["name"] == "jsonl" or path.endswith(".jsonl"):
@@ -192,11 +226,12 @@ def _table(data: Mapping[str, Any], columns: tuple[str, ...] | None) -> Table:
     return chained(path, {part: functools.partial(open_hub, path, part, *options) for part in parts}, PART)
 
 
-def _folder(data: Mapping[str, Any], table: Table, medium: str) -> Path:
-    return table.folder if data.get(medium) is None else Path(data[medium])
+def _folder(data: DataSettings, table: Table, medium: str) -> Path:
+    folder = cast(Mapping[str, str | None], data).get(medium)
+    return table.folder if folder is None else Path(folder)
 
 
-def _of_benchmark(made: Source, known: Benchmark, data: Mapping[str, Any]) -> Source:
+def _of_benchmark(made: Source, known: Benchmark, data: DataSettings) -> Source:
     """The source with the benchmark's own fields, and images of another table where they stand there."""
     join = known.join
     if data["config"] in known.parts:
@@ -224,7 +259,7 @@ def _of_benchmark(made: Source, known: Benchmark, data: Mapping[str, Any]) -> So
     return replace(made, fields=joined)
 
 
-def _of_columns(made: Source, columns: Mapping[str, Any]) -> Source:
+def _of_columns(made: Source, columns: Mapping[str, str | None]) -> Source:
     """The source with its columns under the names that ``data.columns`` gives them."""
     names: dict[str, str] = {}
     for entry in COLUMNS:

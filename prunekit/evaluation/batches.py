@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,6 +16,9 @@ from prunekit.families import support_of
 from prunekit.models import LoadedModel
 from prunekit.prompts import prompt_for, special_tokens
 from prunekit.pruning.pruner import Pruner
+
+if TYPE_CHECKING:
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 CACHED_BYTES = 2**30
 """Image features held at a time; those of images without further questions go first, then the least recently used."""
@@ -66,7 +69,7 @@ class Batcher:
             made["second_per_grid_ts"] = pace
         still = all(example.video is None for example in examples)
         if still and self.shares(pruner) and "pixel_values" in made and _one_an_example(made, len(examples)):
-            self._share(made, examples)
+            made["mm_encoder_outputs"] = {"image": self._share(made, examples)}
         return made
 
     def encoded(self, examples: Sequence[Example]) -> Any:
@@ -95,8 +98,8 @@ class Batcher:
         """Whether images are encoded once, outside the model's forward pass."""
         return self.shares_features and not (pruner is not None and pruner.needs_pixels)
 
-    def _share(self, made: dict[str, Any], examples: Sequence[Example]) -> None:
-        """Replace the pixels by features, computing those of images not seen lately."""
+    def _share(self, made: dict[str, torch.Tensor], examples: Sequence[Example]) -> BaseModelOutputWithPooling:
+        """The features of the images, computed for those not seen lately; the pixels are taken out."""
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
         shown = [image_id for example in examples for image_id in example.image_ids]
@@ -113,8 +116,8 @@ class Batcher:
         self._make_room(set(shown))
         for name in ("pixel_values", "image_sizes"):
             made.pop(name, None)
-        found: Any = torch.stack(features) if self._stacked else features
-        made["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=found)}
+        pooled: Any = torch.stack(features) if self._stacked else features
+        return BaseModelOutputWithPooling(pooler_output=pooled)
 
     def _make_room(self, current: set[str]) -> None:
         """Forget features beyond ``CACHED_BYTES``, those of the ``current`` batch excepted."""
@@ -125,7 +128,7 @@ class Batcher:
                 return
             held -= self._features.pop(image).nbytes
 
-    def _encode(self, made: dict[str, Any], rows: list[int]) -> list[torch.Tensor]:
+    def _encode(self, made: dict[str, torch.Tensor], rows: list[int]) -> list[torch.Tensor]:
         """Projected features [n, D] of a batch's images, those of the given numbers."""
         pixels, extra = made["pixel_values"], {}
         if (grids := made.get("image_grid_thw")) is not None:  # patches of all images in one long row
@@ -141,7 +144,7 @@ class Batcher:
         return [feature.clone() for feature in found.pooler_output]
 
 
-def _one_an_example(made: dict[str, Any], count: int) -> bool:
+def _one_an_example(made: dict[str, torch.Tensor], count: int) -> bool:
     """Whether the pixels of a batch are one entry an example; processors that cut images into tiles make several."""
     grids = made.get("image_grid_thw")
     return len(made["pixel_values"] if grids is None else grids) == count

@@ -42,10 +42,10 @@ gates: $(VENV)/all
 tables: $(VENV)/all
 	for name in $(TABLES); do \
 	  case $$name in pareto|methods) limit=140;; *) limit=null;; esac; \
-	  $(BIN)/python -m prunekit experiment=$$name data.limit=$$limit table.file=docs/results.md \
+	  $(BIN)/python -m prunekit experiment=$$name data.limit=$$limit sweep.table.file=docs/results.md \
 	    hydra.run.dir=$(RUNS)/$$name resume=true || exit 1; \
 	done
-	$(BIN)/python -m prunekit experiment=long_instructions table.file=docs/embedded-model.md \
+	$(BIN)/python -m prunekit experiment=long_instructions sweep.table.file=docs/embedded-model.md \
 	  hydra.run.dir=$(RUNS)/long_instructions resume=true
 
 studies: $(VENV)/all

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from prunekit.evaluation.families import HEADINGS, rows, summary
+from prunekit.evaluation.families import HEADINGS, FamilyRecord, rows, summary
 from prunekit.results.markdown import markdown_table
 
 PAGE = """# Model families
@@ -46,7 +44,7 @@ before transformers 5.24).
 """
 
 
-def markdown(record: dict[str, Any]) -> str:
+def markdown(record: FamilyRecord) -> str:
     """``docs/families.md``."""
     return PAGE.format(
         summary="\n".join(f"- {line}." for line in summary(record)),

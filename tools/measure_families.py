@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "support")]
 
 import zoo  # noqa: E402
-from prunekit.evaluation.families import RECORD  # noqa: E402
+from prunekit.evaluation.families import RECORD, load_record  # noqa: E402
 from prunekit.families import REFUSED, Family, make_family  # noqa: E402
 from removal import NAMES, PADDINGS, SCHEDULES, attentions, difference  # noqa: E402
 from tools.families_page import markdown  # noqa: E402
@@ -94,7 +94,7 @@ def main() -> None:
     record["refused"] = REFUSED
     RECORD.parent.mkdir(parents=True, exist_ok=True)
     RECORD.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-    (ROOT / "docs" / "families.md").write_text(markdown(record))
+    (ROOT / "docs" / "families.md").write_text(markdown(load_record()))
 
 
 if __name__ == "__main__":

@@ -24,29 +24,32 @@ PAGE = ROOT / "docs" / "performance.md"
 
 QUARTER = ["schedule=one_shot", "keep_ratio=0.25"]
 SECTIONS: dict[str, list[str]] = {
-    "cpu": ["shape=medium", "device=cpu", *QUARTER, "bench.rounds=41", "bench.profile=true"],
+    "cpu": ["bench.shape=medium", "device=cpu", *QUARTER, "bench.rounds=41", "bench.profile=true"],
     "cpu-ceiling": [
-        "shape=medium", "device=cpu", *QUARTER, "bench.rounds=151", "bench.eager=false", "bench.new_tokens=0"
+        "bench.shape=medium", "device=cpu", *QUARTER, "bench.rounds=151", "bench.eager=false", "bench.new_tokens=0"
     ],
-    "cpu-sweep": ["shape=medium", "device=cpu", *QUARTER, "bench.visual_tokens=[144,576,1152,2880]", "bench.rounds=9"],
+    "cpu-sweep": [
+        "bench.shape=medium", "device=cpu", *QUARTER, "bench.visual_tokens=[144,576,1152,2880]", "bench.rounds=9"
+    ],
     "cpu-long": [
-        "shape=small", "device=cpu", *QUARTER, "bench.visual_tokens=[2048,8192,32768]", "bench.rounds=5",
+        "bench.shape=small", "device=cpu", *QUARTER, "bench.visual_tokens=[2048,8192,32768]", "bench.rounds=5",
         "bench.eager=false", "bench.new_tokens=8",
     ],
     "cpu-overhead": [
-        "shape=medium", "device=cpu", "schedule=one_shot", "keep_tokens=575", "bench.rounds=41", "bench.eager=false"
-    ],
-    "gpu": ["shape=llava-1.5-7b", "device=cuda", *QUARTER, "bench.rounds=15", "bench.profile=true"],
-    "gpu-overhead": [
-        "shape=llava-1.5-7b", "device=cuda", "schedule=one_shot", "keep_tokens=575", "bench.rounds=15",
+        "bench.shape=medium", "device=cpu", "schedule=one_shot", "keep_tokens=575", "bench.rounds=41",
         "bench.eager=false",
     ],
-    "gpu-sweep": ["shape=qwen2.5-vl-7b", "device=cuda", *QUARTER, "bench.visual_tokens=[576,2880,32768]"],
-    "gpu-next": ["shape=llava-next", "device=cuda", *QUARTER],
-    "gpu-13b": ["shape=llava-1.5-13b", "device=cuda", *QUARTER],
+    "gpu": ["bench.shape=llava-1.5-7b", "device=cuda", *QUARTER, "bench.rounds=15", "bench.profile=true"],
+    "gpu-overhead": [
+        "bench.shape=llava-1.5-7b", "device=cuda", "schedule=one_shot", "keep_tokens=575", "bench.rounds=15",
+        "bench.eager=false",
+    ],
+    "gpu-sweep": ["bench.shape=qwen2.5-vl-7b", "device=cuda", *QUARTER, "bench.visual_tokens=[576,2880,32768]"],
+    "gpu-next": ["bench.shape=llava-next", "device=cuda", *QUARTER],
+    "gpu-13b": ["bench.shape=llava-1.5-13b", "device=cuda", *QUARTER],
 }  # fmt: skip
 SMALL = {
-    "shape": "shape=small",
+    "shape": "bench.shape=small",
     "bench.rounds": "bench.rounds=3",
     "bench.visual_tokens": "bench.visual_tokens=[144,576]",
 }

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from prunekit.bench.memory import AllocationMeter, kv_bytes
+from prunekit.bench.record import Ratio, Spread
 from prunekit.bench.segments import cache_name
 from prunekit.bench.workload import Workload
 from prunekit.engine.cache import cache_in
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import Cache, PreTrainedModel
 
 Setting = Callable[[], AbstractContextManager[Any]]
 """Puts a contender on the model for as long as its block lasts."""
@@ -80,7 +81,7 @@ def _prefill(model: PreTrainedModel, work: Workload) -> Any:
     return model(**work.inputs(), use_cache=True, logits_to_keep=1)
 
 
-def _decode(model: PreTrainedModel, work: Workload, cache: Any, steps: int) -> float:
+def _decode(model: PreTrainedModel, work: Workload, cache: Cache, steps: int) -> float:
     """Mean seconds of ``steps`` decode steps of one token a sample."""
     if not steps:
         return 0.0
@@ -113,19 +114,19 @@ def _seconds(call: Callable[[], Any], model: PreTrainedModel) -> tuple[float, An
     return time.perf_counter() - start, found
 
 
-def spread(values: list[float]) -> dict[str, float] | None:
-    """Median and quartiles, None of nothing."""
-    if not values:
-        return None
+def spread(values: list[float]) -> Spread:
+    """Median and quartiles of one value or more."""
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
     return {"median": middle, "low": low, "high": high}
 
 
-def ratios(values: list[float], of: list[float]) -> dict[str, float] | None:
-    """Median and quartiles of the ratios round by round, and the median's interval."""
-    found = [a / b for a, b in zip(values, of, strict=True) if b]
-    middle = spread(found)
-    return middle and middle | dict(zip(("from", "to"), median_interval(found), strict=True))
+def ratios(values: list[float], of: list[float]) -> Ratio | None:
+    """Median and quartiles of the ratios round by round, and the median's interval; None where all are of nothing."""
+    by_round = [a / b for a, b in zip(values, of, strict=True) if b]
+    if not by_round:
+        return None
+    low, high = median_interval(by_round)
+    return {**spread(by_round), "from": low, "to": high}
 
 
 def median_interval(values: list[float], level: float = 0.95) -> tuple[float, float]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+if TYPE_CHECKING:
+    from transformers import Cache
 
 
 class AllocationMeter(TorchDispatchMode):
@@ -24,7 +28,13 @@ class AllocationMeter(TorchDispatchMode):
         self.calls: dict[str, int] = {}
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., object],
+        types: Iterable[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         found = func(*args, **(kwargs or {}))
         name = str(func)
         self.calls[name] = self.calls.get(name, 0) + 1
@@ -48,7 +58,7 @@ class AllocationMeter(TorchDispatchMode):
         self._live -= size
 
 
-def kv_bytes(cache: Any) -> int:
+def kv_bytes(cache: Cache) -> int:
     """Bytes of the keys and values that a cache holds."""
     layers = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from prunekit.bench.record import Contender, Point, Ratio, Spread
 from prunekit.results.numbers import NONE, ratio, with_interval
+from prunekit.results.screen import screen_table, show
 
 HEADINGS = (
     "run", "prefill ms", "first token ms", "ms a token", "tokens/s", "activations MiB", "KV MiB", "FLOPs", "time",
@@ -17,17 +17,10 @@ HEADINGS = (
 )  # fmt: skip
 
 
-def print_point(point: dict[str, Any], title: str) -> None:
+def print_point(point: Point, title: str) -> None:
     """One workload: a row a contender."""
-    table = Table(title=title, title_justify="left", caption_justify="left")
-    for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading == "run" else "right")
-    for name, row in point["contenders"].items():
-        table.add_row(name, *cells(row))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=170)
-    console.print(table)
+    show(screen_table(title, HEADINGS, [[name, *cells(row)] for name, row in point["contenders"].items()]), width=170)
+    console = Console(width=None if Console().is_terminal else 170)
     vision = point["vision_s"]
     seen = "unknown" if vision is None else f"{_time(vision)} ms"
     tokens = " ".join(map(str, point["tokens_per_layer"]))
@@ -36,7 +29,7 @@ def print_point(point: dict[str, Any], title: str) -> None:
         console.print(note)
 
 
-def cells(row: dict[str, Any]) -> list[str]:
+def cells(row: Contender) -> list[str]:
     """The table's cells of a contender: medians with quartiles, ratios to dense, efficiency; over the ceiling the
     median's 95 % interval."""
     over = row.get("over_ceiling")
@@ -54,22 +47,21 @@ def cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def over_ceiling(found: dict[str, float]) -> str:
+def over_ceiling(ratio: Ratio) -> str:
     """What a contender takes longer than the ceiling, per cent: the median and its interval."""
-    middle, low, high = (found[key] - 1 for key in ("median", "from", "to"))
-    return with_interval(middle, (low, high), signed=True, unit=" %")
+    return with_interval(ratio["median"] - 1, (ratio["from"] - 1, ratio["to"] - 1), signed=True, unit=" %")
 
 
-def _time(found: dict[str, float], spread: bool = True) -> str:
+def _time(found: Spread, spread: bool = True) -> str:
     text = f"{1000 * found['median']:.1f}"
     return f"{text} ({1000 * found['low']:.1f}–{1000 * found['high']:.1f})" if spread else text
 
 
-def _ratio(found: dict[str, float]) -> str:
+def _ratio(found: Ratio) -> str:
     return f"{found['median']:.3f} ({found['low']:.3f}–{found['high']:.3f})"
 
 
-def draw(points: Sequence[dict[str, Any]], title: str, path: Path) -> str | None:
+def draw(points: Sequence[Point], title: str, path: Path) -> str | None:
     """Prefill time against visual tokens for each contender, and what the FLOPs imply; why not, if it cannot."""
     try:
         import matplotlib

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import platform
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
 
 from prunekit.bench.measure import Setting, Timings, ratios, spread, take_turns
+from prunekit.bench.options import BenchOptions
+from prunekit.bench.record import Contender, Machine, Point
 from prunekit.bench.segments import ceiling_segments, eager_segments, segmented
 from prunekit.bench.workload import Workload
 from prunekit.cost import Cost, Outline, estimate, outline
@@ -25,36 +26,22 @@ EAGER_SHARE = 0.5
 """Share of the free memory that ``eager_fastv``'s attention weights may take; beyond it is left out, and said so."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """How to measure.
-
-    Attributes:
-        rounds: timed rounds, after one to warm up.
-        new_tokens: decode steps after each prefill.
-        eager: whether to run ``eager_fastv`` as well.
-    """
-
-    rounds: int = 7
-    new_tokens: int = 16
-    eager: bool = True
-
-
-def bench_point(model: PreTrainedModel, work: Workload, pruner: Pruner, options: Options) -> dict[str, Any]:
+def bench_point(model: PreTrainedModel, work: Workload, pruner: Pruner, options: BenchOptions) -> Point:
     """All contenders on one workload, as plain data: times with their quartiles, ratios, costs, efficiencies."""
     plan = outline(pruner, work.shape.text, work.visual, work.text)
     contenders, notes = _contenders(model, work, pruner, plan, options)
     timings, vision = take_turns(model, work, contenders, options.rounds, options.new_tokens)
     costs = {name: _cost(work, None if name == "dense" else pruner, options) for name in timings}
-    point: dict[str, Any] = {
+    point: Point = {
         "visual_tokens": work.visual,
+        "frames": work.frames,
         "text_tokens": work.text,
         "batch_size": work.batch,
         "new_tokens": options.new_tokens,
         "rounds": options.rounds,
         "cut_layers": list(plan.cut_layers),
         "tokens_per_layer": list(plan.tokens),
-        "vision_s": spread(vision),
+        "vision_s": spread(vision) if vision else None,
         "flops": {name: costs[name].flops for name in ("dense", "pruned")},
         "contenders": {},
         "notes": notes,
@@ -70,9 +57,9 @@ def _row(
     all_found: dict[str, Timings],
     costs: dict[str, Cost],
     vision: list[float],
-    options: Options,
+    options: BenchOptions,
     batch: int,
-) -> dict[str, Any]:
+) -> Contender:
     dense, cost = all_found["dense"], costs[name]
     seen = vision or [0.0] * options.rounds
     first = [v + p for v, p in zip(seen, found.prefill, strict=True)]
@@ -80,7 +67,7 @@ def _row(
     implied = (cost.prefill + cost.lm_head) / (costs["dense"].prefill + costs["dense"].lm_head)
     measured = ratios(found.prefill, dense.prefill)
     assert measured is not None
-    row = {
+    row: Contender = {
         "prefill_s": spread(found.prefill),
         "first_token_s": spread(first),
         "token_s": spread(found.token) if options.new_tokens else None,
@@ -99,7 +86,7 @@ def _row(
     return row
 
 
-def _cost(work: Workload, pruner: Pruner | None, options: Options) -> Cost:
+def _cost(work: Workload, pruner: Pruner | None, options: BenchOptions) -> Cost:
     return estimate(
         work.shape,
         pruner,
@@ -107,6 +94,7 @@ def _cost(work: Workload, pruner: Pruner | None, options: Options) -> Cost:
         text=work.text,
         convention="exact",
         images=work.images,
+        frames=work.frames,
         before=work.before,
         batch=work.batch,
         decode=options.new_tokens,
@@ -114,7 +102,7 @@ def _cost(work: Workload, pruner: Pruner | None, options: Options) -> Cost:
 
 
 def _contenders(
-    model: PreTrainedModel, work: Workload, pruner: Pruner, plan: Outline, options: Options
+    model: PreTrainedModel, work: Workload, pruner: Pruner, plan: Outline, options: BenchOptions
 ) -> tuple[dict[str, Setting], list[str]]:
     """What runs, by name, and in words what does not."""
     found: dict[str, Setting] = {"dense": nullcontext, "pruned": lambda: pruner(model)}
@@ -155,7 +143,7 @@ def _free_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def machine(model: PreTrainedModel) -> dict[str, Any]:
+def machine(model: PreTrainedModel) -> Machine:
     """Where and on what it ran."""
     cuda = model.device.type == "cuda"
     return {
@@ -165,11 +153,6 @@ def machine(model: PreTrainedModel) -> dict[str, Any]:
         "torch": torch.__version__,
         "parameters": sum(p.numel() for p in model.parameters()),
     }
-
-
-def describe(options: Options) -> dict[str, Any]:
-    """The options as plain data."""
-    return asdict(options)
 
 
 def profile_prefill(model: PreTrainedModel, work: Workload, pruner: Pruner, rows: int = 15) -> str:

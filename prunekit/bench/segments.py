@@ -94,7 +94,7 @@ def segmented(family: Family, segments: list[Segment]) -> Iterator[None]:
         raise PrunekitError(f"bench: the decoder of '{family.model_type}' cannot be run in segments")
     forward = type(decoder).forward
 
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run(*args: object, **kwargs: Any) -> object:
         embeds = kwargs.get("inputs_embeds")
         if args or embeds is None or embeds.shape[1] == 1:
             return forward(decoder, *args, **kwargs)
@@ -107,7 +107,7 @@ def segmented(family: Family, segments: list[Segment]) -> Iterator[None]:
         del decoder.forward
 
 
-def _prefill(family: Family, forward: Any, segments: list[Segment], kwargs: dict[str, Any]) -> Any:
+def _prefill(family: Family, forward: Callable[..., Any], segments: list[Segment], kwargs: dict[str, Any]) -> object:
     from transformers import DynamicCache
 
     decoder: Any = family.decoder

@@ -34,4 +34,6 @@ def tower_of(config: PretrainedConfig, text_width: int) -> Tower | None:
         extra=0 if encoder is None else encoder.prefix,
         window=shape.window,
         whole=shape.whole,
+        joined=shape.joined,
+        frame_vectors=shape.frame_vectors,
     )

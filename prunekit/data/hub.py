@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from prunekit.data.tables import BATCH, Row, Table
@@ -58,7 +59,7 @@ def _library() -> Any:
     return datasets
 
 
-def _saved(datasets: Any, folder: Path, split: str) -> Any:
+def _saved(datasets: ModuleType, folder: Path, split: str) -> Any:
     try:
         found = datasets.load_from_disk(str(folder))
     except IndexError:  # the library stumbles over a table without rows
@@ -71,9 +72,11 @@ def _saved(datasets: Any, folder: Path, split: str) -> Any:
     return found[split]
 
 
-def _loaded(datasets: Any, path: str, config: str | None, split: str, revision: str | None, streaming: bool) -> Any:
+def _loaded(
+    datasets: ModuleType, path: str, config: str | None, split: str, revision: str | None, streaming: bool
+) -> Any:
     why_offline = "" if Path(path).exists() else offline()
-    options: dict[str, Any] = {"split": split, "revision": revision, "streaming": streaming and not why_offline}
+    options: dict[str, object] = {"split": split, "revision": revision, "streaming": streaming and not why_offline}
     try:
         with _cache_alone(datasets) if why_offline else nullcontext():
             return _load(datasets.load_dataset, path, config, options)
@@ -83,7 +86,7 @@ def _loaded(datasets: Any, path: str, config: str | None, split: str, revision: 
         raise PrunekitError(_not_found(path, why_offline, error)) from None
 
 
-def _load(load_dataset: Any, path: str, config: str | None, options: dict[str, Any]) -> Any:
+def _load(load_dataset: Callable[..., Any], path: str, config: str | None, options: dict[str, object]) -> Any:
     """Load it; a stream of Parquet without read-ahead, which would hold on to all that was read of a file."""
     if not options["streaming"]:
         return load_dataset(path, config, **options)
@@ -101,7 +104,7 @@ def _load(load_dataset: Any, path: str, config: str | None, options: dict[str, A
 
 
 @contextmanager
-def _cache_alone(datasets: Any) -> Iterator[None]:
+def _cache_alone(datasets: ModuleType) -> Iterator[None]:
     """Within, the library looks into its cache alone; it keeps the setting in a place of its own too."""
     before, datasets.config.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE, True
     try:

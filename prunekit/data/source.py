@@ -6,14 +6,15 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict, cast
 
-from prunekit.data.benchmarks import BENCHMARKS, Benchmark
+from prunekit.data.benchmarks import BENCHMARKS, PART, Benchmark
 from prunekit.data.example import Example
 from prunekit.data.hub import open_hub
 from prunekit.data.mini import ALL_SPLITS, load
 from prunekit.data.rows import RowReader, parse_prompt
-from prunekit.data.tables import Row, Table, open_jsonl, open_parquet
+from prunekit.data.tables import Row, Table, chained, open_jsonl, open_parquet
+from prunekit.data.videos import Sampling
 from prunekit.digests import digest, id_number
 from prunekit.errors import PrunekitError, RowError, check_choice
 from prunekit.files import read_yaml
@@ -22,10 +23,39 @@ from prunekit.registry import source_folder
 
 FILES = ("jsonl", "parquet", "hf")
 NAMES = ("mini", *FILES, *BENCHMARKS)
-COLUMNS = ("id", "image", "question", "answers", "choices", "task", "history", "context")
-NEEDED = ("image", "question", "answers")
+COLUMNS = ("id", "image", "video", "video_fps", "question", "answers", "choices", "task", "history", "context")
+NEEDED = ("question", "answers")
 ALIASES = {"image": "images", "answers": "answer"}
 """What a column of another number may be called."""
+
+
+class DataSettings(TypedDict, total=False):
+    """The options of ``conf/data``; which of them a data set has, its own file says.
+
+    Attributes:
+        config: the hub's configuration (subset); ``images_config`` is that of the images, where they stand apart.
+        images, videos: where relative paths of images and videos start.
+        frames, fps: how videos are sampled.
+        columns: which column says what.
+    """
+
+    name: Required[str]
+    path: str
+    config: str | None
+    images_config: str
+    split: str
+    revision: str | None
+    streaming: bool
+    images: str | None
+    videos: str | None
+    frames: int | None
+    fps: float | None
+    limit: int | None
+    max_new_tokens: int
+    max_pixels: int
+    metric: str
+    prompt: str | None
+    columns: Mapping[str, str | None] | None
 
 
 class Examples(list[Example]):
@@ -103,7 +133,7 @@ def _once(example: Example, seen: set[int], where: str, number: int) -> Example:
     return example
 
 
-def open_source(data: Mapping[str, Any]) -> Source | Examples:
+def open_source(data: DataSettings) -> Source | Examples:
     """The data called ``data["name"]``; options that are not given are those of ``conf/data/NAME.yaml``.
 
     Raises:
@@ -121,15 +151,18 @@ def open_source(data: Mapping[str, Any]) -> Source | Examples:
     prompt = parse_prompt(data["prompt"])
     known = BENCHMARKS.get(name)
     table = _table(data, known.columns if known else None)
-    reader = RowReader(name if known else "all", prompt, _folder(data, table), data["max_pixels"])
+    folders = {"folder": _folder(data, table, "images"), "videos": _folder(data, table, "videos")}
+    sampling = Sampling(data.get("frames"), data.get("fps"))
+    task = name if known else "all"
+    reader = RowReader(task, prompt, max_pixels=data["max_pixels"], sampling=sampling, **folders)
     made = Source(source_name(data), data["metric"], table, reader, dict, data["limit"], digest=_digest(data))
     return _of_benchmark(made, known, data) if known else _of_columns(made, data["columns"] or {})
 
 
 @functools.cache
-def defaults(name: str) -> dict[str, Any]:
+def defaults(name: str) -> DataSettings:
     """The options of ``conf/data/NAME.yaml``, as the command line has them."""
-    return read_yaml(source_folder("conf") / "data" / f"{name}.yaml")
+    return cast(DataSettings, read_yaml(source_folder("conf") / "data" / f"{name}.yaml"))
 
 
 def gather(source: Source | Examples) -> Examples:
@@ -147,55 +180,71 @@ def gather(source: Source | Examples) -> Examples:
     return Examples(usable, source.metric)
 
 
-def _digest(data: Mapping[str, Any]) -> str:
+def _digest(data: DataSettings) -> str:
     free = ("limit", "streaming", "max_new_tokens", "metric")  # of those a run keeps its own account, or none is needed
     asked = sorted((key, value) for key, value in data.items() if key not in free)
     return digest(repr(asked))
 
 
-def source_name(data: Mapping[str, Any]) -> str:
+def source_name(data: DataSettings) -> str:
     """The data and its split: "mini/test", "gqa/testdev", "jsonl/questions.jsonl"."""
     if data["name"] == "mini" or data["name"] in BENCHMARKS:
         return f"{data['name']}/{data['split']}"
-    return "/".join(str(data[key]) for key in ("name", "path", "config", "split") if data.get(key))
+    return "/".join(str(part) for part in _named(data) if part)
 
 
-def same_rows(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+def _named(data: DataSettings) -> tuple[str | None, ...]:
+    """What tells one table from another."""
+    return data["name"], data.get("path"), data.get("config"), data.get("split")
+
+
+def same_rows(one: DataSettings, other: DataSettings) -> bool:
     """Whether two data name the same table: a file has no splits, whatever ``split`` says."""
 
-    def table(data: Mapping[str, Any]) -> tuple[Any, ...]:
+    def table(data: DataSettings) -> tuple[str | None, ...]:
         path = str(data.get("path") or "")
         if path.endswith((".jsonl", ".parquet")) or data["name"] in ("jsonl", "parquet"):
             return ("file", str(Path(path).resolve()))
-        return tuple(data.get(key) for key in ("name", "path", "config", "split"))
+        return _named(data)
 
     return table(one) == table(other)
 
 
-def _table(data: Mapping[str, Any], columns: tuple[str, ...] | None) -> Table:
+def _table(data: DataSettings, columns: tuple[str, ...] | None) -> Table:
     """The rows: of a file by its ending, else of a data set."""
-    path = data["path"]
+    path: object = data["path"]
     if not isinstance(path, str) or path in ("", "???"):
         raise PrunekitError(f"data.path must name a file, a folder or a data set of the hub, not {path!r}")
     if data["name"] == "jsonl" or path.endswith(".jsonl"):
         return open_jsonl(path)
     if data["name"] == "parquet" or path.endswith(".parquet"):
         return open_parquet(path, columns)
-    return open_hub(path, data["config"], data["split"], data["revision"], data["streaming"])
+    options = (data["split"], data["revision"], data["streaming"])
+    parts = BENCHMARKS[data["name"]].parts if data["name"] in BENCHMARKS and data["config"] is None else ()
+    if not parts:
+        return open_hub(path, data["config"], *options)
+    return chained(path, {part: functools.partial(open_hub, path, part, *options) for part in parts}, PART)
 
 
-def _folder(data: Mapping[str, Any], table: Table) -> Path:
-    return table.folder if data.get("images") is None else Path(data["images"])
+def _folder(data: DataSettings, table: Table, medium: str) -> Path:
+    folder = cast(Mapping[str, str | None], data).get(medium)
+    return table.folder if folder is None else Path(folder)
 
 
-def _of_benchmark(made: Source, known: Benchmark, data: Mapping[str, Any]) -> Source:
+def _of_benchmark(made: Source, known: Benchmark, data: DataSettings) -> Source:
     """The source with the benchmark's own fields, and images of another table where they stand there."""
-    made.table.need(known.needs)
     join = known.join
+    if data["config"] in known.parts:
+        made = replace(made, fields=lambda row: known.fields({PART: data["config"], **row}))
+    else:
+        made = replace(made, fields=known.fields)
+    made.table.need([name for name in known.needs if name != PART or data["config"] not in known.parts])
+    if known.video:
+        return made
     if data["path"].endswith((".parquet", ".jsonl")):
         made.table.need(("image",))
     if join is None or "image" in made.table.columns:
-        return replace(made, fields=known.fields)
+        return made
     options = (data["split"], data["revision"], data["streaming"])
     images = open_hub(data["path"], data["images_config"], *options)
     images.need((join.id, join.image))
@@ -210,17 +259,25 @@ def _of_benchmark(made: Source, known: Benchmark, data: Mapping[str, Any]) -> So
     return replace(made, fields=joined)
 
 
-def _of_columns(made: Source, columns: Mapping[str, Any]) -> Source:
+def _of_columns(made: Source, columns: Mapping[str, str | None]) -> Source:
     """The source with its columns under the names that ``data.columns`` gives them."""
     names: dict[str, str] = {}
     for entry in COLUMNS:
         given = columns.get(entry)
         alias = ALIASES.get(entry, entry)
         names[entry] = given or (alias if entry not in made.table.columns and alias in made.table.columns else entry)
-    made.table.need([names[e] for e in COLUMNS if e in NEEDED or columns.get(e)])
+    videos = names["video"] in made.table.columns
+    needed = (*NEEDED,) if videos else ("image", *NEEDED)
+    made.table.need([names[e] for e in COLUMNS if e in needed or columns.get(e)])
+    sampling = made.reader.sampling
+    if not videos and (sampling.frames or sampling.fps):
+        option = "frames" if sampling.frames else "fps"
+        raise PrunekitError(
+            f"{made.table.name}: data.{option} samples videos, and there is no column '{names['video']}'"
+        )
 
     def fields(row: Row) -> dict[str, Any]:
-        missing = [names[entry] for entry in NEEDED if names[entry] not in row]
+        missing = [names[entry] for entry in needed if names[entry] not in row]
         if missing:
             raise RowError(f"no '{missing[0]}'")
         return {entry: row[name] for entry, name in names.items() if name in row}

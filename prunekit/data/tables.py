@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from prunekit.errors import PrunekitError
@@ -72,6 +73,19 @@ def _parse(line: bytes) -> Row | str:
     return row if isinstance(row, dict) else "not a JSON object"
 
 
+def chained(name: str, parts: Mapping[str, Callable[[], Table]], column: str) -> Table:
+    """The rows of several tables as one, each with its part's name in ``column``. A part is opened when its rows are
+    asked for; the first says at once what is there."""
+    first = next(iter(parts.values()))()
+
+    def rows() -> Iterator[tuple[str, Row | str]]:
+        for part, open_part in parts.items():
+            for where, row in open_part().rows():
+                yield where, row if isinstance(row, str) else {**row, column: part}
+
+    return Table(name, [*first.columns, column], rows, folder=first.folder)
+
+
 def open_parquet(path: str, columns: Sequence[str] | None = None) -> Table:
     """A Parquet file, a folder of them, or a pattern such as ``data/test-*.parquet``; only ``columns`` are read.
 
@@ -93,7 +107,7 @@ def open_parquet(path: str, columns: Sequence[str] | None = None) -> Table:
     return Table(path, names, rows, size, Path(files[0]).parent)
 
 
-def need_pyarrow(what: str) -> Any:
+def need_pyarrow(what: str) -> ModuleType:
     """``pyarrow.parquet``, or one line on how to get it."""
     try:
         import pyarrow.parquet
@@ -110,7 +124,7 @@ def _files(path: str) -> list[str]:
     return found
 
 
-def _open(parquet: Any, file: str) -> Any:
+def _open(parquet: ModuleType, file: str) -> Any:
     """The open file; read-ahead is off, for it holds on to all that was read of the file."""
     try:
         return parquet.ParquetFile(file, pre_buffer=False)
@@ -118,7 +132,7 @@ def _open(parquet: Any, file: str) -> Any:
         raise PrunekitError(f"{file}: not a Parquet file: {' '.join(str(error).split())[:200]}") from None
 
 
-def _read(parquet: Any, file: str, columns: list[str] | None) -> Iterator[tuple[str, Row | str]]:
+def _read(parquet: ModuleType, file: str, columns: list[str] | None) -> Iterator[tuple[str, Row | str]]:
     number = 0
     with _open(parquet, file) as opened:
         try:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
+from typing import NotRequired, TypedDict
 
 from prunekit.families import EXACT
+from prunekit.results.screen import screen_table, show
 
 RECORD = Path(__file__).parents[1] / "assets" / "families.json"
 """Written by ``tools/measure_families.py``."""
@@ -17,12 +15,38 @@ RECORD = Path(__file__).parents[1] / "assets" / "families.json"
 HEADINGS = ("family", "sites", "prompt", "decode", "attention", "remarks")
 
 
-def load_record() -> dict[str, Any]:
+class Measured(TypedDict):
+    """One family under one transformers release: cases, and the worst difference from the masked dense model."""
+
+    attention: list[str]
+    cases: int
+    prompt: float
+    decode: float
+    remarks: list[str]
+
+
+class Release(TypedDict):
+    """What was measured under one transformers release; ``broken`` says which families it cannot run, and why."""
+
+    date: str
+    torch: str
+    families: dict[str, Measured]
+    broken: NotRequired[dict[str, str]]
+
+
+class FamilyRecord(TypedDict):
+    """``assets/families.json``; ``refused`` has the reason of each refused family."""
+
+    measured: dict[str, Release]
+    refused: dict[str, str]
+
+
+def load_record() -> FamilyRecord:
     """The measurements that ship with prunekit."""
     return json.loads(RECORD.read_text())
 
 
-def releases(record: dict[str, Any]) -> list[str]:
+def releases(record: FamilyRecord) -> list[str]:
     """The transformers releases that were measured, the newest first."""
     numbers = {
         version: [int(part) for part in version.split(".")[:3] if part.isdigit()] for version in record["measured"]
@@ -30,7 +54,7 @@ def releases(record: dict[str, Any]) -> list[str]:
     return sorted(numbers, key=numbers.__getitem__, reverse=True)
 
 
-def rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
+def rows(record: FamilyRecord) -> list[tuple[str, ...]]:
     """One row an exact family, as ``HEADINGS`` says; figures are the worst of the newest release that runs it."""
     newest, measured = releases(record)[0], record["measured"]
     lines: list[tuple[str, ...]] = []
@@ -45,7 +69,7 @@ def rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
     return lines
 
 
-def summary(record: dict[str, Any]) -> list[str]:
+def summary(record: FamilyRecord) -> list[str]:
     """One line a transformers release: families, cases, worst figures, date, and what the release cannot run."""
     lines = []
     for version in releases(record):
@@ -63,18 +87,6 @@ def summary(record: dict[str, Any]) -> list[str]:
 
 def print_families() -> None:
     """Print which model families are exact and which are refused."""
-    record, console = load_record(), Console()
-    table = Table(title="families whose pruned model equals the masked dense one", title_justify="left")
-    for heading in HEADINGS:
-        table.add_column(heading, justify="right" if heading in ("prompt", "decode") else "left")
-    for row in rows(record):
-        table.add_row(*row)
-    console.print(table)
-    refused = Table(title="refused", title_justify="left")
-    refused.add_column("family")
-    refused.add_column("reason")
-    for name, reason in sorted(record["refused"].items()):
-        refused.add_row(name, reason)
-    console.print(refused)
-    for line in summary(record):
-        console.print(line, highlight=False)
+    record = load_record()
+    show(screen_table("families whose pruned model equals the masked dense one", HEADINGS, rows(record), align="llrrl"))
+    show(screen_table("refused", ("family", "reason"), sorted(record["refused"].items()), align="l"))

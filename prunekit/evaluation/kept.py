@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -138,7 +138,16 @@ def read_kept(path: Path) -> dict[str, KeptExample]:
         raise PrunekitError(f"'{path}' cannot be read: {' '.join(str(error).split())}") from None
 
 
-def _example(number: int, listed: dict[str, Any], arrays: Any, images: dict[str, bytes]) -> KeptExample:
+class Listed(TypedDict):
+    """An example as ``info`` lists it: its cuts as (site, layer); ``grid`` in schema 1 alone."""
+
+    id: str
+    image: str
+    cuts: list[tuple[str, int]]
+    grid: NotRequired[tuple[int, int]]
+
+
+def _example(number: int, listed: Listed, arrays: Mapping[str, np.ndarray], images: dict[str, bytes]) -> KeptExample:
     cuts = tuple(
         KeptCut(site, layer, arrays[f"kept_{number}_{j}"], arrays[f"scores_{number}_{j}"])
         for j, (site, layer) in enumerate(listed["cuts"])

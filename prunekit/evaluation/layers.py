@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
-from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
 from prunekit.data.example import Example
 from prunekit.errors import PrunekitError
@@ -17,9 +16,36 @@ from prunekit.files import write_json
 from prunekit.models import LoadedModel
 from prunekit.pruning.pruner import Pruner
 from prunekit.results.numbers import ratio, with_interval
+from prunekit.results.screen import screen_table, show
 
 TOLERANCE = 0.02
 """Accuracy below dense that a recommended layer may cost."""
+
+
+class LayerRow(TypedDict):
+    """One cut layer: mean accuracy and its change from dense, with intervals, and costs over dense."""
+
+    layer: int
+    accuracy: float
+    accuracy_ci: list[float]
+    change: float
+    change_ci: list[float]
+    flops_ratio: float
+    kv_ratio: float
+    prefill_ratio: float
+
+
+class LayerSelection(TypedDict):
+    """``layer_selection.json``."""
+
+    model: str
+    data: str
+    examples: int
+    dense_accuracy: float
+    tolerance: float
+    recommended_layer: int
+    within_tolerance: bool
+    layers: list[LayerRow]
 
 
 def select_layer(
@@ -34,13 +60,13 @@ def select_layer(
     seed: int = 0,
     resume: bool = False,
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> LayerSelection:
     """Evaluate ``make_pruner(layer)`` for every layer from 1 on; print a table, write ``layer_selection.json``.
 
     Recommended is the cheapest (earliest) cut whose mean accuracy is at most ``TOLERANCE`` below dense; if there is
     none, the layer of the best accuracy. Meant for a validation split: the choice is made on the data it is given.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[LayerRow] = []
     depth = make_family(loaded.model).depth
     if depth < 2:
         raise PrunekitError(f"model '{loaded.name}' has {depth} decoder layer: there is no layer to choose")
@@ -57,14 +83,21 @@ def select_layer(
             resume=resume,
             overwrite=overwrite,
         ).metrics
-        keys = ("accuracy", "accuracy_ci", "change", "change_ci")
         rows.append(
-            {"layer": layer, **{k: found[k]["mean"] for k in keys}}
-            | {k: found[k] for k in ("flops_ratio", "kv_ratio", "prefill_ratio")}
+            {
+                "layer": layer,
+                "accuracy": found["accuracy"]["mean"],
+                "accuracy_ci": found["accuracy_ci"]["mean"],
+                "change": found["change"]["mean"],
+                "change_ci": found["change_ci"]["mean"],
+                "flops_ratio": found["flops_ratio"],
+                "kv_ratio": found["kv_ratio"],
+                "prefill_ratio": found["prefill_ratio"],
+            }
         )
     good = [row for row in rows if row["change"] >= -TOLERANCE]
     chosen = good[0] if good else max(rows, key=lambda row: row["accuracy"])
-    result = {
+    result: LayerSelection = {
         "model": loaded.name,
         "data": data,
         "examples": len(examples),
@@ -79,23 +112,22 @@ def select_layer(
     return result
 
 
-def _print(result: dict[str, Any], folder: Path) -> None:
+def _print(result: LayerSelection, folder: Path) -> None:
     title = (
         f"{result['model']} on {result['data']}: cut before each layer, dense {100 * result['dense_accuracy']:.1f} %"
     )
-    table = Table(title=title, title_justify="left")
-    for heading in ("layer", "accuracy %", "change (paired)", "FLOPs", "KV", "prefill time"):
-        table.add_column(heading, justify="right")
+    headings = ("layer", "accuracy %", "change (paired)", "FLOPs", "KV", "prefill time")
+    table = screen_table(title, headings, (), align="r")
     for row in result["layers"]:
         change = with_interval(row["change"], row["change_ci"], signed=True)
         table.add_row(
             str(row["layer"]),
             f"{100 * row['accuracy']:.1f}",
-            change.replace("[", r"\["),
-            *(ratio(row[k]) for k in ("flops_ratio", "kv_ratio", "prefill_ratio")),
+            escape(change),
+            *(ratio(cost) for cost in (row["flops_ratio"], row["kv_ratio"], row["prefill_ratio"])),
             style="bold" if row["layer"] == result["recommended_layer"] else None,
         )
-    Console(width=None if Console().is_terminal else 110).print(table)
+    show(table, width=110)
     if result["within_tolerance"]:
         why = f"the earliest at most {100 * result['tolerance']:.0f} points below dense"
     else:

@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from prunekit import ranks
-from prunekit.data.example import Example
+from prunekit.data.example import Example, Prediction
 from prunekit.digests import id_number
 from prunekit.errors import PrunekitError, RowError
 from prunekit.evaluation.answers import Answer, DenseCache, answer_all
@@ -154,7 +154,8 @@ class Loop:
             progress=lambda count: self._bars.advance(side, count),
         )
 
-    def _row(self, example: Example, answer: Answer, dense: str) -> dict[str, Any]:
+    def _row(self, example: Example, answer: Answer, dense: str) -> Prediction:
+        assert answer.kept is not None and answer.tokens is not None  # of a pruned run
         return {
             **_asked(example),
             "prediction": answer.text,
@@ -188,7 +189,7 @@ def _kept(
     return found, missing
 
 
-def _asked(example: Example) -> dict[str, Any]:
+def _asked(example: Example) -> Prediction:
     return {
         "id": example.id,
         "image_id": example.image_id,

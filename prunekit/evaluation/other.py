@@ -30,29 +30,22 @@ def with_evidence(evidence: str, pruner: Pruner, examples: Iterable[Example]) ->
     Raises:
         PrunekitError: where a pruner cuts outside the decoder's layers, or no image has two questions.
     """
-    check_choice("evidence", evidence, EVIDENCE)
+    check_choice("eval.evidence", evidence, EVIDENCE)
     if evidence == "own":
         return pruner, examples
     if not isinstance(examples, Sequence):
         if getattr(examples, "limit", None) is None:
-            raise PrunekitError("evidence=other needs all examples at hand, not a stream: set data.limit")
+            raise PrunekitError("eval.evidence=other needs all examples at hand, not a stream: set data.limit")
         source, examples = examples, gather(examples)  # type: ignore[arg-type]  # a Source
         if unusable := sum(1 for example in source if example.error):
-            print(f"evidence=other: {unusable} unusable rows left out")
+            print(f"eval.evidence=other: {unusable} unusable rows left out")
     partners = partners_of(examples)
-    kept = Chosen(example for example in examples if example.id in partners)
-    kept.metric = getattr(examples, "metric", "exact")
+    kept = Examples((e for e in examples if e.id in partners), getattr(examples, "metric", "exact"))
     if not kept:
-        raise PrunekitError("evidence=other: no image of the data has two different questions")
+        raise PrunekitError("eval.evidence=other: no image of the data has two different questions")
     if len(kept) < len(examples):
-        print(f"evidence=other: {len(examples) - len(kept)} examples left out, alone with their image")
-    return OtherQuestion(pruner, partners), Examples(kept, getattr(examples, "metric", "exact"))
-
-
-class Chosen(list[Example]):
-    """Some of the examples of a source, with its metric."""
-
-    metric: str
+        print(f"eval.evidence=other: {len(examples) - len(kept)} examples left out, alone with their image")
+    return OtherQuestion(pruner, partners), kept
 
 
 def partners_of(examples: Sequence[Example]) -> dict[str, Example]:
@@ -112,7 +105,7 @@ class OtherQuestion(Pruner):
 
 def _not_between(pruner: Pruner) -> PrunekitError:
     name = pruner.name or pruner.schedule.registered_name
-    return PrunekitError(f"evidence=other replays cuts between decoder layers; '{name}' has another")
+    return PrunekitError(f"eval.evidence=other replays cuts between decoder layers; '{name}' has another")
 
 
 def for_batch(pruner: Pruner, batcher: Batcher, batch: Sequence[Example]) -> Pruner:

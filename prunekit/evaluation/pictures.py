@@ -6,11 +6,10 @@ import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from prunekit.data.example import Example
+from prunekit.data.example import Example, Prediction
 from prunekit.evaluation.sheets import Sheet, Sheets, dim, panel_counts
 
 SIDE, TEXT, GAP, COLUMNS = 288, 96, 12, 4
@@ -21,7 +20,7 @@ INK, PAPER, RIGHT, WRONG, REGION = (24, 24, 27), (255, 255, 255), (21, 128, 61),
 SHADE = (228, 228, 231)
 
 
-def draw_kept(examples: Sequence[Example], rows: Sequence[dict[str, Any]], sheets: Sheets, path: Path) -> None:
+def draw_kept(examples: Sequence[Example], rows: Sequence[Prediction], sheets: Sheets, path: Path) -> None:
     """A page of examples, one of each task first, wrong and right as they come: dropped patches dimmed, the answer's
     region framed; of several pictures or frames how much of each stays as a bar; question and answers below."""
     panels = overlays(examples, rows, sheets, COLUMNS * 2)
@@ -36,8 +35,8 @@ def draw_kept(examples: Sequence[Example], rows: Sequence[dict[str, Any]], sheet
 
 
 def overlays(
-    examples: Sequence[Example], rows: Sequence[dict[str, Any]], sheets: Sheets, count: int
-) -> list[tuple[dict[str, Any], Image.Image]]:
+    examples: Sequence[Example], rows: Sequence[Prediction], sheets: Sheets, count: int
+) -> list[tuple[Prediction, Image.Image]]:
     """Rows of ``count`` examples, one of each task first, each with its panel: image, what stayed, answers."""
     by_id = {row["id"]: row for row in rows if "error" not in row}
     chosen = _one_of_each_task([e for e in examples if e.id in by_id], count)
@@ -52,7 +51,7 @@ def _one_of_each_task(examples: Sequence[Example], count: int) -> list[Example]:
     return [*first.values(), *rest][:count]
 
 
-def _panel(example: Example, row: dict[str, Any], sheet: Sheet | None) -> Image.Image:
+def _panel(example: Example, row: Prediction, sheet: Sheet | None) -> Image.Image:
     panel, kept = Image.new("RGB", (SIDE, SIDE + TEXT), PAPER), set(row["kept"])
     if sheet is None:
         picture = example.image().convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS)

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import length_hint
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from prunekit import metrics, ranks
 from prunekit.cost import vision_macs
-from prunekit.data.example import Example
+from prunekit.data.example import Example, Prediction
 from prunekit.digests import id_number
 from prunekit.errors import PrunekitError
 from prunekit.evaluation.batches import Batcher
@@ -32,6 +32,7 @@ from prunekit.records import rows
 from prunekit.records.folder import METRICS, RUN
 from prunekit.records.identity import Identity, run_name
 from prunekit.records.lock import claimed
+from prunekit.records.metrics import Method, Metrics
 from prunekit.records.runs import SCHEMA
 
 OUTPUTS = (METRICS, "kept.png", KEPT)
@@ -44,8 +45,8 @@ class Evaluation:
     """What a run found: ``metrics`` as metrics.json holds them, ``rows`` as predictions.jsonl does, by example; of a
     stream those of its first window. Examples that could not be used are not among them."""
 
-    metrics: dict[str, Any]
-    rows: list[dict[str, Any]]
+    metrics: Metrics
+    rows: list[Prediction]
     examples: list[Example]
 
 
@@ -98,12 +99,20 @@ def evaluate(
         shown = {example.id: example for example in (examples if walk.whole else loop.head)}
         counted = list(_count(folder, totals, walk, shown, name))
         _check_count(folder, totals, walk)
-        measured: dict[str, Any] = {}
+        measured: Metrics = {}
         if ranks.is_first():
             record_kept(batcher, [shown[row["id"]] for row in counted], pruner, folder / KEPT)
-            head = {"schema": SCHEMA, "method": _method(pruner, handle.plan.cut_layers), "model": loaded.name}
-            corpus = metrics.corpus_metrics(metric, _answers(folder, walk, name))
-            measured = {**head, "data": data, "seed": seed, "metric": metric, **_measured(loop, totals), **corpus}
+            measured = {
+                "schema": SCHEMA,
+                "method": _method(pruner, handle.plan.cut_layers),
+                "model": loaded.name,
+                "data": data,
+                "seed": seed,
+                "metric": metric,
+                **_measured(loop, totals),
+            }
+            if extra := metrics.corpus_metrics(metric, _of(walk, folder, name)):
+                measured |= {"extra": extra["extra"], "dense_extra": extra["dense_extra"]}
         measured = ranks.share(measured)
         write_json(folder / METRICS, measured)
     return Evaluation(measured, counted, [shown[row["id"]] for row in counted])
@@ -163,18 +172,12 @@ def _prepare(folder: Path, identity: Identity, resume: bool, overwrite: bool) ->
     return rows.finished_ids(folder) if resume else set()
 
 
-def _of(walk: Walk, folder: Path, name: str) -> Iterator[dict[str, Any]]:
+def _of(walk: Walk, folder: Path, name: str) -> Iterator[Prediction]:
     """The rows of this run and data; a folder may hold others, of a run with more examples."""
     return (row for row in rows.read(folder) if row.get("run") == name and id_number(row["id"]) in walk.places)
 
 
-def _answers(folder: Path, walk: Walk, name: str) -> Iterator[dict[str, Any]]:
-    """What corpus metrics read of the rows, without the long lists in them."""
-    for row in _of(walk, folder, name):
-        yield {key: value for key, value in row.items() if key not in ("kept", "tokens_per_layer", "vision_tokens")}
-
-
-def _count(folder: Path, totals: Totals, walk: Walk, shown: dict[str, Example], name: str) -> Iterator[dict[str, Any]]:
+def _count(folder: Path, totals: Totals, walk: Walk, shown: dict[str, Example], name: str) -> Iterator[Prediction]:
     """Count the rows of this data; those of the examples ``shown``, without errors."""
     for row in _of(walk, folder, name):
         totals.add(row)
@@ -182,7 +185,7 @@ def _count(folder: Path, totals: Totals, walk: Walk, shown: dict[str, Example], 
             yield row
 
 
-def _measured(loop: Loop, totals: Totals) -> dict[str, Any]:
+def _measured(loop: Loop, totals: Totals) -> Metrics:
     """What a finished loop comes to."""
     limit = min(limit.size for limit in loop.limits.values())
     return {
@@ -191,28 +194,28 @@ def _measured(loop: Loop, totals: Totals) -> dict[str, Any]:
         **totals.accuracy(),
         **totals.cost(_vision_macs(loop.batcher, totals.family, loop.head[0])),
         "prefill_ratio": _prefill_ratio(loop.batcher, loop.head, loop.pruner, limit),
-        "prefill_ratio_includes_vision": not loop.batcher.shares(loop.pruner),
+        "prefill_ratio_includes_vision": not loop.batcher.shares(loop.pruner) or "video" in loop.head[0].media,
     }
 
 
-def _method(pruner: Pruner, layers: Sequence[int]) -> dict[str, Any]:
+def _method(pruner: Pruner, layers: Sequence[int]) -> Method:
     names = {kind: component_name(component) for kind, component in pruner.components.items()}
     budget = {"keep_ratio": pruner.keep_ratio, **pruner.kept_share}
     facts = {flag: True for flag in SCORER_FACTS if getattr(pruner.scorer, flag)}  # a table may lack the scorer's class
-    return {"name": pruner.name, **names, "positions": pruner.positions, **budget, "layers": list(layers), **facts}
+    method = {"name": pruner.name, **names, "positions": pruner.positions, **budget, "layers": list(layers), **facts}
+    return cast(Method, method)
 
 
 def _vision_macs(batcher: Batcher, family: Family, example: Example) -> float | None:
-    """MACs of the vision encoder for one image. Those of a data set differ in size with some families only; there the
-    first stands for all."""
-    image_processor = getattr(batcher.loaded.processor, "image_processor", None)
-    if image_processor is None:
-        return None
-    return vision_macs(family, image_processor(images=[example.image()], return_tensors="pt"))
+    """MACs of the vision encoder for the images and frames of one example. Those of a data set differ in size with some
+    families only; there the first example stands for all."""
+    return vision_macs(family, batcher.encoded([example]))
 
 
 def _prefill_ratio(batcher: Batcher, examples: Sequence[Example], pruner: Pruner, limit: int) -> float:
-    # The shortest prompts: there are enough of one length, so that nothing of the batch is padding.
-    batch = next(batcher.batches(examples, min(TIMED_BATCH, limit)))
+    # The shortest prompts: there are enough of one length, so that nothing of the batch is padding. Of videos one
+    # alone: some models take no batch of unequal lengths.
+    moving = any(example.video is not None for example in examples)
+    batch = next(batcher.batches(examples, 1 if moving else min(TIMED_BATCH, limit)))
     inputs = batcher.inputs(batch, pruner)
     return prefill_ratio(batcher.loaded.model, pruner, inputs, regions=regions_for(pruner, batch))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
 
 from prunekit.data.example import Example
@@ -63,7 +63,7 @@ def sheets_of(batcher: Batcher) -> Sheets:
     return draw
 
 
-def example_places(family: Family, inputs: Mapping[str, Any]) -> Places | None:
+def example_places(family: Family, inputs: Mapping[str, torch.Tensor]) -> Places | None:
     """Where the visual tokens of one example stand, by its processor's output; None where that does not say it."""
     ids = inputs["input_ids"]
     visual = family.find_visual(ids, dict(inputs))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,7 +19,11 @@ ROUNDS = 7
 
 
 def prefill_ratio(
-    model: PreTrainedModel, pruner: Pruner, inputs: dict[str, Any], rounds: int = ROUNDS, regions: Regions | None = None
+    model: PreTrainedModel,
+    pruner: Pruner,
+    inputs: Mapping[str, torch.Tensor],
+    rounds: int = ROUNDS,
+    regions: Regions | None = None,
 ) -> float:
     """Median over ``rounds`` of pruned time over dense time of one LLM prefill, taken in turn after a warm-up."""
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from prunekit.cost import encoder_saving, prefill_cost
+from prunekit.data.example import Prediction
 from prunekit.evaluation.vision_cost import with_encoder_saving
 from prunekit.families import Family
+from prunekit.records.metrics import Metrics
 from prunekit.results.statistics import accuracies, intervals
 
 
@@ -40,7 +42,7 @@ class Totals:
     vision: Counter[tuple[int, ...]] = field(default_factory=Counter)
     tasks: dict[str, str] = field(default_factory=dict)
 
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, row: Prediction) -> None:
         """Count a row; one with an error is counted as that, and for nothing else."""
         if row.get("error"):
             self.errors += 1
@@ -52,7 +54,7 @@ class Totals:
         if row.get("vision_tokens"):
             self.vision[tuple(row["vision_tokens"])] += 1
 
-    def accuracy(self) -> dict[str, Any]:
+    def accuracy(self) -> Metrics:
         """Accuracies of both sides and their difference, each with its interval, per task and over tasks."""
         pruned, dense = list(self.correct), list(self.dense)
         change = [p - d for p, d in zip(pruned, dense, strict=True)]
@@ -67,7 +69,7 @@ class Totals:
             "examples_per_task": {task: counts[task] for task in sorted(counts)},
         }
 
-    def cost(self, vision_macs: float | None) -> dict[str, Any]:
+    def cost(self, vision_macs: float | None) -> Metrics:
         """Tokens and cost ratios. ``vision_macs`` are those of the encoder for one example, None if unknown."""
         profiles = list(self.tokens)
         tokens = torch.tensor([layers for _, layers in profiles]).T

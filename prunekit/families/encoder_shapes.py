@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ class EncoderShape:
         patches: patches of one image or tile where all are of one size; None for encoders that take any grid.
         window: patches that attend to each other in windowed layers; None if all of an image do, everywhere.
         whole: the layers of a windowed encoder in which all of an image attend.
+        joined: neighbouring frames of a video that become one.
+        frame_vectors: vectors of a video's frame that meet the projector; as many as of an image if not given.
     """
 
     width: int
@@ -35,6 +37,8 @@ class EncoderShape:
     patches: int | None = None
     window: int | None = None
     whole: tuple[int, ...] = ()
+    joined: int = 1
+    frame_vectors: int | None = None
 
 
 def llava(config: PretrainedConfig, vision: PretrainedConfig, text_width: int) -> EncoderShape:
@@ -42,6 +46,17 @@ def llava(config: PretrainedConfig, vision: PretrainedConfig, text_width: int) -
     taken = getattr(config, "vision_feature_layer", -2)
     inputs = vision.hidden_size * (len(taken) if isinstance(taken, list | tuple) else 1)
     return _of_square_images(vision, 1, inputs * text_width + text_width**2)
+
+
+def llava_next_video(config: PretrainedConfig, vision: PretrainedConfig, text_width: int) -> EncoderShape:
+    """LLaVA-NeXT-Video: squares of a frame's patches become one before the projector."""
+    side = _side(vision.image_size) // _side(vision.patch_size) // config.spatial_pool_stride
+    return replace(llava(config, vision, text_width), frame_vectors=side**2)
+
+
+def video_llava(config: PretrainedConfig, vision: PretrainedConfig, text_width: int) -> EncoderShape:
+    """Video-LLaVA: a frame keeps its CLS token."""
+    return replace(llava(config, vision, text_width), frame_vectors=_patches(vision) + 1)
 
 
 def gemma(config: PretrainedConfig, vision: PretrainedConfig, text_width: int) -> EncoderShape:
@@ -133,6 +148,7 @@ def _of_any_grid(
         merge=merge,
         window=window,
         whole=whole,
+        joined=vision.temporal_patch_size,
     )
 
 

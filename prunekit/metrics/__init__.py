@@ -5,18 +5,15 @@ What a benchmark computes over all its examples (POPE's F1, MME's sums) comes fr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from prunekit.data.example import Example
+from prunekit.data.example import Example, Prediction
 from prunekit.errors import check_choice
 from prunekit.metrics.choice import choice, yes_no
-from prunekit.metrics.corpus import circular, f1_by_task, group_accuracy, mme_scores
+from prunekit.metrics.corpus import Side, circular, f1_by_task, group_accuracy, mme_scores
 from prunekit.metrics.text import anls, by_row, exact, exact_text, relaxed, token_f1
 from prunekit.metrics.vqa import vqa
-
-Rows = list[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -25,13 +22,13 @@ class Metric:
 
     Attributes:
         score: what a prediction is worth for an example.
-        corpus: further numbers over all rows, each as ``_side`` makes it.
+        corpus: further numbers over all rows, each as ``Side`` has it.
         doc: one line.
     """
 
     score: Callable[[str, Example], float]
     doc: str
-    corpus: Callable[[Rows], dict[str, float]] | None = None
+    corpus: Callable[[Sequence[Side]], dict[str, float]] | None = None
 
 
 METRICS: dict[str, Metric] = {
@@ -48,6 +45,7 @@ METRICS: dict[str, Metric] = {
     "mme": Metric(yes_no, "yes_no; over all: acc and acc+ per category, sums of perception and cognition", mme_scores),
     "mmbench": Metric(choice, "choice; over all: a question counts if right in all rotations", circular),
     "seed": Metric(choice, "choice; over all: per question type", group_accuracy),
+    "choice_groups": Metric(choice, "choice; over all: per group of questions", group_accuracy),
 }
 
 
@@ -57,7 +55,7 @@ def metric(name: str) -> Metric:
     return METRICS[name]
 
 
-def corpus_metrics(name: str, rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+def corpus_metrics(name: str, rows: Iterable[Prediction]) -> dict[str, dict[str, float]]:
     """``extra`` and ``dense_extra`` of metrics.json: the metric's numbers over all rows that are not errors.
 
     Args:
@@ -66,20 +64,17 @@ def corpus_metrics(name: str, rows: Iterable[Mapping[str, Any]]) -> dict[str, di
     corpus = metric(name).corpus
     if corpus is None:
         return {}
-    usable = [row for row in rows if not row.get("error")]
-    return {f"{side}extra": corpus([_side(row, side) for row in usable]) for side in ("", "dense_")}
+    sides = [(_side(row, dense=False), _side(row, dense=True)) for row in rows if not row.get("error")]
+    return {"extra": corpus([pruned for pruned, _ in sides]), "dense_extra": corpus([dense for _, dense in sides])}
 
 
-def _side(row: Mapping[str, Any], side: str) -> dict[str, Any]:
-    """What a corpus metric reads of a row, pruned ("") or dense."""
-    return {
-        "group": row["id"].partition("#")[0],  # rows that belong together share what stands before the "#"
-        "id": row["id"],
-        "task": row["task"],
-        "answers": row["answers"],
-        "prediction": row[f"{side}prediction"],
-        "correct": float(row[f"{side}correct"]),
-    }
+def _side(row: Prediction, dense: bool) -> Side:
+    """What a corpus metric reads of a row."""
+    prediction, correct = row["prediction"], row["correct"]
+    if dense:
+        prediction, correct = row["dense_prediction"], row["dense_correct"]
+    group = row["id"].partition("#")[0]  # rows that belong together share what stands before the "#"
+    return Side(group, row["id"], row["task"], row["answers"], prediction, float(correct))
 
 
 __all__ = ["METRICS", "Metric", "corpus_metrics", "metric"]

@@ -7,7 +7,7 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import yaml
 
@@ -15,6 +15,8 @@ from prunekit.errors import FolderError, PrunekitError
 from prunekit.files import read_json, write_json
 from prunekit.records import rows
 from prunekit.records.identity import Identity, difference, run_name, what_matters
+from prunekit.records.metrics import Metrics
+from prunekit.records.old_names import modern
 
 METRICS = "metrics.json"
 JOB = "job.json"
@@ -82,7 +84,7 @@ class Job:
     folder: Path
     identity: Identity
 
-    def finished(self) -> dict[str, Any] | None:
+    def finished(self) -> Metrics | None:
         """The metrics of a finished run of the same identity, None if there is no run or it is not finished. A run
         of another ``data.limit`` is not finished: its predictions stand, and others join them. Nor is one with rows in
         error.
@@ -93,13 +95,14 @@ class Job:
         record = read_json(self.folder / JOB)
         if not isinstance(record, dict) or "identity" not in record:
             return None
-        there, here = (_without_limit(identity) for identity in (record["identity"], self.identity))
-        if (change := difference(there, here)) is not None:
+        recorded = modern(record["identity"])
+        if (change := difference(_without_limit(recorded), _without_limit(self.identity))) is not None:
             raise cannot_resume(self.folder, change)
-        whole = record.get("finished") and record["identity"] == self.identity
-        metrics = read_json(self.folder / METRICS) if whole else None
-        if not isinstance(metrics, dict) or not isinstance(examples := metrics.get("examples"), int):
+        whole = record.get("finished") and recorded == self.identity
+        content = read_json(self.folder / METRICS) if whole else None
+        if not isinstance(content, dict) or not isinstance(examples := content.get("examples"), int):
             return None
+        metrics = cast(Metrics, content)
         if metrics.get("errors"):  # its rows are tried again
             return None
         name = run_name(read_json(self.folder / RUN.file) or {})
@@ -116,9 +119,9 @@ def _without_limit(identity: Identity) -> Identity:
     return identity if not isinstance(data, dict) else {**identity, "data": {**data, "limit": None}}
 
 
-def add_metrics(folder: Path, **entries: Any) -> dict[str, Any]:
+def add_metrics(folder: Path, **entries: object) -> Metrics:
     """Add entries to a finished run's ``metrics.json``; all of them."""
-    metrics = {**(read_json(folder / METRICS) or {}), **entries}
+    metrics = cast(Metrics, {**(read_json(folder / METRICS) or {}), **entries})
     write_json(folder / METRICS, metrics)
     return metrics
 

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from prunekit.digests import digest
 from prunekit.models import file_digest, source_digest
+from prunekit.records.old_names import modern
 from prunekit.registry import METHOD_MODULES
 
 Identity = dict[str, Any]
 
-NOT_OF_A_RUN = ("resume", "overwrite", "logger", "table", "rows", "objective", "batch_size", "device", "study")
+NOT_OF_A_RUN = {"resume", "overwrite", "logger", "sweep", "study", "batch_size", "device"}
 """Parts of a configuration that change the results of no task."""
 
-OF_ONE_TASK = {"train": ("train",), "report": ("runs", "report"), "bench": ("bench", "shape")}
-"""Parts that change the results of one task alone."""
+OF_ONE_TASK = {"eval", "train", "report", "bench"}
+"""Parts that change the results of the task of their name alone."""
 
 MODEL = "another model, or other weights or dtype of it"
 SHOWN = 3
@@ -30,9 +31,10 @@ SHOWN = 3
 
 
 def what_matters(recorded: Identity, task: str) -> Identity:
-    """The parts of a configuration that change the results of a task."""
-    others = {part for name, parts in OF_ONE_TASK.items() if name != task for part in parts}
-    return {key: value for key, value in recorded.items() if key not in others.union(NOT_OF_A_RUN)}
+    """The parts of a configuration that change the results of a task. One that was recorded under old names of options
+    matters as the same one under new names does."""
+    left_out = NOT_OF_A_RUN | OF_ONE_TASK - {task}
+    return {key: value for key, value in modern(recorded).items() if key not in left_out}
 
 
 def job_identity(recorded: Identity, components: Iterable[object] = ()) -> Identity:
@@ -58,12 +60,12 @@ def job_identity(recorded: Identity, components: Iterable[object] = ()) -> Ident
     return json.loads(json.dumps(matters, default=str))
 
 
-def run_name(identity: Mapping[str, Any]) -> str:
+def run_name(identity: Identity) -> str:
     """The name that a run's rows bear: the digest of its identity."""
     return digest(json.dumps(identity, sort_keys=True))
 
 
-def difference(there: Any, here: Any, name: str = "") -> str | None:
+def difference(there: object, here: object, name: str = "") -> str | None:
     """Where two identities differ, in words; None if they are equal. A model's digest says nothing to a reader, so it
     is named only where nothing else differs."""
     differing = list(_differences(there, here, name))
@@ -73,7 +75,7 @@ def difference(there: Any, here: Any, name: str = "") -> str | None:
     return ", ".join(words) or None
 
 
-def _differences(there: Any, here: Any, name: str) -> Iterator[str]:
+def _differences(there: object, here: object, name: str) -> Iterator[str]:
     if isinstance(there, dict) and isinstance(here, dict):
         for key in sorted({*there, *here}):
             yield from _differences(there.get(key), here.get(key), f"{name}.{key}" if name else key)

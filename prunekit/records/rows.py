@@ -13,12 +13,14 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, cast
 
 from prunekit import ranks
+from prunekit.data.example import Prediction
 from prunekit.digests import id_number
 from prunekit.errors import PrunekitError
 from prunekit.files import replacing
+from prunekit.records.metrics import Metrics
 
 FILE = "predictions.jsonl"
 PARTS = "predictions.rank*.jsonl"
@@ -26,7 +28,7 @@ PARTS = "predictions.rank*.jsonl"
 NEEDED = ("id", "correct", "dense_correct", "kept", "prompt_tokens", "tokens_per_layer")
 """What a finished row holds; one without is done again, and so is one with an error: it may be mended by now."""
 
-Row = dict[str, Any]
+Row = Prediction
 
 
 def own_file(folder: Path) -> Path:
@@ -145,13 +147,15 @@ def _lines(folder: Path) -> Iterator[tuple[bytes, Row | None]]:
 
 def _parse(line: bytes) -> Row | None:
     try:
-        row = json.loads(line)
+        content = json.loads(line)
     except ValueError:
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("id"), str) else None
+    if not isinstance(content, dict) or not isinstance(content.get("id"), str):
+        return None
+    return cast(Row, content)
 
 
-def check_rows(rows: Sequence[Row], metrics: Mapping[str, Any], folder: Path) -> None:
+def check_rows(rows: Sequence[Row], metrics: Metrics, folder: Path) -> None:
     """Raise unless the rows of a finished run are all its own, and as many as its ``metrics`` count at least."""
     runs, count = {row.get("run") for row in rows}, metrics.get("examples", 0) + metrics.get("errors", 0)
     if len(runs) > 1:

@@ -7,11 +7,14 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from prunekit.data.example import Prediction
 from prunekit.errors import PrunekitError
 from prunekit.records import rows as predictions
 from prunekit.records.folder import METRICS, RUN
+from prunekit.records.identity import Identity
+from prunekit.records.metrics import Method, Metrics
 from prunekit.records.sweep import ERROR, failure, plan_entry
 
 SCHEMA = 1
@@ -53,13 +56,13 @@ class Run:
     sweep's plan names one."""
 
     folder: Path
-    metrics: dict[str, Any]
-    rows: dict[str, dict[str, Any]]
-    identity: dict[str, Any]
+    metrics: Metrics
+    rows: dict[str, Prediction]
+    identity: Identity
     row: str | None = None
 
     @property
-    def method(self) -> dict[str, Any]:
+    def method(self) -> Method:
         """The method as ``metrics.json`` names it."""
         return self.metrics["method"]
 
@@ -79,14 +82,14 @@ def find_runs(folder: Path) -> tuple[list[Run], list[str]]:
         PrunekitError: if there is no finished run, or the files of one are broken, incomplete or of another version.
     """
     if not folder.is_dir():
-        raise PrunekitError(f"runs='{folder}': no such folder")
+        raise PrunekitError(f"report.runs='{folder}': no such folder")
     places = {path.parent for name in (METRICS, *BEGUN) for path in folder.rglob(name)}
     ordered = sorted((p for p in places if "wandb" not in p.relative_to(folder).parts), key=_natural)
     finished = [p for p in ordered if (p / METRICS).exists()]
     left_out = [_why_unfinished(p) for p in ordered if not (p / METRICS).exists()]
     if not finished:
         about = f": {left_out[0]}" if left_out else ""
-        raise PrunekitError(f"runs='{folder}' holds no finished run{about}")
+        raise PrunekitError(f"report.runs='{folder}' holds no finished run{about}")
     return [read_run(p) for p in finished], left_out
 
 
@@ -101,14 +104,15 @@ def _why_unfinished(place: Path) -> str:
 
 def read_run(folder: Path) -> Run:
     """The run in ``folder``, its files checked."""
-    metrics = _json(folder / METRICS)
-    schema = metrics.get("schema")
+    content = _json(folder / METRICS)
+    schema = content.get("schema")
     if schema != SCHEMA:
         raise PrunekitError(f"'{folder / 'metrics.json'}' has schema {schema!r}; this prunekit reads {SCHEMA}")
-    _need(metrics, folder / METRICS)
+    _need(content, folder / METRICS)
+    metrics = cast(Metrics, content)
     rows, count = _rows(folder / predictions.FILE), metrics["examples"] + metrics.get("errors", 0)
     predictions.check_rows([*rows.values()], metrics, folder)
-    identity = _json(folder / RUN.file) if (folder / RUN.file).exists() else metrics["method"]
+    identity = _json(folder / RUN.file) if (folder / RUN.file).exists() else content["method"]
     entry = plan_entry(folder)
     row = None if entry is None else entry[1].get("row")
     # Rows of a larger run that the folder held before stand behind those of this one.
@@ -125,10 +129,10 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _rows(path: Path) -> dict[str, dict[str, Any]]:
+def _rows(path: Path) -> dict[str, Prediction]:
     if not path.exists():
         raise PrunekitError(f"'{path.parent}' is half-written: it has metrics.json, but no {path.name}")
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, Prediction] = {}
     try:
         lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -142,11 +146,11 @@ def _rows(path: Path) -> dict[str, dict[str, Any]]:
             raise PrunekitError(f"'{path}': line {number} is no prediction")
         if not row.get("error"):  # an example that could not be used has no answer
             _need(row, path, f" in line {number}")
-        rows[row["id"]] = row
+        rows[row["id"]] = cast(Prediction, row)
     return rows
 
 
-def _need(entries: dict[str, Any], path: Path, where: str = "") -> None:
+def _need(entries: dict[str, object], path: Path, where: str = "") -> None:
     for key in NEEDED[path.name]:
         if key not in entries:
             raise PrunekitError(f"'{path}' has no '{key}'{where}")
@@ -159,7 +163,9 @@ def _need(entries: dict[str, Any], path: Path, where: str = "") -> None:
         if known and (not isinstance(value, int | float) or not math.isfinite(value)):
             raise PrunekitError(f"'{path}': '{key}' must be a number, not {value!r}{where}")
     for key in ("kept", "tokens_per_layer"):
-        if not all(isinstance(entry, int | float) for entry in entries.get(key, ())):
+        listed = entries.get(key)
+        if isinstance(listed, list) and not all(isinstance(entry, int | float) for entry in listed):
             raise PrunekitError(f"'{path}': '{key}' must list numbers{where}")
-    if "scorer" not in entries.get("method", {"scorer": ""}) or entries.get("tokens_per_layer") == []:
+    method = entries.get("method")
+    if (isinstance(method, dict) and "scorer" not in method) or entries.get("tokens_per_layer") == []:
         raise PrunekitError(f"'{path}': 'method' has no 'scorer', or 'tokens_per_layer' is empty")

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -18,6 +18,9 @@ from prunekit.evaluation.sheets import SIDE, dim, panel_counts, pixels
 from prunekit.records.runs import Question
 from prunekit.report.style import GREY, pyplot, shorten
 from prunekit.results.entries import Entry
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLUMNS, ROWS = 6, 3
 LEGEND = (
@@ -115,7 +118,7 @@ def draw_gallery(shown: Sequence[Shown], entries: Sequence[Entry], path: Path) -
     return True
 
 
-def _ask(upper: Any, lower: Any, example: Shown, entry: Entry) -> None:
+def _ask(upper: Axes, lower: Axes, example: Shown, entry: Entry) -> None:
     """The whole image, and below it the question with what is right and what the dense model says."""
     upper.imshow(picture(example.image))
     row = entry.runs[0].rows[example.question.id]
@@ -126,7 +129,7 @@ def _ask(upper: Any, lower: Any, example: Shown, entry: Entry) -> None:
     lower.text(0, 0.02, f"{answers}\n{dense}", va="bottom", fontsize=8, color=GREY, transform=lower.transAxes)
 
 
-def _panel(upper: Any, lower: Any, example: Shown, entry: Entry) -> None:
+def _panel(upper: Axes, lower: Axes, example: Shown, entry: Entry) -> None:
     kept, row = example.kept[entry.label], entry.runs[0].rows[example.question.id]
     cut = last_cut(kept)
     assert cut is not None and kept.boxes is not None and kept.panels is not None
@@ -147,7 +150,7 @@ def _panel(upper: Any, lower: Any, example: Shown, entry: Entry) -> None:
     lower.set_xlabel(f"{int(cut.kept.sum())} of {len(cut.kept)}, {cut.where}", fontsize=7, color=GREY, labelpad=2)
 
 
-def _draw_bars(axis: Any, counts: Sequence[tuple[int, int]]) -> None:
+def _draw_bars(axis: Axes, counts: Sequence[tuple[int, int]]) -> None:
     """Under several pictures or frames, how much of each stays."""
     bars = axis.inset_axes((0, -0.2, 1, 0.16))
     bars.bar(range(len(counts)), [stay / total for stay, total in counts], width=0.9, color=RIGHT)

@@ -7,10 +7,10 @@ import hashlib
 import html
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,20 +19,24 @@ from prunekit.report.gallery import Shown, heat, usable
 from prunekit.report.plots import COST_NAMES
 from prunekit.report.style import COLOURS, GREY, styles
 from prunekit.report.svg import markup
+from prunekit.results.columns import Cell, table, task_columns
 from prunekit.results.compare import Comparison, Row
-from prunekit.results.seeds import COSTS
-from prunekit.results.tables import Cell, caption, main_table, task_table
+from prunekit.results.tables import caption, lines, main_columns
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
 EXAMPLES, PANELS = 12, 24
 """Examples and methods whose cuts the page holds."""
 
-EVERYTHING = 1e9
-"""Stands for the dense model's tokens where rows are sorted by how many stay."""
-
 
 def page(
-    comparison: Comparison, figures: dict[str, Any], labels: list[str], overlap: np.ndarray, shown: Sequence[Shown]
+    comparison: Comparison,
+    figures: Mapping[str, Figure],
+    labels: list[str],
+    overlap: np.ndarray,
+    shown: Sequence[Shown],
 ) -> str:
     """The page's source. No text in it is markup: the data are JSON without "<", and the script sets text only.
 
@@ -53,7 +57,7 @@ def page(
     )
 
 
-def _template(name: str, figure: Any) -> str:
+def _template(name: str, figure: Figure) -> str:
     """A figure that the script puts in its place."""
     return f'<template id="figure-{name}">{markup(figure, name)}</template>'
 
@@ -66,7 +70,7 @@ def _policy(style: str, script: str) -> str:
     return "; ".join([*rules, "base-uri 'none'", "form-action 'none'"])
 
 
-def _embed(data: dict[str, Any]) -> str:
+def _embed(data: Mapping[str, object]) -> str:
     """JSON that can stand inside a script element: nothing in it can end the element or begin a comment."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     for letter in "<>&":
@@ -75,25 +79,21 @@ def _embed(data: dict[str, Any]) -> str:
 
 
 def _payload(comparison: Comparison, labels: list[str], overlap: np.ndarray, shown: Sequence[Shown]) -> dict[str, Any]:
-    headings, main = main_table(comparison)
-    tasks, by_task = task_table(comparison) if len(comparison.tasks) > 1 else ([], [[] for _ in comparison.rows])
+    tasks = task_columns(comparison.tasks if len(comparison.tasks) > 1 else ())
+    headings, cells = table(lines(comparison), main_columns(comparison) | tasks)
     look = styles([row.entry for row in comparison.rows])
-    rows = [
-        _row(row, [*left, *right[2:]], look, comparison)
-        for row, left, right in zip(comparison.rows, main, by_task, strict=True)
-    ]  # fmt: skip
     images = list(dict.fromkeys(example.image for example in shown[:EXAMPLES]))
     return {
-        "headings": [*headings, *tasks[2:]],
+        "headings": headings,
         "costs": COST_NAMES,
-        "rows": rows,
+        "rows": [_row(row, line, look) for row, line in zip(comparison.rows, cells, strict=True)],
         "overlap": {"labels": labels, "values": np.round(overlap, 4).tolist()},
         "images": [f"data:image/jpeg;base64,{base64.b64encode(image).decode()}" for image in images],
         "examples": [_example(example, images.index(example.image), comparison) for example in shown[:EXAMPLES]],
     }
 
 
-def _row(row: Row, cells: list[Cell], look: dict[str, tuple[str, str]], comparison: Comparison) -> dict[str, Any]:
+def _row(row: Row, cells: list[Cell], look: dict[str, tuple[str, str]]) -> dict[str, Any]:
     entry = row.entry
     return {
         "label": entry.label,
@@ -106,23 +106,8 @@ def _row(row: Row, cells: list[Cell], look: dict[str, tuple[str, str]], comparis
         "interval": row.intervals["mean"],
         "costs": entry.costs,
         "tokens": entry.tokens,
-        "cells": [
-            {"text": text, "sort": key, "best": bold}
-            for (text, bold), key in zip(cells, _sort_keys(row, comparison), strict=True)
-        ],
+        "cells": [cell._asdict() for cell in cells],
     }
-
-
-def _sort_keys(row: Row, comparison: Comparison) -> list[str | float | None]:
-    """What each column of the page's table is sorted by, in the order of ``main_table``, then tasks."""
-    entry, versus = row.entry, row.over_reference
-    change = row.over_dense.value if entry.runs else None
-    kept = EVERYTHING if entry.kept is None else entry.kept
-    keys: list[str | float | None] = [entry.method, kept, row.accuracy["mean"]]
-    keys += [change] + ([versus.value if versus else None] if comparison.reference != "dense" else [])
-    keys += [versus.adjusted if versus else None, *(entry.costs[cost] for cost in COSTS), kept]
-    keys += [row.hard.accuracy if row.hard else None] if comparison.hard_controls else []
-    return keys + ([row.accuracy[task] for task in comparison.tasks] if len(comparison.tasks) > 1 else [])
 
 
 def _example(example: Shown, image: int, comparison: Comparison) -> dict[str, Any]:

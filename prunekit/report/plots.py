@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,8 +14,12 @@ from prunekit.results.entries import Entry
 from prunekit.results.seeds import COSTS
 from prunekit.results.statistics import iou
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 DPI = 150
-MARKER = {"markersize": 6, "markeredgecolor": "white", "markeredgewidth": 0.6}
+MARKER: dict[str, Any] = {"markersize": 6, "markeredgecolor": "white", "markeredgewidth": 0.6}
 COST_NAMES = dict(
     zip(
         COSTS,
@@ -32,7 +36,7 @@ SHOWN = 24
 """Entries in a plot whose size grows with them."""
 
 
-def draw_pareto(comparison: Comparison, cost: str = COSTS[0]) -> Any:
+def draw_pareto(comparison: Comparison, cost: str = COSTS[0]) -> Figure:
     """A figure of accuracy with its interval against a cost; a line joins the budgets of one method."""
     look = styles([row.entry for row in comparison.rows])
     figure, axis = _figure(len(look))
@@ -61,13 +65,13 @@ def draw_pareto(comparison: Comparison, cost: str = COSTS[0]) -> Any:
     return figure
 
 
-def save(figure: Any, *paths: Path) -> None:
+def save(figure: Figure, *paths: Path) -> None:
     """Write the figure to files; a name's ending says in which format."""
     for path in paths:
         figure.savefig(path, dpi=DPI, format=path.suffix[1:])
 
 
-def _figure(entries: int) -> tuple[Any, Any]:
+def _figure(entries: int) -> tuple[Figure, Axes]:
     """A figure that has room for a legend of so many entries, and its axes."""
     from matplotlib.figure import Figure
 
@@ -77,11 +81,13 @@ def _figure(entries: int) -> tuple[Any, Any]:
     return figure, axis
 
 
-def _draw_point(axis: Any, x: float, row: Row, number: int, **look: Any) -> None:
+def _draw_point(axis: Axes, x: float, row: Row, number: int, color: str, marker: str) -> None:
     """A row's accuracy at x with its interval; the page knows both by the row's ``number`` in the table."""
     middle, (low, high) = row.accuracy["mean"], row.intervals["mean"]
     sides = [[100 * max(middle - low, 0.0)], [100 * max(high - middle, 0.0)]]
-    point, caps, bars = axis.errorbar([x], [100 * middle], yerr=sides, elinewidth=0.7, capsize=2, **MARKER, **look)
+    point, caps, bars = axis.errorbar(
+        [x], [100 * middle], yerr=sides, elinewidth=0.7, capsize=2, color=color, marker=marker, **MARKER
+    )
     mark(point, [number], point=True)
     for artist in (*caps, *bars):
         mark(artist, [number])
@@ -105,7 +111,7 @@ def _side_by_side(rows: list[Row], cost: str) -> dict[str, float]:
     }
 
 
-def draw_layers(comparison: Comparison) -> Any:
+def draw_layers(comparison: Comparison) -> Figure:
     """A figure of the mean tokens that each decoder layer processes in the prefill, a curve an entry."""
     entries = [row.entry for row in comparison.rows]
     numbers = {entry.label: number for number, entry in enumerate(entries)}

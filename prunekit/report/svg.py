@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import io
 import re
-from typing import Any
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.figure import Figure
 
 TAGS = ("svg", "g", "defs", "path", "use")
 GEOMETRY = ("d", "transform", "x", "y", "viewBox")
@@ -18,12 +22,12 @@ TARGET = 6.0
 """Radius in points of the invisible circle over a point of data: what the pointer has to meet."""
 
 
-def mark(artist: Any, rows: list[int], *, point: bool = False) -> None:
+def mark(artist: Artist, rows: list[int], *, point: bool = False) -> None:
     """Say to which rows of the table a drawn thing belongs; ``point`` gives each of its markers a target as well."""
     artist.set_gid(f"{'point' if point else 'rows'}:{' '.join(str(row) for row in rows)}")
 
 
-def markup(figure: Any, name: str) -> str:
+def markup(figure: Figure, name: str) -> str:
     """The figure as an ``<svg>`` element; ``data-row`` holds the rows that ``mark`` named.
 
     Args:
@@ -69,6 +73,6 @@ def _shapes(element: ElementTree.Element, name: str, targets: list[ElementTree.E
     return copy
 
 
-def _local(name: Any) -> str:
+def _local(name: object) -> str:
     """A tag or attribute without its namespace; comments have a function for a tag."""
     return name.rpartition("}")[2] if isinstance(name, str) else ""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
 from prunekit.errors import PrunekitError
 from prunekit.records.runs import find_runs
@@ -18,6 +16,7 @@ from prunekit.report.style import pyplot
 from prunekit.results import tables
 from prunekit.results.compare import Comparison, compare
 from prunekit.results.entries import common_questions, make_entries
+from prunekit.results.screen import screen_table, show
 from prunekit.results.seeds import COSTS
 
 PICTURES = "kept.png"
@@ -54,7 +53,7 @@ def analyse(runs: str | None, reference: str | None = None) -> Comparison:
         PrunekitError: for a folder without finished runs, broken files, runs that cannot be compared.
     """
     if not isinstance(runs, str):
-        raise PrunekitError("task=report needs runs=DIR, the folder of a run or of a sweep")
+        raise PrunekitError("task=report needs report.runs=DIR, the folder of a run or of a sweep")
     read, left_out = find_runs(Path(runs))
     questions, notes = common_questions(read)
     entries, repeated = make_entries(read, questions)
@@ -100,20 +99,10 @@ def write(comparison: Comparison, folder: Path) -> None:
 def print_report(comparison: Comparison, folder: Path) -> None:
     """The main table on standard output, notes, and where the files are."""
     headings, rows = tables.main_table(comparison)
-    table: Any = Table(
-        title=f"{comparison.model} on {comparison.data}, {len(comparison.questions)} questions", title_justify="left"
-    )
-    for number, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if number else "left")
-    for cells in rows:
-        table.add_row(*(_rich(*cell) for cell in cells))
-    Console(width=None if Console().is_terminal else 190).print(table)
+    title = f"{comparison.model} on {comparison.data}, {len(comparison.questions)} questions"
+    cells = [[f"[bold]{escape(c.text)}[/bold]" if c.best else escape(c.text) for c in row] for row in rows]
+    show(screen_table(title, headings, cells), width=190)
     for note in comparison.notes:
         print(f"note: {note}")
     names = ", ".join(sorted(p.name for p in folder.iterdir() if p.is_file()))
     print(f"files: {folder} ({names})")
-
-
-def _rich(text: str, bold: bool) -> str:
-    escaped = text.replace("[", r"\[")
-    return f"[bold]{escaped}[/bold]" if bold else escaped

@@ -9,6 +9,7 @@ import numpy as np
 
 from prunekit.errors import UnknownNameError
 from prunekit.records.runs import Question
+from prunekit.results.columns import Estimate
 from prunekit.results.entries import DENSE, Entry
 from prunekit.results.statistics import (
     accuracies,
@@ -37,6 +38,11 @@ class Difference:
     interval: list[float]
     p: float
     adjusted: float = 1.0
+
+    @property
+    def estimate(self) -> Estimate:
+        """The difference with its interval, as a table has it."""
+        return Estimate({"mean": self.value}, self.interval)
 
 
 @dataclass

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from prunekit.errors import PrunekitError
+from prunekit.records.metrics import Method
 from prunekit.records.runs import Question, Run
 from prunekit.registry import KINDS, registry
 from prunekit.results.seeds import COSTS, answers, costs, kept, mean
@@ -44,7 +44,7 @@ class Entry:
     kept: float | None
     preset: str | None = None
     sees_answer: bool = False
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, object] = field(default_factory=dict)
 
     @property
     def competes(self) -> bool:
@@ -93,7 +93,7 @@ def make_entries(runs: Sequence[Run], questions: Sequence[Question]) -> tuple[li
     groups: dict[str, dict[str, Run]] = {}
     notes = []
     for run in runs:
-        seeds: dict[str, Any] = {}
+        seeds: dict[str, object] = {}
         seedless = _without_seeds(run.identity, seeds)
         if not seeds and scorer_fact(run, "draws"):  # no run.json: the run's seed is the scorer's
             seeds = {"seed": run.metrics.get("seed")}
@@ -116,16 +116,14 @@ def scorer_fact(run: Run, flag: str) -> bool:
     return bool(run.method.get(flag, getattr(cls, flag, False)))
 
 
-def _without_seeds(options: Any, seeds: dict[str, Any], path: str = "") -> Any:
+def _without_seeds(options: Mapping[str, object], seeds: dict[str, object], path: str = "") -> dict[str, object]:
     """``options`` less every "seed" in it; those go to ``seeds`` under their paths."""
-    if not isinstance(options, dict):
-        return options
-    rest = {}
+    rest: dict[str, object] = {}
     for key, value in options.items():
         if key == "seed":
             seeds[f"{path}{key}"] = value
         else:
-            rest[key] = _without_seeds(value, seeds, f"{path}{key}.")
+            rest[key] = _without_seeds(value, seeds, f"{path}{key}.") if isinstance(value, dict) else value
     return rest
 
 
@@ -147,7 +145,7 @@ def _entry(runs: list[Run], questions: Sequence[Question]) -> Entry:
     )
 
 
-def _share(method: dict[str, Any]) -> str:
+def _share(method: Method) -> str:
     if method.get("budget") is not None:
         return str(method["budget"])
     if method.get("keep_tokens") is not None:
@@ -155,9 +153,9 @@ def _share(method: dict[str, Any]) -> str:
     return "–" if method.get("keep_ratio") is None else f"{method['keep_ratio']:g}"
 
 
-def _flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(options: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Options with dots between the levels; a component's name stands under its kind."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for key, value in options.items():
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{key}.")
@@ -212,5 +210,5 @@ def _differences(alike: Sequence[Entry]) -> list[str]:
     return varying
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).replace(" ", "")

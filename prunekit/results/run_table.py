@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from prunekit.records.metrics import Method, Metrics
 from prunekit.results.numbers import ratio, with_interval
+from prunekit.results.screen import screen_table, show
 
 
 def _percent(value: float, interval: list[float], signed: bool = False) -> str:
@@ -16,14 +16,12 @@ def _percent(value: float, interval: list[float], signed: bool = False) -> str:
     return f"{number} [dim]\\{ends}[/dim]"
 
 
-def accuracy_table(metrics: dict[str, Any]) -> Table:
+def accuracy_table(metrics: Metrics) -> Table:
     """Dense against pruned, a row a task, with 95 % intervals."""
     left_out = f" ({metrics['errors']} rows could not be used)" if metrics.get("errors") else ""
     asked = f"{metrics['examples']} questions{left_out}"
     title = f"{metrics['model']} on {metrics['data']}, {asked}: {method_name(metrics['method'])}"
-    table = Table(title=title, title_justify="left")
-    for heading in ("task", "n", "dense %", "pruned %", "change (paired)"):
-        table.add_column(heading, justify="left" if heading == "task" else "right")
+    table = screen_table(title, ("task", "n", "dense %", "pruned %", "change (paired)"), ())
     counts = metrics["examples_per_task"]
     for task in [*counts, "mean"]:
         table.add_row(
@@ -38,7 +36,7 @@ def accuracy_table(metrics: dict[str, Any]) -> Table:
     return table
 
 
-def cost_table(metrics: dict[str, Any]) -> Table:
+def cost_table(metrics: Metrics) -> Table:
     """Ratios of pruned to dense cost, and the tokens that each layer processed."""
     table = Table(title="cost, pruned / dense", title_justify="left", show_header=False)
     table.add_column(justify="left")
@@ -57,18 +55,14 @@ def cost_table(metrics: dict[str, Any]) -> Table:
     return table
 
 
-def benchmark_table(metrics: dict[str, Any]) -> Table | None:
+def benchmark_table(metrics: Metrics) -> Table | None:
     """The benchmark's own numbers over all questions, dense against pruned: those that are not of a part ("f1", not
     "f1/random"), or the parts' where there are no others. None for a metric without any."""
     if not (pruned := metrics.get("extra")):
         return None
-    table = Table(title=f"{metrics['metric']}, over all questions", title_justify="left")
-    for heading in ("", "dense", "pruned"):
-        table.add_column(heading, justify="right" if heading else "left")
     whole = [name for name in pruned if "/" not in name] or list(pruned)
-    for name in whole:
-        table.add_row(name, *(f"{side[name]:.4g}" for side in (metrics["dense_extra"], pruned)))
-    return table
+    rows = [[name, *(f"{side[name]:.4g}" for side in (metrics["dense_extra"], pruned))] for name in whole]
+    return screen_table(f"{metrics['metric']}, over all questions", ("", "dense", "pruned"), rows)
 
 
 def cut_before(layers: Sequence[int]) -> str:
@@ -78,11 +72,10 @@ def cut_before(layers: Sequence[int]) -> str:
     return f"cut before layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
 
 
-def method_name(method: dict[str, Any]) -> str:
+def method_name(method: Method) -> str:
     """One line that says what was run."""
     parts = f"{method['scorer']} · {method['fusion']} · {method['schedule']}"
-    extra = [method[k] for k, usual in (("selector", "topk"), ("reducer", "drop")) if method[k] != usual]
-    parts = " · ".join([parts, *extra])
+    parts += "".join(f" · {name}" for name in (method["selector"], method["reducer"]) if name not in ("topk", "drop"))
     budget = f"keep {method.get('keep_tokens') or method['keep_ratio']}"
     if "budget" in method:
         budget = method["budget"]
@@ -90,12 +83,8 @@ def method_name(method: dict[str, Any]) -> str:
     return f"{name}{parts}, {budget}, {cut_before(method['layers'])}"
 
 
-def print_tables(metrics: dict[str, Any]) -> None:
+def print_tables(metrics: Metrics) -> None:
     """The tables, on standard output."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
-    console.print(accuracy_table(metrics))
-    if (benchmark := benchmark_table(metrics)) is not None:
-        console.print(benchmark)
-    console.print(cost_table(metrics))
+    for table in (accuracy_table(metrics), benchmark_table(metrics), cost_table(metrics)):
+        if table is not None:
+            show(table)

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Final, Literal
 
 import numpy as np
 
 from prunekit.records.runs import Run
 
-COSTS = ("flops_ratio", "flops_ratio_with_vision", "kv_ratio", "prefill_ratio")
+COSTS: Final = ("flops_ratio", "flops_ratio_with_vision", "kv_ratio", "prefill_ratio")
 
 
-def answers(runs: Sequence[Run], ids: Sequence[str], key: str = "correct") -> np.ndarray:
+Side = Literal["correct", "dense_correct"]
+
+
+def answers(runs: Sequence[Run], ids: Sequence[str], key: Side = "correct") -> np.ndarray:
     """``key`` of each example, [seeds, examples]."""
     return np.array([[float(run.rows[i][key]) for i in ids] for run in runs])
 
 
 def costs(runs: Sequence[Run]) -> dict[str, float | None]:
     """Pruned over dense, means over seeds; None where one is unknown."""
-    return {cost: mean(run.metrics.get(cost) for run in runs) for cost in COSTS}
+    return {
+        "flops_ratio": mean(run.metrics["flops_ratio"] for run in runs),
+        "flops_ratio_with_vision": mean(run.metrics.get("flops_ratio_with_vision") for run in runs),
+        "kv_ratio": mean(run.metrics["kv_ratio"] for run in runs),
+        "prefill_ratio": mean(run.metrics.get("prefill_ratio") for run in runs),
+    }
 
 
 def kept(runs: Sequence[Run], ids: Sequence[str]) -> float:

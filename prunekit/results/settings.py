@@ -2,55 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
 
-from prunekit.errors import check_choice
+from pydantic import Field, field_validator, model_validator
+
+from prunekit.options import Count, Flag, Number, Options, Takes, Text, choice
 
 ORDERS = ("rows", "accuracy")
 USUAL = ("accuracy", "change", "over_reference", "against", "overlap", "kept", "costs")
 STUDY = ("own_dense", "on_kept", "l1", "entropy", "hoyer", "minutes")
+Words = Annotated[dict[str, Text], Takes("be a mapping of rows to words")]
+Column = choice((*USUAL, *STUDY))
 
 
-@dataclass(frozen=True)
-class TableSettings:
-    """How the table of a sweep is made (``table`` of the configuration).
+class Claim(Options):
+    """A sentence about rows that the table judges.
 
-    Attributes:
-        name: of the markers in ``file``, ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``; null for no table.
-        reference: the row that all others are compared with, paired.
-        against: further rows to compare with, each with the words for it in the heading; a row of these is compared
-            with those before it alone.
-        overlap: a row whose kept tokens those of all others are compared with (intersection over union).
-        order: of the rows, as they were given or by accuracy.
-        columns: those that are shown, in order: of ``USUAL`` and ``STUDY``.
-        tasks: whether accuracies by task follow.
-        compact: one matrix of rows × sections instead of a table for each section.
-        claims: what is said about the rows, each to be judged (``judge``).
-        note: a sentence above the table.
-        file: a Markdown file whose text between the markers is replaced; null for none.
-        rows: the only ones that run, null for all; claims about others are not measured.
+    Either the accuracy of the row ``better`` is more than ``margin`` above that of ``worse``, "dense" being a row; or
+    the ``cost`` of ``row`` is ``value``, to two decimals.
     """
 
-    name: str | None = None
-    reference: str | None = None
-    against: Mapping[str, str] = field(default_factory=dict)
-    overlap: str | None = None
-    order: str = "rows"
-    columns: Sequence[str] = USUAL
-    tasks: bool = True
-    compact: bool = False
-    claims: Sequence[dict[str, Any]] = ()
-    note: str | None = None
-    file: str | None = None
-    rows: Sequence[str] | str | None = None
+    group: ClassVar[str] = "sweep.table.claims"
 
+    text: Text
+    published: str | float = "–"
+    better: Text | None = None
+    worse: Text | None = None
+    margin: Number = 0.0
+    row: Text | None = None
+    cost: Text | None = None
+    value: Number | None = None
+
+    @property
+    def rows(self) -> list[str]:
+        """The rows that it names."""
+        return [name for name in (self.better, self.worse, self.row) if name is not None]
+
+
+class TableSettings(Options):
+    """How the table of a sweep is made, and what a job does for it."""
+
+    group: ClassVar[str] = "sweep.table"
+
+    name: Text | None = Field(None, description="of the markers in the file, <!-- NAME:begin -->; null: no table")
+    reference: Text | None = Field(None, description="the row that the others are compared with, paired")
+    against: Words = Field(
+        default_factory=dict, description="{ROW: words}: further rows to compare with; one of them with those before it"
+    )
+    overlap: Text | None = Field(None, description="the row whose kept tokens those of the others are compared with")
+    order: choice(ORDERS) = Field("rows", description="of the rows")  # type: ignore[valid-type]
+    columns: Annotated[tuple[Column, ...], Takes("be a list of columns")] = Field(  # type: ignore[valid-type]
+        USUAL, description=f"of {', '.join((*USUAL, *STUDY))}; null: the first {len(USUAL)}"
+    )
+    tasks: Flag = Field(True, description="accuracies by task, too")
+    compact: Flag = Field(False, description="one matrix of rows and settings")
+    labels: Words = Field(default_factory=dict, description="{ROW: name in the table}")
+    claims: tuple[Claim, ...] = Field((), description="about rows, to be judged (docs/sweeps.md)")
+    note: Text | None = Field(None, description="a sentence above the table")
+    file: Text | None = Field(None, description="a Markdown file to write the table into")
+    spread: Count | None = Field(None, description="examples of each job on which its scores' spread is measured")
+    picture: Text | None = Field(None, description="where the picture of a trained fusion's weights is copied to")
+    narrowed: bool = False
+    """Whether some rows do not run: claims about those are not measured."""
+
+    @model_validator(mode="before")
     @classmethod
-    def of(cls, table: Mapping[str, Any]) -> TableSettings:
-        """From ``table`` of the configuration."""
-        check_choice("table.order", table["order"], ORDERS)
-        for column in table["columns"] or ():
-            check_choice("table.columns", column, (*USUAL, *STUDY))
-        options = {key: value for key, value in table.items() if key in cls.__dataclass_fields__}
-        return cls(**{key: value for key, value in options.items() if value is not None})
+    def _usual(cls, values: Mapping[str, object]) -> Mapping[str, object]:
+        return {key: value for key, value in values.items() if value is not None}
+
+    @field_validator("claims", mode="before")
+    @classmethod
+    def _claims(cls, claims: object) -> object:
+        """Each as its own class reads it, so that an error is that of the claim."""
+        return [Claim(**c) if isinstance(c, Mapping) else c for c in claims] if isinstance(claims, list) else claims

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,41 +12,24 @@ from prunekit.files import put_between, write_json, write_whole
 from prunekit.loaded import base_name
 from prunekit.records.runs import Question, Run, read_run
 from prunekit.records.sweep import outcomes
-from prunekit.results.seeds import answers, costs, kept, mean
-from prunekit.results.settings import TableSettings
-from prunekit.results.statistics import accuracies, intervals, iou
-from prunekit.results.sweep_table import render
+from prunekit.results.columns import Estimate
+from prunekit.results.seeds import Side, answers, costs, kept, mean
+from prunekit.results.settings import Claim, TableSettings
+from prunekit.results.statistics import accuracies, intervals, iou, task_names
+from prunekit.results.sweep_table import Cell, Judged, Summary, render
 
 SEED = "seed"
 """What varies within a row and is averaged over; all else makes sections."""
 
 
-@dataclass
-class Cell:
-    """One row at one setting, over its seeds.
+def right(runs: Sequence[Run], questions: Sequence[Question], key: Side = "correct") -> np.ndarray:
+    """``key`` of each example, a mean over seeds."""
+    return answers(runs, [q.id for q in questions], key).mean(0)
 
-    Attributes:
-        section: what varies beside the seed ("keep_ratio 0.5"), empty if nothing does.
-        runs: the finished ones.
-        error: why there is none.
-    """
 
-    row: str
-    section: str
-    label: str
-    runs: list[Run] = field(default_factory=list)
-    error: str | None = None
-
-    def values(self, questions: Sequence[Question], key: str = "correct") -> np.ndarray:
-        """``key`` of each example, a mean over seeds."""
-        return answers(self.runs, [q.id for q in questions], key).mean(0)
-
-    def overlap(self, other: Cell, questions: Sequence[Question]) -> np.ndarray:
-        """Intersection over union of the kept tokens with those of another row's first run, a mean over seeds."""
-        against = other.runs[0].rows
-        return np.mean(
-            [[iou(run.rows[q.id]["kept"], against[q.id]["kept"]) for q in questions] for run in self.runs], axis=0
-        )
+def overlap(runs: Sequence[Run], other: Run, questions: Sequence[Question]) -> np.ndarray:
+    """Intersection over union of the kept tokens with those of another run, a mean over seeds."""
+    return np.mean([[iou(run.rows[q.id]["kept"], other.rows[q.id]["kept"]) for q in questions] for run in runs], axis=0)
 
 
 def read(sweep: Path) -> list[Cell]:
@@ -64,8 +45,8 @@ def read(sweep: Path) -> list[Cell]:
     return list(cells.values())
 
 
-def summarise(sweep: Path, settings: TableSettings) -> dict[str, Any]:
-    """All rows of a sweep as plain data: accuracies, paired differences with 95 % intervals, costs, claims.
+def summarise(sweep: Path, settings: TableSettings) -> Summary:
+    """All rows of a sweep: accuracies, paired differences with 95 % intervals, costs, claims.
 
     Compared are the examples that every finished run has answered.
 
@@ -77,30 +58,31 @@ def summarise(sweep: Path, settings: TableSettings) -> dict[str, Any]:
     if not done:
         reason = next((cell.error for cell in cells if cell.error), "the sweep has no rows")
         raise PrunekitError(f"table: no run in '{sweep}' is finished: {reason}")
-    head = {}
+    runs = [run for cell in done for run in cell.runs]
     for key in ("model", "data"):
-        several = sorted({base_name(str(run.metrics[key])) for cell in done for run in cell.runs})
+        several = sorted({base_name(str(run.metrics[key])) for run in runs})
         if len(several) > 1:
             raise PrunekitError(f"table: the runs differ in their {key}: {', '.join(several)}")
-        head[key] = several[0]
-    questions = common([run for cell in done for run in cell.runs])
-    dense = done[0].values(questions, "dense_correct")
-    listed = [_described(cell, done, questions, dense, settings) for cell in cells]
-    known = {cell.row: cell.values(questions) for cell in done if not cell.section} | {"dense": dense}
-    costs_of = {cell["row"]: cell for cell in listed if not cell["section"] and cell["error"] is None}
-    names = {cell.row for cell in cells} | {"dense"} if settings.rows is None else None
-    return {
-        "schema": 1,
-        "name": settings.name,
-        **head,
-        "examples": len(questions),
-        "tasks": sorted({q.task for q in questions}),
-        "reference": settings.reference,
-        "overlap": settings.overlap,
-        "dense": _with_interval(questions, dense, "accuracy"),
-        "cells": listed,
-        "claims": [judge(claim, known, costs_of, questions, names) for claim in settings.claims],
-    }
+    questions = common(runs)
+    dense = right(done[0].runs, questions, "dense_correct")
+    for cell in done:
+        peers = {other.row: other.runs for other in done if other.section == cell.section}
+        measure(cell, peers, questions, dense, settings)
+    whole = {cell.row: cell for cell in done if not cell.section}
+    known = {row: right(cell.runs, questions) for row, cell in whole.items()} | {"dense": dense}
+    names = None if settings.narrowed else {cell.row for cell in cells} | {"dense"}
+    return Summary(
+        name=settings.name,
+        model=base_name(str(runs[0].metrics["model"])),
+        data=base_name(str(runs[0].metrics["data"])),
+        examples=len(questions),
+        tasks=task_names(questions),
+        reference=settings.reference,
+        overlap=settings.overlap,
+        dense=estimate(questions, dense),
+        cells=cells,
+        claims=[judge(claim, known, whole, questions, names) for claim in settings.claims],
+    )
 
 
 def common(runs: Sequence[Run]) -> list[Question]:
@@ -113,82 +95,78 @@ def common(runs: Sequence[Run]) -> list[Question]:
     return [runs[0].questions[i] for i in ids]
 
 
-def _described(
-    cell: Cell, done: Sequence[Cell], questions: Sequence[Question], dense: np.ndarray, settings: TableSettings
-) -> dict[str, Any]:
-    """A cell as plain data; of one without a run why there is none."""
-    entry: dict[str, Any] = {"row": cell.row, "section": cell.section, "label": cell.label}
-    entry["error"] = None if cell.runs else cell.error
-    if not cell.runs:
-        return entry
-    right = cell.values(questions)
-    peers = {other.row: other for other in done if other.section == cell.section}
-    numbers = {"accuracy": right, "change": right - dense}
+def measure(
+    cell: Cell,
+    peers: Mapping[str, Sequence[Run]],
+    questions: Sequence[Question],
+    dense: np.ndarray,
+    settings: TableSettings,
+) -> None:
+    """Set the estimates and numbers of a cell; ``peers`` are the runs of its section by row."""
+    own, ids = right(cell.runs, questions), [q.id for q in questions]
+    values = {"accuracy": own, "change": own - dense}
     if (reference := peers.get(settings.reference or "")) is not None:
-        numbers["over_reference"] = right - reference.values(questions)
+        values["over_reference"] = own - right(reference, questions)
     for row in settings.against:
         if row == cell.row:
             break
         if row in peers:
-            numbers[f"over_{row}"] = right - peers[row].values(questions)
+            values[f"over_{row}"] = own - right(peers[row], questions)
     if (other := peers.get(settings.overlap or "")) is not None:
-        numbers["overlap"] = cell.overlap(other, questions)
-    for name, values in numbers.items():
-        entry |= _with_interval(questions, values, name)
+        values["overlap"] = overlap(cell.runs, other[0], questions)
+    cell.estimates = {name: estimate(questions, value) for name, value in values.items()}
     metrics = [run.metrics for run in cell.runs]
-    entry |= {"kept": kept(cell.runs, [q.id for q in questions]), "seeds": len(cell.runs), **costs(cell.runs)}
-    entry["time_with_vision"] = metrics[0].get("prefill_ratio_includes_vision", False)
-    entry["own_dense"] = accuracies(questions, cell.values(questions, "dense_correct").tolist())["mean"]
+    cell.time_with_vision = metrics[0].get("prefill_ratio_includes_vision", False)
+    dense_of_its_own = right(cell.runs, questions, "dense_correct").tolist()
+    cell.numbers = {
+        "kept": kept(cell.runs, ids),
+        **costs(cell.runs),
+        "own_dense": accuracies(questions, dense_of_its_own)["mean"],
+    }
     if all("spread" in m for m in metrics):
-        entry |= {key: mean(m["spread"][key] for m in metrics) for key in metrics[0]["spread"]}
+        cell.numbers |= {key: mean(m["spread"][key] for m in metrics) for key in metrics[0]["spread"]}
     if all(m.get("training_seconds") is not None for m in metrics):
-        entry["training_seconds"] = mean(m["training_seconds"] for m in metrics)
-    return entry
+        cell.numbers["training_seconds"] = mean(m["training_seconds"] for m in metrics)
+
+
+def estimate(questions: Sequence[Question], values: np.ndarray) -> Estimate:
+    """Means of ``values`` (one an example) by task, and the interval of their mean."""
+    numbers = values.tolist()
+    return Estimate(accuracies(questions, numbers), intervals(questions, numbers)["mean"])
 
 
 def judge(
-    claim: dict[str, Any],
-    known: dict[str, np.ndarray],
-    cells: dict[str, dict[str, Any]],
+    claim: Claim,
+    known: Mapping[str, np.ndarray],
+    cells: Mapping[str, Cell],
     questions: Sequence[Question],
     names: set[str] | None,
-) -> dict[str, Any]:
-    """Whether a claim holds here. It says that the accuracy of the row ``better`` is more than ``margin`` (0 if not
-    given) above that of ``worse``, "dense" being a row: it holds if the paired interval lies wholly above the margin,
-    does not if it lies wholly below, and is open in between. Or it gives the ``cost`` of a ``row`` as ``value``, to two
-    decimals. ``names`` are the rows that it may name, None where some were left out."""
-    rows = [claim[key] for key in ("better", "worse", "row") if key in claim]
-    for row in rows:
+) -> Judged:
+    """Whether a claim holds here. One about accuracies holds if the paired interval lies wholly above the margin, does
+    not if it lies wholly below, and is open in between. ``names`` are the rows that it may name, None where some were
+    left out."""
+    for row in claim.rows:
         if names is not None and row not in names:
-            raise UnknownNameError("row in table.claims:", row, names)
-    judged = {"text": claim["text"], "published": str(claim.get("published", "–")), "verdict": "not measured"}
-    if "row" in claim:
-        if claim["row"] in cells:
-            measured = cells[claim["row"]][claim["cost"]]
-            same = measured is not None and round(measured, 2) == round(claim["value"], 2)
-            judged |= {"measured": measured, "verdict": "holds" if same else "does not hold"}
-        return judged
-    if all(row in known for row in rows):
-        over = _with_interval(questions, known[claim["better"]] - known[claim["worse"]], "difference")
-        low, high = over["difference_ci"]
-        margin = claim.get("margin", 0.0)
-        verdict = "holds" if low > margin else "does not hold" if high < margin else "open"
-        judged |= {"difference": over["difference"]["mean"], "ci": [low, high], "verdict": verdict}
-    return judged
-
-
-def _with_interval(questions: Sequence[Question], values: np.ndarray, name: str) -> dict[str, Any]:
-    """Means of ``values`` (one an example) by task under ``name``, and the interval of their mean."""
-    numbers = values.tolist()
-    return {name: accuracies(questions, numbers), f"{name}_ci": intervals(questions, numbers)["mean"]}
+            raise UnknownNameError("row in sweep.table.claims:", row, names)
+    if (cell := cells.get(claim.row or "")) is not None:
+        cost = cell.numbers[str(claim.cost)]
+        same = cost is not None and claim.value is not None and round(cost, 2) == round(claim.value, 2)
+        return Judged(claim, "holds" if same else "does not hold", measured=cost)
+    better, worse = known.get(claim.better or ""), known.get(claim.worse or "")
+    if better is not None and worse is not None:
+        over = estimate(questions, better - worse)
+        low, high = over.interval
+        verdict = "holds" if low > claim.margin else "does not hold" if high < claim.margin else "open"
+        return Judged(claim, verdict, difference=over)
+    return Judged(claim, "not measured")
 
 
 def write_results(sweep: Path, settings: TableSettings) -> list[str]:
     """``results.json`` and ``results.md`` in the sweep's folder, the same table between the markers of ``file``; the
     files' names. The table goes to standard output."""
-    results = summarise(sweep, settings)
-    text = render(results, settings)
-    write_json(sweep / "results.json", results)
+    summary = summarise(sweep, settings)
+    text = render(summary, settings)
+    write_json(sweep / "results.json", summary.record())
     write_whole(sweep / "results.md", text)
     print(text)
     written = [str(sweep / "results.json"), str(sweep / "results.md")]

@@ -1,42 +1,154 @@
-"""The table of a sweep over rows as Markdown."""
+"""The table of a sweep over rows: what it says, as plain data and as Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
+from prunekit.records.runs import Run
+from prunekit.results.columns import (
+    Column,
+    Estimate,
+    Line,
+    Value,
+    Words,
+    against,
+    by_task,
+    columns,
+    table,
+    task_columns,
+)
 from prunekit.results.markdown import markdown_table
 from prunekit.results.numbers import NONE, ratio, with_interval
-from prunekit.results.settings import USUAL, TableSettings
-
-Cell = dict[str, Any]
-Column = tuple[str, Callable[[Cell], str]]
-"""A heading, and the text of a cell below it."""
+from prunekit.results.seeds import COSTS
+from prunekit.results.settings import USUAL, Claim, TableSettings
 
 
-def render(results: dict[str, Any], settings: TableSettings) -> str:
+@dataclass
+class Cell:
+    """One row at one setting, over its seeds.
+
+    Attributes:
+        section: what varies beside the seed ("keep_ratio 0.5"), empty if nothing does.
+        runs: the finished ones.
+        error: why there is none.
+        estimates: accuracy and paired differences, by column.
+        numbers: costs and the like, by column; None where unknown.
+        time_with_vision: whether the measured time has the vision encoder in it.
+    """
+
+    row: str
+    section: str
+    label: str
+    runs: list[Run] = field(default_factory=list)
+    error: str | None = None
+    estimates: dict[str, Estimate] = field(default_factory=dict)
+    numbers: dict[str, float | None] = field(default_factory=dict)
+    time_with_vision: bool = False
+
+    @property
+    def name(self) -> str:
+        """The row and its section."""
+        return f"{self.row}, {self.section}" if self.section else self.row
+
+    def line(self) -> Line:
+        """The cell as a line of a table."""
+        seeds = f" ({len(self.runs)} seeds)" if len(self.runs) > 1 else ""
+        values: dict[str, Value] = {**self.estimates, **self.numbers, **by_task(self.estimates["accuracy"].by_task)}
+        if self.time_with_vision:
+            time = self.numbers["prefill_ratio"]
+            values["prefill_ratio"] = Words(f"{ratio(time)} †", time)
+        return Line(f"{self.label}{seeds}", values)
+
+    def record(self) -> dict[str, object]:
+        """The cell as ``results.json`` has it."""
+        named = {"row": self.row, "section": self.section, "label": self.label}
+        if not self.runs:
+            return {**named, "error": self.error}
+        measured = {"seeds": len(self.runs), **self.numbers, "time_with_vision": self.time_with_vision}
+        return {**named, "error": None, **_recorded(self.estimates), **measured}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A claim and its verdict; ``difference`` or ``measured`` is what it was judged by."""
+
+    claim: Claim
+    verdict: str
+    difference: Estimate | None = None
+    measured: float | None = None
+
+    def record(self) -> dict[str, object]:
+        """The claim as ``results.json`` has it."""
+        claim = self.claim
+        record: dict[str, object] = {"text": claim.text, "published": str(claim.published), "verdict": self.verdict}
+        if self.difference is not None:
+            return {**record, "difference": self.difference.mean, "ci": [*self.difference.interval]}
+        return record if self.measured is None else {**record, "measured": self.measured}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a sweep says: all its rows at all their settings, compared on the same examples, and the claims."""
+
+    name: str | None
+    model: str
+    data: str
+    examples: int
+    tasks: list[str]
+    reference: str | None
+    overlap: str | None
+    dense: Estimate
+    cells: list[Cell]
+    claims: list[Judged]
+
+    def record(self) -> dict[str, object]:
+        """The summary as ``results.json`` has it."""
+        names = ("name", "model", "data", "examples", "tasks", "reference", "overlap")
+        return {
+            "schema": 1,
+            **{name: getattr(self, name) for name in names},
+            "dense": _recorded({"accuracy": self.dense}),
+            "cells": [cell.record() for cell in self.cells],
+            "claims": [claim.record() for claim in self.claims],
+        }
+
+
+def _recorded(estimates: dict[str, Estimate]) -> dict[str, object]:
+    record: dict[str, object] = {}
+    for name, estimate in estimates.items():
+        record |= {name: {**estimate.by_task}, f"{name}_ci": [*estimate.interval]}
+    return record
+
+
+def render(summary: Summary, settings: TableSettings) -> str:
     """Accuracy and cost of all rows, then accuracy by task, a pair of tables for each section; then the claims."""
-    lines = [_head(results, settings)]
-    sections = list(dict.fromkeys(cell["section"] for cell in results["cells"]))
+    lines = [_head(summary, settings)]
+    sections = list(dict.fromkeys(cell.section for cell in summary.cells))
     if settings.compact:
-        lines += ["", _matrix(results["cells"], sections)]
+        lines += ["", _matrix(summary.cells, sections)]
     for section in () if settings.compact else sections:
-        cells = [cell for cell in results["cells"] if cell["section"] == section]
-        ran = _ordered(cells, settings.order)
+        ran = [cell for cell in summary.cells if cell.section == section and cell.runs]
+        if settings.order == "accuracy":
+            ran.sort(key=lambda cell: (-cell.estimates["accuracy"].mean, cell.row))
+        measured = {key for cell in ran for key in {**cell.estimates, **cell.numbers}}
+        shown = {key: column for key, column in _columns(summary, settings).items() if key in measured}
         lines += ["", f"### {_title(section).capitalize()}"] if section else []
-        lines += ["", _main(ran, results, settings)]
-        lines += ["", _tasks(ran, results)] if settings.tasks else []
-    failed = [cell for cell in results["cells"] if cell["error"] is not None]
-    lines += ["", *(f"- no result for `{_name(cell)}`: {cell['error']}" for cell in failed)] if failed else []
-    lines += ["", _claims(results["claims"])] if results["claims"] else []
+        lines += ["", _markdown([cell.line() for cell in ran], shown, "method" if settings.columns == USUAL else "")]
+        if settings.tasks:
+            dense = Line("dense", by_task(summary.dense.by_task))
+            labelled = [Line(cell.label, cell.line().values) for cell in ran]
+            lines += ["", _markdown([dense, *labelled], task_columns(summary.tasks), "accuracy by task")]
+    failed = [cell for cell in summary.cells if not cell.runs]
+    lines += ["", *(f"- no result for `{cell.name}`: {cell.error}" for cell in failed)] if failed else []
+    lines += ["", _claims(summary.claims)] if summary.claims else []
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _head(results: dict[str, Any], settings: TableSettings) -> str:
-    dense = results["dense"]
-    accuracy = with_interval(dense["accuracy"]["mean"], dense["accuracy_ci"], unit=" %")
+def _head(summary: Summary, settings: TableSettings) -> str:
+    accuracy = with_interval(summary.dense.mean, summary.dense.interval, unit=" %")
     text = (
-        f"`{results['model']}` on `{results['data']}`, {results['examples']} questions. Dense: {accuracy}. Accuracies "
+        f"`{summary.model}` on `{summary.data}`, {summary.examples} questions. Dense: {accuracy}. Accuracies "
         "are means over tasks in percent; brackets are 95 % bootstrap intervals over images"
     )
     if settings.compact:
@@ -57,94 +169,46 @@ def _title(section: str) -> str:
     return section.replace("keep_ratio", "keep").replace("_", " ")
 
 
-def _name(cell: Cell) -> str:
-    return f"{cell['row']}, {cell['section']}" if cell["section"] else cell["row"]
-
-
-def _ordered(cells: Sequence[Cell], order: str) -> list[Cell]:
-    """Those that ran, as they came or the most accurate first."""
-    ran = [cell for cell in cells if cell["error"] is None]
-    return ran if order == "rows" else sorted(ran, key=lambda cell: (-cell["accuracy"]["mean"], cell["row"]))
-
-
-def _main(cells: Sequence[Cell], results: dict[str, Any], settings: TableSettings) -> str:
-    columns = _columns(results, settings)
-    shown = [columns[key] for key in columns if any(key in cell for cell in cells)]
-    rows = []
-    for cell in cells:
-        seeds = f" ({cell['seeds']} seeds)" if cell["seeds"] > 1 else ""
-        rows.append([f"{cell['label']}{seeds}", *(text(cell) for _, text in shown)])
-    first = "method" if settings.columns == USUAL else ""
-    return markdown_table([first, *(title for title, _ in shown)], rows)
-
-
-def _columns(results: dict[str, Any], settings: TableSettings) -> dict[str, Column]:
+def _columns(summary: Summary, settings: TableSettings) -> dict[str, Column]:
     """The columns that the settings name, by what they show of a cell."""
-
-    def interval(name: str, **form: Any) -> Callable[[Cell], str]:
-        return lambda cell: with_interval(cell[name]["mean"], cell[f"{name}_ci"], **form) if name in cell else NONE
-
-    def number(name: str, form: str, scale: float = 1, unit: str = "") -> Callable[[Cell], str]:
-        return lambda cell: NONE if cell.get(name) is None else f"{scale * cell[name]:{form}}{unit}"
-
-    def time(cell: Cell) -> str:
-        return ratio(cell["prefill_ratio"]) + (" †" if cell["time_with_vision"] else "")
-
-    costs: dict[str, Column] = {
-        "flops_ratio": ("FLOPs", number("flops_ratio", ".3f")),
-        "flops_ratio_with_vision": ("with vision", number("flops_ratio_with_vision", ".3f")),
-        "kv_ratio": ("KV", number("kv_ratio", ".3f")),
-        "prefill_ratio": ("time", time),
+    named = {
+        "costs": columns(COSTS),
+        "against": {f"over_{row}": against(words) for row, words in settings.against.items()},
+        "over_reference": {"over_reference": against(str(summary.reference))},
+        "overlap": {"overlap": Column(f"IoU with {summary.overlap}", 2, 1)},
+        "minutes": columns(["training_seconds"]),
     }
-    against: dict[str, Column] = {
-        f"over_{row}": (f"against {words}", interval(f"over_{row}", signed=True))
-        for row, words in settings.against.items()
-    }
-    known: dict[str, Column] = {
-        "accuracy": ("accuracy", interval("accuracy")),
-        "change": ("against dense", interval("change", signed=True)),
-        "over_reference": (f"against {results['reference']}", interval("over_reference", signed=True)),
-        "overlap": (f"IoU with {results['overlap']}", interval("overlap", scale=1, digits=2)),
-        "kept": ("tokens kept", number("kept", ".1f")),
-        "own_dense": ("its own dense", number("own_dense", ".1f", 100)),
-        "on_kept": ("attention on what stays", number("on_kept", ".1f", 100, " %")),
-        "l1": ("on the image", number("l1", ".1f", 100, " %")),
-        "entropy": ("entropy", number("entropy", ".3f")),
-        "hoyer": ("Hoyer", number("hoyer", ".3f")),
-        "training_seconds": ("minutes", number("training_seconds", ".1f", 1 / 60)),
-    }
-    groups = {"costs": costs, "against": against, "minutes": {"training_seconds": known["training_seconds"]}}
     shown: dict[str, Column] = {}
     for name in settings.columns:
-        shown |= groups[name] if name in groups else {name: known[name]}
+        shown |= named[name] if name in named else columns([name])
     return shown
 
 
-def _tasks(cells: Sequence[Cell], results: dict[str, Any]) -> str:
-    rows = {"dense": results["dense"]["accuracy"]} | {cell["label"]: cell["accuracy"] for cell in cells}
-    shares = [[name, *(f"{100 * by_task[task]:.1f}" for task in results["tasks"])] for name, by_task in rows.items()]
-    return markdown_table(["accuracy by task", *results["tasks"]], shares)
+def _markdown(lines: Sequence[Line], shown: dict[str, Column], first: str) -> str:
+    headings, rows = table(lines, shown, first)
+    return markdown_table(headings, [[cell.text for cell in row] for row in rows])
 
 
 def _matrix(cells: Sequence[Cell], sections: Sequence[str]) -> str:
     """Rows × sections: accuracy with its interval, and FLOPs over dense after the stroke."""
-    by_name = {(cell["label"], cell["section"]): cell for cell in cells if cell["error"] is None}
+    by_name = {(cell.label, cell.section): cell for cell in cells if cell.runs}
 
     def text(cell: Cell | None) -> str:
         if cell is None:
             return NONE
-        return f"{with_interval(cell['accuracy']['mean'], cell['accuracy_ci'])} / {ratio(cell['flops_ratio'])}"
+        accuracy = cell.estimates["accuracy"]
+        return f"{with_interval(accuracy.mean, accuracy.interval)} / {ratio(cell.numbers['flops_ratio'])}"
 
-    labels = dict.fromkeys(cell["label"] for cell in cells)
+    labels = dict.fromkeys(cell.label for cell in cells)
     rows = [[label, *(text(by_name.get((label, section))) for section in sections)] for label in labels]
     return markdown_table(["accuracy / FLOPs", *map(_title, sections)], rows)
 
 
-def _claims(claims: Sequence[dict[str, Any]]) -> str:
-    def here(claim: dict[str, Any]) -> str:
-        if "ci" in claim:
-            return with_interval(claim["difference"], claim["ci"], signed=True)
-        return ratio(claim.get("measured"))
+def _claims(claims: Sequence[Judged]) -> str:
+    def here(judged: Judged) -> str:
+        if judged.difference is not None:
+            return with_interval(judged.difference.mean, judged.difference.interval, signed=True)
+        return ratio(judged.measured)
 
-    rows = [[claim["text"], claim["published"], here(claim), claim["verdict"]] for claim in claims]
+    rows = [[judged.claim.text, str(judged.claim.published), here(judged), judged.verdict] for judged in claims]
     return markdown_table(["claim", "published", "here", "verdict"], rows, align="lrrl")

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
 
-from prunekit.results.compare import SIGNIFICANT, Comparison, Difference, Row
+from prunekit.results.columns import (
+    Cell,
+    Column,
+    Estimate,
+    Line,
+    Value,
+    Words,
+    against,
+    by_task,
+    columns,
+    table,
+    task_columns,
+)
+from prunekit.results.compare import SIGNIFICANT, Comparison, Row
 from prunekit.results.entries import DENSE
 from prunekit.results.markdown import escape_markdown, markdown_table
-from prunekit.results.numbers import NONE, ratio, with_interval
+from prunekit.results.numbers import with_interval
 from prunekit.results.seeds import COSTS
 
 TEX = {
@@ -17,8 +29,8 @@ TEX = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "·": r"$\cdot$", "–": "--", "−": "$-$",
 }  # fmt: skip
-Cell = tuple[str, bool]
-"""Text, and whether it is bold."""
+EVERYTHING = 1e9
+"""Stands for the dense model's tokens where rows are sorted by how many stay."""
 
 
 def caption(comparison: Comparison) -> str:
@@ -37,40 +49,49 @@ def caption(comparison: Comparison) -> str:
     return " ".join(parts)
 
 
+def main_columns(comparison: Comparison) -> dict[str, Column]:
+    """Accuracy, differences, cost, and the hard subset where there is one."""
+    reference = {} if comparison.reference == DENSE else {"over_reference": against(comparison.reference)}
+    hard = ["hard"] if comparison.hard_controls else []
+    return columns(["keep", "accuracy", "change"]) | reference | columns(["p", *COSTS, "kept", *hard])
+
+
+def lines(comparison: Comparison) -> list[Line]:
+    """The lines of the tables."""
+    return [_line(row) for row in comparison.rows]
+
+
+def _line(row: Row) -> Line:
+    entry, versus, hard = row.entry, row.over_reference, row.hard
+    kept = EVERYTHING if entry.kept is None else entry.kept
+    values: dict[str, Value] = {
+        "keep": Words(entry.keep, kept),
+        "accuracy": Estimate(row.accuracy, row.intervals["mean"]),
+        **entry.costs,
+        "kept": Words("all", kept) if entry.kept is None else kept,
+        **by_task(row.accuracy),
+    }
+    if entry.runs:
+        values["change"] = row.over_dense.estimate
+    if versus is not None:
+        p = versus.adjusted
+        values |= {"over_reference": versus.estimate, "p": Words("<0.001", p) if p < 0.001 else p}
+    if hard is not None:
+        share = with_interval(hard.accuracy, hard.interval)
+        values["hard"] = Words(f"{share} (n={hard.examples})", hard.accuracy)
+    best = {"accuracy" if name == "mean" else f"accuracy/{name}" for name in row.best}
+    return Line(f"{entry.method} ({row.seeds} seeds)" if row.seeds > 1 else entry.method, values, best)
+
+
 def main_table(comparison: Comparison) -> tuple[list[str], list[list[Cell]]]:
     """Headings and cells of accuracy, differences and cost."""
-    columns: list[tuple[str, Callable[[Row], Cell]]] = [
-        ("method", lambda r: (_name(r), False)),
-        ("keep", lambda r: (r.entry.keep, False)),
-        ("accuracy", lambda r: (with_interval(r.accuracy["mean"], r.intervals["mean"]), "mean" in r.best)),
-        ("over dense", lambda r: (_difference(r.over_dense if r.entry.runs else None), False)),
-    ]
-    if comparison.reference != DENSE:
-        columns += [(f"over {comparison.reference}", lambda r: (_difference(r.over_reference), False))]
-    columns += [
-        ("p", lambda r: (_p(r.over_reference), False)),
-        ("FLOPs", lambda r: (ratio(r.entry.costs["flops_ratio"]), False)),
-        ("with vision", lambda r: (ratio(r.entry.costs["flops_ratio_with_vision"]), False)),
-        ("KV", lambda r: (ratio(r.entry.costs["kv_ratio"]), False)),
-        ("time", lambda r: (ratio(r.entry.costs["prefill_ratio"]), False)),
-        ("kept", lambda r: ("all" if r.entry.kept is None else f"{r.entry.kept:.1f}", False)),
-    ]
-    if comparison.hard_controls:
-        columns += [("hard", lambda r: (_hard(r), False))]
-    return [name for name, _ in columns], [[cell(row) for _, cell in columns] for row in comparison.rows]
-
-
-def task_table(comparison: Comparison) -> tuple[list[str], list[list[Cell]]]:
-    """Headings and cells of accuracy by task."""
-    rows: list[list[Cell]] = []
-    for row in comparison.rows:
-        cells = [(f"{100 * row.accuracy[task]:.1f}", task in row.best) for task in comparison.tasks]
-        rows.append([(_name(row), False), (row.entry.keep, False), *cells])
-    return ["method", "keep", *comparison.tasks], rows
+    return table(lines(comparison), main_columns(comparison))
 
 
 def _all_tables(comparison: Comparison) -> list[tuple[list[str], list[list[Cell]]]]:
-    return [main_table(comparison), *([task_table(comparison)] if len(comparison.tasks) > 1 else [])]
+    """The main table, and where there are several tasks accuracy by task."""
+    tasks = columns(["keep"]) | task_columns(comparison.tasks)
+    return [main_table(comparison), *([table(lines(comparison), tasks)] if len(comparison.tasks) > 1 else [])]
 
 
 def markdown(comparison: Comparison) -> str:
@@ -81,7 +102,8 @@ def markdown(comparison: Comparison) -> str:
 
 
 def _markdown(headings: list[str], rows: list[list[Cell]]) -> str:
-    cells = [[f"**{escape_markdown(text)}**" if bold else escape_markdown(text) for text, bold in row] for row in rows]
+    cells = [[f"**{text}**" if best else text for text, best in ((escape_markdown(c.text), c.best) for c in row)]
+             for row in rows]  # fmt: skip
     return markdown_table([escape_markdown(heading) for heading in headings], cells)
 
 
@@ -95,7 +117,7 @@ def _latex(headings: list[str], rows: list[list[Cell]]) -> str:
     lines = [rf"\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}", r"\hline"]
     lines += [" & ".join(map(escape_latex, headings)) + r" \\", r"\hline"]
     for row in rows:
-        cells = [rf"\textbf{{{escape_latex(text)}}}" if bold else escape_latex(text) for text, bold in row]
+        cells = [rf"\textbf{{{escape_latex(c.text)}}}" if c.best else escape_latex(c.text) for c in row]
         lines.append(" & ".join(cells) + r" \\")
     return "\n".join([*lines, r"\hline", r"\end{tabular}"])
 
@@ -138,22 +160,3 @@ def _record(row: Row, comparison: Comparison) -> dict[str, object]:
 def _ends(name: str, interval: list[float] | None) -> dict[str, object]:
     low, high = interval or (None, None)
     return {f"{name}_low": low, f"{name}_high": high}
-
-
-def _name(row: Row) -> str:
-    return f"{row.entry.method} ({row.seeds} seeds)" if row.seeds > 1 else row.entry.method
-
-
-def _difference(difference: Difference | None) -> str:
-    return NONE if difference is None else with_interval(difference.value, difference.interval, signed=True)
-
-
-def _p(difference: Difference | None) -> str:
-    if difference is None:
-        return NONE
-    return "<0.001" if difference.adjusted < 0.001 else f"{difference.adjusted:.3f}"
-
-
-def _hard(row: Row) -> str:
-    hard = row.hard
-    return NONE if hard is None else f"{with_interval(hard.accuracy, hard.interval)} (n={hard.examples})"

@@ -12,7 +12,6 @@ def run(config: BenchConfig, context: Context) -> None:
     from prunekit.bench.task import bench
 
     bench(
-        config.shape,
         build_pruner(config),
         config.bench,
         context.folder,

@@ -6,7 +6,6 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
@@ -18,17 +17,18 @@ from prunekit.records.lock import claimed
 from prunekit.records.sweep import failure, outcomes
 from prunekit.run.invocation import current
 from prunekit.run.messages import ending
-from prunekit.run.sweeps import check_jobs, check_sweep, plain, table_settings
+from prunekit.run.sweeps import check_jobs, check_sweep, plain, rename, table_settings
 
 
 class SweepSummary(Callback):
     """Before a run or a sweep: whether its folders may be written. After a sweep: which jobs failed, and the table of a
     sweep over rows. Jobs leave files, so that this holds for launchers with processes as well."""
 
-    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+    def on_run_start(self, config: DictConfig, **kwargs: object) -> None:
         """Before Hydra writes anything to the run folder: it must be free, and nothing finished be lost in it."""
         with ending():
             HydraConfig.instance().set_config(config)
+            rename(config)
             folder = Path(ranks.share(os.path.abspath(config.hydra.run.dir)))
             current().place["hydra.run.dir"] = str(folder)
             check_flags(config.resume, config.overwrite)
@@ -40,9 +40,10 @@ class SweepSummary(Callback):
             ranks.by_first(lambda: check_resumable(folder, plain(config)))
             ranks.by_first(lambda: check_replaceable(folder, plain(config)))
 
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+    def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
         self.start = time.time()
         with ending():
+            rename(config)
             check_sweep(config)
             folder = Path(config.hydra.sweep.dir)
             check_flags(config.resume, config.overwrite)
@@ -51,16 +52,16 @@ class SweepSummary(Callback):
             check_jobs(config, folder)
         current().sum_up = lambda: self.on_multirun_end(config)
 
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+    def on_multirun_end(self, config: DictConfig, **kwargs: object) -> None:
         current().sum_up = None
         folder = Path(config.hydra.sweep.dir)
-        errors = self.errors(folder, planned=bool(config.rows))
+        errors = self.errors(folder, planned=bool(config.sweep.rows))
         failed = {name: error for name, error in errors.items() if error is not None}
         print(f"{len(errors) - len(failed)} of {len(errors)} jobs finished: {folder}")
         for name in sorted(failed, key=lambda name: (len(name), name)):
             current().failed_jobs.append(name)
             print(f"failed: job {name}: {failed[name]}", file=sys.stderr)
-        if config.rows and config.table.name is not None:
+        if config.sweep.rows and config.sweep.table.name is not None:
             _write_table(config, folder)
 
     def errors(self, folder: Path, planned: bool) -> dict[str, str | None]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, cast
 
 from pydantic import ConfigDict, Field, Strict, field_validator, model_validator
 
 from prunekit import ranks
 from prunekit.bench.options import BenchOptions
+from prunekit.data.source import DataSettings
 from prunekit.errors import PrunekitError
 from prunekit.evaluation.other import EVIDENCE
 from prunekit.options import (
+    AboveZero,
     Count,
     Flag,
     Number,
@@ -23,6 +25,7 @@ from prunekit.options import (
     choice,
 )
 from prunekit.records.folder import check_flags
+from prunekit.results.settings import TableSettings
 from prunekit.run.context import TASKS
 from prunekit.run.tracking import MODES
 from prunekit.train.embedded import EmbeddedOptions
@@ -63,10 +66,12 @@ class DataOptions(Options):
     limit: Count | None = Field(None, description="the first so many examples")
     max_new_tokens: Count = Field(description="longest answer")
     max_pixels: Count = Field(50_000_000, description="a larger picture is an error of its row")
+    frames: Count | None = Field(None, description="frames of a video, evenly spaced; with fps the most there may be")
+    fps: AboveZero | None = Field(None, description="frames of a video a second")
 
-    def opened(self, **replaced: Any) -> dict[str, Any]:
+    def opened(self) -> DataSettings:
         """The options as ``open_source`` takes them: those that were set."""
-        return {**self.model_dump(exclude_unset=True), **replaced}
+        return cast(DataSettings, self.model_dump(exclude_unset=True))
 
 
 class LoggerOptions(Options):
@@ -77,23 +82,34 @@ class LoggerOptions(Options):
     mode: choice(MODES) = Field("auto", description="whether and how W&B is told")  # type: ignore[valid-type]
 
 
-class TableOptions(Options):
-    """What a job of a sweep over rows does for the sweep's table; ``TableSettings`` has the rest."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-    group: ClassVar[str] = "table"
-
-    spread: Count | None = Field(None, description="examples of each job on which its scores' spread is measured")
-    labels: Any = Field(None, description="{ROW: name in the table}")
-    picture: Text | None = Field(None, description="where the picture of a trained fusion's weights is copied to")
-
-
 class ObjectiveOptions(Options):
     """What a sweeper optimises."""
 
-    group: ClassVar[str] = "objective"
+    group: ClassVar[str] = "sweep.objective"
 
     flops_limit: ShareAboveZero | None = Field(None, description="share of the dense prefill's FLOPs; past it no run")
+
+
+class SweepOptions(Options):
+    """What a sweep runs, and what comes of it."""
+
+    group: ClassVar[str] = "sweep"
+
+    rows: Any = Field(None, description="{NAME: [override, ...]} of a sweep that is no product (hydra/sweeper=rows)")
+    only: list[Text] | Text | None = Field(None, description="the rows to run; null: all")
+    skip: list[Text] | Text | None = Field(None, description="rows to leave out")
+    objective: ObjectiveOptions
+    table: TableSettings
+
+
+class EvalOptions(Options):
+    """``task=eval``."""
+
+    group: ClassVar[str] = "eval"
+
+    evidence: choice(EVIDENCE) = Field(  # type: ignore[valid-type]
+        "own", description="the question whose attention chooses: the example's own, or another about its image"
+    )
 
 
 class ReportOptions(Options):
@@ -101,6 +117,7 @@ class ReportOptions(Options):
 
     group: ClassVar[str] = "report"
 
+    runs: Text | None = Field(None, description="the folder of a run or of a sweep; every run below it is read")
     reference: Text | None = Field(None, description="the method or label to compare with")
 
 
@@ -133,9 +150,7 @@ class RunConfig(Options):
     model: ModelOptions
     data: DataOptions
     logger: LoggerOptions
-    table: TableOptions
-    rows: Any = Field(None, description="{NAME: [override, ...]} of a sweep that is no product (hydra/sweeper=rows)")
-    study: Any = Field(None, description="short names of the options of sparse_finetune, penalties and late_fusion")
+    sweep: SweepOptions
 
     @model_validator(mode="after")
     def _check_flags(self) -> RunConfig:
@@ -150,21 +165,17 @@ class RunConfig(Options):
 class EvalConfig(RunConfig):
     """``task=eval``."""
 
-    evidence: choice(EVIDENCE) = Field(  # type: ignore[valid-type]
-        "own", description="the question whose attention chooses: the example's own, or another about its image"
-    )
-    objective: ObjectiveOptions
+    eval: EvalOptions
 
 
 class BenchConfig(RunConfig):
     """``task=bench``."""
 
-    shape: Text | None = Field(None, description="bench a named architecture with random weights; null: the model")
     bench: BenchOptions
 
     @model_validator(mode="before")
     @classmethod
-    def _check_processes(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _check_processes(cls, values: Mapping[str, object]) -> Mapping[str, object]:
         if ranks.world() > 1:
             raise PrunekitError(f"task=bench measures time: run it in one process, not in {ranks.world()}")
         return values
@@ -173,7 +184,6 @@ class BenchConfig(RunConfig):
 class ReportConfig(RunConfig):
     """``task=report``."""
 
-    runs: Text | None = Field(None, description="the folder of a run or of a sweep to report on")
     report: ReportOptions
 
 
@@ -201,10 +211,10 @@ CONFIGS: dict[str, type[RunConfig]] = {
 """The configuration of each task that has options of its own."""
 
 
-def parse(composed: Mapping[str, Any]) -> RunConfig:
+def parse(composed: Mapping[str, object]) -> RunConfig:
     """The typed configuration of a composed one, of its task's class.
 
     Raises:
         PrunekitError: for the first option that does not fit.
     """
-    return CONFIGS.get(str(composed["task"]), RunConfig)(**composed)
+    return CONFIGS.get(str(composed["task"]), RunConfig)(**composed)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import typing
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -33,7 +34,7 @@ def register_options() -> None:
         _register_method(name, data)
 
 
-def config_class(name: str, cls: type, **values: Any) -> type:
+def config_class(name: str, cls: type, **values: object) -> type:
     """A structured config of a component: its ``name`` and its fields; ``values`` replace defaults."""
     hints = typing.get_type_hints(cls)
     fields: list[Any] = [("name", str, dataclasses.field(default=name))]
@@ -50,7 +51,7 @@ def config_class(name: str, cls: type, **values: Any) -> type:
     return dataclasses.make_dataclass(f"{cls.__name__}Options", fields)
 
 
-def _storable(hint: Any) -> Any:
+def _storable(hint: object) -> Any:
     """The type if OmegaConf knows it (plain types, optionals, lists of plain types), else ``Any``."""
     plain = (int, float, str, bool)
     arguments = [a for a in typing.get_args(hint) if a is not type(None)]
@@ -61,7 +62,7 @@ def _storable(hint: Any) -> Any:
     return Any
 
 
-def _register_method(name: str, data: dict[str, Any]) -> None:
+def _register_method(name: str, data: Mapping[str, Any]) -> None:
     """A preset chooses an option of each group, as the command line would; where it sets options, one of its own.
 
     So ``schedule=progressive`` after ``method=fastv`` replaces the choice, and the preset's settings go with it.

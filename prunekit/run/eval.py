@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prunekit import ranks
 from prunekit.pruning.pruner import Pruner
@@ -23,28 +23,29 @@ from prunekit.run.objects import (
 if TYPE_CHECKING:
     from prunekit.data.example import Example
     from prunekit.models import LoadedModel
+    from prunekit.records.metrics import Metrics
 
 
 def run(config: EvalConfig, context: Context) -> float | None:
     """``task=eval``: dense against pruned on the data; table, metrics.json, predictions.jsonl, kept.png, W&B.
 
     Returns:
-        What a sweeper may optimise: the mean accuracy, or a number below any where ``objective.flops_limit`` is passed.
+        What a sweeper may optimise: the mean accuracy, or a number below any past ``sweep.objective.flops_limit``.
     """
     from prunekit.evaluation.other import with_evidence
     from prunekit.records.folder import Job
     from prunekit.records.identity import job_identity
 
-    pruner, limit = build_pruner(config), config.objective.flops_limit
+    pruner, limit = build_pruner(config), config.sweep.objective.flops_limit
     job = Job(context.folder, job_identity(context.recorded, pruner.components.values()))
     if config.resume and (metrics := job.finished()) is not None:
         print(f"finished before: {context.folder} (accuracy {100 * metrics['accuracy']['mean']:.1f} %)")
         return metrics["accuracy"]["mean"]
-    pruner, examples = with_evidence(config.evidence, pruner, shared_examples(config.data))
+    pruner, examples = with_evidence(config.eval.evidence, pruner, shared_examples(config.data))
     loaded = load(config)
     pruner = fit_budget(pruner, loaded, examples)
     if limit is not None and (flops := expected_flops(pruner, loaded, examples)) > limit:
-        print(f"not run: {flops:.3f} of the dense prefill's FLOPs, more than objective.flops_limit={limit:g}")
+        print(f"not run: {flops:.3f} of the dense prefill's FLOPs, more than sweep.objective.flops_limit={limit:g}")
         return limit - flops
     job.write(finished=False)
     metrics = _evaluate(config, context, pruner, loaded, examples)
@@ -54,12 +55,11 @@ def run(config: EvalConfig, context: Context) -> float | None:
 
 def _evaluate(
     config: EvalConfig, context: Context, pruner: Pruner, loaded: LoadedModel, examples: Iterable[Example]
-) -> dict[str, Any]:
+) -> Metrics:
     """Run, print, draw and log one evaluation; its metrics."""
-    from prunekit.evaluation.pictures import draw_kept, overlays
+    from prunekit.evaluation.pictures import overlays
     from prunekit.evaluation.run import evaluate
-    from prunekit.evaluation.sheets import sheets_of
-    from prunekit.results.run_table import print_tables
+    from prunekit.run.finished import show
     from prunekit.run.tracking import PICTURES, log_run
 
     evaluation = evaluate(
@@ -77,20 +77,7 @@ def _evaluate(
     )
     if not ranks.is_first():
         return evaluation.metrics
-    if config.table.spread is not None:
-        from prunekit.train.measure import record_spread
-
-        evaluation.metrics = record_spread(
-            context.folder,
-            shared_batcher(config),
-            evaluation.examples,
-            pruner,
-            count=config.table.spread,
-            batch_size=config.batch_size,
-        )
-    mode, sheets = config.logger.mode, sheets_of(shared_batcher(config))
-    draw_kept(evaluation.examples, evaluation.rows, sheets, context.folder / "kept.png")
-    print_tables(evaluation.metrics)
+    mode, sheets = config.logger.mode, show(config, evaluation, pruner, shared_batcher(config), context.folder)
     parts = {kind: component_name(component) for kind, component in pruner.components.items()}
     tags = [f"{kind}={choice}" for kind, choice in {**context.choices, **parts}.items()]
     line = log_run(

@@ -40,12 +40,11 @@ def option_lines(composed: DictConfig) -> str:
 
 def descriptions(settings: Mapping[str, object]) -> dict[str, str]:
     """What is said about each option, by its full name; components and training are those of ``settings``."""
-    from prunekit.results.settings import TableSettings
     from prunekit.run.config import CONFIGS
     from prunekit.train.embedded import EmbeddedOptions
     from prunekit.train.settings import Settings
 
-    words = {f"table.{name}": text for name, text in documented(TableSettings).items()}
+    words: dict[str, str] = {}
     for config in CONFIGS.values():
         words |= _described(config)
     train = settings.get("train")
@@ -91,7 +90,7 @@ def _described(options: type[Options]) -> dict[str, str]:
 
 def _lines(name: str, value: object, words: Mapping[str, str]) -> Iterator[str]:
     """The lines of an option; a group has one for each of its entries."""
-    if isinstance(value, Mapping) and value and name != "rows":
+    if isinstance(value, Mapping) and value and name != "sweep.rows":
         for key, entry in value.items():
             yield from _lines(f"{name}.{key}", entry, words)
         return

@@ -7,7 +7,6 @@ import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -24,6 +23,7 @@ from prunekit.run.context import TASKS, Context
 from prunekit.run.invocation import current
 from prunekit.run.messages import kind_of, one_line
 from prunekit.run.resolvers import register_resolvers
+from prunekit.run.sweeps import plain, rename
 from prunekit.run.words import CONF
 
 register_resolvers()  # worker processes import this module and nothing else
@@ -59,10 +59,12 @@ def run(config: DictConfig) -> float | None:
 
 def dispatch(config: DictConfig, folder: Path) -> float | None:
     """Run the configuration's task in ``folder``; what it returns a sweeper may optimise."""
+    rename(config)
     if config.task not in TASKS:
         raise UnknownNameError("task", config.task, TASKS)
     hydra_config = HydraConfig.get()
-    composed: Any = OmegaConf.to_container(config, resolve=True)
+    OmegaConf.resolve(config)
+    composed = plain(config)
     context = Context(
         folder=folder,
         sweep="/".join(Path(hydra_config.sweep.dir).parts[-2:]) if hydra_config.mode == RunMode.MULTIRUN else None,

@@ -11,6 +11,6 @@ def run(config: ReportConfig, context: Context) -> None:
     """``task=report``: tables, plots and one page from the runs of a folder."""
     from prunekit.report.task import print_report, report
 
-    comparison = report(config.runs, context.folder, config.report.reference)
+    comparison = report(config.report.runs, context.folder, config.report.reference)
     print_report(comparison, context.folder)
     print(log_report(context.folder, config.logger.mode, config=context.recorded))

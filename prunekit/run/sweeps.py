@@ -6,31 +6,59 @@ import os
 import re
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep
-from hydra.utils import get_class
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from prunekit import ranks
 from prunekit.errors import FolderError, PrunekitError
 from prunekit.files import unwritable
 from prunekit.records.folder import check_replaceable, holds_results
+from prunekit.records.identity import Identity
 from prunekit.records.lock import LOCK, check_free
-from prunekit.run.words import CONF
+from prunekit.records.old_names import NEW_NAMES, modern, modern_word
+from prunekit.run.rows import params, plan
+from prunekit.run.words import CONF, product, read_words
 
 if TYPE_CHECKING:
     from prunekit.results.settings import TableSettings
 
 
-def plain(config: DictConfig) -> dict[str, Any]:
+def plain(config: DictConfig) -> Identity:
     """A configuration without Hydra's own part, as it is written to ``.hydra/config.yaml``."""
-    configurations: Any = OmegaConf.to_container(config, resolve=False)
-    return {key: value for key, value in configurations.items() if key != "hydra"}
+    settings = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(settings, dict)
+    return {str(key): value for key, value in settings.items() if key != "hydra"}
+
+
+def rename(config: DictConfig) -> None:
+    """Put options that an experiment file sets by old names where they stand now; the command line, whose words
+    ``split`` renamed before, keeps the last word."""
+    if "hydra" in config and (old := config.hydra.sweeper.get("params")):
+        params = OmegaConf.to_container(old, resolve=False)
+        assert isinstance(params, dict)
+        with read_write(config):
+            config.hydra.sweeper.params = {modern_word(str(key)): value for key, value in params.items()}
+    before = plain(config)
+    moved = modern(before)
+    if moved == before:
+        return
+    hydra_config = config.hydra if "hydra" in config else HydraConfig.get()
+    with open_dict(config):
+        for key in before.keys() | moved.keys():
+            if key not in moved:
+                del config[key]
+            elif moved[key] != before.get(key):
+                config[key] = moved[key]
+        tops = {name.partition(".")[0] for name in NEW_NAMES.values()}
+        for override in read_words(hydra_config.overrides.task):
+            if override.key_or_group.partition(".")[0] in tops and not (
+                override.is_delete() or override.is_sweep_override()
+            ):
+                OmegaConf.update(config, override.key_or_group, override.value())
 
 
 def check_sweep(config: DictConfig) -> None:
@@ -39,15 +67,15 @@ def check_sweep(config: DictConfig) -> None:
         raise PrunekitError(f"a sweep: {ranks.world()} processes share one run; give its jobs to a launcher instead")
     settings = table_settings(config)
     if settings.file is not None and (reason := unwritable(Path(settings.file))):
-        raise PrunekitError(f"table.file={settings.file} cannot be written: {reason}")
-    if config.rows and not str(config.hydra.sweeper._target_).endswith(".RowSweeper"):
-        raise PrunekitError("rows are swept by hydra/sweeper=rows alone")
-    for word in OverridesParser.create().parse_overrides(list(config.hydra.overrides.task)):
+        raise PrunekitError(f"sweep.table.file={settings.file} cannot be written: {reason}")
+    if config.sweep.rows and not str(config.hydra.sweeper._target_).endswith(".RowSweeper"):
+        raise PrunekitError("sweep.rows are swept by hydra/sweeper=rows alone")
+    for word in read_words(config.hydra.overrides.task):
         if word.key_or_group != "experiment" or not isinstance(sweep := word.value(), ChoiceSweep):
             continue
         for choice in sweep.list:
             path = CONF / "experiment" / f"{choice}.yaml"
-            if path.exists() and "rows" in OmegaConf.load(path):
+            if path.exists() and OmegaConf.select(OmegaConf.load(path), "sweep.rows"):
                 raise PrunekitError(f"experiment={choice} is a sweep of its own: run it by itself")
 
 
@@ -61,8 +89,7 @@ def check_jobs(config: DictConfig, sweep: Path) -> None:
     for lock in sweep.rglob(LOCK):
         check_free(lock.parent)
     kept = config.resume or config.overwrite or not holds_results(sweep)
-    parts: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
-    template = str(parts["subdir"])
+    template = str(OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"])  # type: ignore[index,call-overload]
     if kept and re.search(r"hydra[.:]job\.(num|id)", template):
         return
     if (jobs := planned(config)) is None:
@@ -82,22 +109,22 @@ def check_jobs(config: DictConfig, sweep: Path) -> None:
         check_replaceable(sweep / folder, job)
 
 
-def planned(config: DictConfig) -> list[tuple[str, dict[str, Any]]] | None:
+def planned(config: DictConfig) -> list[tuple[str, Identity]] | None:
     """The folder of each job of a sweep, below the sweep's, and its configuration; None for a sweeper that decides as
     it goes on."""
-    sweeper, loader = config.hydra.sweeper, GlobalHydra.instance().config_loader()
-    words, params = list(config.hydra.overrides.task), [f"{k}={v}" for k, v in (sweeper.get("params") or {}).items()]
-    if sweeper._target_.endswith(".RowSweeper"):
-        rows: Any = get_class(sweeper._target_)
-        jobs = rows.words(config, params, words, loader)
-    elif sweeper._target_.endswith(".BasicSweeper"):
-        parsed = OverridesParser.create(config_loader=loader).parse_overrides([*params, *words])
-        (jobs,) = BasicSweeper.split_arguments(parsed, None)
+    sweeper, loader = str(config.hydra.sweeper._target_), GlobalHydra.instance().config_loader()
+    words = list(config.hydra.overrides.task)
+    if sweeper.endswith(".RowSweeper"):
+        jobs = [job.composed_by for job in plan(config, words, loader)]
+    elif sweeper.endswith(".BasicSweeper"):
+        swept = product(read_words([*params(config), *words], loader))
+        jobs = [[f"{key}={value}" for key, value in job.items()] for job in swept]
     else:
         return None
     configurations = []
     for number, job in enumerate(jobs):
-        composed = loader.load_sweep_config(config, list(job))
+        composed = loader.load_sweep_config(config, job)
+        rename(composed)
         with open_dict(composed):
             composed.hydra.job.num = composed.hydra.job.id = number
         HydraConfig.instance().set_config(composed)
@@ -106,7 +133,11 @@ def planned(config: DictConfig) -> list[tuple[str, dict[str, Any]]] | None:
 
 
 def table_settings(config: DictConfig) -> TableSettings:
-    """``table`` of the configuration, checked."""
+    """``sweep.table`` of the configuration, checked."""
     from prunekit.results.settings import TableSettings
 
-    return TableSettings.of(OmegaConf.to_container(config.table, resolve=True))  # type: ignore[arg-type]
+    table = OmegaConf.to_container(config.sweep.table, resolve=True)
+    assert isinstance(table, dict)
+    return TableSettings(
+        **{str(key): value for key, value in table.items()}, narrowed=bool(config.sweep.only or config.sweep.skip)
+    )

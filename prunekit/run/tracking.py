@@ -6,17 +6,23 @@ import csv
 import json
 import os
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from PIL import Image
 
+from prunekit.data.example import Prediction
 from prunekit.digests import digest
 from prunekit.errors import check_choice
 from prunekit.records.identity import Identity
+from prunekit.records.metrics import Metrics
+
+if TYPE_CHECKING:
+    from wandb.sdk.wandb_run import Run
 
 MODES = ("auto", "online", "offline", "disabled")
 INIT_TIMEOUT = 15
@@ -46,10 +52,10 @@ def log_run(
     mode: str,
     *,
     config: Identity,
-    metrics: dict[str, Any],
+    metrics: Metrics,
     group: str | None,
     tags: list[str],
-    examples: Sequence[tuple[dict[str, Any], Image.Image]] = (),
+    examples: Sequence[tuple[Prediction, Image.Image]] = (),
     history: Sequence[dict[str, float]] = (),
     job_type: str = "eval",
 ) -> str:
@@ -63,9 +69,9 @@ def log_run(
         history: of the training before it, rows with a ``step``.
     """
 
-    def write(wandb: Any, run: Any) -> None:
-        for row in history:
-            run.log({f"train/{key}": value for key, value in row.items() if key != "step"}, step=int(row["step"]))
+    def write(wandb: ModuleType, run: Run) -> None:
+        for losses in history:
+            run.log({f"train/{key}": value for key, value in losses.items() if key != "step"}, step=int(losses["step"]))
         run.summary.update(_flat(metrics))
         if examples:
             table = wandb.Table(columns=list(COLUMNS))
@@ -75,27 +81,31 @@ def log_run(
         if (kept := folder / "kept.png").exists():
             run.log({"kept": wandb.Image(str(kept))})
 
-    return _log(folder, mode, job_type, write, config=config, group=group, tags=[tag[:TAG] for tag in tags])
+    return _log(folder, mode, job_type, write, config, group=group, tags=[tag[:TAG] for tag in tags])
 
 
 def log_report(folder: Path, mode: str, *, config: Identity) -> str:
     """Log a report: its table and its plots, the Pareto plot first. Returns the line to show, as ``log_run`` does."""
 
-    def write(wandb: Any, run: Any) -> None:
+    def write(wandb: ModuleType, run: Run) -> None:
         with (folder / "table.csv").open(newline="", encoding="utf-8") as file:
             headings, *rows = list(csv.reader(file))
         run.log({"table": wandb.Table(columns=headings, data=rows)})
         run.log({name.split(".")[0]: wandb.Image(str(folder / name)) for name in PLOTS if (folder / name).exists()})
 
-    return _log(folder, mode, "report", write, config=config, group=None, tags=["report"])
+    return _log(folder, mode, "report", write, config, group=None, tags=["report"])
 
 
-def _log(folder: Path, mode: str, job: str, write: Callable[[Any, Any], None], **options: Any) -> str:
+Writer = Callable[[ModuleType, "Run"], None]
+"""Logs into a run that was begun."""
+
+
+def _log(folder: Path, mode: str, job: str, write: Writer, config: Identity, **options: object) -> str:
     check_choice("logger.mode", mode, MODES)
     if mode == "disabled":
         return "W&B: disabled"
     with _environment(folder):
-        return _log_quietly(folder, mode, job, write, options)
+        return _log_quietly(folder, mode, job, write, config, options)
 
 
 @contextmanager
@@ -119,14 +129,14 @@ def _environment(folder: Path) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def _log_quietly(folder: Path, mode: str, job: str, write: Callable[[Any, Any], None], options: dict[str, Any]) -> str:
+def _log_quietly(folder: Path, mode: str, job: str, write: Writer, config: Identity, options: dict[str, object]) -> str:
     import wandb
 
     mode, note = _resolve(wandb, mode)
     if mode == "disabled":
         return "W&B: disabled by WANDB_MODE"
     try:
-        run, failed = _start(wandb, folder, mode, job, options)
+        run, failed = _start(wandb, folder, mode, job, config, options)
     except Exception as error:  # the run's own files stand: they are what counts
         return f"W&B: nothing logged, it does not start ({type(error).__name__}: {str(error).splitlines()[0][:200]})"
     try:
@@ -144,7 +154,7 @@ def _log_quietly(folder: Path, mode: str, job: str, write: Callable[[Any, Any], 
     return f"W&B: offline{failed or note}; to upload: wandb sync {shlex.quote(str(where))}"
 
 
-def _resolve(wandb: Any, mode: str) -> tuple[str, str]:
+def _resolve(wandb: ModuleType, mode: str) -> tuple[str, str]:
     """ "online", "offline" or "disabled", and why if it is not what was asked for."""
     wished = os.environ.get("WANDB_MODE")
     if mode == "auto" and wished in ("offline", "disabled"):
@@ -162,7 +172,7 @@ def _server() -> str:
     return os.environ.get("WANDB_BASE_URL", "")
 
 
-def _has_credential(wandb: Any) -> bool:
+def _has_credential(wandb: ModuleType) -> bool:
     """Whether there is a key, without asking for one and without the network."""
     try:
         return bool(wandb.login(prompt=False, verify=False))
@@ -170,11 +180,13 @@ def _has_credential(wandb: Any) -> bool:
         return False
 
 
-def _start(wandb: Any, folder: Path, mode: str, job: str, options: dict[str, Any]) -> tuple[Any, str]:
+def _start(
+    wandb: ModuleType, folder: Path, mode: str, job: str, config: Identity, options: dict[str, object]
+) -> tuple[Run, str]:
     """A run in ``mode``; if the server does not answer in time, an offline one and why."""
-    options = {"project": "prunekit", "job_type": job, "dir": str(folder), **options}
+    options = {"project": "prunekit", "job_type": job, "dir": str(folder), "config": config, **options}
     if not os.environ.get("WANDB_RUN_ID"):  # a sweep's agent names its runs itself
-        options |= {"id": run_id(folder, options["config"]), "resume": "allow"}
+        options |= {"id": run_id(folder, config), "resume": "allow"}
     quiet = {"silent": True, "console": "off"}
     waits = {"init_timeout": INIT_TIMEOUT, "finish_timeout": FINISH_TIMEOUT}  # the second is not in every release
     known = {name: seconds for name, seconds in waits.items() if name in wandb.Settings.model_fields}
@@ -196,13 +208,13 @@ def run_id(folder: Path, config: Identity) -> str:
     return digest(json.dumps(same, sort_keys=True, default=str))
 
 
-def _cells(row: dict[str, Any]) -> list[Any]:
+def _cells(row: Prediction) -> list[Any]:
     answers = " / ".join(row["answers"])
     texts = [row["id"], row["task"], row["question"], answers, row["dense_prediction"], row["prediction"]]
     return [*texts, float(row["dense_correct"]), float(row["correct"]), len(row["kept"])]
 
 
-def _flat(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
+def _flat(metrics: Mapping[str, object], prefix: str = "") -> dict[str, float]:
     """Scalars of nested metrics, with "/" between the levels."""
     flat: dict[str, float] = {}
     for key, value in metrics.items():

@@ -16,6 +16,7 @@ from prunekit.models import LoadedModel
 from prunekit.pruning.pruner import Pruner
 from prunekit.records.folder import TRAINING, add_metrics
 from prunekit.records.lock import claimed
+from prunekit.records.metrics import Metrics
 from prunekit.records.sweep import ERROR, PLAN, plan_entry
 from prunekit.run.config import DataOptions, TrainConfig
 from prunekit.run.context import Context
@@ -86,7 +87,8 @@ def training_pruner(config: TrainConfig, settings: Settings) -> Pruner:
 def training_data(config: TrainConfig, settings: Settings) -> DataOptions:
     """The data to learn from: ``data`` with the split, limit and path of ``train``."""
     path = {} if settings.path is None else {"path": settings.path}
-    return DataOptions(**config.data.opened(split=settings.split, limit=settings.limit, **path))
+    options: dict[str, Any] = {**config.data.opened(), "split": settings.split, "limit": settings.limit, **path}
+    return DataOptions(**options)
 
 
 def check_evaluation(config: TrainConfig, settings: Settings, data: DataOptions) -> None:
@@ -113,17 +115,15 @@ def check_apart(learned: DataOptions, evaluated: DataOptions) -> None:
 def report(config: TrainConfig, context: Context, settings: Settings, trained: LoadedModel, training: Path) -> None:
     """Evaluate the trained model under its pruner as it stands on disk, show the fusion's weights, tell W&B."""
     from prunekit.evaluation.batches import Batcher
-    from prunekit.evaluation.pictures import draw_kept
     from prunekit.evaluation.run import evaluate
-    from prunekit.evaluation.sheets import sheets_of
-    from prunekit.results.run_table import print_tables
-    from prunekit.train.measure import record_spread
+    from prunekit.run.finished import show
     from prunekit.train.weights import show_weights
 
     folder, pruner = context.folder, Pruner.load(training).replace(name=config.preset)
     if settings.shared:
         pruner = pruner.replace(keep_ratio=build_pruner(config).keep_ratio)
-    batcher, metrics = Batcher(trained), {}
+    batcher = Batcher(trained)
+    metrics: Metrics = {}
     if settings.evaluate:
         evaluation = evaluate(
             trained,
@@ -141,21 +141,12 @@ def report(config: TrainConfig, context: Context, settings: Settings, trained: L
         metrics = evaluation.metrics
     if not ranks.is_first():
         return
-    show_weights(training, pruner, trained.model, config.table.picture)
+    show_weights(training, pruner, trained.model, config.sweep.table.picture)
     if metrics:
         seconds = [row["seconds"] for row in _history(training) if "seconds" in row]
-        metrics = add_metrics(folder, training_seconds=seconds[-1] if seconds else None)
-        if config.table.spread is not None:
-            metrics = record_spread(
-                folder,
-                batcher,
-                evaluation.examples,
-                pruner,
-                count=config.table.spread,
-                batch_size=config.batch_size,
-            )
-        draw_kept(evaluation.examples, evaluation.rows, sheets_of(batcher), folder / "kept.png")
-        print_tables(metrics)
+        evaluation.metrics = add_metrics(folder, training_seconds=seconds[-1] if seconds else None)
+        show(config, evaluation, pruner, batcher, folder)
+        metrics = evaluation.metrics
     line = log(config, context, training, metrics)
     names = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") and p.name != ERROR)
     print(f"files: {folder} ({', '.join(names)})")
@@ -167,7 +158,7 @@ def _history(training: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (training / JOURNAL).read_text().splitlines()]
 
 
-def log(config: TrainConfig, context: Context, training: Path, metrics: dict[str, Any]) -> str:
+def log(config: TrainConfig, context: Context, training: Path, metrics: Metrics) -> str:
     """Tell W&B of the losses by step and of the evaluation; the line to show."""
     return log_run(
         context.folder,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -14,6 +14,9 @@ from prunekit.families import make_family
 from prunekit.pruning.pruner import Pruner
 from prunekit.registry import registry
 from prunekit.train.settings import Settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def with_learned_fusion(pruner: Pruner, kind: str) -> Pruner:
@@ -60,7 +63,7 @@ def open_parts(
     return model, own, module
 
 
-def add_lora(model: Any, settings: Settings) -> nn.Module:
+def add_lora(model: PreTrainedModel, settings: Settings) -> nn.Module:
     """Low-rank adapters (Hu et al. 2021, https://arxiv.org/abs/2106.09685) on the linear layers of the decoder's
     attention, or on those whose name ends with one of ``lora_targets``."""
     try:

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
@@ -18,7 +16,7 @@ from prunekit.errors import PrunekitError
 class Loop(Trainer):
     """A Trainer whose subclasses say what a step's loss is."""
 
-    def __init__(self, model: nn.Module, args: TrainingArguments, **kwargs: Any) -> None:
+    def __init__(self, model: nn.Module, args: TrainingArguments, **kwargs: object) -> None:
         args._n_gpu = min(args.n_gpu, 1)  # one process a device: hooks do not live in replicas
         super().__init__(model=model, args=args, **kwargs)
         self.remove_callback(PrinterCallback)
@@ -34,7 +32,7 @@ class Loop(Trainer):
         return ""
 
 
-def loop_arguments(folder: str, steps: int, seed: int, device: torch.device, **more: Any) -> TrainingArguments:
+def loop_arguments(folder: str, steps: int, seed: int, device: torch.device, **more: object) -> TrainingArguments:
     """What all loops have in common: nothing reported elsewhere, columns as they come, one device."""
     return TrainingArguments(
         output_dir=folder,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -12,12 +11,13 @@ from prunekit.data.example import Example
 from prunekit.evaluation.batches import Batcher
 from prunekit.pruning.pruner import Pruner
 from prunekit.records.folder import add_metrics
+from prunekit.records.metrics import Metrics
 from prunekit.train.penalties import PENALTIES
 
 
 def record_spread(
     folder: Path, batcher: Batcher, examples: Sequence[Example], pruner: Pruner, *, count: int, batch_size: int
-) -> dict[str, Any]:
+) -> Metrics:
     """Measure ``score_spread`` on the first ``count`` examples of a finished run; its metrics, with that."""
     spread = score_spread(batcher, examples[:count], pruner, batch_size)
     return add_metrics(folder, spread=spread)

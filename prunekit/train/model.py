@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -76,15 +75,14 @@ class TrainedModel(nn.Module):
         if self.gate is not None:
             self.gate.temperature = self.settings.temperature_at(step, steps)
 
-    def forward(self, labels: torch.Tensor, **inputs: Any) -> dict[str, torch.Tensor]:
+    def forward(self, labels: torch.Tensor, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         """``lm``: the cross-entropy summed over the tokens with labels [B, S]; ``tokens``: their number; ``sparsity``:
         the penalty, a mean over the batch."""
         self.session.prompt = labels == IGNORE
         last = int((labels != IGNORE).any(0).nonzero().min())
         kept = labels.shape[1] - last
-        if self.logits_to_keep:
-            inputs["logits_to_keep"] = kept + 1
-        logits = self.model(**inputs, use_cache=False).logits[:, -kept - 1 : -1].float()
+        shortened = {"logits_to_keep": kept + 1} if self.logits_to_keep else {}
+        logits = self.model(**inputs, **shortened, use_cache=False).logits[:, -kept - 1 : -1].float()
         wanted = labels[:, -kept:]
         lm = nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORE, reduction="sum")
         return {

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prunekit import ranks
 from prunekit.adapters import attach, weights_digest
@@ -24,6 +24,9 @@ from prunekit.train.kinds import with_learned_fusion
 from prunekit.train.model import TrainedModel
 from prunekit.train.settings import JOURNAL, Settings
 from prunekit.train.trainer import Journal, PruneTrainer, arguments_for, last_checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 CHECKPOINTS = "checkpoints"
 
@@ -98,7 +101,7 @@ def restored(loaded: LoadedModel, settings: Settings, folder: Path) -> LoadedMod
     return _changed(loaded, plain, settings, folder)
 
 
-def _changed(loaded: LoadedModel, plain: Any, settings: Settings, folder: Path) -> LoadedModel:
+def _changed(loaded: LoadedModel, plain: PreTrainedModel, settings: Settings, folder: Path) -> LoadedModel:
     changed = settings.kind in TRAINED_KINDS
     name = f"{loaded.name}+{settings.kind}" if changed else loaded.name
     digest = f"{loaded.digest}-{weights_digest(folder)}" if changed else loaded.digest

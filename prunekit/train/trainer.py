@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,6 +16,9 @@ from prunekit.errors import PrunekitError
 from prunekit.train.loop import Loop, loop_arguments
 from prunekit.train.model import TrainedModel
 from prunekit.train.settings import JOURNAL, Settings
+
+if TYPE_CHECKING:
+    from transformers import TrainerState
 
 WEIGHTS = "trained.safetensors"
 
@@ -30,7 +33,7 @@ class PruneTrainer(Loop):
     loss_is_scaled_for_ga = True
     optimizer: torch.optim.Optimizer | None
 
-    def __init__(self, model: TrainedModel, settings: Settings, args: TrainingArguments, **kwargs: Any) -> None:
+    def __init__(self, model: TrainedModel, settings: Settings, args: TrainingArguments, **kwargs: object) -> None:
         super().__init__(model=model, args=args, **kwargs)
         self.settings, self.trained_model = settings, model
         self._sums: dict[str, torch.Tensor | float] = {"lm_loss": 0.0, "sparsity": 0.0}
@@ -38,11 +41,12 @@ class PruneTrainer(Loop):
     def compute_loss(  # type: ignore[override]
         self,
         model: nn.Module,
-        inputs: dict[str, Any],
+        inputs: dict[str, object],
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         ids = inputs.pop("ids")
+        assert isinstance(ids, list)
         self.trained_model.at(self.state.global_step, self.state.max_steps)
         try:
             parts = model(**inputs)
@@ -69,7 +73,7 @@ class PruneTrainer(Loop):
         found = last_checkpoint(Path(self.args.output_dir))
         return "; no checkpoint yet" if found is None else f"; the last good checkpoint is {found}"
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW; fusion weights learn at a rate of their own and do not decay, as vectors do not."""
         if self.optimizer is None:
             trained, rate = self.trained_model.trained(), self.settings.learning_rate
@@ -97,7 +101,7 @@ class PruneTrainer(Loop):
 
     _logged_at = 0
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """What trains, and nothing that is frozen; never weights that are not finite."""
         trained = {name: p.detach().cpu().contiguous() for name, p in self.trained_model.trained().items()}
         broken = [name for name, value in trained.items() if not bool(value.isfinite().all())]
@@ -117,7 +121,7 @@ class PruneTrainer(Loop):
             for name, p in own.items():
                 p.copy_(found[name])
 
-    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: object) -> Any:
         if resume_from_checkpoint is not None:
             state = json.loads((Path(resume_from_checkpoint) / "trainer_state.json").read_text())
             self._logged_at = state["global_step"]
@@ -132,7 +136,9 @@ class Journal(TrainerCallback):
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         self.start = time.monotonic() - (json.loads(lines[-1])["seconds"] if lines else 0.0)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self, args: object, state: TrainerState, control: object, logs: dict[str, float] | None = None, **kwargs: object
+    ) -> None:
         if not state.is_world_process_zero or not logs or "loss" not in logs:
             return
         row = {"step": state.global_step, **logs, "seconds": round(time.monotonic() - self.start, 1)}

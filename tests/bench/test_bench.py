@@ -15,7 +15,8 @@ from commands import run_main
 from prunekit.bench import shapes
 from prunekit.bench.measure import median_interval, ratios, spread
 from prunekit.bench.memory import AllocationMeter, kv_bytes
-from prunekit.bench.run import Options, bench_point
+from prunekit.bench.options import BenchOptions
+from prunekit.bench.run import bench_point
 from prunekit.bench.segments import ceiling_segments, eager_segments, segmented
 from prunekit.bench.workload import synthetic
 from prunekit.cost import outline
@@ -112,7 +113,7 @@ class TestContenders:
 def test_the_ceiling_of_a_cut_before_layer_0_keeps_as_little(tiny_shape):
     model = shapes.build(tiny_shape, torch.device("cpu"), torch.float32)
     pruner = prunekit.Pruner("random", "single", "input", keep_ratio=0.25)
-    point = bench_point(model, synthetic(model, 32, 8, 1), pruner, Options(rounds=1, new_tokens=0))
+    point = bench_point(model, synthetic(model, 32, 8, 1), pruner, BenchOptions(rounds=1, new_tokens=0))
     dense, pruned, ceiling = (point["contenders"][name]["kv_bytes"] for name in ("dense", "pruned", "ceiling"))
     assert ceiling == pruned < dense and point["notes"] == ["no eager_fastv: no layer lies before the first cut"]
 
@@ -121,7 +122,7 @@ def test_a_decoder_that_cannot_be_taken_apart_is_benched_without_a_ceiling(tiny_
     model = shapes.build(tiny_shape, torch.device("cpu"), torch.float32)
     work = synthetic(model, 32, 8, 1)
     work.family.touches_hidden_between_layers = True
-    point = bench_point(model, work, fastv(1, 0.5), Options(rounds=1, new_tokens=0))
+    point = bench_point(model, work, fastv(1, 0.5), BenchOptions(rounds=1, new_tokens=0))
     assert list(point["contenders"]) == ["dense", "pruned"] and "no ceiling" in point["notes"][0]
 
 
@@ -129,7 +130,7 @@ class TestPoint:
     def test_what_is_counted_and_measured(self, tiny_shape):
         model = shapes.build(tiny_shape, torch.device("cpu"), torch.float32)
         work = synthetic(model, 96, 24, 2)
-        point = bench_point(model, work, fastv(1, 0.25), Options(rounds=2, new_tokens=2))
+        point = bench_point(model, work, fastv(1, 0.25), BenchOptions(rounds=2, new_tokens=2))
         assert list(point["contenders"]) == ["dense", "pruned", "ceiling", "eager_fastv"]
         assert point["tokens_per_layer"] == [120, 48, 48, 48]
         row = {name: point["contenders"][name] for name in point["contenders"]}
@@ -152,13 +153,14 @@ class TestPoint:
 
         monkeypatch.setattr(run, "_free_bytes", lambda device: 1000)
         model = shapes.build(tiny_shape, torch.device("cpu"), torch.float32)
-        point = bench_point(model, synthetic(model, 32, 8, 1), fastv(1, 0.5), Options(rounds=1, new_tokens=0))
+        point = bench_point(model, synthetic(model, 32, 8, 1), fastv(1, 0.5), BenchOptions(rounds=1, new_tokens=0))
         assert "eager_fastv" not in point["contenders"] and "attention weights" in point["notes"][0]
 
 
 def test_spreads_and_paired_ratios():
     assert spread([3.0, 1.0, 2.0]) == {"median": 2.0, "low": 1.5, "high": 2.5}
-    assert spread([4.0]) == {"median": 4.0, "low": 4.0, "high": 4.0} and spread([]) is None
+    assert spread([4.0]) == {"median": 4.0, "low": 4.0, "high": 4.0}
+    assert ratios([1.0, 2.0], [0.0, 0.0]) is None
     found = ratios([2.0, 6.0, 3.0], [1.0, 2.0, 3.0])
     assert found is not None and found["median"] == 2.0
     assert (found["from"], found["to"]) == (1.0, 3.0)
@@ -240,7 +242,7 @@ def test_the_page_has_a_place_for_every_table():
         made = measure_performance.replaced(page, name, "| a table |")
         assert f"<!-- {name} -->\n| a table |\n<!-- end of {name} -->" in made
         assert len(made.split("<!--")) == len(page.split("<!--"))
-        assert options[0].removeprefix("shape=") in shapes.SHAPES
+        assert options[0].removeprefix("bench.shape=") in shapes.SHAPES
     with pytest.raises(SystemExit, match="no markers"):
         measure_performance.replaced(page, "nothing", "")
 
@@ -252,7 +254,7 @@ def bench_arguments(folder, *more):
 
 class TestCommand:
     def test_a_sweep_writes_a_table_json_and_a_plot(self, monkeypatch, tmp_path, tiny_shape):
-        more = ["shape=tiny", "bench.visual_tokens=[16,64]", "bench.text_tokens=8", "bench.profile=true"]
+        more = ["bench.shape=tiny", "bench.visual_tokens=[16,64]", "bench.text_tokens=8", "bench.profile=true"]
         code, out, err = run_main(monkeypatch, *bench_arguments(tmp_path, *more))
         assert code == 0, err
         found = json.loads((tmp_path / "bench.json").read_text())
@@ -266,14 +268,18 @@ class TestCommand:
 
     def test_without_matplotlib_one_line_says_so(self, monkeypatch, tmp_path, tiny_shape):
         monkeypatch.setitem(sys.modules, "matplotlib", None)
-        code, out, err = run_main(monkeypatch, *bench_arguments(tmp_path, "shape=tiny", "bench.visual_tokens=[16]"))
+        code, out, err = run_main(
+            monkeypatch, *bench_arguments(tmp_path, "bench.shape=tiny", "bench.visual_tokens=[16]")
+        )
         assert code == 0, err
         said = [line for line in out.splitlines() if "no plot" in line]
         assert len(said) == 1 and "prunekit[report]" in said[0]
         assert not (tmp_path / "bench.png").exists() and (tmp_path / "bench.json").exists()
 
     def test_a_budget_is_solved_and_printed(self, monkeypatch, tmp_path, tiny_shape):
-        given = [a for a in bench_arguments(tmp_path, "shape=tiny", "bench.visual_tokens=[64]") if "keep" not in a]
+        given = [
+            a for a in bench_arguments(tmp_path, "bench.shape=tiny", "bench.visual_tokens=[64]") if "keep" not in a
+        ]
         code, out, err = run_main(monkeypatch, *given, "budget=flops:0.8")
         assert code == 0, err
         assert "budget flops:0.8: of 64 visual tokens" in out and "tokens per layer with 64 others: 128 " in out
@@ -290,17 +296,20 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("bad", "word"),
         [
-            (["shape=llava-1.5-7B"], "Did you mean 'llava-1.5-7b'"),
-            (["shape=tiny", "device=cuda"], "device=cuda: no CUDA device here"),
-            (["shape=tiny", "bench.visual_tokens=[0]"], "bench.visual_tokens[0]"),
-            (["shape=tiny", "bench.visual_tokens=576"], "576"),
-            (["shape=tiny", "bench.rounds=0"], "bench.rounds"),
-            (["shape=tiny", "bench.text_tokens=some"], "'some'"),
-            (["shape=tiny", "schedule.layer=9"], "layer 9"),
-            (["shape=tiny", "keep_ratio=null", "budget=flops:0.01"], "out of reach: 0."),
-            (["shape=tiny", "budget=flops:0.5"], "exclude"),
-            (["shape=tiny", "method=visionzip", "schedule.layer=null"], "'visionzip' works in the vision encoder"),
-            (["shape=tiny", "keep_ratio=null", "budget=flop:0.5"], "Did you mean 'flops'"),
+            (["bench.shape=llava-1.5-7B"], "Did you mean 'llava-1.5-7b'"),
+            (["bench.shape=tiny", "device=cuda"], "device=cuda: no CUDA device here"),
+            (["bench.shape=tiny", "bench.visual_tokens=[0]"], "bench.visual_tokens[0]"),
+            (["bench.shape=tiny", "bench.visual_tokens=576"], "576"),
+            (["bench.shape=tiny", "bench.rounds=0"], "bench.rounds"),
+            (["bench.shape=tiny", "bench.text_tokens=some"], "'some'"),
+            (["bench.shape=tiny", "schedule.layer=9"], "layer 9"),
+            (["bench.shape=tiny", "keep_ratio=null", "budget=flops:0.01"], "out of reach: 0."),
+            (["bench.shape=tiny", "budget=flops:0.5"], "exclude"),
+            (
+                ["bench.shape=tiny", "method=visionzip", "schedule.layer=null"],
+                "'visionzip' works in the vision encoder",
+            ),
+            (["bench.shape=tiny", "keep_ratio=null", "budget=flop:0.5"], "Did you mean 'flops'"),
         ],
     )
     def test_bad_input_ends_in_one_clear_line(self, monkeypatch, tmp_path, tiny_shape, bad, word):

@@ -89,7 +89,7 @@ def test_answers_from_shared_features_are_those_from_pixels(name):
         expected = model(**batch.inputs).logits
         for _ in range(2):  # made, and remembered
             inputs = dict(batch.inputs)
-            batcher._share(inputs, examples)
+            inputs["mm_encoder_outputs"] = {"image": batcher._share(inputs, examples)}
             assert "pixel_values" not in inputs
             assert (model(**inputs).logits - expected).abs().max() < 1e-4
 

@@ -12,7 +12,7 @@ import pytest
 from prunekit.data.example import Example
 from prunekit.metrics import METRICS, corpus_metrics, metric
 from prunekit.metrics.choice import chosen, says
-from prunekit.metrics.corpus import circular
+from prunekit.metrics.corpus import Side, circular
 from prunekit.metrics.text import edit_distance, number, plain
 from prunekit.metrics.vqa import CONTRACTIONS, normalise, soft_accuracy
 
@@ -318,5 +318,5 @@ def test_neither_yes_nor_no_is_wrong_whatever_the_answer():
 
 
 def test_rotations_of_rows_that_have_none():
-    rows = [{"id": name, "group": "g", "correct": 1.0} for name in ("first", "second")]
+    rows = [Side("g", name, "task", ["yes"], "yes", 1.0) for name in ("first", "second")]
     assert circular(rows) == {"circular": 1.0, "vanilla": 1.0}

@@ -398,7 +398,7 @@ def test_a_run_folder_and_a_file_are_no_places_for_a_report(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(PrunekitError, match="cannot be written"):
         report(str(tmp_path / "runs"), tmp_path / "file/out")
-    with pytest.raises(PrunekitError, match="runs=DIR"):
+    with pytest.raises(PrunekitError, match=r"report\.runs=DIR"):
         report(None, tmp_path / "out")
     with pytest.raises(PrunekitError, match="Did you mean 'fastv'"):
         report(str(tmp_path / "runs"), tmp_path / "out", reference="fastvv")
@@ -413,7 +413,7 @@ def test_a_sweep_on_the_command_line_and_its_report(monkeypatch, tmp_path, model
     assert code == 0, err
     out = tmp_path / "report"
     tail = [f"hydra.run.dir={out}", "logger.mode=disabled"]
-    code, shown, err = run_main(monkeypatch, "task=report", f"runs={tmp_path / 'sweep'}", *tail)
+    code, shown, err = run_main(monkeypatch, "task=report", f"report.runs={tmp_path / 'sweep'}", *tail)
     assert code == 0, err
     assert {p.name for p in out.iterdir()} >= FILES and "downsample" in shown and "pareto.png" in shown
     for name in ("pareto.png", "layers.png", "overlap.png", "kept.png"):
@@ -430,12 +430,12 @@ def test_a_sweep_on_the_command_line_and_its_report(monkeypatch, tmp_path, model
         assert [i for i, bit in enumerate(panel["cuts"][-1]["kept"]) if bit == "1"] == kept[example["id"]]
     before = {p: p.read_bytes() for p in (tmp_path / "sweep/0").rglob("*") if p.is_file()}
     place = f"hydra.run.dir={tmp_path / 'sweep/0'}"
-    code, _, err = run_main(monkeypatch, "task=report", f"runs={tmp_path / 'sweep'}", place)
+    code, _, err = run_main(monkeypatch, "task=report", f"report.runs={tmp_path / 'sweep'}", place)
     assert code == 1 and "is a run" in err and len(err.strip().splitlines()) == 1
     assert {p: p.read_bytes() for p in (tmp_path / "sweep/0").rglob("*") if p.is_file()} == before
     for bad, word in (
-        (["runs=/no/such"], "/no/such"),
-        ([f"runs={tmp_path / 'sweep'}", "report.reference=fastvv"], "fastv'"),
+        (["report.runs=/no/such"], "/no/such"),
+        ([f"report.runs={tmp_path / 'sweep'}", "report.reference=fastvv"], "fastv'"),
     ):
         code, _, err = run_main(monkeypatch, "task=report", *bad, *tail)
         assert code == 1 and word in err and len(err.strip().splitlines()) == 1

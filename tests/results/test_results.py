@@ -13,7 +13,7 @@ from commands import arguments, run_main
 from prunekit.files import put_between
 from prunekit.results.markdown import markdown_table
 from prunekit.results.numbers import ratio, with_interval
-from prunekit.results.settings import TableSettings
+from prunekit.results.settings import Claim, TableSettings
 from prunekit.results.statistics import iou
 from prunekit.results.sweep import judge, summarise
 from prunekit.results.sweep_table import render
@@ -21,8 +21,8 @@ from prunekit.results.sweep_table import render
 
 def table(model_folder, folder, *more):
     return arguments(
-        model_folder, folder, "experiment=methods", "table.rows=[fastv,random]", "keep_ratio=0.1",
-        f"table.file={folder}/doc.md", "resume=true", *more,
+        model_folder, folder, "experiment=methods", "sweep.only=[fastv,random]", "keep_ratio=0.1",
+        f"sweep.table.file={folder}/doc.md", "resume=true", *more,
     )  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def test_a_method_that_the_model_refuses_is_named_in_the_table(monkeypatch, tmp_
         "scorer: random\nfusion: single\nschedule: {name: one_shot, layer: 40}\n"
     )
     monkeypatch.setenv("PRUNEKIT_METHODS", str(tmp_path / "methods"))
-    words = ["table.rows=[deep,fastv]", "keep_ratio=0.5"]
+    words = ["sweep.only=[deep,fastv]", "keep_ratio=0.5"]
     code, out, err = run_main(monkeypatch, *table(model_folder, tmp_path / "run", *words))
     assert code == 1 and "failed: job deep: " in err
     assert "no result for `deep`" in out and "layer 40 is not in 0..5" in out and "| fastv |" in out
@@ -125,7 +125,7 @@ def test_claims_are_judged_by_paired_intervals(sweep):
         {"text": "f", "row": "good", "cost": "flops_ratio", "value": 0.56},
         {"text": "g", "row": "good", "cost": "flops_ratio", "value": 0.57},
     ]
-    summary = summarise(sweep, TableSettings(name="x", overlap="good", claims=claims))
+    summary = summarise(sweep, TableSettings(name="x", overlap="good", claims=claims)).record()
     verdicts = [claim["verdict"] for claim in summary["claims"]]
     assert verdicts == ["holds", "does not hold", "open", "does not hold", "holds", "holds", "does not hold"]
     assert summary["examples"] == 390  # those that every run has
@@ -147,9 +147,10 @@ def test_what_is_swept_besides_makes_sections(tmp_path):
     for compact in (False, True):
         settings = TableSettings(name="x", reference="a", compact=compact)
         summary = summarise(tmp_path, settings)
-        cells = [(c["row"], c["section"].removeprefix("keep_ratio "), c["seeds"]) for c in summary["cells"]]
+        recorded = summary.record()["cells"]
+        cells = [(c["row"], c["section"].removeprefix("keep_ratio "), c["seeds"]) for c in recorded]
         assert cells == [("a", "0.5", 2), ("a", "0.1", 2), ("b", "0.5", 2), ("b", "0.1", 2)]
-        assert all(cell["over_reference"]["mean"] == 0 for cell in summary["cells"])
+        assert all(cell["over_reference"]["mean"] == 0 for cell in recorded)
         text = render(summary, settings)
         assert ("### Keep 0.1" in text) != compact and ("| keep 0.5 | keep 0.1 |" in text) == compact
         assert "75.0 [" in text and "50.0 [" in text
@@ -158,10 +159,10 @@ def test_what_is_swept_besides_makes_sections(tmp_path):
 def test_claims_about_rows_that_are_not_there(sweep):
     with pytest.raises(ValueError, match="Did you mean 'good'"):
         summarise(sweep, TableSettings(name="x", claims=[{"text": "a", "better": "godo", "worse": "bad"}]))
-    narrowed = TableSettings(name="x", rows=["good"], claims=[{"text": "a", "better": "good", "worse": "left out"}])
-    assert [claim["verdict"] for claim in summarise(sweep, narrowed)["claims"]] == ["not measured"]
-    gone = judge({"text": "a", "better": "good", "worse": "bad"}, {}, {}, [], {"good", "bad"})
-    assert gone["verdict"] == "not measured"
+    narrowed = TableSettings(name="x", narrowed=True, claims=[{"text": "a", "better": "good", "worse": "left out"}])
+    assert [judged.verdict for judged in summarise(sweep, narrowed).claims] == ["not measured"]
+    gone = judge(Claim(text="a", better="good", worse="bad"), {}, {}, [], {"good", "bad"})
+    assert gone.verdict == "not measured"
 
 
 def test_how_numbers_and_tables_are_written():
@@ -208,14 +209,14 @@ def test_runs_of_different_data_are_not_compared(sweep):
     ("words", "word"),
     [
         (["keep_ratio=2"], "keep_ratio"),
-        (["table.rows=[fastvv]"], "Did you mean 'fastv'"),
-        (["table.order=size"], "'size'"),
-        (["table.file=/dev/null/doc.md"], "'/dev/null' is no folder"),
+        (["sweep.only=[fastvv]"], "Did you mean 'fastv'"),
+        (["sweep.table.order=size"], "'size'"),
+        (["sweep.table.file=/dev/null/doc.md"], "'/dev/null' is no folder"),
     ],
 )
 def test_bad_options_of_the_table(monkeypatch, tmp_path, model_folder, words, word):
-    given = [a for a in table(model_folder, tmp_path) if not a.startswith("table.rows")]
-    code, _, err = run_main(monkeypatch, *given, *(words if "rows" in words[0] else [*words, "table.rows=[fastv]"]))
+    given = [a for a in table(model_folder, tmp_path) if not a.startswith("sweep.only")]
+    code, _, err = run_main(monkeypatch, *given, *(words if "only" in words[0] else [*words, "sweep.only=[fastv]"]))
     lines = err.strip().splitlines()
     assert code == 1 and word in lines[-1] and "Traceback" not in err
 

@@ -129,7 +129,7 @@ def test_what_several_processes_cannot_do_is_said(monkeypatch, tmp_path, model_f
     with pytest.raises(PrunekitError, match="task=bench"):
         BenchConfig()
     parts = {kind: {"name": name} for kind, name in DEFAULTS.items()}
-    rest = {"data": {"name": "mini", "max_new_tokens": 1}, "logger": {}, "table": {}}
+    rest = {"data": {"name": "mini", "max_new_tokens": 1}, "logger": {}, "sweep": {"objective": {}, "table": {}}}
     config = parse({"task": "layers", **parts, "model": {"name": "mini", "device_map": "auto"}, **rest})
     with pytest.raises(PrunekitError, match="device_map=auto"):
         objects.load(config)

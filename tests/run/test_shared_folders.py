@@ -40,7 +40,7 @@ TASKS = {
     "layers": ["experiment=layer_selection"],
     "train": TRAIN,
     "bench": BENCH,
-    "report": ["task=report", "runs=/no/such"],
+    "report": ["task=report", "report.runs=/no/such"],
     "study": ["experiment=sparse_finetune"],
     "sweep": ["-m", "keep_ratio=0.5,0.25"],
     "rows": ["experiment=ablation"],
@@ -425,7 +425,7 @@ class TestNothingIsReplaced:
             one_refusal(code, err, "task: eval there", "overwrite=true")
 
     @pytest.mark.parametrize(
-        "words", [["keep_ratio=0.5,0.25"], ["hydra/sweeper=rows", "rows={a:['seed=0'],b:['seed=1']}"]]
+        "words", [["keep_ratio=0.5,0.25"], ["hydra/sweeper=rows", "sweep.rows={a:['seed=0'],b:['seed=1']}"]]
     )
     def test_nor_by_a_sweep(self, monkeypatch, tmp_path, model_folder, words):
         """All jobs are looked at before the first one runs."""

@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 
 import prunekit
 from commands import arguments, run_main
-from hydra_plugins.prunekit_rows import expand
 from paths import ROOT
 from prunekit.evaluation import loop as evaluation
 from prunekit.evaluation.answers import DenseCache
@@ -28,9 +27,10 @@ from prunekit.records.identity import difference, job_identity, run_name, what_m
 from prunekit.registry import source_folder
 from prunekit.run import eval as eval_task
 from prunekit.run import job, objects
+from prunekit.run.rows import expand
 from sweeps import json_rows, sweep
 
-TWO = "rows={near:['schedule=one_shot','schedule.depth=0.5'],chance:['scorer=random','fusion=single','seed=0,1']}"
+TWO = "sweep.rows={near:['schedule=one_shot','schedule.depth=0.5'],chance:['scorer=random','fusion=single','seed=0,1']}"
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_the_rows_of_the_docs(monkeypatch, tmp_path, model_folder):
     preset = text.replace("[scorer=mine, scorer.alpha=3]", "[scorer=visual]")
     (tmp_path / "my" / "experiment" / "mine.yaml").write_text(preset)
     given = ["--config-dir", str(tmp_path / "my"), *arguments(model_folder, tmp_path / "run", "experiment=mine")]
-    code, out, err = run_main(monkeypatch, *given, "table.rows=[mine,fastv]", "keep_ratio=0.25,0.1")
+    code, out, err = run_main(monkeypatch, *given, "sweep.only=[mine,fastv]", "keep_ratio=0.25,0.1")
     assert code == 0, err
     assert "4 of 4 jobs finished" in out and "### Keep 0.1" in out and "| mine |" in out and "| fastv |" in out
     assert (tmp_path / "run" / "mine" / "keep_ratio_0.25" / "metrics.json").exists()
@@ -154,7 +154,7 @@ def test_a_killed_job_has_said_so_beforehand(monkeypatch, tmp_path, model_folder
 
 def test_a_failed_row_is_reported_and_the_others_go_on(monkeypatch, tmp_path, model_folder):
     folder = tmp_path / "sweep"
-    rows = "rows={deep:['schedule=one_shot','schedule.layer=99'],near:['schedule=one_shot']}"
+    rows = "sweep.rows={deep:['schedule=one_shot','schedule.layer=99'],near:['schedule=one_shot']}"
     code, out, err = run_main(monkeypatch, *sweep(model_folder, folder, rows))
     assert code == 1 and "1 of 2 jobs finished" in out
     assert err.strip().splitlines()[-1].startswith("failed: job deep: ") and "layer 99" in err
@@ -204,7 +204,7 @@ class TestObjective:
             return returned[-1]
 
         monkeypatch.setattr(job, "dispatch", noted)
-        words = ["schedule=one_shot", "schedule.layer=1,3", "keep_ratio=0.5", "objective.flops_limit=0.7"]
+        words = ["schedule=one_shot", "schedule.layer=1,3", "keep_ratio=0.5", "sweep.objective.flops_limit=0.7"]
         code, out, err = run_main(monkeypatch, *sweep(model_folder, tmp_path / "sweep", *words))
         assert code == 0, err
         metrics = json.loads((tmp_path / "sweep" / "0" / "metrics.json").read_text())
@@ -213,7 +213,7 @@ class TestObjective:
         assert -0.2 < returned[1] < 0 and "not run: " in out
         assert not (tmp_path / "sweep" / "1" / "metrics.json").exists()
         code, out, err = run_main(
-            monkeypatch, *sweep(model_folder, tmp_path / "all", *words[:3], "objective.flops_limit=1")
+            monkeypatch, *sweep(model_folder, tmp_path / "all", *words[:3], "sweep.objective.flops_limit=1")
         )
         flops = json.loads((tmp_path / "all" / "1" / "metrics.json").read_text())["flops_ratio"]
         assert 0.7 - returned[1] == pytest.approx(flops, abs=0.02)
@@ -249,7 +249,7 @@ class TestJobs:
         assert "data.limit" in difference(job_identity(CONFIG), job_identity({**CONFIG, "data": {"limit": 3}}))
 
     def test_parts_of_another_task_do_not_matter(self):
-        config = {"seed": 0, "train": {"max_steps": 1}, "bench": {"rounds": 1}, "table": {}, "study": None}
+        config = {"seed": 0, "train": {"max_steps": 1}, "bench": {"rounds": 1}, "sweep": {}, "study": None}
         assert what_matters(config, "eval") == {"seed": 0}
         assert what_matters(config, "train") == {"seed": 0, "train": {"max_steps": 1}}
         assert what_matters(config, "bench") == {"seed": 0, "bench": {"rounds": 1}}
@@ -328,9 +328,9 @@ class TestJobs:
 
 
 BAD = [
-    (["objective.flops_limit=2"], "objective.flops_limit"),
-    (["evidence=others"], "Did you mean 'other'"),
-    (["evidence=other", "schedule=input", "scorer=cls"], "'input'"),
+    (["sweep.objective.flops_limit=2"], "sweep.objective.flops_limit"),
+    (["eval.evidence=others"], "Did you mean 'other'"),
+    (["eval.evidence=other", "schedule=input", "scorer=cls"], "'input'"),
 ]
 
 
@@ -340,7 +340,7 @@ def test_bad_input_ends_in_one_clear_line(monkeypatch, tmp_path, model_folder, b
     assert code == 1 and word in err and len(err.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("rows", ["rows={a:random}", "rows={a b:['seed=0'],a_b:['seed=1']}"])
+@pytest.mark.parametrize("rows", ["sweep.rows={a:random}", "sweep.rows={a b:['seed=0'],a_b:['seed=1']}"])
 def test_bad_rows_end_in_one_clear_line(monkeypatch, tmp_path, model_folder, rows):
     code, _, err = run_main(monkeypatch, *sweep(model_folder, tmp_path, rows))
     assert code == 1 and "rows" in err and len(err.strip().splitlines()) == 1

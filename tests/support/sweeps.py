@@ -9,7 +9,7 @@ from commands import arguments
 
 def sweep(model_folder, folder, *more):
     words = [a for a in arguments(model_folder, folder) if not a.startswith("hydra.run.dir")]
-    rows = ["hydra/sweeper=rows"] if any(m.startswith("rows=") for m in more) else []
+    rows = ["hydra/sweeper=rows"] if any(m.startswith("sweep.rows=") for m in more) else []
     return ["-m", *words, *rows, f"hydra.sweep.dir={folder}", *more]
 
 

@@ -199,9 +199,21 @@ def test_the_study_writes_its_table_and_goes_on_where_it_stopped(monkeypatch, tm
     run, page = tmp_path / "run", tmp_path / "page.md"
     page.write_text("# Before\n\n<!-- sparse_finetune:begin -->\nold\n<!-- sparse_finetune:end -->\n\nafter\n")
     fixed = ["experiment=sparse_finetune", "model=hf", f"model.name={folder_of_a_model}", f"hydra.run.dir={run}"]
-    sizes = ["train.max_steps=2", "train.batch_size=4", "data.limit=14", "data.max_new_tokens=2", "study.spread=7"]
+    sizes = [
+        "train.max_steps=2",
+        "train.batch_size=4",
+        "data.limit=14",
+        "data.max_new_tokens=2",
+        "sweep.table.spread=7",
+    ]
     sizes += ["train.log_steps=1", "logger.mode=disabled"]
-    more = ["device=cpu", f"study.file={page}", "study.sparsity=[0.5]", "study.skip=[lora]", "study.picture=null"]
+    more = [
+        "device=cpu",
+        f"sweep.table.file={page}",
+        "study.sparsity=[0.5]",
+        "sweep.skip=[lora]",
+        "sweep.table.picture=null",
+    ]
     code, _, err = run_main(monkeypatch, *fixed, *sizes, *more)
     assert code == 0, err
     text = page.read_text()
@@ -230,8 +242,8 @@ def test_the_study_writes_its_table_and_goes_on_where_it_stopped(monkeypatch, tm
     assert (run / "lora-0.5" / "training.jsonl").stat().st_mtime_ns == stamp and page.read_text() == text
     code, _, err = run_main(monkeypatch, *fixed, *sizes, *more, "resume=true", "train.learning_rate=0.5")
     assert code == 1 and "another configuration (train.learning_rate" in err
-    code, _, err = run_main(monkeypatch, *fixed, *sizes, *more, "resume=true", "study.skip=[lorra]")
-    assert code == 1 and "Unknown study.skip 'lorra'" in err
+    code, _, err = run_main(monkeypatch, *fixed, *sizes, *more, "resume=true", "sweep.skip=[lorra]")
+    assert code == 1 and "Unknown sweep.skip 'lorra'" in err
     headings = [line for line in text.splitlines() if line.startswith("| | accuracy")]
     columns = "accuracy | against no training | against LoRA without pruning | against dense | its own dense | "
     columns += "attention on what stays | on the image | entropy | Hoyer | minutes"

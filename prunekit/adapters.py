@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -12,11 +12,14 @@ from safetensors.torch import load_file
 
 from prunekit.errors import PrunekitError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 ADAPTER, TRAINED = "adapter", "trained.safetensors"
 """Where a training run leaves LoRA weights, and all others."""
 
 
-def attach(model: Any, folder: str | Path) -> Any:
+def attach(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
     """The model with the adapter or weights of a run's folder (or of a folder that PEFT wrote) in it; LoRA is merged,
     so that nothing of it is left beside the weights.
 
@@ -38,7 +41,7 @@ def _adapter(folder: Path) -> Path | None:
     return next(places, None)
 
 
-def _merged(model: Any, folder: Path) -> Any:
+def _merged(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     try:
         from peft import PeftModel
     except ImportError:
@@ -50,7 +53,7 @@ def _merged(model: Any, folder: Path) -> Any:
         raise PrunekitError(f"model.adapter: '{folder}' does not fit this model: {reason}") from None
 
 
-def _loaded(model: Any, file: Path) -> Any:
+def _loaded(model: PreTrainedModel, file: Path) -> PreTrainedModel:
     own = dict(model.named_parameters())
     try:
         weights = load_file(file)

@@ -34,7 +34,7 @@ def write_whole(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def write_json(path: Path, data: Any) -> None:
+def write_json(path: Path, data: object) -> None:
     """Write plain data as JSON, whole; of several processes that share a run the first one does."""
     if ranks.is_first():
         write_whole(path, json.dumps(data, indent=1) + "\n")

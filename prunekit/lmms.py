@@ -7,7 +7,7 @@ nothing else in prunekit knows lmms-eval. Here is what needs none of it: which o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from prunekit.errors import PrunekitError, UnknownNameError
@@ -27,7 +27,7 @@ def manifest() -> Any:
     return ModelManifest(model_id="prunekit", chat_class_path="prunekit.lmms_model.Prunekit")
 
 
-def split(arguments: dict[str, Any], others: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split(arguments: Mapping[str, object], others: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The pruner's arguments, and those of the model, which must be among ``others``."""
     known = tuple(name for name in others if name not in ("self", "kwargs"))
     own, rest = {}, {}
@@ -41,13 +41,13 @@ def split(arguments: dict[str, Any], others: Iterable[str]) -> tuple[dict[str, A
     return own, rest
 
 
-def pruner_of(arguments: dict[str, Any]) -> Pruner:
+def pruner_of(arguments: Mapping[str, object]) -> Pruner:
     """The pruner that ``model_args`` describe: ``pruner=FOLDER`` (as saved), a ``method``, or components by name.
 
     Raises:
         PrunekitError: for unknown names, and for ``pruner`` beside anything else.
     """
-    given = dict(arguments)
+    given: dict[str, Any] = dict(arguments)
     if (folder := given.pop("pruner", None)) is not None:
         if given:
             raise PrunekitError(f"pruner={folder} excludes {', '.join(given)}")
@@ -60,7 +60,7 @@ def pruner_of(arguments: dict[str, Any]) -> Pruner:
     return Pruner.from_dict(with_variant(check_preset(entries), variant), "model_args")
 
 
-def _parts(given: dict[str, Any], base: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _parts(given: Mapping[str, object], base: Mapping[str, object]) -> dict[str, dict[str, object]]:
     """Components named, or with options set, each with its ``name``; options alone amend those of ``base``."""
     parts = {kind: {"name": given[kind]} for kind in KINDS if kind in given}
     for key, value in given.items():
@@ -68,11 +68,13 @@ def _parts(given: dict[str, Any], base: dict[str, Any]) -> dict[str, dict[str, A
         if dot and kind not in KINDS:
             raise UnknownNameError("model_args:", key, KINDS)
         if dot:
-            parts.setdefault(kind, dict(base.get(kind) or {"name": DEFAULTS[kind]}))[field] = value
+            there = base.get(kind)
+            part = dict(there) if isinstance(there, Mapping) and there else {"name": DEFAULTS[kind]}
+            parts.setdefault(kind, part)[field] = value
     return parts
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Lists come as text: "[2,4]"."""
     if isinstance(value, str) and value.startswith("["):
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -22,10 +23,10 @@ class Processor:
     """A processor as lmms-eval calls it, with ``images``, ``videos`` and ``audios`` whether there are any or not: what
     is empty stays away, and ``audios`` goes by transformers' name for it. Floats come in the model's dtype."""
 
-    def __init__(self, processor: Any, dtype: torch.dtype) -> None:
+    def __init__(self, processor: Callable[..., Any], dtype: torch.dtype) -> None:
         self._processor, self._dtype = processor, dtype
 
-    def __call__(self, audios: Any = None, **given: Any) -> Any:
+    def __call__(self, audios: object = None, **given: object) -> Any:
         shown = {key: value for key, value in {**given, "audio": audios}.items() if value not in (None, [])}
         return self._processor(**shown).to(dtype=self._dtype)
 
@@ -83,7 +84,7 @@ class Prunekit(Huggingface):
         self.trust_remote_code = trust_remote_code
 
     @classmethod
-    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> lmms:
+    def create_from_arg_string(cls, arg_string: str, additional_config: Mapping[str, object] | None = None) -> lmms:
         """The model of ``--model_args``, pruned; lmms-eval calls this with ``batch_size`` and ``device`` beside it."""
         arguments = simple_parse_args_string(arg_string)
         base = arguments.pop("base", None)
@@ -92,7 +93,7 @@ class Prunekit(Huggingface):
         if "pretrained" in rest and base is not None:
             rest["pretrained"] = str(EMBEDDED.get(rest["pretrained"], rest["pretrained"]))
         pruner = pruner_of(own)
-        given = {key: value for key, value in (additional_config or {}).items() if value is not None}
+        given: dict[str, Any] = {key: value for key, value in (additional_config or {}).items() if value is not None}
         if base is not None and ranks.world() == 1:  # some of lmms-eval's defaults for it fail in transformers 5
             given["device_map"] = given.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
         made = kind(**{**_accepted(kind, given), **rest})
@@ -110,7 +111,7 @@ def _chat_model(base: str) -> Any:
         raise PrunekitError(f"base={base}: lmms-eval has no such chat model here: {error}") from None
 
 
-def _accepted(kind: type, given: dict[str, Any]) -> dict[str, Any]:
+def _accepted(kind: type, given: Mapping[str, object]) -> dict[str, Any]:
     """Those of lmms-eval's own settings that a model takes."""
     parameters = inspect.signature(kind).parameters
     anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()) and kind is not Huggingface

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,6 +17,9 @@ from prunekit.loaded import LoadedModel
 from prunekit.model_errors import loading_failed, missing_parts, not_found
 from prunekit.network import offline
 from prunekit.prompts import PLACEHOLDERS, SUGGESTION
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
 
 EMBEDDED = {name: Path(__file__).parent / "assets" / name for name in ("mini", "mini-576")}
 """Models that ship with the package, by name."""
@@ -113,7 +116,7 @@ def load_model(
     return LoadedModel(model.eval(), processor, name, mark, asked)
 
 
-def _make_ready(name: str, processor: Any) -> None:
+def _make_ready(name: str, processor: ProcessorMixin) -> None:
     """Padding on the left, as generation needs it; raises for a processor that takes no images."""
     if getattr(processor, "image_processor", None) is None:
         raise PrunekitError(f"model '{name}': its processor ({type(processor).__name__}) takes no images")
@@ -144,6 +147,6 @@ def file_digest(path: Path) -> str:
     return digest(_content(path))
 
 
-def _model_digest(source: str, model: Any, attn: str) -> str:
+def _model_digest(source: str, model: PreTrainedModel, attn: str) -> str:
     state = f"{model.dtype} {attn} {getattr(model.config, '_commit_hash', None)} {source_digest(source)}"
     return digest(state, 32)

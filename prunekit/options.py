@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, ValidationError, WrapValidator
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from prunekit.errors import PrunekitError, UnknownNameError
@@ -77,7 +78,7 @@ class Options(BaseModel):
     owner: ClassVar[str] = ""
     """Whose options they are, in the error of an unknown one; the group by default."""
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, **values: object) -> None:
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -105,10 +106,10 @@ class Options(BaseModel):
         return PrunekitError(f"{path} must {(above and taken.beyond) or taken.text}, not {detail['input']!r}")
 
 
-def _notes(field: Any) -> list[object]:
+def _notes(field: FieldInfo) -> list[object]:
     """What stands beside a field's type, the outermost first, also within a list or an optional."""
     notes: list[object] = list(field.metadata)
-    pending = [field.annotation]
+    pending: list[Any] = [field.annotation]
     while pending:
         annotation = pending.pop(0)
         if typing.get_origin(annotation) is Annotated:
@@ -118,6 +119,6 @@ def _notes(field: Any) -> list[object]:
     return notes
 
 
-def choices_of(field: Any) -> tuple[str, ...]:
+def choices_of(field: FieldInfo) -> tuple[str, ...]:
     """The words that a field of ``Options`` takes; none if it takes others."""
     return next((note.choices for note in _notes(field) if isinstance(note, Takes) and note.choices), ())

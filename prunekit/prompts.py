@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prunekit.data.example import Example
 from prunekit.errors import PrunekitError
 from prunekit.loaded import LoadedModel
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
 
 PLACEHOLDERS = ("images", "question")
 SUGGESTION = r"""model.prompt='"USER: {images}\n{question} ASSISTANT:"'"""
@@ -50,7 +53,7 @@ def turns(example: Example) -> list[dict[str, Any]]:
     return made
 
 
-def special_tokens(processor: Any, prompts: Sequence[str]) -> dict[str, bool]:
+def special_tokens(processor: ProcessorMixin, prompts: Sequence[str]) -> dict[str, bool]:
     """Options for the processor: where the template has written the first token, the tokenizer must not add another."""
     first = getattr(getattr(processor, "tokenizer", processor), "bos_token", None)
     return {"add_special_tokens": False} if first and all(text.startswith(first) for text in prompts) else {}

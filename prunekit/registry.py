@@ -10,7 +10,7 @@ import sys
 import types
 import typing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,7 +51,7 @@ class Registry:
 
         return add
 
-    def compose(self, name: str, **entries: Any) -> None:
+    def compose(self, name: str, **entries: object) -> None:
         """Name a composition, as a YAML preset beside the file would: ``method=name`` runs it.
 
         ``entries`` are those of a preset: components (a name, or a mapping of ``name`` and options), a budget,
@@ -86,7 +86,7 @@ class Registry:
             raise UnknownNameError(kind, name, classes)
         return classes[name]
 
-    def create(self, kind: str, name: str, **options: Any) -> Any:
+    def create(self, kind: str, name: str, **options: object) -> Any:
         """An instance of component ``name`` with ``options`` as its fields."""
         cls = self.get(kind, name)
         check_options(kind, name, cls, options)
@@ -138,7 +138,7 @@ def option_names(cls: type) -> list[str]:
     return [f.name for f in dataclasses.fields(cls) if f.init]
 
 
-def check_options(kind: str, name: str, cls: type, options: dict[str, Any]) -> None:
+def check_options(kind: str, name: str, cls: type, options: Mapping[str, object]) -> None:
     """Raise for an option that component ``cls`` does not have, lacks, or has of another (plain) type."""
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     for option in options:
@@ -155,7 +155,7 @@ def check_options(kind: str, name: str, cls: type, options: dict[str, Any]) -> N
             raise PrunekitError(f"{kind}.{option} must be of type {wanted}, not {value!r}")
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def _fits(value: object, hint: object) -> bool:
     """Whether a value is of a plain type, an optional or list of plain types; any other type is not looked at."""
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) in (types.UnionType, typing.Union):

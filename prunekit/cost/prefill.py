@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -57,7 +57,7 @@ def prefill_cost(
     )
 
 
-def vision_macs(family: Family, inputs: Any) -> float | None:
+def vision_macs(family: Family, inputs: Mapping[str, torch.Tensor]) -> float | None:
     """MACs of the vision encoder, patch embedding and projector for the pixels of a batch of model inputs: all images,
     tiles, and frames of videos.
 

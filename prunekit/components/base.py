@@ -29,6 +29,10 @@ class Component:
     uses_places: ClassVar[bool] = False
     """Whether it reads ``view.places``: which image or video, frame, row and column each token is of."""
 
+    reads_question: ClassVar[bool] = False
+    """Whether its answer at the input depends on the words of the prompt. A server that keeps an image's tokens for other
+    prompts must know; a component that does not say so is shown no words there."""
+
     def vision_blocks(self, blocks: int) -> Sequence[int]:
         """Blocks of an encoder of so many ``blocks`` whose keys and attention it reads in ``view.vision``, beside the
         one that the projector reads and the last, which are always there for it."""

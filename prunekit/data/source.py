@@ -146,7 +146,8 @@ def open_source(data: DataSettings) -> Source | Examples:
     prompt = parse_prompt(data["prompt"])
     known = BENCHMARKS.get(name)
     table = _table(data, known.columns if known else None)
-    reader = RowReader(name if known else "all", prompt, _folder(data, table), data["max_pixels"])
+    folder = table.folder if (images := data.get("images")) is None else Path(images)
+    reader = RowReader(name if known else "all", prompt, folder, data["max_pixels"])
     made = Source(source_name(data), data["metric"], table, reader, dict, data["limit"], digest=_digest(data))
     return _of_benchmark(made, known, data) if known else _of_columns(made, data["columns"] or {})
 
@@ -212,11 +213,6 @@ def _table(data: DataSettings, columns: tuple[str, ...] | None) -> Table:
     if data["name"] == "parquet" or path.endswith(".parquet"):
         return open_parquet(path, columns)
     return open_hub(path, data["config"], data["split"], data["revision"], data["streaming"])
-
-
-def _folder(data: DataSettings, table: Table) -> Path:
-    images = data.get("images")
-    return table.folder if images is None else Path(images)
 
 
 def _of_benchmark(made: Source, known: Benchmark, data: DataSettings) -> Source:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
 
 TRAINED_KINDS = ("lora", "projector", "full")
 """Kinds of training after which the model is another, and is named so: "mini+lora"."""
@@ -24,8 +27,8 @@ class LoadedModel:
         prompt: what to ask with in place of the processor's chat template.
     """
 
-    model: Any
-    processor: Any
+    model: PreTrainedModel
+    processor: ProcessorMixin
     name: str
     digest: str
     prompt: str | None = None

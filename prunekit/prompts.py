@@ -18,28 +18,38 @@ SUGGESTION = r"""model.prompt='"USER: {images}\n{question} ASSISTANT:"'"""
 
 
 def prompt_for(loaded: LoadedModel, example: Example) -> str:
-    """The example's images, earlier turns and question, as the chat template or ``model.prompt`` puts them.
+    """The example's images, video, earlier turns and question, as the chat template or ``model.prompt`` puts them.
 
     Raises:
         PrunekitError: for a processor without chat template where no ``model.prompt`` is given, a template that refuses
-            the turns, and earlier turns in a ``model.prompt``, which has no place for them.
+            the turns or drops the video, earlier turns in a ``model.prompt``, which has no place for them, and a video
+            for a model that takes none.
     """
+    if example.video is not None and getattr(loaded.processor, "video_processor", None) is None:
+        raise PrunekitError(
+            f"model '{loaded.name}' takes no videos: {type(loaded.processor).__name__} reads images alone"
+        )
     if loaded.prompt is not None:
         return _filled(loaded, example)
     try:
-        return loaded.processor.apply_chat_template(turns(example), add_generation_prompt=True)
+        prompt = loaded.processor.apply_chat_template(turns(example), add_generation_prompt=True)
     except Exception as error:  # templates raise jinja's errors, their own, and those of Python
         raise PrunekitError(_refused(loaded, error)) from None
+    if example.video is not None and _token(loaded, "video") not in prompt:
+        raise PrunekitError(
+            f"model '{loaded.name}': its chat template leaves the video out; say how to ask: {SUGGESTION}"
+        )
+    return prompt
 
 
 def turns(example: Example) -> list[dict[str, Any]]:
-    """The example as messages: images before all text, question and answer in turns."""
+    """The example as messages: images, then the video, before all text; question and answer in turns."""
     made: list[dict[str, Any]] = []
     for question, answer in example.history:
         made.append({"role": "user", "content": [{"type": "text", "text": question}]})
         made.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
     made.append({"role": "user", "content": [{"type": "text", "text": example.question}]})
-    made[0]["content"] = [{"type": "image"} for _ in example.image_ids] + made[0]["content"]
+    made[0]["content"] = [{"type": kind} for kind in example.media] + made[0]["content"]
     return made
 
 
@@ -52,9 +62,14 @@ def special_tokens(processor: ProcessorMixin, prompts: Sequence[str]) -> dict[st
 def _filled(loaded: LoadedModel, example: Example) -> str:
     if example.history:
         raise PrunekitError(f"model '{loaded.name}': model.prompt has no place for the earlier turns of '{example.id}'")
-    token = getattr(loaded.processor, "image_token", None) or "<image>"
-    parts = {"images": str(token) * len(example.image_ids), "question": example.question}
+    shown = "".join(_token(loaded, kind) for kind in example.media)
+    parts = {"images": shown, "question": example.question}
     return re.sub(r"\{(\w+)\}", lambda found: parts[found[1]], loaded.prompt or "")
+
+
+def _token(loaded: LoadedModel, kind: str) -> str:
+    """What stands for an image or a video in a prompt."""
+    return str(getattr(loaded.processor, f"{kind}_token", None) or f"<{kind}>")
 
 
 def _refused(loaded: LoadedModel, error: Exception) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from prunekit.options import Count, Flag, Options, Seed, Several, Takes, Text
+from prunekit.options import Count, CountOrNull, Flag, Options, Seed, Several, Takes, Text
 
 
 class BenchOptions(Options):
@@ -18,6 +18,7 @@ class BenchOptions(Options):
     visual_tokens: Annotated[list[Count] | None, Field(min_length=1), Takes("be a list of counts like [576,2880]")] = (
         Field(None, description="counts to sweep; null: what the shape or the model's first example has")
     )
+    frames: CountOrNull = Field(None, description="frames of one video, in place of visual_tokens")
     text_tokens: Several = Field(64, description="tokens of the question")
     batch_size: Count = Field(1, description="prompts of a prefill")
     new_tokens: Seed = Field(16, description="decode steps after each prefill")

@@ -38,6 +38,7 @@ class Point(TypedDict):
     """One workload: its prompt, the cuts, and all contenders by name."""
 
     visual_tokens: int
+    frames: int | None
     text_tokens: int
     batch_size: int
     new_tokens: int

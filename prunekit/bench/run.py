@@ -34,6 +34,7 @@ def bench_point(model: PreTrainedModel, work: Workload, pruner: Pruner, options:
     costs = {name: _cost(work, None if name == "dense" else pruner, options) for name in timings}
     point: Point = {
         "visual_tokens": work.visual,
+        "frames": work.frames,
         "text_tokens": work.text,
         "batch_size": work.batch,
         "new_tokens": options.new_tokens,
@@ -93,6 +94,7 @@ def _cost(work: Workload, pruner: Pruner | None, options: BenchOptions) -> Cost:
         text=work.text,
         convention="exact",
         images=work.images,
+        frames=work.frames,
         before=work.before,
         batch=work.batch,
         decode=options.new_tokens,

@@ -11,8 +11,8 @@ from prunekit.bench.options import BenchOptions
 from prunekit.bench.record import BenchRecord, Point
 from prunekit.bench.report import draw, print_point
 from prunekit.bench.run import SCHEMA, bench_point, machine, profile_prefill
-from prunekit.bench.shapes import VISUAL, build, config_of
-from prunekit.bench.workload import Workload, from_example, synthetic
+from prunekit.bench.shapes import VISUAL, build, config_of, video_tokens
+from prunekit.bench.workload import Workload, from_example, noise_video, synthetic
 from prunekit.errors import PrunekitError
 from prunekit.models import LoadedModel, resolve_device, resolve_dtype
 from prunekit.pruning.budget import NOMINAL, for_prompt
@@ -45,20 +45,23 @@ def bench(
     Raises:
         PrunekitError: for an unknown shape, a device that is not there, a pruner that the model cannot take.
     """
+    if settings.frames is not None and settings.visual_tokens is not None:
+        raise PrunekitError("bench.frames and bench.visual_tokens both say how many visual tokens there are: give one")
     place, shape = resolve_device(device), settings.shape
-    loaded = None
+    loaded, video = None, None
     if shape is None:
         loaded = load()
         model, name = loaded.model, loaded.name
     else:
-        config_of(shape)  # an unknown name is said before anything is built
+        config_of(shape)  # an unknown name is said before anything is built, and so is a shape without videos
+        video = None if settings.frames is None else video_tokens(shape).count(settings.frames)
         model, name = build(shape, place, resolve_dtype(dtype, place), attn), shape
     if pruner.needs_pixels:
         looks = [part for part in (pruner.scorer, pruner.selector, pruner.reducer) if part.uses_vision]
         what = pruner.name or (looks[0] if looks else pruner.schedule).registered_name
         raise PrunekitError(f"bench: '{what}' works in the vision encoder, and the prefills timed here start behind it")
     pruner.apply(model).remove()  # what the model cannot do is said before any work is done
-    counts: list[int | None] = [None] if shape is None else [VISUAL.get(shape, NOMINAL)]
+    counts: list[int | None] = [None] if shape is None else [video or VISUAL.get(shape, NOMINAL)]
     if settings.visual_tokens is not None:
         counts = [*settings.visual_tokens]
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,13 +102,17 @@ def _workload(
 ) -> Workload:
     if count is None:
         assert loaded is not None  # a shape has a count of its own
-        return from_example(loaded, first_example(), settings.batch_size)
-    return synthetic(model, count, settings.text_tokens, settings.batch_size)
+        example = first_example() if settings.frames is None else noise_video(settings.frames)
+        return from_example(loaded, example, settings.batch_size)
+    return synthetic(model, count, settings.text_tokens, settings.batch_size, settings.frames)
 
 
 def _title(found: BenchRecord, point: Point | None) -> str:
     where = f"{found['model']}, {found['dtype']}, {found['device']}, {found['threads']} threads"
     if point is None:
         return where
-    prompt = f"{point['visual_tokens']} visual + {point['text_tokens']} text tokens, batch {point['batch_size']}"
+    frames = f" ({point['frames']} frames)" if point["frames"] else ""
+    prompt = (
+        f"{point['visual_tokens']} visual{frames} + {point['text_tokens']} text tokens, batch {point['batch_size']}"
+    )
     return f"{where}: {prompt}, {cut_before(point['cut_layers'])}"

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 
 from prunekit.cost.reading import shape_of
 from prunekit.cost.shapes import ModelShape
 from prunekit.errors import PrunekitError
 from prunekit.families import SUPPORT, Family, make_family, support_of
 from prunekit.families.support import PatchLayout
+from prunekit.views.media import VIDEO_TYPE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,6 +39,7 @@ class Workload:
         vision: runs the vision encoder and projector on the prompts' images, None where it cannot be called apart.
         visual, text, batch: visual and other tokens of a prompt, and how many prompts.
         images: images (or tiles) of one prompt.
+        frames: frames of the prompt's video, None without one.
         places: where the visual tokens stand, [visual].
     """
 
@@ -47,6 +52,7 @@ class Workload:
     batch: int
     images: int
     places: torch.Tensor
+    frames: int | None = None
 
     @property
     def before(self) -> int:
@@ -54,8 +60,11 @@ class Workload:
         return int(self.places[0])
 
 
-def synthetic(model: PreTrainedModel, visual: int, text: int, batch: int) -> Workload:
+def synthetic(model: PreTrainedModel, visual: int, text: int, batch: int, frames: int | None = None) -> Workload:
     """``batch`` like prompts: text, ``visual`` placeholders with random features, text.
+
+    Args:
+        frames: frames of the video that the visual tokens are made of; None: they are an image's.
 
     Raises:
         PrunekitError: for models that do not take features in place of pixels.
@@ -71,26 +80,37 @@ def synthetic(model: PreTrainedModel, visual: int, text: int, batch: int) -> Wor
     places = torch.arange(before, before + visual)
     ordinary = min(80, *family.token_ids)
     ids = torch.randint(min(5, ordinary - 1), ordinary, (visual + text,), generator=generator).repeat(batch, 1)
-    ids[:, places] = family.token_ids[0]
+    kind = "image" if frames is None else "video"
+    token = family.token_ids[0] if frames is None else _video_token(family)
+    ids[:, places] = token
     features = torch.randn(visual, family.text_config.hidden_size, generator=generator).to(device, model.dtype)
     given: dict[str, Any] = {"input_ids": ids.to(device)}
-    grid = _grid(family, visual)
+    shape = shape_of(model)
+    grid = _grid(family, visual, 1 if frames is None or shape.vision is None else -(-frames // shape.vision.joined))
     if grid is not None:
         given |= {
-            "image_grid_thw": torch.tensor([grid] * batch, device=device),
-            "mm_token_type_ids": (ids == family.token_ids[0]).int().to(device),
+            f"{kind}_grid_thw": torch.tensor([grid] * batch, device=device),
+            "mm_token_type_ids": (ids == token).int().to(device) * (1 if frames is None else VIDEO_TYPE),
         }
 
     def inputs() -> dict[str, Any]:
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-        found = BaseModelOutputWithPooling(pooler_output=[features] * batch)
-        return {**given, "mm_encoder_outputs": {"image": found}}
+        stacked = kind == "video" and grid is None  # LLaVA-OneVision's videos are all of one length
+        outputs: Any = features.expand(batch, -1, -1) if stacked else [features] * batch
+        return {**given, "mm_encoder_outputs": {kind: BaseModelOutputWithPooling(pooler_output=outputs)}}
 
-    shape = shape_of(model)
     images = 1 if shape.vision is None else shape.vision.images(visual)
-    vision = _vision(model, family, shape, images * batch, grid, batch)
-    return Workload(family, shape, inputs, vision, visual, text, batch, images, places)
+    if frames is None:
+        vision = _vision(model, family, shape, images * batch, grid, batch)
+    else:
+        vision = _video(model, family, frames, grid, batch)
+    return Workload(family, shape, inputs, vision, visual, text, batch, images, places, frames)
+
+
+def _video_token(family: Family) -> int:
+    named = (getattr(family.config, name, None) for name in ("video_token_id", "video_token_index"))
+    return next(token for token in named if token is not None)
 
 
 def _layout(family: Family) -> PatchLayout:
@@ -99,13 +119,13 @@ def _layout(family: Family) -> PatchLayout:
     return layout
 
 
-def _grid(family: Family, visual: int) -> list[int] | None:
-    """One image of ``visual`` merged patches, as square as they divide, for models that want to know."""
+def _grid(family: Family, visual: int, steps: int = 1) -> list[int] | None:
+    """``steps`` pictures of ``visual`` merged patches in all, as square as they divide, for models that ask for it."""
     if not _layout(family).packed:
         return None
-    merge = family.config.vision_config.spatial_merge_size  # type: ignore[union-attr]
-    height = next(h for h in range(math.isqrt(visual), 0, -1) if visual % h == 0)
-    return [1, height * merge, visual // height * merge]
+    merge, each = family.config.vision_config.spatial_merge_size, visual // steps  # type: ignore[union-attr]
+    height = next(h for h in range(math.isqrt(each), 0, -1) if each % h == 0)
+    return [steps, height * merge, each // height * merge]
 
 
 def _vision(
@@ -131,6 +151,39 @@ def _vision(
     return lambda: model.get_image_features(pixel_values=pixels, **options)
 
 
+def _video(
+    model: PreTrainedModel, family: Family, frames: int, grid: list[int] | None, batch: int
+) -> Callable[[], Any]:
+    """A call of the vision encoder and projector on the frames of random videos."""
+    vision = family.config.vision_config  # type: ignore[union-attr]
+    options: dict[str, Any] = {}
+    if grid is None:
+        pixels = torch.randn(batch, frames, 3, vision.image_size, vision.image_size)
+    else:
+        width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        pixels = torch.randn(batch * math.prod(grid), width)
+        options["video_grid_thw"] = torch.tensor([grid] * batch, device=model.device)
+    pixels = pixels.to(model.device, model.dtype)
+    return lambda: model.get_video_features(pixel_values_videos=pixels, **options)
+
+
+def noise_video(frames: int, side: int = 448) -> Example:
+    """A question about a video of so many square frames of noise."""
+    from prunekit.data.example import Example
+    from prunekit.data.pictures import Picture
+    from prunekit.data.videos import Sampling, Video
+
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(256, (frames, side, side, 3), dtype=torch.uint8, generator=generator).numpy()
+    pictures = []
+    for frame in noise:
+        file = io.BytesIO()
+        Image.fromarray(frame).save(file, "PNG", compress_level=1)
+        pictures.append(Picture(file.getvalue(), "bench.frames"))
+    video = Video(tuple(pictures), "bench.frames", Sampling(frames))
+    return Example("noise", video.name, "noise", "What happens in the video?", ("noise",), video=video)
+
+
 def from_example(loaded: LoadedModel, example: Example, batch: int) -> Workload:
     """``batch`` copies of one real question, as an evaluation would run it."""
     from prunekit.evaluation.batches import Batcher
@@ -139,17 +192,36 @@ def from_example(loaded: LoadedModel, example: Example, batch: int) -> Workload:
     family = make_family(model)
     made = batcher.inputs([example] * batch)
     visual = family.find_visual(made["input_ids"], made)[0]
-    processor = loaded.processor.image_processor
-    pixels = processor(images=[example.image()] * batch, return_tensors="pt").to(model.device, dtype=model.dtype)
+    clip, vision = example.clip(), None
+    if clip is not None:
+        vision = _take_video_out(model, made) if set(example.media) == {"video"} and batcher.shares_features else None
+    elif batcher.shares_features:
+        processor = loaded.processor.image_processor
+        pixels = processor(images=[example.image()] * batch, return_tensors="pt").to(model.device, dtype=model.dtype)
+        vision = functools.partial(model.get_image_features, **pixels)
     shape, count = shape_of(model), int(visual.sum())
     return Workload(
         family=family,
         shape=shape,
         inputs=lambda: dict(made),
-        vision=(lambda: model.get_image_features(**pixels)) if batcher.shares_features else None,
+        vision=vision,
         visual=count,
         text=int(visual.numel()) - count,
         batch=batch,
         images=1 if shape.vision is None else shape.vision.images(count),
         places=visual.nonzero()[:, 0].cpu(),
+        frames=None if clip is None else len(clip.frames),
     )
+
+
+def _take_video_out(model: PreTrainedModel, made: dict[str, Any]) -> Callable[[], Any] | None:
+    """The call that encodes the videos of model inputs, whose outputs take the place of their pixels; None where frames
+    come as something else than a video's pixels."""
+    if "pixel_values_videos" not in made:
+        return None
+    taken = {"pixel_values_videos": made.pop("pixel_values_videos")}
+    taken |= {name: made[name] for name in ("video_grid_thw",) if name in made}
+    encode = functools.partial(model.base_model.get_video_features, **taken)
+    with torch.inference_mode():
+        made["mm_encoder_outputs"] = {"video": encode(return_dict=True)}
+    return encode

@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -30,7 +29,7 @@ class Compressor(Reducer):
         raise TypeError(f"{type(self).__name__} defines no compress(tokens, alive, counts)")
 
     def reduce(  # type: ignore[override]
-        self, *, tokens: torch.Tensor, sizes: torch.Tensor, kept: torch.Tensor, alive: torch.Tensor, **rest: Any
+        self, *, tokens: torch.Tensor, sizes: torch.Tensor, kept: torch.Tensor, alive: torch.Tensor, **rest: object
     ) -> Reduced:
         counts_B = kept.sum(1)
         compressed_BMD = self.compress(tokens.float(), alive, counts_B).to(tokens.dtype)

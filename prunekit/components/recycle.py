@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -58,7 +58,7 @@ class Recycle(Reducer):
         kept: torch.Tensor,
         alive: torch.Tensor,
         count: torch.Tensor,
-        **rest: Any,
+        **rest: object,
     ) -> Reduced:
         gone_BN = alive & ~kept
         pool_B = torch.maximum(recycled(gone_BN.sum(1)), count)

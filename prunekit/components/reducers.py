@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -28,7 +27,7 @@ class Merge(Reducer):
     """
 
     def reduce(  # type: ignore[override]
-        self, *, tokens: torch.Tensor, sizes: torch.Tensor, kept: torch.Tensor, alive: torch.Tensor, **rest: Any
+        self, *, tokens: torch.Tensor, sizes: torch.Tensor, kept: torch.Tensor, alive: torch.Tensor, **rest: object
     ) -> Reduced:
         target = nearest(tokens, kept)
         return Reduced(*merge_into(tokens, sizes, target, kept, alive), sources=target)

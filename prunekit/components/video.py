@@ -124,7 +124,7 @@ class VideoReducer(Reducer):
         scores: torch.Tensor,
         kept: torch.Tensor,
         alive: torch.Tensor,
-        **rest: Any,
+        **rest: object,
     ) -> Reduced:
         if self.tops_in_decoder and view.site == "decoder":
             return self.reduce_later(tokens, kept, alive)

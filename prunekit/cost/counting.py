@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
@@ -15,10 +13,10 @@ def flop_counter() -> FlopCounterMode:
     Like torch for its other fused kernels it counts all S² pairs, masked or not: the convention ``counter``.
     """
 
-    def attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+    def attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
         return sdpa_flop_count(query, key, value)
 
-    def experts(tokens: torch.Size, weights: torch.Size, *_: Any, **__: Any) -> int:
+    def experts(tokens: torch.Size, weights: torch.Size, *_: object, **__: object) -> int:
         return 2 * tokens[0] * weights[-2] * weights[-1]
 
     aten = torch.ops.aten

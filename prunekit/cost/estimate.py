@@ -114,6 +114,7 @@ def estimate(
     text: int,
     convention: str = "exact",
     images: int | None = None,
+    frames: int | None = None,
     before: int = 0,
     batch: int = 1,
     decode: int = 0,
@@ -124,6 +125,8 @@ def estimate(
     Args:
         pruner: None for the dense model.
         images: images (or tiles) that the visual tokens come from; by default as many as they need.
+        frames: frames of the video that the visual tokens come from, in place of ``images``: the encoder sees each,
+            however few tokens are made of it.
         before: how many of the ``text`` tokens stand before the first visual one, and are not of the instruction.
         bytes_per_value: of a cached key or value; 2 for bfloat16.
 
@@ -132,12 +135,17 @@ def estimate(
             schedule does not fit the depth.
     """
     check_choice("convention", convention, CONVENTIONS)
-    for name, value, low in (("visual", visual, 0), ("text", text, 0), ("batch", batch, 1), ("decode", decode, 0)):
-        if value < low:
+    for name, value, low in (
+        ("visual", visual, 0), ("text", text, 0), ("batch", batch, 1), ("decode", decode, 0), ("frames", frames, 1)
+    ):  # fmt: skip
+        if value is not None and value < low:
             raise PrunekitError(f"cost: {name} must be at least {low}, not {value}")
     stack = shape.text
     plan = outline(pruner, stack, visual, text)
-    vision, projected = (None, None) if shape.vision is None else _vision(shape.vision, visual, images, convention)
+    vision: float | None = None
+    projected: float | None = None
+    if shape.vision is not None:
+        vision, projected = _vision(shape.vision, visual, images, frames, convention)
     head = stack.hidden * shape.vocab
     return Cost(
         convention=convention,
@@ -164,11 +172,17 @@ def tower_macs(tower: Tower, patches: Sequence[int], convention: str = "exact") 
     return total
 
 
-def _vision(tower: Tower, visual: int, images: int | None, convention: str) -> tuple[float, float]:
-    """MACs of the encoder and of the projector for ``visual`` tokens out of ``images`` images of equal size."""
+def _vision(tower: Tower, visual: int, images: int | None, frames: int | None, convention: str) -> tuple[float, float]:
+    """MACs of the encoder and of the projector for ``visual`` tokens out of ``images`` images of equal size, or out of
+    ``frames`` frames."""
     count = max(1, tower.images(visual) if images is None else images)
+    if frames is not None:
+        count = -(-frames // tower.joined)
     each = tower.patches if tower.patches is not None else visual * tower.merge // count
-    return tower_macs(tower, [each] * count, convention), float(visual * tower.projector)
+    projected = visual
+    if frames is not None and tower.patches is not None:  # a video's tokens are often fewer than what is projected
+        projected = count * (tower.frame_vectors or each // tower.merge)
+    return tower_macs(tower, [each] * count, convention), float(projected * tower.projector)
 
 
 def _scoring(shape: ModelShape, pruner: Outlined, plan: Outline, instruction: int) -> float:

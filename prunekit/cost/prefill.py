@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -57,8 +57,9 @@ def prefill_cost(
     )
 
 
-def vision_macs(family: Family, inputs: Any) -> float | None:
-    """MACs of the vision encoder, patch embedding and projector for the pixels of a batch of model inputs.
+def vision_macs(family: Family, inputs: Mapping[str, torch.Tensor]) -> float | None:
+    """MACs of the vision encoder, patch embedding and projector for the pixels of a batch of model inputs: all images,
+    tiles, and frames of videos.
 
     By the ``counter`` convention: nothing in an encoder is causal, and its MLPs are as they are. None for towers whose
     layout is not known here.
@@ -66,11 +67,17 @@ def vision_macs(family: Family, inputs: Any) -> float | None:
     tower = tower_of(family.config, family.text_config.hidden_size)
     if tower is None:
         return None
-    if (grids := inputs.get("image_grid_thw")) is not None:
-        # The grid's frames are attended one by one.
-        patches = [int(h * w) for t, h, w in grids.tolist() for _ in range(t)]
-    elif tower.patches is not None and (pixels := inputs.get("pixel_values")) is not None:
-        patches = [tower.patches] * pixels.shape[:-3].numel()
-    else:
-        return None
-    return tower_macs(tower, patches, "counter") + sum(patches) // tower.merge * tower.projector
+    patches: list[int] = []
+    projected = 0
+    for name in ("image_grid_thw", "video_grid_thw"):
+        grids = inputs.get(name)  # the frames of a grid are attended one by one
+        patches += [] if grids is None else [int(h * w) for t, h, w in grids.tolist() for _ in range(t)]
+    if patches:
+        projected = sum(patches) // tower.merge
+    elif tower.patches is not None:
+        for name in ("pixel_values", "pixel_values_images", "pixel_values_videos"):
+            count = inputs[name].shape[:-3].numel() if name in inputs else 0
+            video = name.endswith("videos") and tower.frame_vectors is not None
+            patches += [tower.patches] * count
+            projected += count * (tower.frame_vectors if video else tower.patches // tower.merge)  # type: ignore[operator]
+    return tower_macs(tower, patches, "counter") + projected * tower.projector if patches else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -13,6 +13,9 @@ from prunekit.cost.shapes import ModelShape, Stack
 from prunekit.cost.towers import tower_of
 from prunekit.errors import PrunekitError
 from prunekit.families import Family, make_family
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 CHOSEN = ("num_experts_per_tok", "moe_topk", "top_k_experts", "moe_top_k")
 """Names under which configs say how many experts a token is sent to."""
@@ -39,7 +42,7 @@ def shape_of(source: Any) -> ModelShape:
     )
 
 
-def _without_memory(config: Any) -> nn.Module:
+def _without_memory(config: PretrainedConfig) -> nn.Module:
     from transformers import AutoModelForImageTextToText
 
     try:
@@ -51,7 +54,7 @@ def _without_memory(config: Any) -> nn.Module:
         raise PrunekitError(f"no shape of '{name}': {line}") from None
 
 
-def _decoder(family: Family, config: Any) -> Stack:
+def _decoder(family: Family, config: PretrainedConfig) -> Stack:
     heads, width = _number(config, "num_attention_heads"), _number(config, "hidden_size")
     assert heads is not None and width is not None
     parts = [_number(config, f"qk_{part}_head_dim") for part in ("nope", "rope")]
@@ -72,12 +75,12 @@ def _decoder(family: Family, config: Any) -> Stack:
     )
 
 
-def mlp_width(config: Any) -> int:
+def mlp_width(config: PretrainedConfig) -> int:
     """Width of the decoder's MLPs, their mean where layers differ; four times the hidden width if none is given."""
     return _number(config, "intermediate_size") or 4 * config.hidden_size
 
 
-def _number(config: Any, name: str) -> int | None:
+def _number(config: PretrainedConfig, name: str) -> int | None:
     """A whole number of a config; of one for each layer the mean."""
     try:
         value = getattr(config, name, None)
@@ -94,7 +97,7 @@ def _plain_mlp(family: Family) -> bool:
     return bool(re.search(r"\bfc1\b", names)) and "gate" not in names
 
 
-def _layer_weights(layer: nn.Module, config: Any) -> int:
+def _layer_weights(layer: nn.Module, config: PretrainedConfig) -> int:
     """Weights that one token meets in a decoder layer; of stacked experts those that are chosen."""
     chosen = next((count for name in CHOSEN if (count := _number(config, name))), 1)
     modules = [m for m in layer.modules() if not isinstance(m, nn.Embedding) and "Norm" not in type(m).__name__]

@@ -100,6 +100,8 @@ class Tower:
         projector: weights that each visual token is multiplied by on its way into the decoder.
         window: patches that attend to each other in windowed layers; None if all of an image do, everywhere.
         whole: the layers of a windowed encoder in which all of an image attend.
+        joined: neighbouring frames of a video that become one.
+        frame_vectors: vectors of a video's frame that meet the projector; as many as of an image if not given.
     """
 
     stack: Stack
@@ -110,6 +112,8 @@ class Tower:
     extra: int = 0
     window: int | None = None
     whole: tuple[int, ...] = ()
+    joined: int = 1
+    frame_vectors: int | None = None
 
     def images(self, visual: int) -> int:
         """Images or tiles of fixed size that ``visual`` tokens come from, rounded up; 1 for encoders of any grid."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from prunekit.cost.shapes import Stack, Tower
 from prunekit.families import support_of
 from prunekit.families.support import VISION_ENCODERS
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
-def tower_of(config: Any, text_width: int) -> Tower | None:
+
+def tower_of(config: PretrainedConfig, text_width: int) -> Tower | None:
     """The vision tower and projector of a model's config: a ViT over images or tiles of one size, or one over grids of
     patches (Qwen). None for model types without a formula in the table of families, and encoders of other kinds."""
     formula = support_of(getattr(config, "model_type", "")).encoder_shape
@@ -31,4 +34,6 @@ def tower_of(config: Any, text_width: int) -> Tower | None:
         extra=0 if encoder is None else encoder.prefix,
         window=shape.window,
         whole=shape.whole,
+        joined=shape.joined,
+        frame_vectors=shape.frame_vectors,
     )

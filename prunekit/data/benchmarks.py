@@ -5,15 +5,19 @@ Prompts, splits and metrics are data: ``conf/data/NAME.yaml``. What each field o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prunekit.data.rows import texts
+from prunekit.data.rows import shorten, text, texts
 from prunekit.data.tables import Row
 from prunekit.errors import RowError
 
 Fields = dict[str, Any]
+
+PART = "task_type"
+"""The column that names a benchmark's part, where it consists of several."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,17 @@ class Benchmark:
         fields: from a row to ``rows.FIELDS``; None for a row that the benchmark does not count.
         join: where the image is if the row has none.
         optional: further columns that ``fields`` looks at.
+        video: whether it asks about videos, which lie as files beside its rows.
+        parts: configurations of the hub that make up the benchmark; without ``data.config`` all are asked, and ``PART``
+            names a row's own.
     """
 
     needs: tuple[str, ...]
     fields: Callable[[Row], Fields | None]
     join: Join | None = None
     optional: tuple[str, ...] = ()
+    video: bool = False
+    parts: tuple[str, ...] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -144,6 +153,96 @@ def _seed(row: Row) -> Fields | None:
     }
 
 
+def _unlettered(options: Any) -> list[str]:
+    """Options without the letters before them: "A. a dog", "(B) a cat"."""
+    return [re.sub(r"^\s*\(?[A-Z][.)]\s*", "", option) for option in texts("options", options)]
+
+
+def _videomme(row: Row) -> Fields:
+    fields = {"id": row["question_id"], "video": row["videoID"], "task": row["duration"], "question": row["question"]}
+    return {**fields, "answers": row["answer"], "choices": _unlettered(row["options"])}
+
+
+MVBENCH: dict[str, str] = {
+    "action_sequence": "star/Charades_segment",
+    "action_prediction": "star/Charades_segment",
+    "action_antonym": "ssv2_video_mp4",
+    "fine_grained_action": "Moments_in_Time_Raw/videos",
+    "unexpected_action": "FunQA_test/test",
+    "object_existence": "clevrer/video_validation",
+    "object_interaction": "star/Charades_segment",
+    "object_shuffle": "perception/videos",
+    "moving_direction": "clevrer/video_validation",
+    "action_localization": "sta/sta_video_segment",
+    "scene_transition": "scene_qa/video",
+    "action_count": "perception/videos",
+    "moving_count": "clevrer/video_validation",
+    "moving_attribute": "clevrer/video_validation",
+    "state_change": "perception/videos",
+    "fine_grained_pose": "nturgbd_convert",
+    "character_order": "perception/videos",
+    "egocentric_navigation": "vlnqa",
+    "episodic_reasoning": "tvqa/video_fps3_hq_segment",
+    "counterfactual_inference": "clevrer/video_validation",
+}
+"""MVBench's tasks (Li et al. 2024, table 1), and where their videos lie in its repository's revision ``video``."""
+
+
+def _mvbench(row: Row) -> Fields:
+    task = text(PART, row[PART])
+    if task not in MVBENCH:
+        raise RowError(f"{PART} must be one of MVBench's tasks, not {shorten(task)}")
+    fields = {"video": f"{MVBENCH[task]}/{text('video', row['video'])}", "task": task, "question": row["question"]}
+    return {**fields, "answers": row["answer"], "choices": row["candidates"]}
+
+
+def _mlvu(row: Row) -> Fields:
+    """The options stand in the question's further lines, and under ``candidates`` where a copy has that column."""
+    question, *options = text("question", row["question"]).splitlines()
+    choices = row.get("candidates") or _unlettered([line for line in options if line.strip()])
+    fields = {"video": row["video_name"], "task": row["task_type"], "question": question}
+    return {**fields, "answers": row["answer"], "choices": choices}
+
+
+def _longvideobench(row: Row) -> Fields:
+    options = [row[f"option{number}"] for number in range(5)]
+    return {
+        "id": row["id"],
+        "group": f"{row['duration_group']} s",
+        "video": row["video_path"],
+        "question": row["question"],
+        "answers": row["correct_choice"],
+        "choices": [option for option in options if not _blank(option) and option != "N/A"],
+    }
+
+
+def _egoschema(row: Row) -> Fields:
+    answer = row["answer"]
+    number = int(answer) if isinstance(answer, str) and answer.isdecimal() else answer
+    fields = {"id": row["question_idx"], "video": row["video_idx"], "question": row["question"]}
+    return {**fields, "answers": number, "choices": _unlettered(row["option"])}
+
+
+def _nextqa(row: Row) -> Fields:
+    return {
+        "id": f"{row['video']}/{row['qid']}",
+        "group": row["type"],
+        "video": str(row["video"]) if isinstance(row["video"], int) else row["video"],
+        "question": row["question"],
+        "answers": row["answer"],
+        "choices": [row[f"a{number}"] for number in range(5)],
+    }
+
+
+def _activitynetqa(row: Row) -> Fields:
+    return {
+        "id": row["question_id"],
+        "video": f"v_{text('video_name', row['video_name'])}",
+        "question": f"{text('question', row['question']).capitalize()}?",
+        "answers": row["answer"],
+    }
+
+
 _ASKED = ("image", "question")
 BENCHMARKS: dict[str, Benchmark] = {
     "gqa": Benchmark(("id", "imageId", "question", "answer"), _gqa, join=Join()),
@@ -162,4 +261,21 @@ BENCHMARKS: dict[str, Benchmark] = {
         _seed,
         optional=("data_type",),
     ),
+    "videomme": Benchmark(
+        ("question_id", "videoID", "duration", "question", "options", "answer"), _videomme, video=True
+    ),
+    "mvbench": Benchmark(
+        ("video", "question", "candidates", "answer", PART), _mvbench, video=True, parts=tuple(MVBENCH)
+    ),
+    "mlvu": Benchmark(("video_name", "question", "answer", "task_type"), _mlvu, optional=("candidates",), video=True),
+    "longvideobench": Benchmark(
+        ("id", "video_path", "duration_group", "question", "correct_choice", *(f"option{n}" for n in range(5))),
+        _longvideobench,
+        video=True,
+    ),
+    "egoschema": Benchmark(("question_idx", "video_idx", "question", "option", "answer"), _egoschema, video=True),
+    "nextqa": Benchmark(
+        ("video", "qid", "type", "question", "answer", *(f"a{n}" for n in range(5))), _nextqa, video=True
+    ),
+    "activitynetqa": Benchmark(("question_id", "video_name", "question", "answer"), _activitynetqa, video=True),
 }

@@ -9,13 +9,17 @@ from pathlib import Path
 
 from prunekit.data.example import Example
 from prunekit.data.pictures import MAX_PIXELS, Picture
+from prunekit.data.videos import UP_TO_FRAMES, Sampling, Video
 from prunekit.errors import PrunekitError, RowError, check_choice
 from prunekit.metrics.choice import LETTERS
 
-FIELDS = ("id", "group", "image", "question", "answers", "choices", "task", "history", "context")
-"""What a row may say: ``group`` marks rows that a metric looks at together, ``context`` stands in the prompt."""
+FIELDS = (
+    "id", "group", "image", "video", "video_fps", "question", "answers", "choices", "task", "history", "context"
+)  # fmt: skip
+"""What a row may say: ``group`` marks rows that a metric looks at together, ``context`` stands in the prompt,
+``video_fps`` is the rate of a video that is a list of frames."""
 
-PLACEHOLDERS = ("question", "options", "context")
+PLACEHOLDERS = ("question", "options", "bracketed_options", "context")
 CHOICE_PROMPT = "{context}{question}\n{options}\nAnswer with the option's letter from the given choices directly."
 PLAIN_PROMPT = "{context}{question}"
 
@@ -42,15 +46,18 @@ class RowReader:
 
     Attributes:
         task: of rows that name none.
-        prompt: text with ``{question}``, ``{options}`` (lettered, one a line) and ``{context}``; None: the question,
-            and for a row with choices the options and the wish for a letter.
-        folder: where relative paths of images start.
+        prompt: text with ``{question}``, ``{options}`` ("A. cat", one a line), ``{bracketed_options}`` ("(A) cat") and
+            ``{context}``; None: the question, and for a row with choices the options and the wish for a letter.
+        folder, videos: where relative paths of images and of videos start.
+        sampling: the frames of a video that are shown.
     """
 
     task: str
     prompt: str | None = None
     folder: Path = Path()
     max_pixels: int = MAX_PIXELS
+    videos: Path = Path()
+    sampling: Sampling = UP_TO_FRAMES
 
     def example(self, where: str, number: int, row: Mapping[str, object] | str) -> Example:
         """The example of row ``number``; one that cannot be used has its ``error`` set."""
@@ -62,12 +69,16 @@ class RowReader:
             return Example(f"row {number}", f"row {number}", self.task, "", (), error=f"{where}: {error}")
 
     def _example(self, where: str, number: int, row: Mapping[str, object]) -> Example:
-        pictures = self._pictures(where, row.get("image"))
+        video = None if row.get("video") is None else self._video(where, row["video"], row.get("video_fps"))
+        if video is None and "video" in row and "image" not in row:
+            raise RowError("no video")
+        pictures = [] if video and row.get("image") is None else self._pictures(where, row.get("image"))
         choices = () if row.get("choices") is None else texts("choices", row["choices"])
         if len(choices) > len(LETTERS):
             raise RowError(f"{len(choices)} choices, more than there are letters")
         answers = _answers(row.get("answers"), choices)
-        first, *others = (picture.name for picture in pictures)
+        shown = [picture.name for picture in pictures]
+        first = shown.pop(0) if video is None else video.name
         return Example(
             id=_identity(row, number),
             image_id=first,
@@ -76,14 +87,20 @@ class RowReader:
             answers=answers,
             choices=choices,
             history=_history(row.get("history")),
-            others=tuple(others),
+            others=tuple(shown),
+            place=0 if video is None else len(shown),
             pictures=tuple(pictures),
+            video=video,
         )
 
     def _ask(self, row: Mapping[str, object], choices: tuple[str, ...]) -> str:
-        options = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
-        context = "" if row.get("context") is None else text("context", row["context"], empty=True)
-        parts = {"question": text("question", row.get("question")), "options": options, "context": context}
+        lettered = list(zip(LETTERS, choices, strict=False))
+        parts = {
+            "question": text("question", row.get("question")),
+            "options": "\n".join(f"{letter}. {choice}" for letter, choice in lettered),
+            "bracketed_options": "\n".join(f"({letter}) {choice}" for letter, choice in lettered),
+            "context": "" if row.get("context") is None else text("context", row["context"], empty=True),
+        }
         prompt = self.prompt or (CHOICE_PROMPT if choices else PLAIN_PROMPT)
         return re.sub(r"\{(\w+)\}", lambda found: parts[found[1]], prompt)
 
@@ -91,17 +108,29 @@ class RowReader:
         values = value if isinstance(value, list) else [value]
         if not values or None in values:
             raise RowError("no image")
-        return [Picture(self._source(entry), where, self.max_pixels) for entry in values]
+        return [Picture(self._source("image", entry, self.folder), where, self.max_pixels) for entry in values]
 
-    def _source(self, value: object) -> bytes | Path:
+    def _video(self, where: str, value: object, rate: object) -> Video:
+        """A video by its file or bytes; of a list of images the frames."""
+        if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < 1e6):
+            raise RowError(f"video_fps must be a number above 0, not {shorten(rate)}")
+        source: bytes | Path | tuple[Picture, ...]
+        if isinstance(value, list):
+            entries = (self._source("a frame of the video", entry, self.videos) for entry in value)
+            source = tuple(Picture(entry, where, self.max_pixels) for entry in entries)
+        else:
+            source = self._source("video", value, self.videos)
+        return Video(source, where, self.sampling, rate, self.max_pixels)
+
+    def _source(self, name: str, value: object, folder: Path) -> bytes | Path:
         """Encoded bytes, or a file: of a path, of bytes, or of what the datasets library keeps, both."""
         if isinstance(value, Mapping):
             value = value.get("bytes") or value.get("path")
         if isinstance(value, bytes | bytearray):
             return bytes(value)
         if isinstance(value, str) and value:
-            return self.folder / value
-        raise RowError(f"image must be a path or encoded bytes, not {shorten(value)}")
+            return folder / value
+        raise RowError(f"{name} must be a path or encoded bytes, not {shorten(value)}")
 
 
 def text(name: str, value: object, empty: bool = False) -> str:

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Required, TypedDict, cast
 
-from prunekit.data.benchmarks import BENCHMARKS, Benchmark
+from prunekit.data.benchmarks import BENCHMARKS, PART, Benchmark
 from prunekit.data.example import Example
 from prunekit.data.hub import open_hub
 from prunekit.data.mini import ALL_SPLITS, load
 from prunekit.data.rows import RowReader, parse_prompt
-from prunekit.data.tables import Row, Table, open_jsonl, open_parquet
+from prunekit.data.tables import Row, Table, chained, open_jsonl, open_parquet
+from prunekit.data.videos import Sampling
 from prunekit.digests import digest, id_number
 from prunekit.errors import PrunekitError, RowError, check_choice
 from prunekit.files import read_yaml
@@ -22,8 +23,8 @@ from prunekit.registry import source_folder
 
 FILES = ("jsonl", "parquet", "hf")
 NAMES = ("mini", *FILES, *BENCHMARKS)
-COLUMNS = ("id", "image", "question", "answers", "choices", "task", "history", "context")
-NEEDED = ("image", "question", "answers")
+COLUMNS = ("id", "image", "video", "video_fps", "question", "answers", "choices", "task", "history", "context")
+NEEDED = ("question", "answers")
 ALIASES = {"image": "images", "answers": "answer"}
 """What a column of another number may be called."""
 
@@ -33,7 +34,8 @@ class DataSettings(TypedDict, total=False):
 
     Attributes:
         config: the hub's configuration (subset); ``images_config`` is that of the images, where they stand apart.
-        images: where relative paths of images start.
+        images, videos: where relative paths of images and videos start.
+        frames, fps: how videos are sampled.
         columns: which column says what.
     """
 
@@ -45,6 +47,9 @@ class DataSettings(TypedDict, total=False):
     revision: str | None
     streaming: bool
     images: str | None
+    videos: str | None
+    frames: int | None
+    fps: float | None
     limit: int | None
     max_new_tokens: int
     max_pixels: int
@@ -146,8 +151,10 @@ def open_source(data: DataSettings) -> Source | Examples:
     prompt = parse_prompt(data["prompt"])
     known = BENCHMARKS.get(name)
     table = _table(data, known.columns if known else None)
-    folder = table.folder if (images := data.get("images")) is None else Path(images)
-    reader = RowReader(name if known else "all", prompt, folder, data["max_pixels"])
+    folders = {"folder": _folder(data, table, "images"), "videos": _folder(data, table, "videos")}
+    sampling = Sampling(data.get("frames"), data.get("fps"))
+    task = name if known else "all"
+    reader = RowReader(task, prompt, max_pixels=data["max_pixels"], sampling=sampling, **folders)
     made = Source(source_name(data), data["metric"], table, reader, dict, data["limit"], digest=_digest(data))
     return _of_benchmark(made, known, data) if known else _of_columns(made, data["columns"] or {})
 
@@ -212,17 +219,32 @@ def _table(data: DataSettings, columns: tuple[str, ...] | None) -> Table:
         return open_jsonl(path)
     if data["name"] == "parquet" or path.endswith(".parquet"):
         return open_parquet(path, columns)
-    return open_hub(path, data["config"], data["split"], data["revision"], data["streaming"])
+    options = (data["split"], data["revision"], data["streaming"])
+    parts = BENCHMARKS[data["name"]].parts if data["name"] in BENCHMARKS and data["config"] is None else ()
+    if not parts:
+        return open_hub(path, data["config"], *options)
+    return chained(path, {part: functools.partial(open_hub, path, part, *options) for part in parts}, PART)
+
+
+def _folder(data: DataSettings, table: Table, medium: str) -> Path:
+    folder = cast(Mapping[str, str | None], data).get(medium)
+    return table.folder if folder is None else Path(folder)
 
 
 def _of_benchmark(made: Source, known: Benchmark, data: DataSettings) -> Source:
     """The source with the benchmark's own fields, and images of another table where they stand there."""
-    made.table.need(known.needs)
     join = known.join
+    if data["config"] in known.parts:
+        made = replace(made, fields=lambda row: known.fields({PART: data["config"], **row}))
+    else:
+        made = replace(made, fields=known.fields)
+    made.table.need([name for name in known.needs if name != PART or data["config"] not in known.parts])
+    if known.video:
+        return made
     if data["path"].endswith((".parquet", ".jsonl")):
         made.table.need(("image",))
     if join is None or "image" in made.table.columns:
-        return replace(made, fields=known.fields)
+        return made
     options = (data["split"], data["revision"], data["streaming"])
     images = open_hub(data["path"], data["images_config"], *options)
     images.need((join.id, join.image))
@@ -244,10 +266,18 @@ def _of_columns(made: Source, columns: Mapping[str, str | None]) -> Source:
         given = columns.get(entry)
         alias = ALIASES.get(entry, entry)
         names[entry] = given or (alias if entry not in made.table.columns and alias in made.table.columns else entry)
-    made.table.need([names[e] for e in COLUMNS if e in NEEDED or columns.get(e)])
+    videos = names["video"] in made.table.columns
+    needed = (*NEEDED,) if videos else ("image", *NEEDED)
+    made.table.need([names[e] for e in COLUMNS if e in needed or columns.get(e)])
+    sampling = made.reader.sampling
+    if not videos and (sampling.frames or sampling.fps):
+        option = "frames" if sampling.frames else "fps"
+        raise PrunekitError(
+            f"{made.table.name}: data.{option} samples videos, and there is no column '{names['video']}'"
+        )
 
     def fields(row: Row) -> dict[str, Any]:
-        missing = [names[entry] for entry in NEEDED if names[entry] not in row]
+        missing = [names[entry] for entry in needed if names[entry] not in row]
         if missing:
             raise RowError(f"no '{missing[0]}'")
         return {entry: row[name] for entry, name in names.items() if name in row}

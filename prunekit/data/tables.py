@@ -73,6 +73,19 @@ def _parse(line: bytes) -> Row | str:
     return row if isinstance(row, dict) else "not a JSON object"
 
 
+def chained(name: str, parts: Mapping[str, Callable[[], Table]], column: str) -> Table:
+    """The rows of several tables as one, each with its part's name in ``column``. A part is opened when its rows are
+    asked for; the first says at once what is there."""
+    first = next(iter(parts.values()))()
+
+    def rows() -> Iterator[tuple[str, Row | str]]:
+        for part, open_part in parts.items():
+            for where, row in open_part().rows():
+                yield where, row if isinstance(row, str) else {**row, column: part}
+
+    return Table(name, [*first.columns, column], rows, folder=first.folder)
+
+
 def open_parquet(path: str, columns: Sequence[str] | None = None) -> Table:
     """A Parquet file, a folder of them, or a pattern such as ``data/test-*.parquet``; only ``columns`` are read.
 

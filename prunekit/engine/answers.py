@@ -9,7 +9,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -45,7 +45,7 @@ def ask(component: Component, function: str, view: View, call: Callable[[], T]) 
 
 
 def check_answer(
-    component: Component, function: str, view: View, value: Any, shape: torch.Size, kind: str = "float"
+    component: Component, function: str, view: View, value: object, shape: torch.Size, kind: str = "float"
 ) -> torch.Tensor:
     """A tensor that a component answered.
 
@@ -72,7 +72,7 @@ def check_answer(
     return value.to(device)  # a model's encoder and layers may lie on several devices of one type
 
 
-def check_reduced(component: Component, view: View, value: Any, tokens: torch.Tensor) -> Reduced:
+def check_reduced(component: Component, view: View, value: object, tokens: torch.Tensor) -> Reduced:
     """What a reducer answered for ``tokens`` [B, N, D], with every field that it gave checked.
 
     Raises:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,6 +17,9 @@ from prunekit.engine.prefill import Prefill
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
 from prunekit.tensors.sequences import CompactSequence
+
+if TYPE_CHECKING:
+    from transformers import Cache
 
 
 class PrunedLayerMixin:
@@ -53,10 +56,10 @@ class PrunedLayerMixin:
     values: torch.Tensor
     cumulative_length: int
 
-    def get_seq_length(self, *args: Any) -> int:
+    def get_seq_length(self, *args: object) -> int:
         return self.dense_length
 
-    def update(self, key_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(self, key_states: torch.Tensor, *args: object, **kwargs: object) -> tuple[torch.Tensor, torch.Tensor]:
         if self.prompt_index is None:  # reset: an ordinary empty layer again
             return super().update(key_states, *args, **kwargs)  # type: ignore[misc]
         session = self.owner()
@@ -212,7 +215,7 @@ class PromptKeepingMixin(PrunedLayerMixin):
 _pruned_classes: dict[type, type] = {}
 
 
-def _pruned_class(kind: Any) -> Any:
+def _pruned_class(kind: type) -> Any:
     """The pruned kind of a cache layer's class."""
     if issubclass(kind, PrunedLayerMixin):
         return kind
@@ -226,7 +229,7 @@ def _pruned_class(kind: Any) -> Any:
     return _pruned_classes[kind]
 
 
-def is_cache(value: Any) -> bool:
+def is_cache(value: object) -> bool:
     """Whether a value is a KV cache, by its type: argument names differ between models and releases ("cache",
     "past_key_values", "layer_past"). The paged cache of continuous batching, no subclass of the others, counts too."""
     from transformers import Cache
@@ -236,7 +239,7 @@ def is_cache(value: Any) -> bool:
     return isinstance(value, Cache) or hasattr(value, "get_seq_length") or "Cache" in type(value).__name__
 
 
-def cache_in(*arguments: Any) -> Any:
+def cache_in(*arguments: object) -> Cache | None:
     """The KV cache among positional or named arguments, or in the output, of a model or a layer; None if there is
     none."""
     for values in arguments:
@@ -249,7 +252,7 @@ def cache_in(*arguments: Any) -> Any:
     return None
 
 
-def is_fresh(cache: Any) -> bool:
+def is_fresh(cache: Cache | None) -> bool:
     """Whether a prefill starts: there is no cache, or nothing in it. Raises for the paged cache of continuous batching,
     in which requests of all lengths stand one behind the other, in prefill and in decoding."""
     if cache is not None and not hasattr(cache, "get_seq_length"):
@@ -263,7 +266,7 @@ def is_fresh(cache: Any) -> bool:
         return not cache.has_previous_state()
 
 
-def check_cache(cache: Any, first_layer: int) -> None:
+def check_cache(cache: Cache, first_layer: int) -> None:
     """Raise for a cache whose layers cannot hold a sequence that is shortened from ``first_layer`` on."""
     from transformers import cache_utils
 
@@ -288,18 +291,18 @@ def check_cache(cache: Any, first_layer: int) -> None:
         )
 
 
-def holds_keys(layer: Any) -> bool:
+def holds_keys(layer: object) -> bool:
     """Whether a cache layer stores keys of the tokens (and not only a recurrent state, or nothing)."""
     return getattr(layer, "keys", None) is not None
 
 
-def is_plain(cache: Any) -> bool:
+def is_plain(cache: Cache) -> bool:
     """Whether no layer of a cache needs a mask of its own: none holds padding, none lends keys across a cut."""
     pruned_layers = (layer for layer in getattr(cache, "layers", ()) if isinstance(layer, PrunedLayerMixin))
     return not any(layer.padded or layer.gone or layer.window_start() > 0 for layer in pruned_layers)
 
 
-def seal_layers(cache: Any, state: Prefill, family: Family, owner: Any) -> None:
+def seal_layers(cache: Cache, state: Prefill, family: Family, owner: object) -> None:
     """Put pruned layers in place of the cache layers behind a cut, and tell lenders what borrowers must not see."""
     size = state.layout.real.shape[1]
     for index, sequence in enumerate(state.sequences):
@@ -318,7 +321,7 @@ def seal_layers(cache: Any, state: Prefill, family: Family, owner: Any) -> None:
             cache.layers[source].gone[index] = ~sequence.present(size)
 
 
-def seal(cache: Any, layer: int, sequence: CompactSequence, state: Prefill, owner: Any) -> None:
+def seal(cache: Cache, layer: int, sequence: CompactSequence, state: Prefill, owner: object) -> None:
     """Put a pruned layer in place of ``cache.layers[layer]``, which a pruned prefill filled; checks its keys' shape.
 
     Raises:

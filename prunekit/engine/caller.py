@@ -11,7 +11,7 @@ import functools
 import inspect
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -88,14 +88,16 @@ class Caller:
                 return frame.f_locals.get("labels")
         return None
 
-    def _enter(self, names: tuple[str, ...], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _enter(
+        self, names: tuple[str, ...], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, object]
+    ) -> None:
         check_replica(module, self.model)
         self.call.depth += 1
         labels = {**dict(zip(names, args, strict=False)), **kwargs}.get("labels")
         if labels is not None:
             self.call.labels = labels
 
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _leave(self, module: nn.Module, args: object, output: object) -> None:
         self.call.depth -= 1
         if not self.call.depth:
             self.call.labels = None
@@ -115,7 +117,7 @@ class WatchedGenerate:
         self.generate, self.call, self.of_instance = generate, call, of_instance
         functools.update_wrapper(self, generate)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> Any:
         call = self.call
         outer = call.generating, call.prompt_length
         call.generating, call.prompt_length = True, prompt_length((*args[:1], kwargs.get("inputs")), kwargs)
@@ -125,7 +127,7 @@ class WatchedGenerate:
             call.generating, call.prompt_length = outer
 
 
-def prompt_length(inputs: Iterable[Any], kwargs: dict[str, Any]) -> int | None:
+def prompt_length(inputs: Iterable[object], kwargs: dict[str, object]) -> int | None:
     """How many tokens ``generate`` was given: token ids among ``inputs`` or by name, else embeddings; else None."""
     for ids in (*inputs, kwargs.get("input_ids")):
         if isinstance(ids, torch.Tensor) and ids.ndim == 2 and not ids.is_floating_point() and ids.shape[1]:
@@ -148,7 +150,12 @@ class PromptEnd:
     known: bool
 
 
-def prompt_end(caller: Caller, marks: PromptMarks | None, visual: torch.Tensor, attention_mask: Any) -> PromptEnd:
+def prompt_end(
+    caller: Caller,
+    marks: PromptMarks | None,
+    visual: torch.Tensor,
+    attention_mask: torch.Tensor | Mapping[str, torch.Tensor | None] | None,
+) -> PromptEnd:
     """The prompt of a prefill with visual tokens at ``visual`` [B, S], by the marks of ``pruner(model, prompt=...)``,
     the labels, and what ``generate`` was given.
 

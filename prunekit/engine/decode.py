@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,6 +14,9 @@ from prunekit.errors import PrunekitError
 from prunekit.families import Family
 from prunekit.families.base import is_mask_name
 from prunekit.tensors.masks import decode_mask, prefill_mask
+
+if TYPE_CHECKING:
+    from transformers import Cache
 
 
 def corrects_steps(target: Target) -> bool:
@@ -31,8 +34,8 @@ def corrects_steps(target: Target) -> bool:
 
 
 def decode_layer(
-    target: Target, index: int, hidden: torch.Tensor, kwargs: dict[str, Any], memo: dict[tuple[Any, ...], Any]
-) -> tuple[tuple[torch.Tensor], dict[str, Any]] | None:
+    target: Target, index: int, hidden: torch.Tensor, kwargs: dict[str, object], memo: dict[tuple[Any, ...], Any]
+) -> tuple[tuple[torch.Tensor], dict[str, object]] | None:
     """The arguments of layer ``index`` in a decode step on ``hidden`` [B, Q, D], None if they can stay; ``memo`` lasts
     for the step.
 
@@ -62,7 +65,7 @@ def decode_layer(
     kind = target.family.mixes_and_attends(index), index if borrows else -1
     key = (*map(id, masks.values()), cache_layer.sequence, cache_layer.stored_count, cache_layer.window_start(), *kind)
     if key not in memo:
-        changed: dict[str, Any] = {}
+        changed: dict[str, object] = {}
         for name, value in masks.items():
             mask = _mask(target, cache_layer, index, source, name, value, queries, hidden.dtype)
             changed |= {name: mask} if name in kwargs or mask is not None else {}
@@ -74,13 +77,13 @@ def decode_layer(
 
 
 def _places(
-    target: Target, index: int, cache: Any, cache_layer: PrunedLayerMixin, kwargs: dict[str, Any], queries: int
-) -> dict[str, Any]:
+    target: Target, index: int, cache: Cache, cache_layer: PrunedLayerMixin, kwargs: dict[str, object], queries: int
+) -> dict[str, torch.Tensor]:
     """Keys that the layer before chose [B, Q, K], as places among this layer's own if a cut lies between."""
     family = target.family
     before = cache.layers[family.cache_slots[family.key_layers[index - 1]][0]] if index else cache_layer
     theirs = before if isinstance(before, PrunedLayerMixin) else None
-    places_by_name = {name: kwargs[name] for name in KEY_PLACES if kwargs.get(name) is not None}
+    places_by_name = {n: places for n in KEY_PLACES if isinstance(places := kwargs.get(n), torch.Tensor)}
     if not places_by_name or (theirs is not None and theirs.sequence == cache_layer.sequence):
         return {}
     index_BK = cache_layer.index_with(queries)
@@ -135,7 +138,9 @@ def _mask(
     return decode_mask(mask, key_index_BK, columns_BK, padded, queries, target.family.implementation, dtype)
 
 
-def mask_over_keys(target: Target, mask: Any, state: Prefill | None, query: torch.Tensor) -> Any:
+def mask_over_keys(
+    target: Target, mask: torch.Tensor | None, state: Prefill | None, query: torch.Tensor
+) -> torch.Tensor | None:
     """The mask that the attention function of a layer gets which also mixes neighbours, for q [B, H, Q, d].
 
     The layer was given a 2-D mask of padding wherever the model's own masks were None (in a prefill), or none at all
@@ -161,15 +166,15 @@ def mask_over_keys(target: Target, mask: Any, state: Prefill | None, query: torc
 
 
 def _positions(
-    target: Target, hidden: torch.Tensor, cache_layer: PrunedLayerMixin, kwargs: dict[str, Any]
-) -> dict[str, Any]:
+    target: Target, hidden: torch.Tensor, cache_layer: PrunedLayerMixin, kwargs: dict[str, object]
+) -> dict[str, object]:
     """Position ids [B, Q] less the tokens that went, and their rotary embeddings."""
     positions = target.positions
     if positions is None:
         start = cache_layer.dense_length
         positions = torch.arange(start, start + hidden.shape[1], device=hidden.device)[None]
     positions = positions - cache_layer.removed[:, None]
-    changed: dict[str, Any] = {}
+    changed: dict[str, object] = {}
     if kwargs.get("position_ids") is not None:
         changed["position_ids"] = positions
     if kwargs.get("position_embeddings") is not None:

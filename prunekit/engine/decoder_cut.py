@@ -27,7 +27,7 @@ class DecoderCut(CutSite):
     """
 
     def __init__(
-        self, target: Target, index: int, state: Prefill, hidden: torch.Tensor, arguments: dict[str, Any]
+        self, target: Target, index: int, state: Prefill, hidden: torch.Tensor, arguments: dict[str, object]
     ) -> None:
         cut, layout, family = target.plan.cuts[index], state.layout, target.family
         self.target, self.state, self.hidden = target, state, hidden
@@ -104,11 +104,11 @@ class LayerCutter(Cutter):
     def check(self, target: Target) -> None:
         """Raise for a model on which it cannot work."""
 
-    def begin(self, state: Prefill, inputs: dict[str, Any]) -> None:
+    def begin(self, state: Prefill, inputs: dict[str, object]) -> None:
         """A prefill begins; ``inputs`` are those of the core model."""
 
     def pass_on(
-        self, target: Target, index: int, state: Prefill, hidden: torch.Tensor, arguments: dict[str, Any]
+        self, target: Target, index: int, state: Prefill, hidden: torch.Tensor, arguments: dict[str, object]
     ) -> Any:
         """What layer ``index`` is given instead of its arguments; None for these themselves."""
         if state.sequence.index is None:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import functools
 import math
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -24,13 +24,16 @@ from prunekit.engine.media_watch import MediaWatch
 from prunekit.engine.mounted import NotCopied, guard, own
 from prunekit.engine.plan import EncoderPlan
 from prunekit.engine.precision import in_float32, model_precision
-from prunekit.engine.tap import Taps
+from prunekit.engine.tap import AttentionOptions, Observer, Taps
 from prunekit.errors import PrunekitError
 from prunekit.families.vision import VisionTower
 from prunekit.tensors.attention import AttentionInputs
 from prunekit.tensors.indexing import gather_tokens
 from prunekit.views.encoder import EncoderView
 from prunekit.views.vision import BlockRecord, VisionRecord
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class EncoderThread(threading.local):
@@ -94,17 +97,22 @@ class EncoderHooks(NotCopied):
             delattr(core, name)
         self._wrapped = []
 
-    def _wrap(self, core: Any, name: str, method: Callable[..., Any]) -> None:
+    def _wrap(self, core: PreTrainedModel, name: str, method: Callable[..., Any]) -> None:
         """Put ``method`` before the core's own of this name, until ``remove``."""
         method.of_session = True  # type: ignore[attr-defined]  # no part of the model
         setattr(core, name, method)
         self._wrapped.append((core, name))
 
-    def _note_packing(self, core: Any) -> None:
+    def _note_packing(self, core: PreTrainedModel) -> None:
         """Tiles are packed by a method of the model, with newlines between rows: it packs their numbers as well."""
         pack, note = core.pack_image_features, own(packed_rows)
 
-        def packing(image_features: Any, *args: Any, image_newline: Any = None, **kwargs: Any) -> Any:
+        def packing(
+            image_features: Sequence[torch.Tensor],
+            *args: object,
+            image_newline: torch.Tensor | None = None,
+            **kwargs: object,
+        ) -> Any:
             if self._thread.records:
                 rows = note(pack, image_features, args, kwargs, image_newline is not None)
                 self._thread.records[-1].rows = rows
@@ -112,7 +120,7 @@ class EncoderHooks(NotCopied):
 
         self._wrap(core, "pack_image_features", packing)
 
-    def _note_pooling(self, core: Any) -> None:
+    def _note_pooling(self, core: PreTrainedModel) -> None:
         """Frames of videos are pooled before the projector (LLaVA-NeXT-Video) or behind it (LLaVA-OneVision): what the
         encoder says of patches is pooled alike."""
         if (resampler := getattr(core, "vision_resampler", None)) is not None:
@@ -210,7 +218,7 @@ class EncoderHooks(NotCopied):
 
         return hook
 
-    def _check_checkpointing(self, block: Any) -> None:
+    def _check_checkpointing(self, block: nn.Module) -> None:
         """A block that is run again in the backward pass runs without what the forward pass knew."""
         again = getattr(block, "gradient_checkpointing", False) or getattr(
             self.tower.module, "grad_checkpointing", False
@@ -230,13 +238,13 @@ class EncoderHooks(NotCopied):
             return
         queries: dict[int, torch.Tensor] = {}
 
-        def note_query(_: nn.Module, args: Any, output: torch.Tensor) -> None:
+        def note_query(_: nn.Module, args: object, output: torch.Tensor) -> None:
             queries[threading.get_ident()] = output
 
-        def note_key(_: nn.Module, args: Any, output: torch.Tensor) -> None:
+        def note_key(_: nn.Module, args: object, output: torch.Tensor) -> None:
             self._observe(number, queries.pop(threading.get_ident()), output, None, module.scale)
 
-        def weigh(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        def weigh(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, object]) -> Any:
             bias = self._bias()
             return None if bias is None else (args, {**kwargs, "attn_mask": bias.to(args[0].dtype)})
 
@@ -244,15 +252,19 @@ class EncoderHooks(NotCopied):
         self._handles.append(module.q_norm.register_forward_hook(note_query))
         self._handles.append(module.k_norm.register_forward_hook(note_key))
 
-    def _tap(self, number: int) -> Callable[..., Any]:
+    def _tap(self, number: int) -> Observer:
         def observe(
-            module: nn.Module, query: torch.Tensor, key: torch.Tensor, mask: Any, kwargs: dict[str, Any]
-        ) -> tuple[torch.Tensor, Any]:
+            module: nn.Module,
+            query: torch.Tensor,
+            key: torch.Tensor,
+            mask: torch.Tensor | None,
+            options: AttentionOptions,
+        ) -> tuple[torch.Tensor, torch.Tensor | None]:
             if self._run() is not None:
                 bias = self._bias()
                 if bias is not None:
                     mask = bias.to(query.dtype) if mask is None else mask + bias.to(query.dtype)
-                self._observe(number, query, key, mask, kwargs.get("scaling") or query.shape[-1] ** -0.5)
+                self._observe(number, query, key, mask, options.get("scaling") or query.shape[-1] ** -0.5)
             return query, mask
 
         return observe
@@ -264,7 +276,9 @@ class EncoderHooks(NotCopied):
             return None
         return run.log_sizes()
 
-    def _observe(self, number: int, query: torch.Tensor, key: torch.Tensor, mask: Any, scaling: float) -> None:
+    def _observe(
+        self, number: int, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float
+    ) -> None:
         run = self._run()
         if run is None:
             return
@@ -283,10 +297,6 @@ class EncoderHooks(NotCopied):
         if number in self.plan.evidence_blocks:
             run.evidence.add(self.plan, run.view)
 
-    def _still_wanted(self, number: int) -> frozenset[int]:
-        """Blocks whose evidence cuts behind block ``number`` read."""
-        return frozenset(block for cut, blocks in self.plan.evidence.items() if cut > number for block in blocks)
-
     # -- cuts ----------------------------------------------------------------------------------------------------
 
     def _cut_hook(self, number: int) -> Callable[..., Any]:
@@ -296,19 +306,20 @@ class EncoderHooks(NotCopied):
                 return None
             site = EncoderCut(run, args[0], self.plan.evidence[number], self.plan.counts[number])
             run.residual = self.cutter.cut(site)
-            run.evidence.keep_views(self._still_wanted(number))
+            later = (blocks for cut, blocks in self.plan.evidence.items() if cut > number)
+            run.evidence.keep_views(frozenset().union(*later))
             return (run.residual,)
 
         return hook
 
-    def _keep_branch(self, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor | None:
+    def _keep_branch(self, module: nn.Module, args: object, output: torch.Tensor) -> torch.Tensor | None:
         run = self._run()
         if run is None or run.residual is None or run.hidden is None:
             return None
         run.branch = output
         return output.new_zeros(()).expand(run.hidden.shape)
 
-    def _join_branch(self, block: nn.Module, args: Any, output: Any) -> Any:
+    def _join_branch(self, block: nn.Module, args: object, output: object) -> Any:
         run = self._run()
         if run is None or run.residual is None or run.branch is None:
             return None
@@ -317,7 +328,7 @@ class EncoderHooks(NotCopied):
 
     # -- after the blocks ----------------------------------------------------------------------------------------
 
-    def _note_cls(self, block: nn.Module, args: Any, output: Any) -> None:
+    def _note_cls(self, block: nn.Module, args: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
         run = self._run()
         if run is not None and self.tower.has_cls:
             (run.record.cls,) = in_float32((output[0] if isinstance(output, tuple) else output)[:, 0])
@@ -335,14 +346,14 @@ class EncoderHooks(NotCopied):
         if record.pool is not None and not self.tower.packed:
             self._lay_out_frames(record, features.shape[1], newline=False)
 
-    def _leave_projector(self, projector: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor | None:
+    def _leave_projector(self, projector: nn.Module, args: object, output: torch.Tensor) -> torch.Tensor | None:
         """The run is over; tokens that went leave zeros, so that the model finds as many features as placeholders."""
         if (run := self._run()) is None:
             return None
         self._thread.run, self._thread.records = None, (*self._thread.records, run.record)
         return self._dense(run, output) if run.record.cuts else None
 
-    def _leave_alone(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _leave_alone(self, module: nn.Module, args: object, output: object) -> None:
         if (run := self._run()) is not None:
             slots_TP = run.index.gather(1, run.sources.clamp(min=0))
             run.record.index = slots_TP.masked_fill(run.sources < 0, -1)

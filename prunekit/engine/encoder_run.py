@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -130,7 +130,13 @@ def note_packing(tower: VisionTower, record: VisionRecord, args: tuple[Any, ...]
     record.order = torch.cat(orders)
 
 
-def packed_rows(pack: Callable[..., Any], features: Any, args: Any, kwargs: Any, newline: bool) -> torch.Tensor:
+def packed_rows(
+    pack: Callable[..., Any],
+    features: Iterable[torch.Tensor],
+    args: Iterable[object],
+    kwargs: Mapping[str, object],
+    newline: bool,
+) -> torch.Tensor:
     """The row behind each token that ``pack`` makes of tiles [tiles, P, D] of several images; -1 for a newline.
 
     Raises:
@@ -151,7 +157,7 @@ def packed_rows(pack: Callable[..., Any], features: Any, args: Any, kwargs: Any,
     return rows
 
 
-def frame_pool(resampler: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+def frame_pool(resampler: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     """LLaVA-NeXT-Video's pooling of frames, for what the encoder says of patches: [T, P, X] to [T, P', X].
 
     Raises:

@@ -70,7 +70,7 @@ class GateCutter(LayerCutter):
         if lenders and checkpoints(family):
             raise PrunekitError(f"gradient checkpointing: layers {lenders} of '{family.model_type}' borrow their keys")
 
-    def begin(self, state: Prefill, inputs: dict[str, Any]) -> None:
+    def begin(self, state: Prefill, inputs: dict[str, object]) -> None:
         if cache_in(inputs) is not None or inputs.get("use_cache") is not False:
             raise PrunekitError("a gated forward pass stores no cache: call the model with use_cache=False")
         state.gates = Gates(state.kept.float())
@@ -96,13 +96,14 @@ class GateCutter(LayerCutter):
         return site.hidden
 
     def pass_on(
-        self, target: Target, index: int, state: Prefill, hidden: torch.Tensor, arguments: dict[str, Any]
+        self, target: Target, index: int, state: Prefill, hidden: torch.Tensor, arguments: dict[str, object]
     ) -> Any:
         """The layer's arguments with the gates in its mask."""
         closed = state.gates is not None and state.gates.bias is not None
         if closed:
-            mask = self._gated(target, arguments.get("attention_mask"), state, hidden)
-            arguments = {**arguments, "attention_mask": mask}
+            mask = arguments.get("attention_mask")
+            assert mask is None or isinstance(mask, torch.Tensor)
+            arguments = {**arguments, "attention_mask": self._gated(target, mask, state, hidden)}
         if index in self.plan.evidence_layers and checkpoints(target.family) and self.plan.scorer.uses_attention:
             self._look(target, index, state, hidden, arguments)
         return ((hidden,), arguments) if closed else None
@@ -123,7 +124,7 @@ class GateCutter(LayerCutter):
         return state.arguments[key][1]
 
     def _look(
-        self, target: Target, index: int, state: Prefill, hidden: torch.Tensor, arguments: dict[str, Any]
+        self, target: Target, index: int, state: Prefill, hidden: torch.Tensor, arguments: dict[str, object]
     ) -> None:
         """Under gradient checkpointing what is seen inside a layer cannot be used outside of it: the evidence is taken
         by running the layer up to its attention once more, outside of the checkpoint."""

@@ -125,7 +125,7 @@ PACKED = ("cu_seq_lens_q", "cu_seqlens", "cumulative_seqlens_q", "seq_idx")
 """Keywords by which a caller says where the samples of a packed row begin."""
 
 
-def check_packing(inputs: dict[str, Any]) -> None:
+def check_packing(inputs: dict[str, object]) -> None:
     """Raise for several samples packed into one row: instruction and budget are those of a sample, so each needs a row.
 
     transformers takes positions that begin anew, with no mask, for the start of another sample.

@@ -18,7 +18,7 @@ KEY_PLACES = ("prev_topk_indices",)
 """Places of keys that an earlier layer chose for each query, [B, S, K]."""
 
 
-def compact(target: Target, index: int, name: str, value: Any, state: Prefill, hidden: torch.Tensor) -> Any:
+def compact(target: Target, index: int, name: str, value: object, state: Prefill, hidden: torch.Tensor) -> Any:
     """A layer's argument as the current sequence needs it; made once a sequence and shared by its layers."""
     if not is_mask_name(name) and not isinstance(value, torch.Tensor | tuple | list | dict):
         return value
@@ -61,18 +61,18 @@ def _make(target: Target, index: int, name: str, value: Any, state: Prefill, hid
     return fixed
 
 
-def has_masks(arguments: dict[str, Any]) -> bool:
+def has_masks(arguments: dict[str, object]) -> bool:
     """Whether a layer is given any mask, under whatever name."""
     return any(value is not None and is_mask_name(name) for name, value in arguments.items())
 
 
-def _where(target: Target, index: int, name: str, value: Any) -> str:
+def _where(target: Target, index: int, name: str, value: object) -> str:
     kind = type(target.family.layers[index]).__name__
     what = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"type {type(value).__name__}"
     return f"{kind} {index} of '{target.family.model_type}': argument '{name}' of {what}"
 
 
-def _is_mask(value: Any, batch: int, size: int) -> bool:
+def _is_mask(value: object, batch: int, size: int) -> bool:
     """Whether a tensor is a mask by its type and shape: bool, [B or 1, S] or [B or 1, ..., S or 1, S]."""
     if not isinstance(value, torch.Tensor) or value.dtype != torch.bool or value.ndim < 2:
         return False
@@ -81,7 +81,7 @@ def _is_mask(value: Any, batch: int, size: int) -> bool:
     return value.shape[-1] == size and (value.ndim == 2 or value.shape[-2] in (1, size))
 
 
-def _mask(target: Target, index: int, name: str, value: Any, state: Prefill, hidden: torch.Tensor) -> Any:
+def _mask(target: Target, index: int, name: str, value: object, state: Prefill, hidden: torch.Tensor) -> Any:
     """A mask of a layer for the current sequence: over queries and keys on both axes, of padding with padding slots.
 
     None stands for no padding, and all of it causal. Rows of unequal length need a mask then: of padding where the
@@ -120,7 +120,7 @@ def _mask(target: Target, index: int, name: str, value: Any, state: Prefill, hid
     return prefill_mask(value, sequence, *options)
 
 
-def _is_handed_on(value: Any, state: Prefill) -> bool:
+def _is_handed_on(value: object, state: Prefill) -> bool:
     """Whether a layer behind a cut is given what the layer before it made of each token, [B, M, ...] with the slots
     that stood before the cut."""
     if not isinstance(value, torch.Tensor) or value.ndim < 3 or len(state.sequences) < 2 or state.cut_slots is None:

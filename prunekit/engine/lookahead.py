@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -26,7 +24,7 @@ class Peeked(Exception):
 
 
 def view_ahead(
-    target: Target, index: int, state: Prefill, hidden: torch.Tensor, arguments: dict[str, Any]
+    target: Target, index: int, state: Prefill, hidden: torch.Tensor, arguments: dict[str, object]
 ) -> LayerView:
     """The view of layer ``index`` on the sequence before its cut; ``hidden`` [B, M, D] and ``arguments`` are what the
     model gives the layer.
@@ -47,9 +45,9 @@ def view_ahead(
     return view
 
 
-def _peek(target: Target, layer: nn.Module, hidden: torch.Tensor, arguments: dict[str, Any]) -> AttentionInputs:
+def _peek(target: Target, layer: nn.Module, hidden: torch.Tensor, arguments: dict[str, object]) -> AttentionInputs:
     """What a tapped layer would hand to its attention function for ``hidden``."""
-    blank: dict[str, Any] = {name: None for name, value in arguments.items() if is_cache(value)}
+    blank: dict[str, object] = {name: None for name, value in arguments.items() if is_cache(value)}
     if "use_cache" in arguments:
         blank["use_cache"] = False
     with target.looking_ahead(), model_precision():

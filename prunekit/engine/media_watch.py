@@ -10,11 +10,14 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from prunekit.views.media import EncodedMedia
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 METHODS = {"get_image_features": "image", "get_video_features": "video"}
 
@@ -29,7 +32,7 @@ class MediaThread(threading.local):
 class MediaWatch:
     """The watched methods of one model; what a thread encoded waits to be taken."""
 
-    def __init__(self, core: Any) -> None:
+    def __init__(self, core: PreTrainedModel) -> None:
         self.core = core
         self._thread = MediaThread()
         self._watched: list[str] = []
@@ -61,7 +64,7 @@ class MediaWatch:
         signature = inspect.signature(method)
 
         @functools.wraps(method)
-        def watching(*args: Any, **kwargs: Any) -> Any:
+        def watching(*args: object, **kwargs: object) -> Any:
             if self._thread.current is not None:  # videos are encoded by way of images
                 return method(*args, **kwargs)
             arguments = dict(signature.bind_partial(*args, **kwargs).arguments)
@@ -78,6 +81,6 @@ class MediaWatch:
         return watching
 
 
-def _outline(value: Any) -> Any:
+def _outline(value: object) -> object:
     """Pixels as a tensor of their shape without numbers, so that nothing is kept; anything else as it is."""
     return value.to("meta") if isinstance(value, torch.Tensor) and value.is_floating_point() else value

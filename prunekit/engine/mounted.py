@@ -38,7 +38,7 @@ def own(function: Callable[..., Any]) -> Callable[..., Any]:
     outside: Callable[..., Any] = torch.compiler.disable(lambda *args, **kwargs: guarded(*args, **kwargs))
 
     @functools.wraps(function)
-    def guarded(*args: Any, **kwargs: Any) -> Any:
+    def guarded(*args: object, **kwargs: object) -> Any:
         if torch.compiler.is_compiling():
             return outside(*args, **kwargs)
         if not autocasts():
@@ -50,7 +50,7 @@ def own(function: Callable[..., Any]) -> Callable[..., Any]:
     return guarded
 
 
-def _is_own(value: Any) -> bool:
+def _is_own(value: object) -> bool:
     return getattr(value, "of_session", False) is True
 
 
@@ -94,18 +94,18 @@ def forward_behind(
 
 
 @functools.cache
-def _code(kind: Any, hooks: tuple[int, ...]) -> types.CodeType:
+def _code(kind: type[nn.Module], hooks: tuple[int, ...]) -> types.CodeType:
     return _passing_on(None).__code__.replace(co_name=f"forward_behind_{'_and_'.join(map(str, hooks))}_hooks")
 
 
 def _passing_on(before: Callable[..., Any] | None) -> Callable[..., Any]:
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def forward(self: nn.Module, *args: object, **kwargs: object) -> Any:
         return type(self).forward(self, *args, **kwargs) if before is None else before(*args, **kwargs)
 
     return forward
 
 
-def plain_state(module: nn.Module) -> dict[str, Any]:
+def plain_state(module: nn.Module) -> dict[str, object]:
     """What a module holds, less what a session put on it."""
     left_out = (BEFORE, "__getstate__")
     state = {name: value for name, value in vars(module).items() if name not in left_out and not _is_own(value)}
@@ -139,5 +139,5 @@ def _carries(module: nn.Module) -> bool:
 class NotCopied:
     """What holds hooks of a model cannot be copied along with it, nor be pickled."""
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self, protocol: object) -> Any:
         raise PrunekitError("a pruner that is on a model cannot be copied: copy the Pruner, and apply that one")

@@ -77,7 +77,7 @@ class Prefill:
     notes: dict[str, Any] = field(default_factory=dict)
     inputs_embeds: torch.Tensor | None = None
     vision: VisionView | None = None
-    inputs: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, object] = field(default_factory=dict)
     media: MediaRecord | None = None
     positions: torch.Tensor | None = None
     gates: Gates | None = None
@@ -158,7 +158,7 @@ class Prefill:
         return source_BM
 
 
-def gather_argument(name: str, value: Any, index: torch.Tensor, size: int) -> Any:
+def gather_argument(name: str, value: object, index: torch.Tensor, size: int) -> Any:
     """A per-token keyword of a decoder layer, at the dense positions ``index`` [B, M]; others pass unchanged.
 
     ``position_embeddings`` hold tokens on their second last axis, ``position_ids`` on their last, anything else that

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -37,7 +37,7 @@ from prunekit.engine.lookahead import Peeked
 from prunekit.engine.mounted import NotCopied, guard, mark
 from prunekit.engine.plan import Plan
 from prunekit.engine.prefill import Prefill
-from prunekit.engine.tap import Taps, attention_inputs
+from prunekit.engine.tap import AttentionOptions, Mask, Taps, attention_inputs
 from prunekit.engine.target import Target
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
@@ -48,10 +48,13 @@ from prunekit.views.layer import Regions
 from prunekit.views.media import MediaRecord
 from prunekit.views.trace import Trace, TraceRecord
 
+if TYPE_CHECKING:
+    from transformers import Cache
+
 _pruned: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Any]] = weakref.WeakKeyDictionary()
 
 
-def hold(module: nn.Module, session: Any) -> None:
+def hold(module: nn.Module, session: NotCopied) -> None:
     """Note that a session prunes a model; raises if another does."""
     if (reference := _pruned.get(module)) is not None and reference() is not None:
         raise PrunekitError(
@@ -66,7 +69,7 @@ def holder(module: nn.Module) -> Any:
     return None if (reference := _pruned.get(module)) is None else reference()
 
 
-def release(module: nn.Module, session: Any) -> None:
+def release(module: nn.Module, session: NotCopied) -> None:
     """Forget that a session prunes a model, if it does."""
     if (reference := _pruned.get(module)) is not None and reference() is session:
         del _pruned[module]
@@ -155,8 +158,8 @@ class Session(NotCopied, Target):
         self.family.attention_function(index)  # raises for a layer without one
 
         def observe(
-            module: nn.Module, query: torch.Tensor, key: torch.Tensor, mask: Any, kwargs: dict[str, Any]
-        ) -> tuple[torch.Tensor, Any]:
+            module: nn.Module, query: torch.Tensor, key: torch.Tensor, mask: Mask, options: AttentionOptions
+        ) -> tuple[torch.Tensor, Mask]:
             state = self._prefill()
             if self.family.mixes_and_attends(index):
                 mask = mask_over_keys(self, mask, state, query)
@@ -164,10 +167,10 @@ class Session(NotCopied, Target):
                 query = self.family.adjust_query(index, query, state.sequence.index)
             if state is not None and index in self.plan.evidence_layers and self.plan.scorer.uses_attention:
                 if self.thread.looks_ahead:  # the layer runs for this alone
-                    raise Peeked(attention_inputs(module, query, key, mask, kwargs, None))
+                    raise Peeked(attention_inputs(module, query, key, mask, options, None))
                 # A layer that will be run again must not save more for the backward pass than it will then.
                 with torch.set_grad_enabled(torch.is_grad_enabled() and not checkpoints(self.family)):
-                    self._observe(state, index, module, query, key, mask, kwargs)
+                    self._observe(state, index, module, query, key, mask, options)
             return query, mask
 
         module = self.family.attentions[index]
@@ -196,13 +199,13 @@ class Session(NotCopied, Target):
         module: nn.Module,
         query: torch.Tensor,
         key: torch.Tensor,
-        mask: Any,
-        kwargs: dict[str, Any],
+        mask: Mask,
+        options: AttentionOptions,
     ) -> None:
         if state.hidden is None or index in state.evidence:
             return  # a second pass over the layer (gradient checkpointing) has nothing new
         view = state.view(index, state.hidden.to(query.device), self.family.grid)  # of a layer on another device
-        view.inputs = attention_inputs(module, query, key, mask, kwargs, foreign_keys(self, index, state))
+        view.inputs = attention_inputs(module, query, key, mask, options, foreign_keys(self, index, state))
         state.evidence.add(self.plan, view)
 
     # -- prefill -------------------------------------------------------------------------------------------------
@@ -259,7 +262,7 @@ class Session(NotCopied, Target):
             self.media.pop()
 
     def _visual(
-        self, input_ids: torch.Tensor | None, embeds: torch.Tensor | None, kwargs: dict[str, Any]
+        self, input_ids: torch.Tensor | None, embeds: torch.Tensor | None, kwargs: dict[str, object]
     ) -> torch.Tensor:
         """Where the visual tokens of a prefill stand, bool [B, S]: as the caller marks them, else by their ids."""
         tokens = input_ids if input_ids is not None else embeds
@@ -278,7 +281,7 @@ class Session(NotCopied, Target):
         return self.family.find_visual(input_ids, kwargs)
 
     def _check_step(
-        self, cache: Any, input_ids: torch.Tensor | None, embeds: torch.Tensor | None, kwargs: dict[str, Any]
+        self, cache: Cache, input_ids: torch.Tensor | None, embeds: torch.Tensor | None, kwargs: dict[str, object]
     ) -> None:
         """Raise for what a cache cannot be continued with: images, and the rest of a prompt whose first part was pruned
         without hearing it."""
@@ -296,10 +299,10 @@ class Session(NotCopied, Target):
                 "say that the prompt was whole: pruner(model, prompt='all')"
             )
 
-    def _check_growth(self, tokens: Any) -> None:
+    def _check_growth(self, tokens: torch.Tensor | None) -> None:
         """Raise for a prefill that repeats the one before and goes on: a generation that keeps no cache."""
         before, self.thread.latest_tokens = self.thread.latest_tokens, tokens
-        if before is None or before.ndim != tokens.ndim or before.shape[0] != tokens.shape[0]:
+        if before is None or tokens is None or before.ndim != tokens.ndim or before.shape[0] != tokens.shape[0]:
             return
         if before.shape[1] < tokens.shape[1] and torch.equal(before, tokens[:, : before.shape[1]].to(before)):
             more = tokens.shape[1] - before.shape[1]
@@ -334,7 +337,7 @@ class Session(NotCopied, Target):
     def _layer_hook(self, index: int) -> Callable[..., Any]:
         ahead = self.plan.first_layer
 
-        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, object]) -> Any:
             forward = self.thread.forward
             if forward is None or isinstance(forward, DensePass):
                 return None
@@ -346,13 +349,13 @@ class Session(NotCopied, Target):
 
         return hook
 
-    def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
+    def _named(self, args: tuple[Any, ...], kwargs: dict[str, object]) -> tuple[torch.Tensor, dict[str, object]]:
         """A layer's hidden states, and its other arguments by name, whichever way the model passes them; hidden states
         stay positional for gradient checkpointing."""
         named = {**dict(zip(self.family.layer_arguments, args, strict=False)), **kwargs}
         return named.pop(self.family.layer_arguments[0]), named
 
-    def _prefill_layer(self, index: int, state: Prefill, hidden: torch.Tensor, kwargs: dict[str, Any]) -> Any:
+    def _prefill_layer(self, index: int, state: Prefill, hidden: torch.Tensor, kwargs: dict[str, object]) -> Any:
         if self.family.touches_hidden_between_layers and state.sequence.index is not None:
             hidden = gather_tokens(hidden, state.sequence.index, self.family.token_axis)
         check_sequence(self, index, state, hidden)
@@ -371,7 +374,7 @@ class Session(NotCopied, Target):
             state.evidence.add(self.plan, state.view(index, state.hidden, self.family.grid))
         return self.cutter.pass_on(self, index, state, hidden, kwargs)
 
-    def _to_dense(self, layer: nn.Module, args: Any, output: Any) -> Any:
+    def _to_dense(self, layer: nn.Module, args: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> Any:
         """After the last layer (after each, where the model adds to hidden states between layers): back to the dense
         shape, zeros where tokens are gone."""
         state = self._prefill()
@@ -386,7 +389,7 @@ class Session(NotCopied, Target):
         )
         return (dense, *output[1:]) if isinstance(output, tuple) else dense
 
-    def _leave(self, core: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+    def _leave(self, core: nn.Module, args: object, kwargs: dict[str, object], output: object) -> None:
         """End of a forward pass, also of one that failed (``output`` is None then)."""
         thread, state = self.thread, self.thread.forward
         thread.depth, thread.forward = thread.depth - 1, None
@@ -411,7 +414,7 @@ class Session(NotCopied, Target):
         doubts, self.thread.doubts = self.thread.doubts, ()
         check_doubts(doubts)
 
-    def _decode_layer(self, index: int, step: DecodeStep, hidden: torch.Tensor, kwargs: dict[str, Any]) -> Any:
+    def _decode_layer(self, index: int, step: DecodeStep, hidden: torch.Tensor, kwargs: dict[str, object]) -> Any:
         cache = cache_in(kwargs)
         slot = self.family.cache_slots[index][0]
         layer = cache.layers[slot] if cache is not None and slot < len(cache.layers) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import torch
 from torch import nn
@@ -16,10 +16,26 @@ from prunekit.tensors.attention import AttentionInputs
 from prunekit.tensors.indexing import gather_tokens
 from prunekit.tensors.masks import take_columns
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 ATTENTION_NAME = "prunekit"
 """The private name under which the tap stands in transformers' attention interface."""
 
-Observer = Callable[[nn.Module, torch.Tensor, torch.Tensor, Any, dict[str, Any]], tuple[torch.Tensor, Any]]
+
+class AttentionOptions(TypedDict, total=False):
+    """The keywords of an attention function that prunekit reads; others pass through."""
+
+    scaling: float | None
+    is_causal: bool | None
+    softcap: float | None
+    s_aux: torch.Tensor | None
+    sinks: torch.Tensor | None
+    position_bias: torch.Tensor | None
+
+
+Mask = torch.Tensor | None
+Observer = Callable[[nn.Module, torch.Tensor, torch.Tensor, Mask, AttentionOptions], tuple[torch.Tensor, Mask]]
 """(module, query, key, mask, options) -> the query and the mask that the attention function gets."""
 
 
@@ -28,8 +44,8 @@ def _tapped_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: Any = None,
-    **options: Any,
+    attention_mask: Mask = None,
+    **options: Unpack[AttentionOptions],
 ) -> Any:
     """Entry of the attention interface: only modules that carry our name come here, each finds its own tap."""
     tap: TappedConfig = module.config  # type: ignore[assignment]
@@ -70,7 +86,9 @@ class TappedConfig:
     next forward pass. A copy of it, pickled or deep, is the model's config (or its copy).
     """
 
-    def __init__(self, config: Any, observe: Observer, attention: Callable[[], Callable[..., Any]]) -> None:
+    def __init__(
+        self, config: PretrainedConfig, observe: Observer, attention: Callable[[], Callable[..., Any]]
+    ) -> None:
         vars(self).update(tap_config=config, tap_observer=observe, tap_function=attention, tap_name=None)
 
     @property  # type: ignore[misc]
@@ -82,7 +100,7 @@ class TappedConfig:
             raise AttributeError(name)
         return getattr(self.tap_config, name)
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         setattr(self.tap_config, name, value)
 
     @property
@@ -100,11 +118,11 @@ class TappedConfig:
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(self.tap_config, memo)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self, protocol: object) -> Any:
         return _itself, (self.tap_config,)
 
 
-def _itself(config: Any) -> Any:
+def _itself(config: PretrainedConfig) -> Any:
     return config
 
 
@@ -137,8 +155,8 @@ def attention_inputs(
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
-    mask: torch.Tensor | None,
-    options: dict[str, Any],
+    mask: Mask,
+    options: AttentionOptions,
     places: torch.Tensor | None,
 ) -> AttentionInputs:
     """What a layer gave its attention function; ``places`` [B, M] are its own tokens among keys that it borrows."""

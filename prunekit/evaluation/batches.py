@@ -11,6 +11,7 @@ import torch
 
 from prunekit.data.example import Example
 from prunekit.errors import RowError
+from prunekit.evaluation.faults import out_of_memory
 from prunekit.families import support_of
 from prunekit.models import LoadedModel
 from prunekit.prompts import prompt_for, special_tokens
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 CACHED_BYTES = 2**30
 """Image features held at a time; those of images without further questions go first, then the least recently used."""
+
+_KINDS = ({"image"}, {"video"}, {"image", "video"})
+"""What the examples of one batch show: some processors take no batch in which examples differ."""
 
 
 class Batcher:
@@ -49,25 +53,40 @@ class Batcher:
         lengths = {e.id: len(tokenizer(self.prompt(e)).input_ids) for e in examples}
         ordered = sorted(examples, key=lambda e: (lengths[e.id], e.id))
         self._to_come = Counter(image_id for e in examples for image_id in e.image_ids)
-        for start in range(0, len(ordered), size):
-            yield ordered[start : start + size]
+        kinds = [[e for e in ordered if set(e.media) == kind] for kind in _KINDS]  # no batch mixes kinds
+        for group in kinds:
+            for start in range(0, len(group), size):
+                yield group[start : start + size]
 
     def inputs(self, examples: Sequence[Example], pruner: Pruner | None = None) -> dict[str, Any]:
         """Padded model inputs on the model's device, for a run under ``pruner``: one that looks into the vision encoder
         needs the pixels. Raises RowError if an example cannot be used."""
         model = self.loaded.model
-        made = dict(self.encoded(examples).to(model.device, dtype=model.dtype))
-        if self.shares(pruner) and "pixel_values" in made and _one_an_example(made, len(examples)):
+        encoded = self.encoded(examples)
+        pace = encoded.get("second_per_grid_ts")
+        made = dict(encoded.to(model.device, dtype=model.dtype))
+        if pace is not None:  # positions are computed from it and rounded down: bfloat16 would move frames
+            made["second_per_grid_ts"] = pace
+        still = all(example.video is None for example in examples)
+        if still and self.shares(pruner) and "pixel_values" in made and _one_an_example(made, len(examples)):
             made["mm_encoder_outputs"] = {"image": self._share(made, examples)}
         return made
 
     def encoded(self, examples: Sequence[Example]) -> Any:
         """The processor's output for a batch: pixels and padded prompts. Raises RowError if it rejects an example."""
-        images, prompts = [e.images() for e in examples], [self.prompt(e) for e in examples]
-        options = special_tokens(self.loaded.processor, prompts)
+        images, clips = [e.images() for e in examples], [clip for e in examples if (clip := e.clip()) is not None]
+        prompts = [self.prompt(e) for e in examples]
+        options: dict[str, Any] = special_tokens(self.loaded.processor, prompts)
+        if any(images):
+            options["images"] = images
+        if clips:  # sampled already, and with the time of each frame, which some models write into the prompt
+            options |= {"videos": [clip.array() for clip in clips], "do_sample_frames": False}
+            options["video_metadata"] = [clip.metadata() for clip in clips]
         try:
-            return self.loaded.processor(images=images, text=prompts, padding=True, return_tensors="pt", **options)
-        except ValueError as error:  # a picture too narrow for its patches, say
+            return self.loaded.processor(text=prompts, padding=True, return_tensors="pt", **options)
+        except (ValueError, RuntimeError) as error:  # a picture too narrow, videos of unequal length in one batch
+            if out_of_memory(error):
+                raise
             reason = " ".join(str(error).split())[:200]
             raise RowError(f"example '{examples[0].id}': the model's processor rejects it: {reason}") from None
 

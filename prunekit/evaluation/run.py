@@ -194,7 +194,7 @@ def _measured(loop: Loop, totals: Totals) -> Metrics:
         **totals.accuracy(),
         **totals.cost(_vision_macs(loop.batcher, totals.family, loop.head[0])),
         "prefill_ratio": _prefill_ratio(loop.batcher, loop.head, loop.pruner, limit),
-        "prefill_ratio_includes_vision": not loop.batcher.shares(loop.pruner),
+        "prefill_ratio_includes_vision": not loop.batcher.shares(loop.pruner) or "video" in loop.head[0].media,
     }
 
 
@@ -207,16 +207,15 @@ def _method(pruner: Pruner, layers: Sequence[int]) -> Method:
 
 
 def _vision_macs(batcher: Batcher, family: Family, example: Example) -> float | None:
-    """MACs of the vision encoder for one image. Those of a data set differ in size with some families only; there the
-    first stands for all."""
-    image_processor = getattr(batcher.loaded.processor, "image_processor", None)
-    if image_processor is None:
-        return None
-    return vision_macs(family, image_processor(images=[example.image()], return_tensors="pt"))
+    """MACs of the vision encoder for the images and frames of one example. Those of a data set differ in size with some
+    families only; there the first example stands for all."""
+    return vision_macs(family, batcher.encoded([example]))
 
 
 def _prefill_ratio(batcher: Batcher, examples: Sequence[Example], pruner: Pruner, limit: int) -> float:
-    # The shortest prompts: there are enough of one length, so that nothing of the batch is padding.
-    batch = next(batcher.batches(examples, min(TIMED_BATCH, limit)))
+    # The shortest prompts: there are enough of one length, so that nothing of the batch is padding. Of videos one
+    # alone: some models take no batch of unequal lengths.
+    moving = any(example.video is not None for example in examples)
+    batch = next(batcher.batches(examples, 1 if moving else min(TIMED_BATCH, limit)))
     inputs = batcher.inputs(batch, pruner)
     return prefill_ratio(batcher.loaded.model, pruner, inputs, regions=regions_for(pruner, batch))

@@ -7,7 +7,7 @@ import functools
 import inspect
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -57,7 +57,7 @@ class Family:
         self.model_type: str = getattr(self.config, "model_type", type(self.model).__name__)
         self.core = unwrapped(self._core())
         self.decoder = unwrapped(self._decoder())
-        self.layers: Sequence[nn.Module] = [unwrapped(layer) for layer in self._layers()]
+        self.layers: Sequence[nn.Module] = [unwrapped(layer) for layer in self.decoder.layers]  # type: ignore[union-attr, operator]
         self.attentions = [self._attention(layer) for layer in self.layers]
         config = next((module.config for module in self.attentions if module is not None), self.text_config)
         self.attention_config: Any = untapped(config)
@@ -101,7 +101,7 @@ class Family:
         if rotary is None or "position_embeddings" not in self.layer_arguments:
             return False
         arguments = list(inspect.signature(type(rotary).forward).parameters)[2:]
-        code = _source(type(rotary))
+        code = _source(type(rotary).forward)
         triples = "mrope" in code or "mrope_section" in (getattr(self.text_config, "rope_parameters", None) or {})
         return arguments == ["position_ids"] and "return cos" in code and not triples
 
@@ -160,16 +160,17 @@ class Family:
             mask = mask | (input_ids == token)
         return mask
 
-    def find_visual(self, input_ids: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
+    def find_visual(self, input_ids: torch.Tensor, inputs: dict[str, object]) -> torch.Tensor:
         """Bool [B, S]: the visual tokens of a forward pass of the core with keyword arguments ``inputs``."""
         self.check_own_pruning(inputs)
         return self.visual_mask(input_ids)
 
-    def check_own_pruning(self, inputs: dict[str, Any]) -> None:
+    def check_own_pruning(self, inputs: dict[str, object]) -> None:
         """Raise where the model would drop video tokens in its own forward (Efficient Video Sampling)."""
         rate = getattr(self.model, "video_pruning_rate", 0) or 0  # read from the config when the model was built
-        encoded = inputs.get("mm_encoder_outputs") or {}
-        names = {name for name, value in [*inputs.items(), *encoded.items()] if value is not None}
+        encoded = inputs.get("mm_encoder_outputs")
+        pairs = [*inputs.items(), *(encoded.items() if isinstance(encoded, Mapping) else ())]
+        names = {name for name, value in pairs if value is not None}
         if rate > 0 and any("video" in name for name in names):
             raise PrunekitError(
                 f"'{self.model_type}' drops {rate:.0%} of its video tokens by itself: load it with "
@@ -188,11 +189,11 @@ class Family:
         """Why cuts before these layers cannot be exact, None if they can."""
         return None
 
-    def fix_argument(self, name: str, value: Any, sequence: CompactSequence) -> Any:
+    def fix_argument(self, name: str, value: object, sequence: CompactSequence) -> Any:
         """Correct a layer's argument that was gathered to a shortened sequence."""
         return value
 
-    def decode_arguments(self, keys: torch.Tensor, queries: int) -> dict[str, Any]:
+    def decode_arguments(self, keys: torch.Tensor, queries: int) -> dict[str, object]:
         """Arguments that a layer with a pruned cache needs in a decode step in place of the model's.
 
         ``keys`` [B, stored + Q] are the dense positions of its keys (-1 for padding), the ``queries`` new ones last.
@@ -293,7 +294,7 @@ class Family:
         return self.implementation.startswith("flash") or bool(kinds and kinds[layer] in RECURRENT)
 
     def _touches_hidden_between_layers(self) -> bool:
-        return "deepstack" in _source(type(self.decoder))
+        return "deepstack" in _source(type(self.decoder).forward)
 
     def _core(self) -> nn.Module:
         base = getattr(self.model, "base_model", None)
@@ -315,38 +316,31 @@ class Family:
             queue += [m for m in inner if isinstance(m, nn.Module) and m is not self.model]
         raise PrunekitError(f"model type '{self.model_type}': no decoder layers found in {type(self.model).__name__}")
 
-    def _layers(self) -> Sequence[nn.Module]:
-        return self.decoder.layers  # type: ignore[return-value]
-
     def _attention(self, layer: nn.Module) -> nn.Module | None:
         return next((m for m in layer.modules() if hasattr(m, "config") and _uses_interface(type(m))), None)
 
 
-def _source(kind: Any) -> str:
-    """The source of a module's forward, "" where there is none to read."""
-    return _read_source(kind)
-
-
 @functools.cache
-def _read_source(kind: Any) -> str:
+def _source(forward: Callable[..., Any]) -> str:
+    """The source of a module's forward, "" where there is none to read."""
     try:
-        return inspect.getsource(kind.forward)
+        return inspect.getsource(forward)
     except (OSError, TypeError):
         return ""
 
 
 @functools.cache
-def reads_mask(kind: Any) -> bool:
+def reads_mask(kind: type[nn.Module]) -> bool:
     """Whether a module's forward uses an argument that is named as a mask; True where there is no source to read."""
-    source = textwrap.dedent(_source(kind))
+    source = textwrap.dedent(_source(kind.forward))
     names = (n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load))
     return not source or any(is_mask_name(name.id) for name in names)
 
 
 @functools.cache
-def repeats_layers(kind: Any) -> bool:
+def repeats_layers(kind: type[nn.Module]) -> bool:
     """Whether a decoder's forward has a loop over its layers inside another loop."""
-    source = textwrap.dedent(_source(kind))
+    source = textwrap.dedent(_source(kind.forward))
     loops = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.For | ast.While)]
     inner = [node for loop in loops for node in ast.walk(loop) if isinstance(node, ast.For) and node is not loop]
     return any(isinstance(n, ast.Attribute) and n.attr == "layers" for node in inner for n in ast.walk(node.iter))
@@ -354,4 +348,4 @@ def repeats_layers(kind: Any) -> bool:
 
 def _uses_interface(kind: type[nn.Module]) -> bool:
     """Whether a module hands its queries and keys to transformers' attention interface."""
-    return "attention_interface(" in _source(kind)
+    return "attention_interface(" in _source(kind.forward)

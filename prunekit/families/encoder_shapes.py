@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,8 @@ class EncoderShape:
         patches: patches of one image or tile where all are of one size; None for encoders that take any grid.
         window: patches that attend to each other in windowed layers; None if all of an image do, everywhere.
         whole: the layers of a windowed encoder in which all of an image attend.
+        joined: neighbouring frames of a video that become one.
+        frame_vectors: vectors of a video's frame that meet the projector; as many as of an image if not given.
     """
 
     width: int
@@ -32,44 +37,57 @@ class EncoderShape:
     patches: int | None = None
     window: int | None = None
     whole: tuple[int, ...] = ()
+    joined: int = 1
+    frame_vectors: int | None = None
 
 
-def llava(config: Any, vision: Any, text_width: int) -> EncoderShape:
+def llava(config: PretrainedConfig, vision: PretrainedConfig, text_width: int) -> EncoderShape:
     """LLaVA: an MLP of two layers maps each patch, of one encoder layer or of several side by side."""
     taken = getattr(config, "vision_feature_layer", -2)
     inputs = vision.hidden_size * (len(taken) if isinstance(taken, list | tuple) else 1)
     return _of_square_images(vision, 1, inputs * text_width + text_width**2)
 
 
-def gemma(config: Any, vision: Any, text_width: int) -> EncoderShape:
+def llava_next_video(config: PretrainedConfig, vision: PretrainedConfig, text_width: int) -> EncoderShape:
+    """LLaVA-NeXT-Video: squares of a frame's patches become one before the projector."""
+    side = _side(vision.image_size) // _side(vision.patch_size) // config.spatial_pool_stride
+    return replace(llava(config, vision, text_width), frame_vectors=side**2)
+
+
+def video_llava(config: PretrainedConfig, vision: PretrainedConfig, text_width: int) -> EncoderShape:
+    """Video-LLaVA: a frame keeps its CLS token."""
+    return replace(llava(config, vision, text_width), frame_vectors=_patches(vision) + 1)
+
+
+def gemma(config: PretrainedConfig, vision: PretrainedConfig, text_width: int) -> EncoderShape:
     """Gemma 3: patches are averaged down to a fixed number of tokens, then mapped by one matrix."""
     return _of_square_images(vision, _patches(vision) // config.mm_tokens_per_image, vision.hidden_size * text_width)
 
 
-def internvl(config: Any, vision: Any, text_width: int) -> EncoderShape:
+def internvl(config: PretrainedConfig, vision: PretrainedConfig, text_width: int) -> EncoderShape:
     """InternVL: squares of patches side by side, then an MLP of two layers."""
     merge = round(1 / config.downsample_ratio) ** 2
     return _of_square_images(vision, merge, merge * vision.hidden_size * text_width + text_width**2)
 
 
-def idefics(config: Any, vision: Any, text_width: int) -> EncoderShape:
+def idefics(config: PretrainedConfig, vision: PretrainedConfig, text_width: int) -> EncoderShape:
     """Idefics 3 and SmolVLM: squares of patches side by side, then one matrix."""
     merge = config.scale_factor**2
     return _of_square_images(vision, merge, merge * vision.hidden_size * text_width)
 
 
-def paligemma(config: Any, vision: Any, text_width: int) -> EncoderShape:
+def paligemma(config: PretrainedConfig, vision: PretrainedConfig, text_width: int) -> EncoderShape:
     """PaliGemma: one matrix maps each patch."""
     return _of_square_images(vision, 1, vision.hidden_size * text_width)
 
 
-def qwen2(config: Any, vision: Any, text_width: int) -> EncoderShape:
+def qwen2(config: PretrainedConfig, vision: PretrainedConfig, text_width: int) -> EncoderShape:
     """Qwen2-VL: its config names the encoder's width ``embed_dim`` and the decoder's ``hidden_size``."""
     width = vision.embed_dim
     return _of_any_grid(vision, width, mlp=int(width * vision.mlp_ratio), out=vision.hidden_size)
 
 
-def qwen2_5(config: Any, vision: Any, text_width: int) -> EncoderShape:
+def qwen2_5(config: PretrainedConfig, vision: PretrainedConfig, text_width: int) -> EncoderShape:
     """Qwen2.5-VL: gated MLPs, and windows in all but a few layers."""
     return _of_any_grid(
         vision,
@@ -82,7 +100,7 @@ def qwen2_5(config: Any, vision: Any, text_width: int) -> EncoderShape:
     )
 
 
-def qwen3(config: Any, vision: Any, text_width: int) -> EncoderShape:
+def qwen3(config: PretrainedConfig, vision: PretrainedConfig, text_width: int) -> EncoderShape:
     """Qwen3-VL: further projectors read some of the encoder's earlier layers (DeepStack)."""
     projectors = 1 + len(set(vision.deepstack_visual_indexes))
     return _of_any_grid(
@@ -90,7 +108,7 @@ def qwen3(config: Any, vision: Any, text_width: int) -> EncoderShape:
     )
 
 
-def _of_square_images(vision: Any, merge: int, projector: int) -> EncoderShape:
+def _of_square_images(vision: PretrainedConfig, merge: int, projector: int) -> EncoderShape:
     """A ViT of square images; ``merge`` patches become a visual token, which meets ``projector`` weights."""
     return EncoderShape(
         width=vision.hidden_size,
@@ -106,7 +124,7 @@ def _of_square_images(vision: Any, merge: int, projector: int) -> EncoderShape:
 
 
 def _of_any_grid(
-    vision: Any,
+    vision: PretrainedConfig,
     width: int,
     *,
     mlp: int,
@@ -130,6 +148,7 @@ def _of_any_grid(
         merge=merge,
         window=window,
         whole=whole,
+        joined=vision.temporal_patch_size,
     )
 
 
@@ -137,11 +156,11 @@ def _side(size: int | list[int]) -> int:
     return size[0] if isinstance(size, list | tuple) else size
 
 
-def _patches(vision: Any) -> int:
+def _patches(vision: PretrainedConfig) -> int:
     return (_side(vision.image_size) // _side(vision.patch_size)) ** 2
 
 
-def _window(vision: Any) -> int:
+def _window(vision: PretrainedConfig) -> int:
     """Patches of one window: as many merged ones as the window's side holds, rounded down."""
     side = vision.window_size // vision.spatial_merge_size // vision.patch_size
     return (side * vision.spatial_merge_size) ** 2

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from prunekit.errors import PrunekitError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class UnknownPlaces(PrunekitError):
@@ -35,7 +38,7 @@ class MediaCall:
     """
 
     kind: str
-    arguments: dict[str, Any]
+    arguments: dict[str, object]
     visual: torch.Tensor
     input_ids: torch.Tensor | None = None
 
@@ -66,7 +69,7 @@ class Medium:
         return len(self.tokens)
 
 
-Reader = Callable[[Any, MediaCall], list[Medium]]
+Reader = Callable[["PreTrainedModel", MediaCall], list[Medium]]
 """(the model's core, a call) -> its media in order."""
 
 SEPARATOR = torch.tensor([[-1, -1, -1, 0]])
@@ -100,7 +103,7 @@ def with_newlines(whole: Medium) -> torch.Tensor:
 # -- ways of laying visual tokens out --------------------------------------------------------------------------------
 
 
-def fixed_grid(core: Any, call: MediaCall) -> list[Medium]:
+def fixed_grid(core: PreTrainedModel, call: MediaCall) -> list[Medium]:
     """LLaVA, PaliGemma: every image has the same grid of patches. Pixtral's encoder under LLaVA takes other sizes."""
     sizes = call.first("image_sizes")
     if sizes is not None and core.config.vision_config.model_type == "pixtral":
@@ -109,20 +112,20 @@ def fixed_grid(core: Any, call: MediaCall) -> list[Medium]:
     return [raster("image", 1, side, side) for _ in range(len(call.first("pixel_values")))]
 
 
-def pooled_grid(core: Any, call: MediaCall) -> list[Medium]:
+def pooled_grid(core: PreTrainedModel, call: MediaCall) -> list[Medium]:
     """Gemma 3: patches are averaged to a grid of ``mm_tokens_per_image``. Crops (pan and scan) are pictures of their
     own: nothing in the inputs says otherwise."""
     side = math.isqrt(core.config.mm_tokens_per_image)
     return [raster("image", 1, side, side) for _ in range(len(call.first("pixel_values")))]
 
 
-def merged_sizes(core: Any, call: MediaCall) -> list[Medium]:
+def merged_sizes(core: PreTrainedModel, call: MediaCall) -> list[Medium]:
     """Mistral 3: images of any size, squares of patches merged."""
     config = core.config
     return _by_sizes(call.first("image_sizes"), config.vision_config.patch_size * config.spatial_merge_size)
 
 
-def merged_grids(core: Any, call: MediaCall) -> list[Medium]:
+def merged_grids(core: PreTrainedModel, call: MediaCall) -> list[Medium]:
     """Qwen-VL, GLM-4V, VideoLLaMA 3: frames, rows and columns of patches are an input, squares of them merged."""
     grids = call.first("image_grid_thw", "video_grid_thw").tolist()
     merges = call.first("image_merge_sizes", "video_merge_sizes")
@@ -130,7 +133,7 @@ def merged_grids(core: Any, call: MediaCall) -> list[Medium]:
     return [raster(call.kind, t, h // m, w // m) for (t, h, w), m in zip(grids, merges, strict=True)]
 
 
-def tiled(core: Any, call: MediaCall) -> list[Medium]:
+def tiled(core: PreTrainedModel, call: MediaCall) -> list[Medium]:
     """LLaVA-NeXT: a thumbnail, then the tiles joined to one picture without their padding, a newline behind each row.
 
     LLaVA-OneVision shrinks large pictures (``anyres_max``), and of several images in a sample none is cut.
@@ -158,7 +161,7 @@ def tiled(core: Any, call: MediaCall) -> list[Medium]:
     return media
 
 
-def frames_with_cls(core: Any, call: MediaCall) -> list[Medium]:
+def frames_with_cls(core: PreTrainedModel, call: MediaCall) -> list[Medium]:
     """Video-LLaVA: images as LLaVA's; each frame of a video begins with its CLS token."""
     side = _side(core)
     if call.kind == "image":
@@ -169,7 +172,7 @@ def frames_with_cls(core: Any, call: MediaCall) -> list[Medium]:
     return [joined(whole, *parts)] * videos
 
 
-def shuffled_tiles(core: Any, call: MediaCall) -> list[Medium]:
+def shuffled_tiles(core: PreTrainedModel, call: MediaCall) -> list[Medium]:
     """InternVL: pixel shuffle joins squares of patches; an image's tiles follow each other, the thumbnail last.
 
     Raises:
@@ -185,7 +188,7 @@ def shuffled_tiles(core: Any, call: MediaCall) -> list[Medium]:
     return [raster("image", 1, side, side) for _ in lengths]
 
 
-def tiles_in_text(core: Any, call: MediaCall) -> list[Medium]:
+def tiles_in_text(core: PreTrainedModel, call: MediaCall) -> list[Medium]:
     """Idefics 3, SmolVLM: words of the prompt stand between tiles; a fence and the tile's name within a row, a newline
     more at its end, and one name for all thumbnails, which come last (or stand alone).
 
@@ -200,7 +203,7 @@ def tiles_in_text(core: Any, call: MediaCall) -> list[Medium]:
     return media
 
 
-def slices_in_text(core: Any, call: MediaCall) -> list[Medium]:
+def slices_in_text(core: PreTrainedModel, call: MediaCall) -> list[Medium]:
     """MiniCPM-V 4.6: as ``tiles_in_text``, with the thumbnail first, one name for all tiles, and sizes in the inputs.
 
     Raises:
@@ -227,18 +230,18 @@ def slices_in_text(core: Any, call: MediaCall) -> list[Medium]:
 # -- parts of the above ----------------------------------------------------------------------------------------------
 
 
-def _side(core: Any) -> int:
+def _side(core: PreTrainedModel) -> int:
     """Patches on a side of an image, in an encoder of images of one size."""
     vision = core.config.vision_config
     size, patch = (n if isinstance(n, int) else n[0] for n in (vision.image_size, vision.patch_size))
     return size // patch
 
 
-def _by_sizes(sizes: Any, step: int) -> list[Medium]:
+def _by_sizes(sizes: Iterable[Sequence[int]], step: int) -> list[Medium]:
     return [raster("image", 1, int(height) // step, int(width) // step) for height, width in sizes]
 
 
-def _pooled_videos(core: Any, call: MediaCall) -> list[Medium]:
+def _pooled_videos(core: PreTrainedModel, call: MediaCall) -> list[Medium]:
     """LLaVA-NeXT-Video pools by ``spatial_pool_stride``; LLaVA-OneVision by two, with a newline behind the video."""
     videos, frames = call.first("pixel_values_videos").shape[:2]
     if hasattr(core, "apply_pooling"):

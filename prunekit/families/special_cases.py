@@ -35,9 +35,9 @@ class Kosmos(Family):
     def _core(self) -> nn.Module:
         return self.model.text_model  # type: ignore[return-value]
 
-    def find_visual(self, input_ids: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
+    def find_visual(self, input_ids: torch.Tensor, inputs: dict[str, object]) -> torch.Tensor:
         mask = inputs.get("image_embeds_position_mask")
-        return torch.zeros_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
+        return torch.zeros_like(input_ids, dtype=torch.bool) if mask is None else torch.as_tensor(mask).bool()
 
 
 class Gemma3n(Family):
@@ -65,13 +65,13 @@ class Llama4(Family):
 class MiniMaxM3(Family):
     """MiniMax M3: its index compares position ids with *places* of keys, so it must be given places."""
 
-    def fix_argument(self, name: str, value: Any, sequence: CompactSequence) -> Any:
+    def fix_argument(self, name: str, value: object, sequence: CompactSequence) -> Any:
         if name != "position_ids" or value is None:
             return value
         assert sequence.index is not None
         return torch.arange(sequence.index.shape[1], device=sequence.index.device)[None]
 
-    def decode_arguments(self, keys: torch.Tensor, queries: int) -> dict[str, Any]:
+    def decode_arguments(self, keys: torch.Tensor, queries: int) -> dict[str, object]:
         return {"position_ids": torch.arange(keys.shape[1] - queries, keys.shape[1], device=keys.device)[None]}
 
 
@@ -108,10 +108,11 @@ class Qwen4(Family):
 
     stacked = True
 
-    def fix_argument(self, name: str, value: Any, sequence: CompactSequence) -> Any:
+    def fix_argument(self, name: str, value: object, sequence: CompactSequence) -> Any:
         if name != "ple_input_ids" or value is None or sequence.valid is None:
             return value
         end = self.text_config.eos_token_id
+        assert isinstance(value, torch.Tensor)
         return value.masked_fill(~sequence.valid, end[0] if isinstance(end, list) else end)
 
 
@@ -148,13 +149,13 @@ class Inkling2(Inkling):
     def _attention(self, layer: nn.Module) -> nn.Module | None:
         return layer.self_attn  # type: ignore[return-value]  # what joins earlier layers calls the interface as well
 
-    def fix_argument(self, name: str, value: Any, sequence: CompactSequence) -> Any:
+    def fix_argument(self, name: str, value: object, sequence: CompactSequence) -> Any:
         if name != "relative_distance":
             return value
         assert sequence.index is not None
         return (sequence.index[:, :, None] - sequence.index[:, None, :])[:, None]
 
-    def decode_arguments(self, keys: torch.Tensor, queries: int) -> dict[str, Any]:
+    def decode_arguments(self, keys: torch.Tensor, queries: int) -> dict[str, object]:
         if "relative_distance" not in self.layer_arguments:
             return {}
         return {"relative_distance": (keys[:, keys.shape[1] - queries :, None] - keys[:, None, :])[:, None]}

@@ -180,7 +180,7 @@ SUPPORT: dict[str, FamilySupport] = {
         geometry=geometry.tiled,
         takes_features=True,
         patches=PatchLayout(tiled=True),
-        encoder_shape=encoder_shapes.llava,
+        encoder_shape=encoder_shapes.llava_next_video,
     ),
     "llava_onevision": FamilySupport(
         exact=True,
@@ -188,6 +188,7 @@ SUPPORT: dict[str, FamilySupport] = {
         takes_features=True,
         patches=PatchLayout(tiled=True),
         encoder_shape=encoder_shapes.llava,
+        synthetic=True,
     ),
     "minicpm_ocr": FamilySupport(exact=True),
     "minicpmv4_6": FamilySupport(exact=True, geometry=geometry.slices_in_text),
@@ -253,7 +254,12 @@ SUPPORT: dict[str, FamilySupport] = {
     "step3p7": FamilySupport(exact=True),
     "unlimited_ocr": FamilySupport(exact=True),
     "video_llama_3": FamilySupport(exact=True, geometry=geometry.merged_grids, patches=PatchLayout(packed=True)),
-    "video_llava": FamilySupport(exact=True, geometry=geometry.frames_with_cls, takes_features=True),
+    "video_llava": FamilySupport(
+        exact=True,
+        geometry=geometry.frames_with_cls,
+        takes_features=True,
+        encoder_shape=encoder_shapes.video_llava,
+    ),
     "vipllava": FamilySupport(exact=True, takes_features=True),
     # refused
     "blip": FamilySupport(refused=_CROSS),

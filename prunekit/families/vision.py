@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,6 +16,9 @@ from prunekit.families.base import Family
 from prunekit.families.implementation import implementation_of
 from prunekit.families.support import SUPPORT, VISION_ENCODERS, PatchLayout, support_of
 from prunekit.families.wrappers import unwrapped
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -45,15 +48,15 @@ class VisionTower:
     module: nn.Module
     blocks: Sequence[nn.Module]
     attentions: tuple[nn.Module, ...]
-    prefix: int
     read: int
-    patches: int | None
-    grid: tuple[int, int] | None
-    group: int
     projector: nn.Module | None
     norm: str
     tail: str
-    has_cls: bool
+    prefix: int = 0
+    patches: int | None = None
+    grid: tuple[int, int] | None = None
+    group: int = 1
+    has_cls: bool = False
     project: Callable[[torch.Tensor], torch.Tensor] | None = None
     order: torch.Tensor | None = None
     packed: bool = False
@@ -94,21 +97,17 @@ def vision_of(family: Family) -> VisionTower:
     """
     name, tower = family.model_type, family.vision_tower
     patches = support_of(name).patches
-    projector = next((p for p in (family.projector, *_others(family.core)) if p is not None), None)
+    named = (getattr(family.core, name, None) for name in ("aligner", "projector"))  # names that few families use
+    projector = next((p for p in (family.projector, *named) if p is not None), None)
     if patches is None or tower is None or projector is None:
         names = sorted(name for name, row in SUPPORT.items() if row.patches is not None)
         raise _unknown(name, f"known for {', '.join(names)}")
-    config: Any = tower.config
+    config: PretrainedConfig = tower.config
     if config.model_type == "pixtral":
         return _pixtral(family, tower, projector)
     if config.model_type == "video_llama_3_vision":
         return _video_llama(family, tower, projector)
     return _packed(family, tower) if patches.packed else _plain(family, patches, tower, projector)
-
-
-def _others(core: Any) -> list[nn.Module | None]:
-    """Projectors under names that few families use."""
-    return [getattr(core, name, None) for name in ("aligner", "projector")]
 
 
 def _unknown(name: str, why: str) -> PrunekitError:
@@ -117,7 +116,7 @@ def _unknown(name: str, why: str) -> PrunekitError:
 
 def _plain(family: Family, patches: PatchLayout, tower: nn.Module, projector: nn.Module) -> VisionTower:
     """A ViT over images of one size, read by a projector patch by patch, or square by square."""
-    config: Any = tower.config
+    config: PretrainedConfig = tower.config
     name = family.model_type
     encoder = VISION_ENCODERS.get(config.model_type)
     if encoder is None or not (encoder.clip_layout or patches.joins):
@@ -170,7 +169,7 @@ def _square(
 ) -> tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor], int]:
     """Which module is handed the features of tokens, what makes visual tokens of them, and how many patches on a side
     stand behind each."""
-    config: Any = family.config
+    config: PretrainedConfig = family.config
     if patches.joins == "pool":  # Gemma 3 averages before a norm and a product
         inner = projector.mm_soft_emb_norm
         return inner, lambda x: inner(x) @ projector.mm_input_projection_weight, side // projector.tokens_per_side
@@ -185,9 +184,9 @@ def square_order(rows: int, columns: int, across: int) -> torch.Tensor:
     return grid.transpose(1, 2).flatten()
 
 
-def _pixtral(family: Family, tower: Any, projector: Any) -> VisionTower:
+def _pixtral(family: Family, tower: PreTrainedModel, projector: Any) -> VisionTower:
     """Pixtral's encoder, images of any size in one sequence, under LLaVA (a token a patch) or Mistral 3 (squares)."""
-    config: Any = family.config
+    config: PretrainedConfig = family.config
     blocks, layer = _blocks(tower), getattr(config, "vision_feature_layer", -1)
     if not isinstance(layer, int) or (read := layer % (len(blocks) + 1) - 1) < 0:
         raise _unknown(family.model_type, f"vision_feature_layer={layer}")
@@ -201,16 +200,12 @@ def _pixtral(family: Family, tower: Any, projector: Any) -> VisionTower:
         module=tower,
         blocks=blocks,
         attentions=tuple(unwrapped(block.attention) for block in blocks),
-        prefix=0,
         read=read,
-        patches=None,
-        grid=None,
         group=1 if merger is None else merger.spatial_merge_size**2,
         projector=inner,
         project=project,
         norm="ffn_norm",
         tail="feed_forward",
-        has_cls=False,
         packed=True,
         patch_size=tower.config.patch_size,
         pixels=False,
@@ -218,7 +213,7 @@ def _pixtral(family: Family, tower: Any, projector: Any) -> VisionTower:
     )
 
 
-def _packed(family: Family, tower: Any) -> VisionTower:
+def _packed(family: Family, tower: PreTrainedModel) -> VisionTower:
     """A ViT of the Qwen-VL family."""
     blocks: list[Any] = [unwrapped(block) for block in tower.blocks]
     merger, group = tower.merger, tower.spatial_merge_size**2
@@ -233,38 +228,29 @@ def _packed(family: Family, tower: Any) -> VisionTower:
         module=tower,
         blocks=blocks,
         attentions=tuple(unwrapped(block.attn) for block in blocks),
-        prefix=0,
         read=len(blocks) - 1,
-        patches=None,
-        grid=None,
         group=group,
         projector=merger,
         project=project,
         norm="norm2",
         tail="mlp",
-        has_cls=False,
         packed=True,
         pixels=False,
         name=family.model_type,
     )
 
 
-def _video_llama(family: Family, tower: Any, projector: nn.Module) -> VisionTower:
+def _video_llama(family: Family, tower: PreTrainedModel, projector: nn.Module) -> VisionTower:
     """VideoLLaMA 3: images of any size in one sequence; the encoder itself averages squares of patches of videos."""
     return VisionTower(
         module=tower,
         blocks=_blocks(tower),
         attentions=tuple(unwrapped(block.self_attn) for block in _blocks(tower)),
-        prefix=0,
         read=len(_blocks(tower)) - 1,
-        patches=None,
-        grid=None,
-        group=1,
         projector=projector,
         project=projector,
         norm="layer_norm2",
         tail="mlp",
-        has_cls=False,
         packed=True,
         averages=True,
         pixels=False,
@@ -272,7 +258,7 @@ def _video_llama(family: Family, tower: Any, projector: nn.Module) -> VisionTowe
     )
 
 
-def window_order(tower: Any, grids: torch.Tensor) -> torch.Tensor | None:
+def window_order(tower: PreTrainedModel, grids: torch.Tensor) -> torch.Tensor | None:
     """For each visual token in order the row of the merger that holds it; None where they are in order.
 
     Qwen2.5-VL sorts its rows by windows before its blocks, and back behind its merger.
@@ -308,7 +294,6 @@ def timm_tower(model: Any) -> VisionTower:
         read=len(model.blocks) - 1,
         patches=model.patch_embed.num_patches,
         grid=tuple(model.patch_embed.grid_size),
-        group=1,
         projector=None,
         norm="norm2",
         tail="drop_path2",

@@ -45,6 +45,7 @@ METRICS: dict[str, Metric] = {
     "mme": Metric(yes_no, "yes_no; over all: acc and acc+ per category, sums of perception and cognition", mme_scores),
     "mmbench": Metric(choice, "choice; over all: a question counts if right in all rotations", circular),
     "seed": Metric(choice, "choice; over all: per question type", group_accuracy),
+    "choice_groups": Metric(choice, "choice; over all: per group of questions", group_accuracy),
 }
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -208,7 +208,7 @@ def allot(
     visual, text = budget.visual or NOMINAL, budget.text
     if not visual:
         raise PrunekitError(f"budget {budget}: the prompt has no visual tokens")
-    placed = [Allotment(budget, s, depth, width, mlp_width, encoder) for s in _placements(schedule, depth)]
+    placed = [Allotment(budget, s, depth, width, mlp_width, encoder) for s in (schedule, *schedule.earlier(depth))]
     if schedule.own_ratio() == 0:
         return nearest(placed, lambda a: a.value(0, visual, text), budget)
     able = [a for a in placed if _within(budget.target, *a.reach(visual, text))]
@@ -240,12 +240,6 @@ def nearest(candidates: Sequence[T], value: Callable[[T], float], budget: Budget
             f"{value(best):.3g}"
         )
     return best
-
-
-def _placements(schedule: Schedule, depth: int) -> Iterator[Schedule]:
-    """The schedule as it is, then with its cuts moved to ever earlier layers as far as they are open."""
-    yield schedule
-    yield from schedule.earlier(depth)
 
 
 def _within(target: float, low: float, high: float) -> bool:

@@ -8,6 +8,7 @@ holds what differs from the defaults: components (a name, or a mapping of ``name
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def preset(name: str) -> dict[str, Any]:
     return entries_by_name[name][1]
 
 
-def with_preset(data: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+def with_preset(data: Mapping[str, object], options: Mapping[str, object]) -> dict[str, Any]:
     """A preset's entries overridden by the ``options`` that are not None; a given budget replaces the preset's."""
     options = {key: value for key, value in options.items() if value is not None}
     if any(key in options for key in BUDGET):
@@ -105,7 +106,7 @@ def with_variant(parts: dict[str, Any], variant: str | None) -> dict[str, Any]:
     return {**parts, **{kind: {**parts[kind], "variant": variant} for kind in having}}
 
 
-def method(name: str, *, variant: str | None = None, **overrides: Any) -> Pruner:
+def method(name: str, *, variant: str | None = None, **overrides: object) -> Pruner:
     """The published method ``name`` as a pruner; ``overrides`` replace entries (a component goes with its options).
 
     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -102,7 +102,7 @@ class Pruner(Recipe):
         return cls(**saving.load(Path(folder)))
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any], where: str = "pruner") -> Pruner:
+    def from_dict(cls, data: Mapping[str, object], where: str = "pruner") -> Pruner:
         """From plain data as ``describe`` gives it: a component is a name, or a mapping of ``name`` and options.
 
         Raises:

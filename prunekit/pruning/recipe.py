@@ -85,12 +85,12 @@ class Recipe:
             reducer = component_name(self.reducer)
             raise PrunekitError(f"schedule '{name}' keeps no visual token that reducer '{reducer}' could merge into")
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         raise PrunekitError(f"a {type(self).__name__} cannot be changed: replace({name}=...) makes another")
 
     __delattr__ = __setattr__  # type: ignore[assignment]
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self, **changes: object) -> Self:
         """The same with other components or options; one of ``keep_ratio``, ``keep_tokens`` and ``budget`` replaces the
         one that was there.
 
@@ -163,7 +163,7 @@ def component_name(component: Component) -> str:
     return own or type(component).__name__
 
 
-def _component(kind: str, part: Any) -> Any:
+def _component(kind: str, part: str | Component) -> Any:
     component = registry.create(kind, part) if isinstance(part, str) else part
     if not isinstance(component, BASES[kind]):
         raise PrunekitError(f"{kind} must be a registered name or a {BASES[kind].__name__}, not {type(part).__name__}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def load(folder: Path) -> dict[str, Any]:
     return options_of(data, f"'{folder / FILE}'")
 
 
-def options_of(data: dict[str, Any], where: str) -> dict[str, Any]:
+def options_of(data: Mapping[str, object], where: str) -> dict[str, Any]:
     """The options of a recipe from plain data: a component is a name, or a mapping with ``name`` and its options.
 
     Raises:

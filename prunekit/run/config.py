@@ -13,6 +13,7 @@ from prunekit.data.source import DataSettings
 from prunekit.errors import PrunekitError
 from prunekit.evaluation.other import EVIDENCE
 from prunekit.options import (
+    AboveZero,
     Count,
     Flag,
     Number,
@@ -65,6 +66,8 @@ class DataOptions(Options):
     limit: Count | None = Field(None, description="the first so many examples")
     max_new_tokens: Count = Field(description="longest answer")
     max_pixels: Count = Field(50_000_000, description="a larger picture is an error of its row")
+    frames: Count | None = Field(None, description="frames of a video, evenly spaced; with fps the most there may be")
+    fps: AboveZero | None = Field(None, description="frames of a video a second")
 
     def opened(self) -> DataSettings:
         """The options as ``open_source`` takes them: those that were set."""

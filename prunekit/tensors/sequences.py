@@ -35,8 +35,8 @@ A component sees one sequence alone, that of its layer, and so do attention rows
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -53,7 +53,9 @@ def repeated(ids: torch.Tensor, embeds: torch.Tensor | None) -> torch.Tensor | N
     return ids.repeat_interleave(repeats, 0) if repeats and not rest else None
 
 
-def real_tokens(attention_mask: torch.Tensor | dict[str, Any] | None, visual: torch.Tensor) -> torch.Tensor:
+def real_tokens(
+    attention_mask: torch.Tensor | Mapping[str, torch.Tensor | None] | None, visual: torch.Tensor
+) -> torch.Tensor:
     """Which tokens are no padding, bool [B, S], by the shape of ``visual`` [B, S].
 
     A 2-D mask says it itself. In a 4-D one [B or 1, 1|H, S, S], bool or additive, padding is what does not see itself;
@@ -62,7 +64,7 @@ def real_tokens(attention_mask: torch.Tensor | dict[str, Any] | None, visual: to
     Raises:
         PrunekitError: for a mask of another shape.
     """
-    if isinstance(attention_mask, dict):
+    if isinstance(attention_mask, Mapping):
         attention_mask = attention_mask.get("full_attention", next(iter(attention_mask.values()), None))
     if attention_mask is None:
         return torch.ones_like(visual)
@@ -113,7 +115,7 @@ class PromptLayout:
     def build(
         cls,
         input_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | dict[str, Any] | None,
+        attention_mask: torch.Tensor | Mapping[str, torch.Tensor | None] | None,
         visual: torch.Tensor,
         prompt: torch.Tensor | None = None,
     ) -> PromptLayout:

@@ -13,7 +13,6 @@ from prunekit.data.example import Example
 from prunekit.errors import PrunekitError
 from prunekit.evaluation.batches import Batcher
 from prunekit.models import LoadedModel
-from prunekit.prompts import special_tokens
 
 IGNORE = -100
 
@@ -60,16 +59,7 @@ class Collator:
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         """One batch, on the CPU."""
-        prompts = [self.batcher.prompt(e) for e in examples]
-        made = dict(
-            self.loaded.processor(
-                **special_tokens(self.loaded.processor, prompts),
-                images=[e.images() for e in examples],
-                text=prompts,
-                padding=True,
-                return_tensors="pt",
-            )
-        )
+        made = dict(self.batcher.encoded(examples))
         answers = [self.answer(e) for e in examples]
         shape, mask = made["input_ids"].shape, made["attention_mask"]
         fills = {"input_ids": self.tokenizer.pad_token_id or 0}

@@ -37,10 +37,10 @@ class MediaRecord:
 
     family: Family
     encoded: Sequence[EncodedMedia]
-    inputs: Mapping[str, Any]
+    inputs: Mapping[str, object]
 
     @classmethod
-    def of_inputs(cls, family: Family, inputs: Mapping[str, Any]) -> MediaRecord:
+    def of_inputs(cls, family: Family, inputs: Mapping[str, object]) -> MediaRecord:
         """The media among a processor's outputs, without a forward pass."""
         pixels = {"video" if "video" in name else "image" for name in inputs if name.startswith("pixel_values")}
         return cls(family, [EncodedMedia(kind, inputs) for kind in sorted(pixels)], inputs)
@@ -106,8 +106,8 @@ class MediaRecord:
         if len(kinds) == 1:
             return torch.full_like(layout.visual, "video" in kinds)
         types = self.inputs.get("mm_token_type_ids")
-        if types is not None and bool((types == VIDEO_TYPE).any()):
-            return (types == VIDEO_TYPE).to(layout.visual.device)
+        if types is not None and bool((video_BS := torch.as_tensor(types) == VIDEO_TYPE).any()):
+            return video_BS.to(layout.visual.device)
         config = self.family.config
         video = getattr(config, "video_token_id", None) or getattr(config, "video_token_index", None)
         if layout.input_ids is None or video is None or not bool((layout.input_ids == video).any()):

@@ -17,7 +17,8 @@ FIRST = 4  # of the characters' ids; below stand pad, bos, end of turn and unkno
 
 TEMPLATE = (
     "{% for message in messages %}{{ '<turn>' + message['role'] + '\\n' }}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}{{ 'IMAGE' }}{% else %}{{ part['text'] }}{% endif %}{% endfor %}{{ '\\n' }}"
+    "{% if part['type'] == 'image' %}{{ 'IMAGE' }}{% elif part['type'] == 'video' %}{{ 'VIDEO' }}"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{{ '\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<turn>assistant\\n' }}{% endif %}"
 )
 
@@ -67,13 +68,35 @@ def llava_onevision(template: str | None) -> Any:
     )  # fmt: skip
 
 
+def llava_next_video(template: str | None) -> Any:
+    size = {"height": 8, "width": 8}
+    pins = [[8, 16], [16, 8], [16, 16]]
+    images = transformers.LlavaNextImageProcessor(size=size, crop_size=size, image_grid_pinpoints=pins)
+    return transformers.LlavaNextVideoProcessor(
+        transformers.LlavaNextVideoVideoProcessor(size=size, crop_size=size), images,
+        tokenizer("<image>", **{"<video>": VIDEO}), patch_size=4, vision_feature_select_strategy="default",
+        num_additional_image_tokens=1, chat_template=template,
+    )  # fmt: skip
+
+
+def video_llava(template: str | None) -> Any:
+    size = {"height": 12, "width": 12}
+    images = transformers.VideoLlavaImageProcessor(size=size, crop_size=size)
+    return transformers.VideoLlavaProcessor(
+        images, transformers.VideoLlavaVideoProcessor(size=size, crop_size=size),
+        tokenizer("<image>", **{"<video>": VIDEO}), patch_size=4, vision_feature_select_strategy="default",
+        num_additional_image_tokens=1, chat_template=template,
+    )  # fmt: skip
+
+
 def qwen(processor: str, video: str) -> Callable[[str | None], Any]:
     def made(template: str | None) -> Any:
         sizes = {"shortest_edge": 64, "longest_edge": 1024}
         patches: dict[str, Any] = dict(patch_size=4, merge_size=2, temporal_patch_size=2)
         images = transformers.Qwen2VLImageProcessor(size=sizes, **patches)
         ids = {"<|video_pad|>": VIDEO, "<|vision_start|>": START, "<|vision_end|>": END}
-        template = template and template.replace("IMAGE", "<|vision_start|>IMAGE<|vision_end|>")
+        for word in ("<|image_pad|>", "<|video_pad|>"):
+            template = template and template.replace(word, f"<|vision_start|>{word}<|vision_end|>")
         videos = getattr(transformers, video)(size=sizes, **patches)
         return getattr(transformers, processor)(
             images, tokenizer("<|image_pad|>", **ids), videos, chat_template=template
@@ -120,13 +143,27 @@ PROCESSORS: dict[str, tuple[Callable[[str | None], Any], str]] = {
     "internvl": (internvl, "<IMG_CONTEXT>"),
     "idefics3": (idefics3, "<image>"),
     "gemma3": (gemma3, "<start_of_image>"),
+    "llava_next_video": (llava_next_video, "<image>"),
+    "video_llava": (video_llava, "<image>"),
 }
 """How to make a family's processor, and what stands for an image in its prompts."""
+
+VIDEOS: dict[str, str] = {
+    "llava_onevision": "<video>",
+    "llava_next_video": "<video>",
+    "video_llava": "<video>",
+    "qwen2_5_vl": "<|video_pad|>",
+    "qwen3_vl": "<|video_pad|>",
+    "internvl": "<video>",
+}
+"""Families that take videos, and what stands for one in their prompts."""
 
 
 def save(family: str, folder: Path, template: str | None = TEMPLATE) -> Path:
     """A family's tiny model and its processor, saved to ``folder``."""
     make, image = PROCESSORS[family]
     zoo.build(family).save_pretrained(folder)
-    make(template and template.replace("IMAGE", image)).save_pretrained(folder)
+    if template is not None:
+        template = template.replace("VIDEO", VIDEOS.get(family, "")).replace("IMAGE", image)
+    make(template).save_pretrained(folder)
     return folder

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from prunekit.components.base import Reduced, Reducer, Scorer, Selector
-from prunekit.errors import PrunekitError
+from prunekit.errors import PrunekitError, RowError
 from prunekit.tensors.groups import apportion
 from prunekit.tensors.ranking import stride, top_k
 from prunekit.views.layer import LayerView
@@ -162,8 +162,8 @@ def videos_of(view: LayerView, scores: torch.Tensor, least_frames: int, name: st
     """The videos of a batch, sample by sample in order, for the component ``name``.
 
     Raises:
-        PrunekitError: for images and videos of fewer frames than ``least_frames``, and where an earlier cut has taken
-            tokens out of the frames.
+        RowError: for images and videos of fewer frames than ``least_frames``.
+        PrunekitError: where an earlier cut has taken tokens out of the frames.
     """
     places, alive = view.places.to(torch.device("cpu")), view.alive.cpu()
     tokens_BND, videos = view.visual(view.hidden_states).float(), []
@@ -174,7 +174,7 @@ def videos_of(view: LayerView, scores: torch.Tensor, least_frames: int, name: st
             own = places.medium[sample] == medium
             index, rows, columns = arranged(places, sample, own & places.exists[sample])
             if len(index) < least_frames:
-                raise PrunekitError(
+                raise RowError(  # other examples of a run may have them
                     f"'{name}' compares frames, and needs videos of at least {least_frames}: "
                     f"sample {sample} has an image, or a video of {len(index)}"
                 )

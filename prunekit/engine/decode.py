@@ -83,7 +83,12 @@ def _places(
     family = target.family
     before = cache.layers[family.cache_slots[family.key_layers[index - 1]][0]] if index else cache_layer
     theirs = before if isinstance(before, PrunedLayerMixin) else None
-    places_by_name = {n: places for n in KEY_PLACES if isinstance(places := kwargs.get(n), torch.Tensor)}
+    places_by_name: dict[str, torch.Tensor] = {}
+    for name in KEY_PLACES:
+        if isinstance(places := kwargs.get(name), torch.Tensor):
+            places_by_name[name] = places
+        elif places is not None:
+            raise PrunekitError(f"decode step: {name} is a {type(places).__name__}, and only a tensor can be followed")
     if not places_by_name or (theirs is not None and theirs.sequence == cache_layer.sequence):
         return {}
     index_BK = cache_layer.index_with(queries)

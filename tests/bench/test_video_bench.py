@@ -125,7 +125,7 @@ def test_a_question_about_a_video_of_the_data(monkeypatch, tmp_path, saved):
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (["shape=small", "bench.frames=4"], "shape 'small' takes no videos; llava-onevision-7b, small-video"),
+        (["shape=small", "bench.frames=4"], "shape 'small' takes no videos; llava-onevision-7b, small-video, "),
         (["shape=small-video", "bench.frames=0"], "bench.frames must be a whole number from 1 on or null, not 0"),
         (["shape=small-video", "bench.frames=4", "bench.visual_tokens=[9]"], "bench.frames and bench.visual_tokens"),
         (["model=mini", "bench.frames=4"], "model 'mini' takes no videos"),

@@ -141,6 +141,26 @@ def test_a_model_or_a_template_that_takes_no_video(tmp_path, monkeypatch, saved,
     assert code in (1, 2) and "takes no videos" in err and "Traceback" not in err
 
 
+@pytest.mark.parametrize("shown", [["video", "image"], ["image"]])
+def test_a_method_that_needs_frames_on_images(shown, monkeypatch, tmp_path, saved, questions):
+    """An image among videos is an error of its row; images alone end the run in one line."""
+    files = {"video": "film.mp4", "image": "a.png"}
+    rows = [{kind: files[kind], "question": f"{kind}?", "answers": ["a"]} for kind in shown]
+    questions.write_text("\n".join(map(json.dumps, rows)))
+    code, _, err = run_main(
+        monkeypatch, "model=hf", f"model.name={saved('llava_onevision')}", "data=jsonl", f"data.path={questions}",
+        "data.max_new_tokens=1", "method=evs", "keep_ratio=0.5", "logger.mode=disabled", "device=cpu",
+        f"hydra.run.dir={tmp_path / 'run'}",
+    )  # fmt: skip
+    found = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").open()]
+    assert ["error" in row for row in sorted(found, key=lambda row: -len(row))] == [False, True][-len(shown) :]
+    assert any("'evs' compares frames, and needs videos of at least 2" in row.get("error", "") for row in found)
+    if "video" in shown:
+        assert code == 0, err
+    else:
+        assert code in (1, 2) and "none of the first 1 examples is usable" in err and "Traceback" not in err
+
+
 def test_training_batches_hold_videos(saved, questions):
     loaded = load_model(str(saved("qwen2_5_vl")), device="cpu")
     (video, *_) = examples(questions, frames=4)

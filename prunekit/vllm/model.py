@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from vllm.inputs import PlaceholderRange
 from vllm.model_executor.models.transformers import MultiModalDummyInputsBuilder, TransformersMultiModalForCausalLM
 from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.inputs import PlaceholderRange
 
 from prunekit.errors import PrunekitError
 from prunekit.families import family_of

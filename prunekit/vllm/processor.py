@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from vllm.config import CompilationMode, ModelConfig, VllmConfig, set_current_vllm_config
 from vllm.model_executor.models.transformers.multimodal import MultiModalProcessingInfo, MultiModalProcessor
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.processing import PromptReplacement, PromptUpdate, PromptUpdateDetails
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from vllm.multimodal.inputs import MultiModalKwargsItems
     from vllm.multimodal.parse import MultiModalDataItems
     from vllm.multimodal.processing import ProcessorInputs, TimingContext
+
+    from prunekit.families import Family
 
 FIELD = "prunekit_cut"
 """The field of an image that tells the engine how it is cut."""
@@ -77,7 +80,7 @@ class PrunekitProcessor(MultiModalProcessor):
                 "mm_processor_kwargs of a server must not hold 'prunekit': its options go to hf_overrides, "
                 '\'{"architectures": [...], "prunekit": {...}}\''
             )
-        family = outline_family(self.info.get_hf_config(), context.trust_remote_code)
+        family = _outline(context)
         self.served = Served(family, context.uses_mrope, getattr(self.info.get_hf_config(), CONFIG_KEY, None))
 
     def apply(self, inputs: ProcessorInputs, timing_ctx: TimingContext) -> Any:
@@ -163,6 +166,14 @@ class PrunekitProcessor(MultiModalProcessor):
             replacements.append(PromptUpdateDetails.select_token_id(ids[stays].tolist(), order.token))
         target = self._target(_taken(hf_processor_mm_kwargs)[1])
         return [PromptReplacement(modality="image", target=target, replacement=replacements.__getitem__)]
+
+
+def _outline(context: ModelConfig) -> Family:
+    """``outline_family`` where vLLM may have made a compiled class of the decoder's, which asks for a configuration."""
+    eager = VllmConfig()
+    eager.model_config, eager.compilation_config.mode = context, CompilationMode.NONE
+    with set_current_vllm_config(eager):
+        return outline_family(context.hf_config, context.trust_remote_code)
 
 
 def _taken(hf_kwargs: Mapping[str, object]) -> tuple[dict[str, Any], dict[str, object]]:

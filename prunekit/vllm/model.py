@@ -23,7 +23,7 @@ from prunekit.errors import PrunekitError
 from prunekit.families import family_of
 from prunekit.vllm import CONFIG_KEY
 from prunekit.vllm.cut import ImageCut, Surroundings
-from prunekit.vllm.options import Served
+from prunekit.vllm.options import REMEMBERED, Served
 from prunekit.vllm.processor import FIELD, CutOrder, PrunekitProcessingInfo, PrunekitProcessor
 
 EXACT = 256
@@ -87,6 +87,8 @@ class PrunekitForConditionalGeneration(TransformersMultiModalForCausalLM):
     def _cut(self, options: Mapping[str, object]) -> ImageCut:
         key = json.dumps(options, sort_keys=True)
         if key not in self._cuts:
+            if len(self._cuts) >= REMEMBERED:
+                self._cuts.clear()
             self._cuts[key] = ImageCut(self.served.pruner(options), self.served.family)
         return self._cuts[key]
 

@@ -12,14 +12,16 @@ layers. So the one cut is before decoder layer 0, and the count follows from the
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from prunekit.errors import PrunekitError, UnknownNameError
 from prunekit.families import Family, family_of
+from prunekit.pruning.planner import ScheduleQuota
 from prunekit.pruning.presets import BUDGET, method
 from prunekit.pruning.pruner import Pruner
 from prunekit.pruning.recipe import component_name
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 SERVER = ("method", "name", "variant", *KINDS, *BUDGET, "positions")
 REQUEST = ("method", "variant", "scorer", "selector", "reducer", "keep_ratio", "keep_tokens")
 """What a request may say. Options of components, which may be paths, are the server's alone."""
+
+REMEMBERED = 256
+"""Settings of requests whose pruners a process keeps: making one reads files."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Served:
     family: Family
     mrope: bool
     options: Mapping[str, object] | None = None
+    _pruners: dict[str, Pruner] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.options is not None:
@@ -65,7 +71,12 @@ class Served:
         Raises:
             PrunekitError: for what is unknown, does not fit, or cannot be served.
         """
-        return servable(pruner_of(options), self.family, self.mrope, options)
+        key = json.dumps(options, sort_keys=True)
+        if key not in self._pruners:
+            if len(self._pruners) >= REMEMBERED:
+                self._pruners.clear()
+            self._pruners[key] = servable(pruner_of(options), self.family, self.mrope, options)
+        return self._pruners[key]
 
 
 def check_request(request: object) -> Mapping[str, object]:
@@ -177,6 +188,11 @@ def _refused_schedule(pruner: Pruner, what: str) -> str:
     else:
         nearest = "the nearest that can be are 'cdpruner', which reads the question, and 'divprune', which does not"
     return f"{what} cannot be served: schedule '{name}' cuts inside {where}, vLLM before the decoder; {nearest}"
+
+
+def kept(pruner: Pruner, family: Family, visual: int) -> int:
+    """How many of an image's ``visual`` tokens stay."""
+    return ScheduleQuota(pruner.schedule, family.depth, pruner.share, pruner.keep_tokens)(0, visual, visual)
 
 
 def reads_question(pruner: Pruner) -> bool:

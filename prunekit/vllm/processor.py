@@ -20,7 +20,7 @@ from vllm.multimodal.processing import PromptReplacement, PromptUpdate, PromptUp
 
 from prunekit.errors import PrunekitError
 from prunekit.vllm import CONFIG_KEY
-from prunekit.vllm.options import Served, outline_family, reads_question
+from prunekit.vllm.options import Served, kept, outline_family, reads_question
 
 if TYPE_CHECKING:
     from transformers import BatchFeature
@@ -121,7 +121,7 @@ class PrunekitProcessor(MultiModalProcessor):
                 "tokens of an image"
             )
         pruner = self.served.pruner(options)
-        keep = min(dense, pruner.plan(self.served.family).quota(0, dense, dense))
+        keep = min(dense, kept(pruner, self.served.family, dense))
         if "prompt" not in told:
             return CutOrder(options, token, dense, keep)
         start, end = ids[:first].tolist(), ids[first + dense :].tolist()
@@ -146,9 +146,10 @@ class PrunekitProcessor(MultiModalProcessor):
         if orders is not None:
             hf_inputs[FIELD] = orders
             config[FIELD] = MultiModalFieldConfig.batched("image", keep_on_cpu=True)
-            sizes = hf_inputs.get("image_sizes")
-            if sizes is not None and len(sizes) == len(orders):  # one for each image, however many tiles it has
-                config["image_sizes"] = MultiModalFieldConfig.batched("image")
+            patches = int(hf_inputs["num_image_patches"].sum())
+            for name, value in hf_inputs.items():  # one row for each image, however many tiles it has
+                if isinstance(value, torch.Tensor) and value.ndim < 3 and len(value) == len(orders) != patches:
+                    config[name] = MultiModalFieldConfig.batched("image", keep_on_cpu=name == "num_image_patches")
         return config
 
     def _get_prompt_updates(

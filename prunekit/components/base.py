@@ -29,6 +29,14 @@ class Component:
     uses_places: ClassVar[bool] = False
     """Whether it reads ``view.places``: which image or video, frame, row and column each token is of."""
 
+    uses_values: ClassVar[bool] = False
+    """Whether it reads ``view.values`` (beside ``uses_attention``) or ``view.vision.values`` (beside ``uses_vision``).
+    If not, no values are kept."""
+
+    uses_unrotated: ClassVar[bool] = False
+    """Whether it reads queries or keys as they were before the rotary embedding, or attention without it (beside
+    ``uses_attention``). If not, none are noted."""
+
     def vision_blocks(self, blocks: int) -> Sequence[int]:
         """Blocks of an encoder of so many ``blocks`` whose keys and attention it reads in ``view.vision``, beside the
         one that the projector reads and the last, which are always there for it."""

@@ -75,7 +75,8 @@ def test_videos_and_images_through_the_command(family, monkeypatch, tmp_path, sa
     film, image, both = list(read_kept(tmp_path / "run" / "kept.npz").values())
     frames = int(film.panels.max()) + 1
     assert frames in (2, 4)  # Qwen-VL joins two
-    assert int(both.panels.max()) == int(image.panels.max()) + frames
+    assert (image.panels is None) == (family == "internvl")  # in how many rows its tiles stand is not known
+    assert image.panels is None or int(both.panels.max()) == int(image.panels.max()) + frames
 
 
 @pytest.mark.parametrize("family", folders.VIDEOS)

@@ -33,6 +33,14 @@ class Component:
     """Whether its answer at the input depends on the words of the prompt. A server that keeps an image's tokens for other
     prompts must know; a component that does not say so is shown no words there."""
 
+    uses_values: ClassVar[bool] = False
+    """Whether it reads ``view.values`` (beside ``uses_attention``) or ``view.vision.values`` (beside ``uses_vision``).
+    If not, no values are kept."""
+
+    uses_unrotated: ClassVar[bool] = False
+    """Whether it reads queries or keys as they were before the rotary embedding, or attention without it (beside
+    ``uses_attention``). If not, none are noted."""
+
     def vision_blocks(self, blocks: int) -> Sequence[int]:
         """Blocks of an encoder of so many ``blocks`` whose keys and attention it reads in ``view.vision``, beside the
         one that the projector reads and the last, which are always there for it."""

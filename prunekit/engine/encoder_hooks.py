@@ -242,7 +242,7 @@ class EncoderHooks(NotCopied):
             queries[threading.get_ident()] = output
 
         def note_key(_: nn.Module, args: object, output: torch.Tensor) -> None:
-            self._observe(number, queries.pop(threading.get_ident()), output, None, module.scale)
+            self._observe(number, queries.pop(threading.get_ident()), output, None, None, module.scale)
 
         def weigh(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, object]) -> Any:
             bias = self._bias()
@@ -257,6 +257,7 @@ class EncoderHooks(NotCopied):
             module: nn.Module,
             query: torch.Tensor,
             key: torch.Tensor,
+            value: torch.Tensor,
             mask: torch.Tensor | None,
             options: AttentionOptions,
         ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -264,7 +265,7 @@ class EncoderHooks(NotCopied):
                 bias = self._bias()
                 if bias is not None:
                     mask = bias.to(query.dtype) if mask is None else mask + bias.to(query.dtype)
-                self._observe(number, query, key, mask, options.get("scaling") or query.shape[-1] ** -0.5)
+                self._observe(number, query, key, value, mask, options.get("scaling") or query.shape[-1] ** -0.5)
             return query, mask
 
         return observe
@@ -277,7 +278,13 @@ class EncoderHooks(NotCopied):
         return run.log_sizes()
 
     def _observe(
-        self, number: int, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float
+        self,
+        number: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor | None,
+        mask: torch.Tensor | None,
+        scaling: float,
     ) -> None:
         run = self._run()
         if run is None:
@@ -285,7 +292,8 @@ class EncoderHooks(NotCopied):
         if mask is not None:
             mask = mask.expand(-1, -1, query.shape[2], -1)
         query, key = in_float32(query, key)
-        inputs = AttentionInputs(query, key, mask, scaling, causal=False)
+        values = in_float32(value)[0] if self.plan.uses_values and value is not None else None
+        inputs = AttentionInputs(query, key, mask, scaling, causal=False, values=values)
         if number in self.plan.noted_blocks:
             index_TP = run.index - self.tower.prefix if run.record.cuts else None
             run.record.blocks.setdefault(number, BlockRecord(index=index_TP)).inputs.append(inputs)

@@ -48,6 +48,7 @@ class ThreadState(threading.local):
         looks_ahead: whether a layer runs up to its attention function alone.
         embedded_ids: token ids [B, S] that the input embeddings have seen, for models whose decoder gets embeddings.
         latest_tokens: ids [B, S] or embeddings [B, S, D] of the previous prefill whose prompt's end nobody told.
+        projected: what the projections of the running attention module made, by "query" and "key", last one counts.
         doubts: those of the latest prefill, until somebody waits for the device anyway.
     """
 
@@ -56,4 +57,5 @@ class ThreadState(threading.local):
     looks_ahead: bool = False
     embedded_ids: torch.Tensor | None = None
     latest_tokens: torch.Tensor | None = None
+    projected: dict[str, torch.Tensor] = {}  # noqa: RUF012  replaced, never changed
     doubts: tuple[Doubt, ...] = ()

@@ -29,6 +29,16 @@ class Parts:
     positions: str = "keep"
 
     @property
+    def uses_values(self) -> bool:
+        """Whether a component reads the values of attention."""
+        return any(part.uses_values for part in (self.scorer, self.fusion, self.selector, self.reducer))
+
+    @property
+    def uses_unrotated(self) -> bool:
+        """Whether a component reads queries or keys as they were before the rotary embedding."""
+        return any(part.uses_unrotated for part in (self.scorer, self.fusion, self.selector, self.reducer))
+
+    @property
     def last_evidence(self) -> frozenset[int]:
         """For each cut that may adapt its count the last layer that decides it, together; none in an encoder."""
         return frozenset()

@@ -39,6 +39,7 @@ from prunekit.engine.plan import Plan
 from prunekit.engine.prefill import Prefill
 from prunekit.engine.tap import AttentionOptions, Mask, Taps, attention_inputs
 from prunekit.engine.target import Target
+from prunekit.engine.unrotated import note_projections, unrotated
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
 from prunekit.tensors.indexing import gather_tokens, scatter_where
@@ -158,7 +159,12 @@ class Session(NotCopied, Target):
         self.family.attention_function(index)  # raises for a layer without one
 
         def observe(
-            module: nn.Module, query: torch.Tensor, key: torch.Tensor, mask: Mask, options: AttentionOptions
+            module: nn.Module,
+            query: torch.Tensor,
+            key: torch.Tensor,
+            value: torch.Tensor,
+            mask: Mask,
+            options: AttentionOptions,
         ) -> tuple[torch.Tensor, Mask]:
             state = self._prefill()
             if self.family.mixes_and_attends(index):
@@ -166,15 +172,19 @@ class Session(NotCopied, Target):
             if state is not None and state.sequence.index is not None:
                 query = self.family.adjust_query(index, query, state.sequence.index)
             if state is not None and index in self.plan.evidence_layers and self.plan.scorer.uses_attention:
+                values = value if self.plan.uses_values else None
                 if self.thread.looks_ahead:  # the layer runs for this alone
-                    raise Peeked(attention_inputs(module, query, key, mask, options, None))
+                    unrotated = self._unrotated(index, query, key)
+                    raise Peeked(attention_inputs(module, query, key, mask, options, None, values, unrotated))
                 # A layer that will be run again must not save more for the backward pass than it will then.
                 with torch.set_grad_enabled(torch.is_grad_enabled() and not checkpoints(self.family)):
-                    self._observe(state, index, module, query, key, mask, options)
+                    self._observe(state, index, module, query, key, values, mask, options)
             return query, mask
 
         module = self.family.attentions[index]
         assert module is not None  # attention_function raises
+        if self.plan.uses_unrotated and index in self.plan.evidence_layers:
+            self._handles += note_projections(module, self.thread)
         self._taps.add(module, observe, functools.partial(self.family.attention_function, index))
 
     def _bias_hook(self, index: int) -> Callable[..., Any]:
@@ -199,14 +209,26 @@ class Session(NotCopied, Target):
         module: nn.Module,
         query: torch.Tensor,
         key: torch.Tensor,
+        value: torch.Tensor | None,
         mask: Mask,
         options: AttentionOptions,
     ) -> None:
         if state.hidden is None or index in state.evidence:
             return  # a second pass over the layer (gradient checkpointing) has nothing new
         view = state.view(index, state.hidden.to(query.device), self.family.grid)  # of a layer on another device
-        view.inputs = attention_inputs(module, query, key, mask, options, foreign_keys(self, index, state))
+        places = foreign_keys(self, index, state)
+        unrotated = self._unrotated(index, query, key)
+        view.inputs = attention_inputs(module, query, key, mask, options, places, value, unrotated)
         state.evidence.add(self.plan, view)
+
+    def _unrotated(
+        self, index: int, query: torch.Tensor, key: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The layer's queries and keys before the rotary embedding, where a component reads them."""
+        if not self.plan.uses_unrotated:
+            return None
+        noted, self.thread.projected = self.thread.projected, {}
+        return unrotated(f"layer {index} of '{self.family.model_type}'", noted, query, key)
 
     # -- prefill -------------------------------------------------------------------------------------------------
 

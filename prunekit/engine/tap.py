@@ -35,8 +35,10 @@ class AttentionOptions(TypedDict, total=False):
 
 
 Mask = torch.Tensor | None
-Observer = Callable[[nn.Module, torch.Tensor, torch.Tensor, Mask, AttentionOptions], tuple[torch.Tensor, Mask]]
-"""(module, query, key, mask, options) -> the query and the mask that the attention function gets."""
+Observer = Callable[
+    [nn.Module, torch.Tensor, torch.Tensor, torch.Tensor, Mask, AttentionOptions], tuple[torch.Tensor, Mask]
+]
+"""(module, query, key, value, mask, options) -> the query and the mask that the attention function gets."""
 
 
 def _tapped_attention(
@@ -49,7 +51,7 @@ def _tapped_attention(
 ) -> Any:
     """Entry of the attention interface: only modules that carry our name come here, each finds its own tap."""
     tap: TappedConfig = module.config  # type: ignore[assignment]
-    query, attention_mask = tap.tap_observer(module, query, key, attention_mask, options)
+    query, attention_mask = tap.tap_observer(module, query, key, value, attention_mask, options)
     return tap.tap_function()(module, query, key, value, attention_mask, **options)
 
 
@@ -158,10 +160,13 @@ def attention_inputs(
     mask: Mask,
     options: AttentionOptions,
     places: torch.Tensor | None,
+    value: torch.Tensor | None = None,
+    unrotated: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> AttentionInputs:
     """What a layer gave its attention function; ``places`` [B, M] are its own tokens among keys that it borrows."""
     if places is not None:
         key = gather_tokens(key.transpose(1, 2), places).transpose(1, 2)
+        value = None if value is None else gather_tokens(value.transpose(1, 2), places).transpose(1, 2)
         mask = None if mask is None else take_columns(mask, places)
     causal = options.get("is_causal")
     sinks = options.get("s_aux")
@@ -175,4 +180,6 @@ def attention_inputs(
         softcap=options.get("softcap"),
         sinks=options.get("sinks") if sinks is None else sinks,
         bias=options.get("position_bias"),
+        values=None if value is None else in_float32(value)[0],
+        unrotated=unrotated,
     )

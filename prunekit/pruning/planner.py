@@ -242,6 +242,9 @@ def _check_family(recipe: Recipe, family: Family) -> None:
     if recipe.positions == "renumber" and not family.renumbers:
         where = "its decoder" if family.rotary is None else type(family.rotary).__name__
         raise PrunekitError(f"positions=renumber: '{name}' has no plain one-dimensional rotary positions ({where})")
+    if family.rotary is None and (readers := [c for c in recipe.components.values() if c.uses_unrotated]):
+        reader = component_name(readers[0])
+        raise PrunekitError(f"'{reader}' undoes the rotary embedding, and the decoder of '{name}' has none")
     if recipe.reducer.reduces and family.stacked:
         kind, reducer = type(family.layers[0]).__name__, recipe.reducer.registered_name
         raise PrunekitError(f"reducer '{reducer}': {kind} of '{name}' carries several hidden states for a token")

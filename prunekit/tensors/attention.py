@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
+from prunekit.errors import PrunekitError
 from prunekit.tensors.indexing import gather_tokens
 
 BLOCK = 2**25
@@ -19,6 +21,8 @@ class AttentionInputs:
     Shapes: queries [B, H, S, d] and keys [B, H_kv, S, d] after the rotary embedding; ``mask`` is None (causal if
     ``causal``), 2-D (padding, as flash attention wants it), or 4-D, bool (True = may attend) or additive. ``sinks``
     are logits [H], or [B, H, S, 1] where each query has its own; ``bias`` [B, H, S, S] is added to the logits.
+    ``values`` [B, H_kv, S, d] and the ``unrotated`` queries and keys, of the shapes of the rotated ones, are None where
+    no component reads them.
     """
 
     queries: torch.Tensor
@@ -30,6 +34,38 @@ class AttentionInputs:
     sinks: torch.Tensor | None = None
     window: int | None = None
     bias: torch.Tensor | None = None
+    values: torch.Tensor | None = None
+    unrotated: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def without_rotary(self) -> AttentionInputs:
+        """The same with queries and keys as they were before the rotary embedding."""
+        assert self.unrotated is not None
+        queries, keys = self.unrotated
+        return replace(self, queries=queries, keys=keys)
+
+    def of_heads(self, heads: Sequence[int]) -> AttentionInputs:
+        """The same with some of the query heads alone, each beside the keys that it reads.
+
+        Raises:
+            PrunekitError: for a head that the layer does not have, and for no head at all.
+        """
+        count = self.queries.shape[1]
+        if not len(heads) or not all(0 <= head < count for head in heads):
+            raise PrunekitError(f"heads: {list(heads)} must name some of the layer's heads 0..{count - 1}")
+        index = torch.tensor(list(heads), device=self.queries.device)
+        shared = index // (count // self.keys.shape[1])
+        of_heads = lambda x, axis: x if x is None or x.shape[axis] == 1 else x.index_select(axis, index.to(x.device))  # noqa: E731
+        four_axes = self.mask is not None and self.mask.ndim == 4
+        return replace(
+            self,
+            queries=self.queries[:, index],
+            keys=self.keys[:, shared],
+            mask=of_heads(self.mask, 1) if four_axes else self.mask,
+            sinks=None if self.sinks is None else of_heads(self.sinks, 0 if self.sinks.ndim == 1 else 1),
+            bias=of_heads(self.bias, 1),
+            values=None if self.values is None else self.values[:, shared],
+            unrotated=None if self.unrotated is None else (self.unrotated[0][:, index], self.unrotated[1][:, shared]),
+        )
 
     def visible(self, index: torch.Tensor) -> torch.Tensor:
         """Which keys the queries at ``index`` [B, Q] may attend to: bool [B, Q, S]."""

@@ -63,6 +63,27 @@ class View:
         """Keys [B, H_kv, S, d] after the rotary embedding."""
         return self._attention().keys
 
+    @property
+    def values(self) -> torch.Tensor:
+        """Values [B, H_kv, S, d] (components with ``uses_values``)."""
+        if (values := self._attention().values) is None:
+            raise PrunekitError(
+                f"layer {self.layer}: values were not captured; a component that reads them must set the class "
+                "attribute uses_values = True, and timm's encoders do not show theirs"
+            )
+        return values
+
+    @property
+    def queries_unrotated(self) -> torch.Tensor:
+        """Queries [B, H, S, d] before the rotary embedding (components with ``uses_unrotated``); in a layer without one
+        those that it attends with."""
+        return self._unrotated().queries
+
+    @property
+    def keys_unrotated(self) -> torch.Tensor:
+        """Keys [B, H_kv, S, d] before the rotary embedding, likewise."""
+        return self._unrotated().keys
+
     def query_index(self, queries: QuerySet) -> tuple[torch.Tensor, torch.Tensor]:
         """Slots [B, Q] of a query set and which of them exist [B, Q] (samples may have fewer than Q).
 
@@ -71,10 +92,19 @@ class View:
         """
         raise NotImplementedError
 
-    def attention(self, queries: QuerySet) -> torch.Tensor:
-        """Post-softmax attention rows [B, H, Q, S] of a query set, float32; zero rows where a sample has fewer."""
+    def attention(self, queries: QuerySet, *, rotary: bool = True, heads: Sequence[int] | None = None) -> torch.Tensor:
+        """Post-softmax attention rows [B, H, Q, S] of a query set, float32; zero rows where a sample has fewer.
+
+        Args:
+            rotary: False gives the rows as they would be without the rotary embedding (``uses_unrotated``).
+            heads: only these query heads, in this order: nothing is computed for the others.
+
+        Raises:
+            PrunekitError: for a head that the layer does not have.
+        """
         index_BQ, valid_BQ = self.query_index(queries)
-        rows_BHQS = self._attention().rows(index_BQ)
+        inputs = self._attention() if rotary else self._unrotated()
+        rows_BHQS = (inputs if heads is None else inputs.of_heads(heads)).rows(index_BQ)
         return rows_BHQS * valid_BQ[:, None, :, None].to(rows_BHQS.device)
 
     def mean_attention(self, queries: QuerySet) -> torch.Tensor:
@@ -125,6 +155,14 @@ class View:
         if name not in self.notes:
             self.notes[name] = make()
         return self.notes[name]
+
+    def _unrotated(self) -> AttentionInputs:
+        if (inputs := self._attention()).unrotated is None:
+            raise PrunekitError(
+                f"layer {self.layer}: queries and keys before the rotary embedding were not noted; a component that "
+                "reads them must set the class attribute uses_unrotated = True"
+            )
+        return inputs.without_rotary()
 
     def _attention(self) -> AttentionInputs:
         if self.inputs is None:

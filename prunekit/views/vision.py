@@ -227,6 +227,23 @@ class VisionView:
         """Keys [B, N, H, d] of an encoder block: the one whose output the projector reads, or -1 for the last."""
         return self._per_token(block, lambda inputs: inputs.keys.transpose(1, 2))
 
+    def values(self, block: int | None = None) -> torch.Tensor:
+        """Values [B, N, H, d] of an encoder block, like ``keys`` (components with ``uses_values``).
+
+        Raises:
+            PrunekitError: where no component has asked for values.
+        """
+
+        def read(inputs: AttentionInputs) -> torch.Tensor:
+            if inputs.values is None:
+                raise PrunekitError(
+                    "view.vision.values were not noted; a component that reads them must set the class attribute "
+                    "uses_values = True, and timm's encoders do not show theirs"
+                )
+            return inputs.values.transpose(1, 2)
+
+        return self._per_token(block, read)
+
     def attention(self, block: int | None = None) -> torch.Tensor:
         """Attention [B, N] of an encoder block, mean over heads: what the CLS token gives each patch; without a CLS
         token, what a patch receives from all of them on average."""

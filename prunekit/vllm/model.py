@@ -99,12 +99,11 @@ class PrunekitForConditionalGeneration(TransformersMultiModalForCausalLM):
         others = {key: value.to(pixels.device) if isinstance(value, torch.Tensor) else value
                   for key, value in item.items() if key not in (name, "num_image_patches")}  # fmt: skip
         output = self.model.get_image_features(pixels, return_dict=True, **others)
-        features = output.pooler_output
-        tokens = features if isinstance(features, torch.Tensor) else torch.cat(list(features))
-        deepstack = list(getattr(output, "deepstack_features", None) or ())
+        tokens = _whole(output.pooler_output)
+        deepstack = [_whole(features) for features in getattr(output, "deepstack_features", None) or ()]
         if len(deepstack) != self._layers:
             raise PrunekitError(f"{len(deepstack)} deepstack features where the config names {self._layers}")
-        return tokens.reshape(-1, tokens.shape[-1]), deepstack
+        return tokens, deepstack
 
     def _around(self, order: CutOrder) -> Surroundings | None:
         if order.before is None:
@@ -216,6 +215,12 @@ class _Feature:
 
     def __init__(self, data: Mapping[str, _Element], length: int) -> None:
         self.data, self.mm_position = data, PlaceholderRange(offset=0, length=length)
+
+
+def _whole(features: Any) -> torch.Tensor:
+    """The features of one image as rows [N, D], however the model parts them."""
+    joined = features if isinstance(features, torch.Tensor) else torch.cat(list(features))
+    return joined.reshape(-1, joined.shape[-1])
 
 
 def _deepstack_layers(config: Any) -> int:

@@ -30,12 +30,13 @@ CASES = [(name, kind, variant) for name, kind in READABLE for variant in variant
 class Reader(prunekit.Scorer):
     """Keeps the encoder's side of the last prefill."""
 
-    uses_vision = uses_places = True
+    uses_vision = uses_places = uses_values = True
     sites = ("input", "decoder")
 
     def score(self, view):
         vision = view.vision
         reads = dict(features=vision.features, keys=vision.keys(), attention=vision.attention(), places=view.places)
+        reads["values"] = vision.values()
         vars(self).update(reads)
         return view.alive.float()
 
@@ -69,7 +70,7 @@ def test_a_painted_cell_reaches_the_features_and_keys_of_its_token_alone(name, k
     claimed = (places.medium == medium) & (places.frame == place[0]) & (places.row == place[1])
     claimed &= (places.column == place[2]) & ~places.thumbnail & (torch.arange(len(places.row)) == sample)[:, None]
     assert int(claimed.sum()) == 1
-    for field in ("features", "keys"):
+    for field in ("features", "keys", "values"):
         change = (getattr(after, field) - getattr(before, field)).flatten(2).abs().amax(-1)
         assert torch.equal(change > 1e-6, claimed), field
 

@@ -131,7 +131,9 @@ class ServeOptions(Options):
     name: Text | None = Field(None, description="what requests call the model; null: model.name")
     requests: Flag = Field(True, description="a request may name its own method and keep ratio")
     timeout: Count = Field(600, description="seconds within which the server must answer")
-    arguments: Text | None = Field(None, description="further arguments of vLLM, '--enforce-eager --max-model-len 4096'")
+    arguments: Text | None = Field(
+        None, description="further arguments of vLLM, '--enforce-eager --max-model-len 4096'"
+    )
 
 
 class RunConfig(Options):

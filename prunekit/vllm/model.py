@@ -15,15 +15,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from vllm.model_executor.models.transformers import MultiModalDummyInputsBuilder, TransformersMultiModalForCausalLM
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import PlaceholderRange
 
 from prunekit.errors import PrunekitError
 from prunekit.families import family_of
-from prunekit.vllm import CONFIG_KEY
 from prunekit.vllm.cut import ImageCut, Surroundings
-from prunekit.vllm.options import REMEMBERED, Served
+from prunekit.vllm.options import REMEMBERED, Served, options_of_config
 from prunekit.vllm.processor import FIELD, CutOrder, PrunekitProcessingInfo, PrunekitProcessor
 
 EXACT = 256
@@ -43,19 +43,31 @@ class PrunekitForConditionalGeneration(TransformersMultiModalForCausalLM):
             raise PrunekitError("tensor and pipeline parallelism are not served pruned: start a server for each GPU")
         if config.is_moe:
             raise PrunekitError(f"model type '{self.config.model_type}' cannot be served pruned: mixture of experts")
-        self.served = Served(family_of(self.model), config.uses_mrope, getattr(self.config, CONFIG_KEY, None))
+        self.served = Served(family_of(self.model), config.uses_mrope, options_of_config(self.config, config.model))
         self._cuts: dict[str, ImageCut] = {}
         self._width = self.text_config.hidden_size
         self._layers = _deepstack_layers(self.config)
         self._columns = (3 if config.uses_mrope else 0) + self._width * self._layers
         if self._layers and not config.enforce_eager:
-            raise PrunekitError(f"'{self.config.model_type}' is served pruned with enforce_eager alone (--enforce-eager)")
+            raise PrunekitError(
+                f"'{self.config.model_type}' is served pruned with enforce_eager alone (--enforce-eager)"
+            )
         size = vllm_config.scheduler_config.max_num_batched_tokens
         device = torch.get_default_device()
         self._carried = torch.zeros(size if self._columns else 0, self._columns, device=device)
         self._clean = True
         for number in range(self._layers):
             self.served.family.layers[number].register_forward_hook(self._deepstack_hook(number))
+
+    def _create_hf_to_vllm_mapper(self) -> None:
+        """Weights have the names of transformers' own class, which ``architectures`` no longer mentions."""
+        named = self.config.architectures
+        own = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(self.config.model_type)
+        self.config.architectures = [*named, own] if isinstance(own, str) else named
+        try:
+            super()._create_hf_to_vllm_mapper()
+        finally:
+            self.config.architectures = named
 
     # -- images --------------------------------------------------------------------------------------------------
 
@@ -127,9 +139,7 @@ class PrunekitForConditionalGeneration(TransformersMultiModalForCausalLM):
             raise PrunekitError(f"an image of more than {EXACT} rows or columns of tokens needs dtype=float32")
         return offsets_N3
 
-    def get_mrope_input_positions(
-        self, input_tokens: list[int], mm_features: list[Any]
-    ) -> tuple[torch.Tensor, int]:
+    def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[torch.Tensor, int]:
         """The positions [3, S] of a prompt in which an image's placeholders all have that of its first token."""
         dense: list[int] = []
         stays: list[int] = []  # the dense place of each token of the prompt

@@ -15,6 +15,7 @@ import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,7 @@ from prunekit.pruning.planner import ScheduleQuota
 from prunekit.pruning.presets import BUDGET, method
 from prunekit.pruning.pruner import Pruner
 from prunekit.pruning.recipe import component_name
+from prunekit.pruning.saving import CONFIG_KEY
 from prunekit.registry import KINDS, registry
 
 if TYPE_CHECKING:
@@ -77,6 +79,19 @@ class Served:
                 self._pruners.clear()
             self._pruners[key] = servable(pruner_of(options), self.family, self.mrope, options)
         return self._pruners[key]
+
+
+def options_of_config(config: PretrainedConfig, folder: str) -> dict[str, object] | None:
+    """A server's options, from its model's config; weights of components stand beside the model in its ``folder``."""
+    options = getattr(config, CONFIG_KEY, None)
+    if not isinstance(options, dict):
+        return options
+    options = copy.deepcopy(options)
+    for part in options.values():
+        if isinstance(part, dict) and isinstance(part.get("weights"), str):
+            beside = Path(folder) / part["weights"]
+            part["weights"] = str(beside) if beside.is_file() else part["weights"]
+    return options
 
 
 def check_request(request: object) -> Mapping[str, object]:
@@ -157,7 +172,9 @@ def servable(pruner: Pruner, family: Family, mrope: bool, options: Mapping[str, 
     if "vision" in pruner.schedule.sites or [c.layer for c in pruner.schedule.cuts(family.depth, pruner.share)] != [0]:
         raise PrunekitError(_refused_schedule(pruner, what))
     if pruner.budget is not None:
-        raise PrunekitError(f"budget={pruner.budget} cannot be served: vLLM counts tokens of each image; use keep_ratio")
+        raise PrunekitError(
+            f"budget={pruner.budget} cannot be served: vLLM counts tokens of each image; use keep_ratio"
+        )
     if not pruner.selector.exact or pruner.selector.adapts_count:
         name = component_name(pruner.selector)
         raise PrunekitError(
@@ -165,7 +182,9 @@ def servable(pruner: Pruner, family: Family, mrope: bool, options: Mapping[str, 
             "encoder runs; use selector=topk"
         )
     if pruner.scorer.uses_regions:
-        raise PrunekitError(f"scorer '{component_name(pruner.scorer)}' cannot be served: no request says where answers are")
+        raise PrunekitError(
+            f"scorer '{component_name(pruner.scorer)}' cannot be served: no request says where answers are"
+        )
     positions = "keep" if mrope else "renumber"
     asked = options.get("positions")
     if asked not in (None, positions):
@@ -199,7 +218,6 @@ def reads_question(pruner: Pruner) -> bool:
     """Whether what stays of an image depends on the prompt, so that vLLM must not take it from another prompt."""
     drawn = pruner.scorer.draws and not pruner.selector.ignores_scores
     return drawn or any(part.reads_question for part in pruner.components.values())
-
 
 
 def outline_family(config: PretrainedConfig, trust_remote_code: bool = False) -> Family:

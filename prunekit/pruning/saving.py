@@ -52,7 +52,7 @@ def save(recipe: Recipe, folder: Path) -> None:
 
 
 def save_served(recipe: Recipe, folder: Path, model: PreTrainedModel | str | Path, processor: Any = None) -> None:
-    """Write a model with the recipe in its ``config.json``: a folder that vLLM serves pruned, where prunekit's plug-in is
+    """Write a model with the recipe in its ``config.json``: a folder that vLLM serves pruned, where prunekit is
     installed, and that transformers loads as the dense model.
 
     Args:

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-import zoo
 
 import prunekit
+import zoo
 from prunekit.data.source import open_source
 from prunekit.families import family_of
 from prunekit.models import load_model

@@ -1,19 +1,19 @@
-"""vLLM with the plug-in against transformers with prunekit. Skipped where vLLM is not installed (``make test-vllm``)."""
+"""vLLM with the plug-in against transformers with prunekit. Skipped without vLLM (``make test-vllm``)."""
 
 import importlib.util
 import json
 import shutil
 
 import pytest
-import served
-import serving
 import torch
 from safetensors.torch import load_file, save_file
-from serving import Answer, Request, check_same, kept_sets
 
 import prunekit
+import served
+import serving
 from prunekit.data.source import open_source
 from prunekit.models import EMBEDDED
+from serving import Answer, Request, check_same, kept_sets
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
@@ -106,7 +106,7 @@ def test_no_image_at_all(mini):
 
 
 def by_image(reference, request, pruner):
-    """The answer where each image was pruned by itself: kept rows of single-image prompts in place of the placeholders."""
+    """The answer with each image pruned by itself: what single-image prompts keep, in place of the placeholders."""
     model, processor = reference.model, reference.processor
     inputs = processor(images=list(request.pictures), text=request.text, return_tensors="pt")
     ids, parts, place = inputs["input_ids"][0], [], 0
@@ -243,7 +243,7 @@ def test_server_refuses_at_start(references, options, word):
 def test_bad_request_fails_and_the_engine_lives(mini):
     reference, requests, engine = mini
     for options in ({"method": "divprun"}, {"keep_ratio": 3}, {"method": "fastv"}, 7):
-        with pytest.raises(ValueError, match="prunekit|method|keep_ratio"):
+        with pytest.raises(ValueError, match=r"prunekit|method|keep_ratio"):
             engine.answers(requests[:1], [options])
     pruner = prunekit.method("fastervlm", keep_ratio=0.25)
     check_same(engine.answers(requests[:1]), [reference.answer(requests[0], pruner)])

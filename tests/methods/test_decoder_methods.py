@@ -1,0 +1,216 @@
+"""Methods of 2025 and 2026 inside the decoder, each against its rule in plain loops on tiny random models.
+
+What enters a layer is taken from the model itself by hooks; projections, softmax, norms and choices are done here by
+hand in float64, sample by sample.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import prunekit
+import zoo
+from prunekit.families import family_of
+
+FAMILIES = ("llava", "qwen2_vl")
+PADDINGS = ("none", "left", "right")
+
+
+@functools.cache
+def model_of(name: str, attn: str = "sdpa"):
+    return zoo.build(name, attn)
+
+
+@dataclass
+class Layer:
+    """What one sample shows in one layer: inputs [n, D], the norm's output [n, D] and the module."""
+
+    hidden: np.ndarray
+    normed: np.ndarray
+    module: torch.nn.Module
+    visual: list[int]  # places of its visual tokens, in order
+    text: list[int]  # places of its instruction
+
+
+def note(seen: list) -> Any:
+    """A pre-hook that notes what enters a layer."""
+    return lambda module, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"])
+
+
+def layers_of(name: str, batch) -> list[list[Layer]]:
+    """For each sample the layers of the dense model, padding left out."""
+    model, seen, hooks = model_of(name), [], []
+    for layer in family_of(model).layers:
+        hooks.append(layer.register_forward_pre_hook(note(seen), with_kwargs=True))
+        hooks.append(layer.input_layernorm.register_forward_hook(lambda m, a, out: seen.append(out)))
+    with torch.no_grad():
+        model(**batch.inputs)
+    for hook in hooks:
+        hook.remove()
+    samples = []
+    for b in range(3):
+        real = batch.mask[b].nonzero()[:, 0].tolist()
+        visual = [i for i, place in enumerate(real) if batch.visual[b, place]]
+        text = [i for i, place in enumerate(real) if not batch.visual[b, place] and i > visual[0]]
+        samples.append([
+            Layer(seen[2 * i][b, real].double().numpy(), seen[2 * i + 1][b, real].double().numpy(),
+                  layer.self_attn, visual, text)
+            for i, layer in enumerate(family_of(model).layers)
+        ])  # fmt: skip
+    return samples
+
+
+def project(layer: Layer, which: str) -> np.ndarray:
+    """Heads [n, H, d] of a projection, before the rotary embedding."""
+    linear = getattr(layer.module, f"{which}_proj")
+    made = layer.normed @ linear.weight.detach().double().numpy().T
+    if linear.bias is not None:
+        made = made + linear.bias.detach().double().numpy()
+    return made.reshape(len(made), -1, layer.module.head_dim)
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max())
+    return e / e.sum()
+
+
+def best(scores: list[float], count: int) -> set[int]:
+    return set(sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:count])
+
+
+def pruned(method, name: str, batch):
+    with torch.no_grad(), method(model_of(name)) as trace:
+        model_of(name)(**batch.inputs)
+    return trace.cuts
+
+
+def kept(cut, b: int) -> set[int]:
+    return set(cut.kept[b].nonzero()[:, 0].tolist())
+
+
+# -- FEATHER -----------------------------------------------------------------------------------------------------------
+
+
+def feather_scores(layer: Layer) -> list[float]:
+    q, k = project(layer, "q"), project(layer, "k")
+    heads, shared = q.shape[1], q.shape[1] // k.shape[1]
+    total = np.zeros(len(layer.visual))
+    for h in range(heads):
+        logits = [q[-1, h] @ k[i, h // shared] / math.sqrt(q.shape[-1]) for i in layer.visual]
+        total += softmax(np.array(logits)) / heads
+    return total.tolist()
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("stride", [2, 3])
+def test_feather(name, padding, stride):
+    batch = zoo.batch(name, padding, seed=stride)
+    selector = prunekit.create("selector", "feather", stride=stride)
+    schedule = prunekit.create("schedule", "progressive", layers=[1, 2])
+    first, second = pruned(
+        prunekit.method("feather", keep_ratio=0.25, selector=selector, schedule=schedule), name, batch
+    )
+    grids = grids_of(name, batch)
+    for b, sample in enumerate(layers_of(name, batch)):
+        scores = feather_scores(sample[0])
+        rows, columns = grids[b]
+        grid = {r * columns + c for r in range(0, rows, stride) for c in range(0, columns, stride)}
+        n = rows * columns
+        assert len(scores) == n
+        assert np.abs(first.scores[b, :n].double().numpy() - scores).max() < 1e-6
+        assert kept(first, b) == best(scores, max(1, round(0.5 * n))) | grid
+        assert kept(second, b) <= kept(first, b) and len(kept(second, b)) == max(1, round(0.25 * n))
+
+
+def grids_of(name: str, batch) -> list[tuple[int, int]]:
+    """Rows and columns of the visual tokens of each sample's image."""
+    if name == "qwen2_vl":
+        return [(h // 2, w // 2) for _, h, w in batch.inputs["image_grid_thw"].tolist()]
+    return [(math.isqrt(n), math.isqrt(n)) for n in batch.visual.sum(1).tolist()]
+
+
+def test_feathers_second_cut_reads_what_stands():
+    """Its scores are those of the same rule on the hidden states that enter the second layer of evidence."""
+    name, batch = "llava", zoo.batch("llava", "left", seed=5)
+    schedule = prunekit.create("schedule", "progressive", layers=[1, 2])
+    layer, entered = family_of(model_of(name)).layers[1], []
+    hook = layer.input_layernorm.register_forward_hook(lambda m, a, out: entered.append(out))
+    first, second = pruned(prunekit.method("feather", keep_ratio=0.25, schedule=schedule), name, batch)
+    hook.remove()
+    for b in range(3):
+        names = sorted(kept(first, b))
+        text_before = [i for i in batch.mask[b].nonzero()[:, 0].tolist() if not batch.visual[b, i]]
+        start = int(batch.visual[b].nonzero()[0, 0])
+        before, total = sum(i < start for i in text_before), len(text_before) + len(names)
+        rows = entered[0][b, -total:].double().numpy()
+        scores = feather_scores(Layer(rows, rows, layer.self_attn, list(range(before, before + len(names))), []))
+        got = second.scores[b, names].double().numpy()
+        assert np.abs(got - scores).max() < 1e-6
+        chosen = {names[i] for i in best(scores, max(1, round(0.25 * int(batch.visual[b].sum()))))}
+        assert kept(second, b) == chosen
+
+
+def test_feather_needs_a_rotary_embedding():
+    with pytest.raises(prunekit.PrunekitError, match=r"'feather' undoes the rotary embedding, .* 'blip-2' has none"):
+        prunekit.method("feather", keep_ratio=0.5).apply(zoo.build("blip-2"))
+
+
+@pytest.mark.parametrize("stride", [0, -3])
+def test_wrong_strides(stride):
+    with pytest.raises(prunekit.PrunekitError, match=r"selector\.stride must be at least 1"):
+        prunekit.create("selector", "feather", stride=stride)
+
+
+# -- V2Drop ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_v2drop(name, padding):
+    batch = zoo.batch(name, padding, seed=7)
+    cuts = pruned(prunekit.method("v2drop", keep_tokens=1), name, batch)
+    assert [cut.layer for cut in cuts] == [1, 2, 3]
+    for b, sample in enumerate(layers_of(name, batch)):
+        n = len(sample[0].visual)
+        change = [math.dist(sample[1].hidden[i], sample[0].hidden[i]) for i in sample[0].visual]
+        assert np.abs(cuts[0].scores[b, :n].double().numpy() - change).max() < 1e-4
+        assert kept(cuts[0], b) == best(change, max(1, round(0.5 * n)))
+        sizes = [len(kept(cut, b)) for cut in cuts]
+        assert sizes == [max(1, round(0.5 * n)), max(1, round(0.25 * n)), 1]
+        assert kept(cuts[2], b) <= kept(cuts[1], b) <= kept(cuts[0], b)
+
+
+def test_v2drops_paper_leaves_none():
+    batch = zoo.batch("llava", "left")
+    with torch.no_grad(), prunekit.method("v2drop", variant="paper")(model_of("llava")) as trace:
+        out = model_of("llava").generate(**batch.inputs, max_new_tokens=2, do_sample=False)
+    assert trace.cuts[-1].kept.sum() == 0 and out.shape[1] == batch.ids.shape[1] + 2
+    assert (trace.tokens_per_layer[0] - trace.tokens_per_layer[-1]).tolist() == batch.visual.sum(1).tolist()
+
+
+def test_v2drop_on_a_decoder_of_32_layers():
+    schedule = prunekit.create("schedule", "v2drop")
+    assert [(cut.layer, cut.ratio) for cut in schedule.cuts(32, 0.1)] == [(3, 0.5), (17, 0.25), (22, 0.1)]
+    with pytest.raises(prunekit.PrunekitError, match="a decoder of 2 layers has no place for three cuts"):
+        schedule.cuts(2, 0.1)
+    with pytest.raises(prunekit.PrunekitError, match=r"schedule\.variant"):
+        prunekit.create("schedule", "v2drop", variant="mine")
+
+
+# -- VTW ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_vtw_withdraws_before_the_middle_of_the_depth(name):
+    model, batch = model_of(name), zoo.batch(name, "left")
+    with torch.no_grad(), prunekit.method("vtw")(model) as trace:
+        model(**batch.inputs)
+    assert [cut.layer for cut in trace.cuts] == [2] and not trace.cuts[0].kept.any()

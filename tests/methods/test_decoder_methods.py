@@ -214,3 +214,107 @@ def test_vtw_withdraws_before_the_middle_of_the_depth(name):
     with torch.no_grad(), prunekit.method("vtw")(model) as trace:
         model(**batch.inputs)
     assert [cut.layer for cut in trace.cuts] == [2] and not trace.cuts[0].kept.any()
+
+
+# -- DART as its code chooses ------------------------------------------------------------------------------------------
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+def rotated_keys(name: str, batch) -> list[np.ndarray]:
+    """What layer 0 leaves in the cache of each sample, [n, H · d]."""
+    with torch.no_grad():
+        cache = model_of(name)(**batch.inputs, use_cache=True).past_key_values
+    keys = cache.layers[0].keys.transpose(1, 2).flatten(2).double().numpy()
+    return [keys[b][batch.mask[b].numpy()] for b in range(3)]
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("pivots", "keep"), [((2, 2), 0.5), ((3, 0), 0.5), ((4, 1), 0.25)])
+def test_dart_code(name, padding, pivots, keep):
+    batch = zoo.batch(name, padding, seed=11)
+    selector = prunekit.create("selector", "pivots", visual=pivots[0], text=pivots[1])
+    schedule = prunekit.create("schedule", "one_shot", layer=1)
+    (cut,) = pruned(prunekit.method("dart_code", keep_ratio=keep, selector=selector, schedule=schedule), name, batch)
+    for b, (sample, keys) in enumerate(zip(layers_of(name, batch), rotated_keys(name, batch), strict=True)):
+        visual, text, x = sample[1].visual, sample[1].text, sample[1].hidden
+        norms = np.abs(keys).sum(1)
+        budget = max(1, round(keep * len(visual)))
+        chosen = sorted(sorted(visual, key=lambda i: -norms[i])[: min(pivots[0], budget)])
+        asking = chosen + sorted(sorted(text, key=lambda i: -norms[i])[: pivots[1]])
+        rest, expected = budget - len(chosen), set(chosen)
+        for turn, pivot in enumerate(asking):
+            share = rest // len(asking) + (turn < rest % len(asking))
+            free = sorted((i for i in visual if i not in expected), key=lambda i: (cosine(x[i], x[pivot]), i))
+            expected |= set(free[:share])
+        assert kept(cut, b) == {visual.index(i) for i in expected}
+
+
+def test_pivots_without_their_scorer():
+    pruner = prunekit.method("dart_code", keep_ratio=0.5, scorer="random")
+    with pytest.raises(prunekit.PrunekitError, match="needs scorer=key_norm"):
+        pruned(pruner, "llava", zoo.batch("llava"))
+    with pytest.raises(prunekit.PrunekitError, match=r"selector\.visual must be at least 1"):
+        prunekit.create("selector", "pivots", visual=0)
+
+
+# -- TokenCarve --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("weight", "keep"), [(0.5, 0.5), (0.25, 0.25), (1.0, 0.75)])
+def test_tokencarve(name, padding, weight, keep):
+    batch = zoo.batch(name, padding, seed=13)
+    selector = prunekit.create("selector", "tokencarve", weight=weight)
+    schedule = prunekit.create("schedule", "one_shot", layer=1)
+    model, entered = model_of(name), []
+    hook = family_of(model).layers[1].input_layernorm.register_forward_pre_hook(lambda m, a: entered.append(a[0]))
+    (cut,) = pruned(prunekit.method("tokencarve", keep_ratio=keep, selector=selector, schedule=schedule), name, batch)
+    hook.remove()
+    attention = eager_rows(name, batch)
+    for b, sample in enumerate(layers_of(name, batch)):
+        visual, x = sample[1].visual, sample[1].hidden[sample[1].visual]
+        n, budget = len(visual), max(1, round(keep * len(visual)))
+        u, s, _ = np.linalg.svd(x, full_matrices=False)
+        information = [sum(abs(u[i, j] * s[j]) for j in range(len(s))) for i in range(n)]
+        rows = [attention[b][i] for i in visual]
+        points = [0.0] * n
+        for scores, share in ((rows, weight), (information, 1 - weight)):
+            for place, i in enumerate(sorted(range(n), key=lambda i: (-scores[i], i))):
+                points[i] += share * (n - place)
+        candidates = sorted(range(n), key=lambda i: (-points[i], i))[: int(1.5 * budget)]
+        half = len(candidates) // 2
+        better, others = candidates[:half], sorted(candidates[half:])
+        near = {i: max(better, key=lambda j: (cosine(x[i], x[j]), -j)) for i in others if better}
+        merged = sorted(near, key=lambda i: (-cosine(x[i], x[near[i]]), i))[: len(candidates) - budget]
+        assert kept(cut, b) == set(candidates) - set(merged)
+        far = np.abs(entered[0][b].double().numpy() - sample[1].hidden[0]).max(1)
+        first = np.nonzero(far < 1e-6)[0][-1]  # slots of padding repeat the sample's first token
+        got = entered[0][b, first + visual[0] :].double().numpy()
+        for row, i in enumerate(sorted(kept(cut, b))):
+            group = [i, *(j for j in merged if near[j] == i)]
+            assert np.abs(got[row] - np.mean([x[j] for j in group], axis=0)).max() < 1e-5
+
+
+def eager_rows(name: str, batch) -> list[np.ndarray]:
+    """What the last token of each sample gives in layer 0, mean over heads, padding left out."""
+    model, made = model_of(name, "eager"), []
+    attention = family_of(model).attentions[0]
+    hook = attention.register_forward_hook(lambda m, a, out: made.append(out[1]))
+    with torch.no_grad():
+        model(**batch.inputs)
+    hook.remove()
+    mean = made[0].double().mean(1).numpy()
+    real = [batch.mask[b].nonzero()[:, 0].tolist() for b in range(3)]
+    return [mean[b, places[-1]][places] for b, places in enumerate(real)]
+
+
+def test_tokencarves_parts_belong_together():
+    with pytest.raises(prunekit.PrunekitError, match="merges what selector=tokencarve says"):
+        pruned(prunekit.method("tokencarve", keep_ratio=0.5, selector="topk"), "llava", zoo.batch("llava"))
+    with pytest.raises(prunekit.PrunekitError, match=r"selector\.weight must lie in \[0, 1\]"):
+        prunekit.create("selector", "tokencarve", weight=2.0)

@@ -14,6 +14,8 @@ D width of a token. A mask of tokens is a bool tensor, True for those that count
 ``stride``         evenly spaced tokens, a count for each sample: bool [B, N]
 ``cosine``         of all tokens to all others, [B, N, M]
 ``nearest``        for each token the most similar of some candidates: long [B, N]
+``cover``          the tokens that cover most of some things, greedily: bool [B, N]
+``marginal_relevance``  important tokens that are unlike each other, greedily: bool [B, N]
 ``merge_into``     the size-weighted mean of kept tokens and what goes into them
 ``sum_into``       weighted sums of tokens by target
 ``density_peaks``  how well tokens would do as centres of clusters: [B, N]
@@ -25,6 +27,7 @@ D width of a token. A mask of tokens is a bool tensor, True for those that count
 =================  ====================================================================================================
 """
 
+from prunekit.tensors.coverage import cover, marginal_relevance
 from prunekit.tensors.grids import cell_grid
 from prunekit.tensors.groups import apportion, group_means, group_numbers, group_sums
 from prunekit.tensors.indexing import gather_tokens, put_where, ragged_index, scatter_where
@@ -35,11 +38,13 @@ __all__ = [
     "apportion",
     "cell_grid",
     "cosine",
+    "cover",
     "density_peaks",
     "gather_tokens",
     "group_means",
     "group_numbers",
     "group_sums",
+    "marginal_relevance",
     "merge_into",
     "nearest",
     "put_where",

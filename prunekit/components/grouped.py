@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,9 @@ from prunekit.tensors.groups import apportion, group_means, group_numbers, group
 if TYPE_CHECKING:
     from prunekit.views.layer import LayerView, View
 
-KINDS = ("frame", "segment", "medium", "window")
+KINDS = ("frame", "segment", "medium", "tile", "window")
 BUDGETS = ("equal", "size", "mass")
+DIVISIONS = ("likeness", "optimal")
 
 
 @register("selector", "grouped")
@@ -29,12 +31,15 @@ class Grouped(Selector):
 
     Args:
         by: "frame" and "medium" (an image or a video); "segment", neighbouring frames that are alike (see
-            ``video_segments``); "window", squares of ``window`` tokens of each frame.
+            ``video_segments``); "tile", the tiles into which the model cuts an image, its thumbnail one of them;
+            "window", squares of ``window`` tokens of each frame.
         of: the selector in a group, by name, with its own defaults; it must keep exactly what it is asked for.
         budget: "equal" for every group, by its "size", or by the "mass" of its scores (those above 0).
         window: tokens on a side of a window.
         segments: at most so many segments in a video; by default as many as ``threshold`` says.
         threshold: frames whose mean tokens have a cosine below it begin a new segment; 0.9 without ``segments``.
+        division: "likeness" cuts where neighbours are least alike; "optimal" divides each video into ``segments`` runs
+            whose frames lie nearest to their means, by dynamic programming.
     """
 
     by: str = "frame"
@@ -43,12 +48,16 @@ class Grouped(Selector):
     window: int = 6
     segments: int | None = None
     threshold: float | None = None
+    division: str = "likeness"
 
     exact = uses_places = True
 
     def __post_init__(self) -> None:
         check_choice("selector.by", self.by, KINDS)
         check_choice("selector.budget", self.budget, BUDGETS)
+        check_choice("selector.division", self.division, DIVISIONS)
+        if self.division == "optimal" and (self.segments is None or self.threshold is not None):
+            raise PrunekitError("selector.division=optimal needs selector.segments, and no threshold")
         for name, value in (("window", self.window), ("segments", self.segments)):
             if value is not None and value < 1:
                 raise PrunekitError(f"selector.{name} must be at least 1, not {value}")
@@ -58,7 +67,7 @@ class Grouped(Selector):
 
     @property
     def uses_vision(self) -> bool:  # type: ignore[override]
-        return self._selector.uses_vision
+        return self.by == "tile" or self._selector.uses_vision
 
     def select(self, view: View, scores: torch.Tensor, quota: torch.Tensor) -> torch.Tensor:
         numbers_BN, groups = self.groups(view)  # type: ignore[arg-type]  # an encoder's view has places too
@@ -75,8 +84,16 @@ class Grouped(Selector):
         if self.by == "frame":
             return group_numbers(places.medium, frame, among=alive)
         if self.by == "segment":
-            segments = video_segments(view, self.segments, self.threshold)
+            if self.division == "optimal":
+                segments = optimal_segments(view, self.segments or 1)
+            else:
+                segments = video_segments(view, self.segments, self.threshold)
             return group_numbers(places.medium, segments, among=alive)
+        if self.by == "tile":
+            if not view.vision.tower.tiles:
+                raise PrunekitError(f"selector.by=tile: '{view.vision.tower.name}' does not cut images into tiles")
+            tile = in_line(view.vision.image.to(alive.device), view.vision.exists.to(alive.device))
+            return group_numbers(places.medium, tile, among=alive)
         row, column = (in_line(x, places.exists) // self.window for x in (places.row, places.column))
         return group_numbers(places.medium, frame, row, column, among=alive)
 
@@ -153,3 +170,45 @@ def video_segments(view: LayerView, segments: int | None = None, threshold: floa
     starts = torch.nn.functional.pad((breaks | ~follows).long(), (1, 0))
     numbers, _ = frame_numbers(view)
     return starts.cumsum(1).gather(1, in_line(numbers, numbers >= 0))
+
+
+def optimal_segments(view: LayerView, segments: int) -> torch.Tensor:
+    """The segment of each token among those of its sample, long [B, N]: each video is divided into ``segments`` runs of
+    frames (as many as it has frames, if that is fewer) so that the squared distances of the frames' mean tokens to the
+    means of their runs add up to least."""
+    numbers, frames = frame_numbers(view)
+    means_BFD = group_means(view.visual(view.hidden_states).float(), numbers, frames)
+    _, follows = frame_likeness(view)
+    labels = torch.zeros(len(numbers), frames, dtype=torch.long, device=numbers.device)
+    for sample in range(len(numbers)):
+        count = int(numbers[sample].max()) + 1
+        bounds = [0, *((~follows[sample, : count - 1]).nonzero()[:, 0] + 1).tolist(), count] if count else [0]
+        label = 0
+        for first, last in itertools.pairwise(bounds):
+            for start, end in optimal_runs(means_BFD[sample, first:last].double(), segments):
+                labels[sample, first + start : first + end] = label
+                label += 1
+    return labels.gather(1, in_line(numbers, numbers >= 0))
+
+
+def optimal_runs(frames: torch.Tensor, count: int) -> list[tuple[int, int]]:
+    """First frame and the one behind the last of ``count`` runs of ``frames`` [F, D] with the least sum of squared
+    distances to their means; of equal divisions the one with the shortest last runs."""
+    total, count = len(frames), min(count, len(frames))
+    sums = torch.nn.functional.pad(frames.cumsum(0), (0, 0, 1, 0))
+    squares = torch.nn.functional.pad(frames.square().sum(1).cumsum(0), (1, 0)).tolist()
+    gram = (sums @ sums.T).tolist()
+
+    def spread(a: int, b: int) -> float:
+        return squares[b] - squares[a] - (gram[b][b] - 2 * gram[a][b] + gram[a][a]) / (b - a)
+
+    best: list[float] = [0.0, *[float("inf")] * total]
+    begins: list[list[int]] = []
+    for runs in range(count):
+        choices = [[(best[a] + spread(a, b), -a) for a in range(runs, b)] for b in range(total + 1)]
+        picks = [min(options) if options else (float("inf"), 0) for options in choices]
+        best, begins = [cost for cost, _ in picks], [*begins, [-a for _, a in picks]]
+    bounds = [total]
+    for starts in reversed(begins):
+        bounds.append(starts[bounds[-1]])
+    return list(itertools.pairwise(reversed(bounds)))

@@ -90,3 +90,5 @@ def print_families() -> None:
     record = load_record()
     show(screen_table("families whose pruned model equals the masked dense one", HEADINGS, rows(record), align="llrrl"))
     show(screen_table("refused", ("family", "reason"), sorted(record["refused"].items()), align="l"))
+    for line in summary(record):
+        print(line)

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from prunekit.data.example import Example, Prediction
 from prunekit.evaluation.sheets import Sheet, Sheets, dim, panel_counts
@@ -85,8 +85,7 @@ def _shown(sheet: Sheet, kept: set[int]) -> Image.Image:
     if len(counts) == 1:
         return dimmed.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
     square = Image.new("RGB", (SIDE, SIDE), PAPER)
-    dimmed.thumbnail((SIDE, SIDE - BARS), Image.Resampling.LANCZOS)
-    square.paste(dimmed, (0, 0))
+    square.paste(ImageOps.contain(dimmed, (SIDE, SIDE - BARS), Image.Resampling.LANCZOS), (0, 0))
     draw, wide = ImageDraw.Draw(square), SIDE / len(counts)
     for number, (stay, total) in enumerate(counts):
         left, right, foot = number * wide, max((number + 1) * wide - 2, number * wide), SIDE - 1

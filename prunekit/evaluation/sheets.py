@@ -53,14 +53,24 @@ def sheets_of(batcher: Batcher) -> Sheets:
     options = getattr(batcher.loaded.processor, "image_processor", None)
 
     def draw(example: Example) -> Sheet | None:
-        places, media = example_places(family, batcher.encoded([example])), [[image] for image in example.images()]
-        if places is None or int(places.medium.max()) + 1 != len(media):
+        places, media = example_places(family, batcher.encoded([example])), media_of(example)
+        if places is None:
+            return None
+        if int(places.medium.max()) + 1 > len(media):  # a model that is given frames as images (InternVL)
+            media = [[frame] for frames in media for frame in frames]
+        if int(places.medium.max()) + 1 != len(media):
             return None
         if getattr(options, "do_center_crop", False) and not bool(places.thumbnail.any()):
             media = [[centre(frame, options.size, options.crop_size) for frame in frames] for frames in media]  # type: ignore[union-attr]
         return sheet(media, places)
 
     return draw
+
+
+def media_of(example: Example) -> list[list[Image.Image]]:
+    """What an example shows, in order: of each image itself, of its video the sampled frames."""
+    clip = example.clip()
+    return [[image] for image in example.images()] + ([] if clip is None else [list(clip.frames)])
 
 
 def example_places(family: Family, inputs: Mapping[str, torch.Tensor]) -> Places | None:

@@ -41,7 +41,8 @@ class VisionTower:
         packed: images stand behind each other in one sequence without a batch axis.
         patch_size: of packed images that come with their sizes in pixels (Pixtral); 0 where they come with grids.
         averages: of packed images, the encoder averages squares of patches, of a size that comes with each image.
-        tiled: images are cut into tiles.
+        tiled: images are cut into tiles, which are packed with newlines.
+        tiles: whether images may be cut into tiles at all.
         pixels: whether it takes images of other sizes, with interpolated positions.
     """
 
@@ -63,6 +64,7 @@ class VisionTower:
     patch_size: int = 0
     averages: bool = False
     tiled: bool = False
+    tiles: bool = False
     pixels: bool = True
     name: str = ""
 
@@ -154,6 +156,7 @@ def _plain(family: Family, patches: PatchLayout, tower: nn.Module, projector: nn
         tail="mlp",
         has_cls=bool(prefix),
         tiled=patches.tiled,
+        tiles=patches.tiled or patches.joins == "shuffle",
         name=name,
     )
 

@@ -52,14 +52,11 @@ def page(
         notes="".join(f"<li>{html.escape(note)}</li>" for note in comparison.notes),
         style=style,
         script=script,
-        figures="\n".join(_template(name, figure) for name, figure in figures.items()),
+        figures="\n".join(
+            f'<template id="figure-{name}">{markup(figure, name)}</template>' for name, figure in figures.items()
+        ),
         data=_embed(_payload(comparison, labels, overlap, shown)),
     )
-
-
-def _template(name: str, figure: Figure) -> str:
-    """A figure that the script puts in its place."""
-    return f'<template id="figure-{name}">{markup(figure, name)}</template>'
 
 
 def _policy(style: str, script: str) -> str:

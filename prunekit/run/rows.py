@@ -51,8 +51,10 @@ def plan(config: DictConfig, words: Sequence[str], loader: ConfigLoader) -> list
     """The jobs of ``sweep.rows``: of those rows that ``sweep.only`` names, all if it is null, without those of
     ``sweep.skip``. The ``words`` of the command line come after what a row says, and so have the last word; a row comes
     after the sweeper's ``params``."""
-    rows = OmegaConf.to_container(config.sweep.rows, resolve=True) if config.sweep.rows else None
-    if not isinstance(rows, dict):
+    rows = config.sweep.rows
+    if OmegaConf.is_dict(rows):
+        rows = OmegaConf.to_container(rows, resolve=True)
+    if not isinstance(rows, dict) or not rows:
         raise PrunekitError("hydra/sweeper=rows needs sweep.rows={NAME: [override, ...], ...}")
     labels, jobs = config.sweep.table.labels or {}, []
     for name, row in rows.items():
@@ -76,6 +78,8 @@ def params(config: DictConfig) -> list[str]:
 
 def named(option: str, value: str | Iterable[str] | None, rows: Sequence[str]) -> list[str]:
     """The names of rows that an option lists; it may be one name alone."""
+    if not (value is None or isinstance(value, str) or OmegaConf.is_list(value)):
+        raise PrunekitError(f"{option} must be a list of rows, not {value!r}")
     names = [value] if isinstance(value, str) else list(value or ())
     for name in names:
         check_choice(option, name, rows)

@@ -42,8 +42,15 @@ class MediaRecord:
     @classmethod
     def of_inputs(cls, family: Family, inputs: Mapping[str, object]) -> MediaRecord:
         """The media among a processor's outputs, without a forward pass."""
-        pixels = {"video" if "video" in name else "image" for name in inputs if name.startswith("pixel_values")}
-        return cls(family, [EncodedMedia(kind, inputs) for kind in sorted(pixels)], inputs)
+        kinds: dict[str, dict[str, Any]] = {"image": {}, "video": {}}
+        for name, value in inputs.items():
+            kinds["video" if "video" in name else "image"][name] = value
+        encoded = [
+            EncodedMedia(kind, arguments)
+            for kind, arguments in kinds.items()
+            if any(name.startswith("pixel_values") for name in arguments)
+        ]
+        return cls(family, encoded, inputs)
 
     def places(self, layout: PromptLayout) -> Places:
         """Where the visual tokens of a prefill stand.

@@ -13,6 +13,7 @@ from fabricated import png
 from films import write_film
 from prunekit.data.source import open_source
 from prunekit.evaluation.batches import Batcher
+from prunekit.evaluation.kept import read_kept
 from prunekit.models import load_model
 from prunekit.prompts import prompt_for, turns
 from prunekit.train.batches import Collator
@@ -71,6 +72,11 @@ def test_videos_and_images_through_the_command(family, monkeypatch, tmp_path, sa
         visual = before - after + len(row["kept"])
         assert len(row["kept"]) == max(1, round(0.5 * visual)) and visual > 3
     assert (tmp_path / "run" / "kept.png").is_file()
+    film, image, both = list(read_kept(tmp_path / "run" / "kept.npz").values())
+    frames = int(film.panels.max()) + 1
+    assert frames in (2, 4)  # Qwen-VL joins two
+    assert (image.panels is None) == (family == "internvl")  # in how many rows its tiles stand is not known
+    assert image.panels is None or int(both.panels.max()) == int(image.panels.max()) + frames
 
 
 @pytest.mark.parametrize("family", folders.VIDEOS)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 from collections import defaultdict
 
 import numpy as np
 import pytest
+from hydra.core.config_store import ConfigStore
 
 from commands import arguments, run_main
 from prunekit.files import put_between
@@ -81,6 +83,7 @@ def test_a_method_that_the_model_refuses_is_named_in_the_table(monkeypatch, tmp_
         "scorer: random\nfusion: single\nschedule: {name: one_shot, layer: 40}\n"
     )
     monkeypatch.setenv("PRUNEKIT_METHODS", str(tmp_path / "methods"))
+    monkeypatch.setattr(ConfigStore.instance(), "repo", copy.deepcopy(ConfigStore.instance().repo))  # no other test's
     words = ["sweep.only=[deep,fastv]", "keep_ratio=0.5"]
     code, out, err = run_main(monkeypatch, *table(model_folder, tmp_path / "run", *words))
     assert code == 1 and "failed: job deep: " in err

@@ -340,10 +340,20 @@ def test_bad_input_ends_in_one_clear_line(monkeypatch, tmp_path, model_folder, b
     assert code == 1 and word in err and len(err.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("rows", ["sweep.rows={a:random}", "sweep.rows={a b:['seed=0'],a_b:['seed=1']}"])
+@pytest.mark.parametrize(
+    "rows", ["sweep.rows={a:random}", "sweep.rows={a b:['seed=0'],a_b:['seed=1']}", "sweep.rows=3", "sweep.rows={}"]
+)
 def test_bad_rows_end_in_one_clear_line(monkeypatch, tmp_path, model_folder, rows):
     code, _, err = run_main(monkeypatch, *sweep(model_folder, tmp_path, rows))
-    assert code == 1 and "rows" in err and len(err.strip().splitlines()) == 1
+    assert code == 1 and "sweep.rows" in err and len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "word", ["sweep.skip=3", "sweep.only=[near,neer]", "sweep.skip=[neer]", "sweep.table.labels=a"]
+)
+def test_bad_names_of_rows_end_in_one_clear_line(monkeypatch, tmp_path, model_folder, word):
+    code, _, err = run_main(monkeypatch, *sweep(model_folder, tmp_path, TWO, word))
+    assert code == 1 and word.partition("=")[0] in err and len(err.strip().splitlines()) == 1
 
 
 def test_rows_without_their_sweeper(monkeypatch, tmp_path, model_folder):

@@ -157,6 +157,48 @@ def test_segments_of_a_video(segments, threshold):
         assert {n for n in range(9) if cut.kept[b, n]} == expected
 
 
+@pytest.mark.parametrize("segments", [1, 3, 8, 20])
+def test_optimal_segments_of_a_video(segments):
+    """Against all divisions of LLaVA-OneVision's 8 frames of one cell."""
+    scorer, cut = pruned("llava_onevision", "video", by="segment", segments=segments, division="optimal")
+    for b in range(3):
+        frames, divisions = scorer.tokens[b, :8].double(), []
+        for ends in itertools.combinations(range(1, 8), min(segments, 8) - 1):
+            runs = list(itertools.pairwise([0, *ends, 8]))
+            cost = sum(float((frames[a:z] - frames[a:z].mean(0)).square().sum()) for a, z in runs)
+            divisions.append((round(cost, 9), runs))
+        groups = [list(range(a, z)) for a, z in min(divisions)[1]]
+        groups[-1].append(8)  # the newline behind the video
+        counts = share_out([1] * len(groups), round(0.5 * 9), [len(g) for g in groups])
+        scores, expected = cut.scores[b].tolist(), set()
+        for group, count in zip(groups, counts, strict=True):
+            expected |= set(sorted(group, key=lambda n: (-scores[n], n))[:count])
+        assert {n for n in range(9) if cut.kept[b, n]} == expected
+
+
+def test_tiles_of_a_picture():
+    """LLaVA-NeXT: a thumbnail of 2 × 2 tokens, then tiles of 2 × 2 joined to one picture, a newline behind each row."""
+    scorer, cut = pruned("llava_next", "plain", by="tile")
+    places = scorer.places
+    for b in range(len(places.row)):
+        groups: dict[tuple, list[int]] = {}
+        key: tuple = ()
+        for n in torch.where(scorer.alive[b])[0].tolist():
+            row, column = int(places.row[b, n]), int(places.column[b, n])
+            if row >= 0:  # a newline belongs to the tile before it
+                key = ("small",) if places.thumbnail[b, n] else (row // 2, column // 2)
+            groups.setdefault(key, []).append(n)
+        sizes = [len(group) for group in groups.values()]
+        counts = share_out([1] * len(sizes), round(0.5 * sum(sizes)), sizes)
+        found = sorted(int(cut.kept[b][group].sum()) for group in groups.values())
+        assert found == sorted(counts)
+        for group in groups.values():
+            scores = {n: float(cut.scores[b, n]) for n in group}
+            count = int(cut.kept[b][group].sum())
+            best = sorted(group, key=lambda n: (-scores[n], n))[:count]
+            assert {n for n in group if cut.kept[b, n]} == set(best)
+
+
 def test_another_selector_sees_one_group_at_a_time():
     """Farthest points of each frame by itself."""
     scorer, cut = pruned("qwen2_vl", "video", by="frame", of="maxmin")
@@ -183,6 +225,7 @@ def test_another_selector_sees_one_group_at_a_time():
         ({"by": "frames"}, "Did you mean 'frame'"),
         ({"budget": "all"}, "selector.budget"),
         ({"window": 0}, r"selector\.window must be at least 1, not 0"),
+        ({"division": "optimal"}, r"selector\.division=optimal needs selector\.segments"),
         ({"segments": 0}, r"selector\.segments must be at least 1"),
         ({"of": "outliers"}, "'outliers' does not keep a given number"),
         ({"of": "topq"}, "Did you mean 'topk'"),
@@ -196,3 +239,7 @@ def test_wrong_options(options, message):
 def test_groups_that_a_family_does_not_have():
     with pytest.raises(prunekit.PrunekitError, match=r"'grouped' needs view\.places"):
         prunekit.Pruner(selector="grouped").apply(zoo.build("aya_vision"))
+    selector, model = prunekit.create("selector", "grouped", by="tile"), zoo.build("llava")
+    pruner = prunekit.Pruner("random", "single", "one_shot", selector)
+    with torch.no_grad(), pruner(model), pytest.raises(prunekit.PrunekitError, match="'llava' does not cut images"):
+        model(**zoo.batch("llava").inputs)

@@ -318,3 +318,82 @@ def test_tokencarves_parts_belong_together():
         pruned(prunekit.method("tokencarve", keep_ratio=0.5, selector="topk"), "llava", zoo.batch("llava"))
     with pytest.raises(prunekit.PrunekitError, match=r"selector\.weight must lie in \[0, 1\]"):
         prunekit.create("selector", "tokencarve", weight=2.0)
+
+
+# -- SparseVLM+ --------------------------------------------------------------------------------------------------------
+
+
+def gravity(name: str, batch, width: int) -> list[np.ndarray]:
+    """For each sample [n, n]: Σ 2·cos(distance · frequency) / √d over the d/2 frequencies, M-RoPE's by its sections."""
+    model, seen = model_of(name), []
+    rotary = family_of(model).rotary
+    hook = rotary.register_forward_pre_hook(
+        lambda m, args, kwargs: seen.append(kwargs.get("position_ids", args[-1])), with_kwargs=True
+    )
+    with torch.no_grad():
+        model(**batch.inputs)
+    hook.remove()
+    places = (
+        seen[0].expand(3, 3, -1).double().numpy() if seen[0].ndim == 3 else seen[0].expand(1, 3, -1).double().numpy()
+    )
+    rope = model.config.text_config.rope_parameters
+    axes = [axis for axis, size in enumerate(rope.get("mrope_section", [width // 2])) for _ in range(size)]
+    made = []
+    for b in range(3):
+        real = batch.mask[b].nonzero()[:, 0].tolist()
+        total = np.zeros((len(real), len(real)))
+        for i in range(width // 2):
+            own = places[axes[i] % len(places), b, real]
+            total += 2 * np.cos((own[:, None] - own[None]) / rope["rope_theta"] ** (2 * i / width)) / math.sqrt(width)
+        made.append(total)
+    return made
+
+
+def raters(embeds: np.ndarray, visual: list[int], text: list[int]) -> list[int]:
+    share = np.mean([softmax(np.array([embeds[v] @ embeds[w] for w in text])) for v in visual], axis=0)
+    return [w for w, r in zip(text, share, strict=True) if r > share.mean()]
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("share", [0.5, 0.25, 1.0])
+def test_sparsevlm_plus(name, padding, share):
+    batch = zoo.batch(name, padding, seed=17)
+    scorer = prunekit.create("scorer", "sparsevlm_plus", share=share)
+    schedule = prunekit.create("schedule", "one_shot", layer=1)
+    (cut,) = pruned(prunekit.method("sparsevlm_plus", keep_ratio=0.25, scorer=scorer, schedule=schedule), name, batch)
+    model, made = model_of(name, "eager"), []
+    hook = family_of(model).attentions[0].register_forward_hook(lambda m, a, out: made.append(out[1]))
+    with torch.no_grad():
+        model(**batch.inputs)
+    hook.remove()
+    width = family_of(model).attentions[0].head_dim
+    pulls = gravity(name, batch, width)
+    for b, sample in enumerate(layers_of(name, batch)):
+        real, layer = batch.mask[b].nonzero()[:, 0].tolist(), sample[0]
+        rows = made[0][b].double().numpy()[:, real][:, :, real] / pulls[b]
+        chosen = raters(layer.hidden, layer.visual, layer.text)
+        looks = {h: sum(rows[h, q, v] for q in chosen for v in layer.visual) for h in range(len(rows))}
+        heads = sorted(looks, key=lambda h: (-looks[h], h))[: max(1, int(share * len(looks)))]
+        scores = [np.mean([rows[h, q, v] for h in heads for q in chosen]) for v in layer.visual]
+        got = cut.scores[b, : len(scores)].double().numpy()
+        assert np.abs(got - scores).max() < 1e-5 * max(1.0, np.abs(scores).max())
+        assert kept(cut, b) == best(scores, max(1, round(0.25 * len(scores))))
+
+
+def test_sparsevlm_plus_says_what_it_cannot_do():
+    for options, line in (
+        ({"share": 0.0}, r"scorer\.share must lie in"),
+        ({"heads": "max"}, r"scorer\.heads: of the heads"),
+    ):
+        with pytest.raises(prunekit.PrunekitError, match=line):
+            prunekit.create("scorer", "sparsevlm_plus", **options)
+    with pytest.raises(prunekit.PrunekitError, match="undoes the rotary embedding"):
+        prunekit.method("sparsevlm_plus", keep_ratio=0.5).apply(zoo.build("blip-2"))
+    with pytest.raises(prunekit.PrunekitError, match="none that a fusion has joined"):
+        pruned(prunekit.method("sparsevlm_plus", keep_ratio=0.5, fusion="rollout"), "llava", zoo.batch("llava"))
+
+
+def test_counts_of_the_second_version():
+    cuts = prunekit.create("schedule", "sparsevlm_plus", label=192).cuts(32, 118 / 576)
+    assert [(cut.layer, round(576 * cut.ratio)) for cut in cuts] == [(3, 300), (7, 200), (16, 118)]

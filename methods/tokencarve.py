@@ -58,19 +58,8 @@ class TokenCarve(prunekit.Selector):
     def select(self, view, scores, quota) -> torch.Tensor:
         tokens = view.visual(view.hidden_states)
         kept, target = carve(tokens, scores, view.alive, quota, self.weight)
-        view.notes["tokencarve"] = target
+        view.notes["assigned"] = target
         return kept
-
-
-@prunekit.register("reducer", "tokencarve")
-@dataclass
-class MergeCandidates(prunekit.Reducer):
-    """The candidates that ``selector=tokencarve`` merges are averaged into those most like them; others are gone."""
-
-    def reduce(self, *, view, tokens, sizes, kept, alive, **rest) -> prunekit.Reduced:
-        if (target := view.notes.pop("tokencarve", None)) is None:
-            raise prunekit.PrunekitError("reducer 'tokencarve' merges what selector=tokencarve says")
-        return prunekit.Reduced(*prunekit.ops.merge_into(tokens, sizes, target, kept, alive), sources=target)
 
 
 prunekit.compose(
@@ -79,6 +68,6 @@ prunekit.compose(
     fusion="single",
     schedule={"name": "one_shot", "layer": 2},
     selector="tokencarve",
-    reducer="tokencarve",
+    reducer="assigned",
     positions="keep",
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -314,7 +315,7 @@ def eager_rows(name: str, batch) -> list[np.ndarray]:
 
 
 def test_tokencarves_parts_belong_together():
-    with pytest.raises(prunekit.PrunekitError, match="merges what selector=tokencarve says"):
+    with pytest.raises(prunekit.PrunekitError, match="the selector assigns no token"):
         pruned(prunekit.method("tokencarve", keep_ratio=0.5, selector="topk"), "llava", zoo.batch("llava"))
     with pytest.raises(prunekit.PrunekitError, match=r"selector\.weight must lie in \[0, 1\]"):
         prunekit.create("selector", "tokencarve", weight=2.0)
@@ -397,3 +398,89 @@ def test_sparsevlm_plus_says_what_it_cannot_do():
 def test_counts_of_the_second_version():
     cuts = prunekit.create("schedule", "sparsevlm_plus", label=192).cuts(32, 118 / 576)
     assert [(cut.layer, round(576 * cut.ratio)) for cut in cuts] == [(3, 300), (7, 200), (16, 118)]
+
+
+# -- PACT --------------------------------------------------------------------------------------------------------------
+
+
+def euti(layer: Layer) -> list[float]:
+    q, k = project(layer, "q"), project(layer, "k")
+    upto = range(max(layer.visual) + 1)
+    heads, shared, total = q.shape[1], q.shape[1] // k.shape[1], np.zeros(len(upto))
+    for h in range(heads):
+        mean = sum(q[i, h] for i in upto) / len(upto)
+        total += softmax(np.array([mean @ k[i, h // shared] / math.sqrt(q.shape[-1]) for i in upto])) / heads
+    return [total[v] * np.linalg.norm(layer.hidden[v]) for v in layer.visual]
+
+
+def centres(far: dict[tuple[int, int], float], points: list[int], cutoff: float) -> list[int]:
+    density = {i: sum(math.exp(-((far[i, j] / 2) ** 2)) for j in points) for i in points}
+    found: list[int] = []
+    for i in sorted(points, key=lambda i: (-density[i], i)):
+        if all(far[i, c] > cutoff for c in found):
+            found.append(i)
+    return found
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("cutoff", "important"), [(0.6, 0.75), (0.9, 1.0), (None, 0.75)])
+def test_pact(name, padding, cutoff, important):
+    batch = zoo.batch(name, padding, seed=19)
+    selector = prunekit.create("selector", "dbdpc", cutoff=cutoff, important=important)
+    schedule = prunekit.create("schedule", "one_shot", layer=1)
+    model = model_of(name)
+    (cut,) = pruned(prunekit.method("pact", keep_ratio=0.5, selector=selector, schedule=schedule), name, batch)
+    with torch.no_grad():
+        cache = model(**batch.inputs, use_cache=True).past_key_values
+    keys = cache.layers[1].keys.transpose(1, 2).flatten(2).double().numpy()
+    for b, sample in enumerate(layers_of(name, batch)):
+        layer, k = sample[1], keys[b][batch.mask[b].numpy()]
+        scores, n = euti(layer), len(layer.visual)
+        assert np.abs(cut.scores[b, :n].double().numpy() - scores).max() < 1e-5 * max(scores)
+        far = {(i, j): 0.0 if i == j else max(0.0, 1 - cosine(k[layer.visual[i]], k[layer.visual[j]]))
+               for i in range(n) for j in range(n)}  # fmt: skip
+        budget = max(1, round(0.5 * n))
+        points = sorted(best(scores, max(budget, int(important * n))))
+        if cutoff is None:
+            assert len(kept(cut, b)) == budget
+            steps = sorted({0.0, *far.values()})
+            enough = [c for c in steps if len(centres(far, points, c)) >= budget]
+            options = [set(centres(far, points, c)[:budget]) for c in enough]
+            assert kept(cut, b) in options
+        else:
+            assert kept(cut, b) == set(centres(far, points, cutoff)[:budget])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pacts_others_go_to_the_nearest_centre_within_reach(seed):
+    g = torch.Generator().manual_seed(seed)
+    keys, scores, alive = torch.randn(2, 20, 3, generator=g), torch.rand(2, 20, generator=g), torch.ones(2, 20) > 0
+    alive[1, 15:] = False
+
+    notes = {"keys of the visual tokens": keys}
+    view = SimpleNamespace(notes=notes, slots=torch.arange(20).expand(2, -1), alive=alive)
+    selector = prunekit.create("selector", "dbdpc", cutoff=0.2, important=0.5, reach=2.0)
+    got = selector.select(view, scores.masked_fill(~alive, -torch.inf), torch.tensor([20, 15]) // 2)
+    for b, n in enumerate((20, 15)):
+        k = keys[b].double().numpy()
+        chosen = got[b].nonzero()[:, 0].tolist()
+        for i in range(n):
+            if i in chosen:
+                continue
+            near = min(chosen, key=lambda c: (1 - cosine(k[i], k[c]), c))
+            expected = near if 1 - cosine(k[i], k[near]) <= 0.4 else -1
+            assert int(notes["assigned"][b, i]) == expected
+
+
+def test_pact_says_what_it_cannot_do():
+    for options, line in (
+        ({"important": 0.0}, r"selector\.important"),
+        ({"cutoff": 3.0}, r"selector\.cutoff"),
+        ({"reach": 0.5}, r"selector\.reach"),
+    ):
+        with pytest.raises(prunekit.PrunekitError, match=line):
+            prunekit.create("selector", "dbdpc", **options)
+    schedule = prunekit.create("schedule", "one_shot", layer=1)
+    with pytest.raises(prunekit.PrunekitError, match="needs scorer=euti"):
+        pruned(prunekit.method("pact", keep_ratio=0.5, scorer="random", schedule=schedule), "llava", zoo.batch("llava"))

@@ -6,6 +6,7 @@ The default run takes one slice of the product for each family (which slice turn
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ import prunekit
 import zoo
 from prunekit.families import EXACT, REFUSED, make_family
 from removal import NAMES, PADDINGS, SCHEDULES, TOLERANCE, attentions, difference
+from zoo.base import FAMILIES, VIDEO, in_turn
+from zoo.qwen_like import GRID, patches
 
 PRODUCT = [case for name in NAMES for case in itertools.product((name,), attentions(name), PADDINGS, SCHEDULES)]
 SLICE = [
@@ -234,3 +237,31 @@ def test_renumbered_positions_go_on_without_a_gap(name, padding):
         step = model(input_ids=word, attention_mask=mask, past_key_values=cache, use_cache=True).logits[:, -1]
         whole = model(**longer).logits[:, -1]
     assert (step - whole).abs().max() < TOLERANCE
+
+
+BOTH = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "video_llama_3", "llava_next_video", "video_llava")  # GLM-4V: see below
+MIXED = {name: in_turn(FAMILIES[name].image, FAMILIES[name].video) for name in BOTH if name in FAMILIES}
+CLIPS = dict(sizes=((4, 4), (4, 8), (8, 4)), keys=GRID, token=VIDEO)
+UNEQUAL = {
+    "qwen2_5_vl": in_turn(*(patches(frames=n, **CLIPS) for n in (2, 3))),
+    "qwen3_vl": in_turn(*(patches(frames=n, split_frames=True, **CLIPS) for n in (2, 3))),
+}
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+@pytest.mark.parametrize(("name", "kind"), [*((n, "mixed") for n in MIXED), *((n, "unequal") for n in UNEQUAL)])
+def test_images_beside_videos_and_videos_of_unequal_length(name, kind, padding, monkeypatch):
+    """Two media in the first sample, one in each other: an image and a video, or videos of two and of three frames."""
+    media = MIXED[name] if kind == "mixed" else UNEQUAL[name]
+    monkeypatch.setitem(FAMILIES, name, dataclasses.replace(FAMILIES[name], image=media, variants=("two_images",)))
+    check(name, "sdpa", padding, "progressive", "two_images")
+
+
+def test_a_family_that_itself_cannot_tell_images_from_videos(monkeypatch):
+    """GLM-4V marks both by one token, and transformers counts them all for the images: nothing to prune exactly."""
+    media = in_turn(FAMILIES["glm4v"].image, FAMILIES["glm4v"].video)
+    monkeypatch.setitem(
+        FAMILIES, "glm4v", dataclasses.replace(FAMILIES["glm4v"], image=media, variants=("two_images",))
+    )
+    with torch.no_grad(), pytest.raises(ValueError, match="do not match"):
+        zoo.build("glm4v")(**zoo.batch("glm4v", "left", variant="two_images").inputs)

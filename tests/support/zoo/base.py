@@ -166,6 +166,24 @@ def make_batch(name: str, padding: str, seed: int, variant: str) -> Batch:
     return Batch(inputs, family.find(inputs) if family.find else torch.isin(ids, torch.tensor(family.visual)))
 
 
+def in_turn(*medias: Media) -> Media:
+    """Pictures of several kinds: the first of a sample is of the kind of its number, the next of the next."""
+
+    def media(pictures: Layout, generator: torch.Generator) -> tuple[dict[str, Any], Runs]:
+        pieces: dict[str, list[torch.Tensor]] = {}
+        runs: Runs = []
+        for b, sample in enumerate(pictures):
+            runs.append([])
+            for place, size in enumerate(sample):
+                inputs, (own,) = medias[(b + place) % len(medias)]([[size]], generator)
+                runs[-1] += own
+                for name, value in inputs.items():
+                    pieces.setdefault(name, []).append(value)
+        return {name: torch.cat(values) for name, values in pieces.items()}, runs
+
+    return media
+
+
 def pad_rows(rows: list[list[int]], padding: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows as one tensor with its attention mask."""
     size = max(map(len, rows))

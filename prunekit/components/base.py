@@ -145,6 +145,9 @@ class Fusion(Component):
     """Whether ``layers`` may name the cut layer itself: what it would see of the tokens that are about to go. Its norm
     and projections are run for that once more, without the cache, up to its attention function."""
 
+    joins_rows: ClassVar[bool] = True
+    """Whether ``fuse_views`` reads the attention rows that the scorer chooses, so that it must be a ``RowScorer``."""
+
     def layers(self, cut: int, previous: int) -> list[int]:
         """Layers (ascending, all < ``cut``) whose evidence decides the cut before layer ``cut``; where
         ``uses_next_layer``, ``cut`` itself may be among them.

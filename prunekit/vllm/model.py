@@ -49,7 +49,9 @@ class PrunekitForConditionalGeneration(TransformersMultiModalForCausalLM):
         self._layers = _deepstack_layers(self.config)
         self._columns = (3 if config.uses_mrope else 0) + self._width * self._layers
         if self._layers and not config.enforce_eager:
-            raise PrunekitError(f"'{self.config.model_type}' is served pruned with enforce_eager alone (--enforce-eager)")
+            raise PrunekitError(
+                f"'{self.config.model_type}' is served pruned with enforce_eager alone (--enforce-eager)"
+            )
         size = vllm_config.scheduler_config.max_num_batched_tokens
         device = torch.get_default_device()
         self._carried = torch.zeros(size if self._columns else 0, self._columns, device=device)
@@ -127,9 +129,7 @@ class PrunekitForConditionalGeneration(TransformersMultiModalForCausalLM):
             raise PrunekitError(f"an image of more than {EXACT} rows or columns of tokens needs dtype=float32")
         return offsets_N3
 
-    def get_mrope_input_positions(
-        self, input_tokens: list[int], mm_features: list[Any]
-    ) -> tuple[torch.Tensor, int]:
+    def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[torch.Tensor, int]:
         """The positions [3, S] of a prompt in which an image's placeholders all have that of its first token."""
         dense: list[int] = []
         stays: list[int] = []  # the dense place of each token of the prompt

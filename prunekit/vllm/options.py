@@ -157,7 +157,9 @@ def servable(pruner: Pruner, family: Family, mrope: bool, options: Mapping[str, 
     if "vision" in pruner.schedule.sites or [c.layer for c in pruner.schedule.cuts(family.depth, pruner.share)] != [0]:
         raise PrunekitError(_refused_schedule(pruner, what))
     if pruner.budget is not None:
-        raise PrunekitError(f"budget={pruner.budget} cannot be served: vLLM counts tokens of each image; use keep_ratio")
+        raise PrunekitError(
+            f"budget={pruner.budget} cannot be served: vLLM counts tokens of each image; use keep_ratio"
+        )
     if not pruner.selector.exact or pruner.selector.adapts_count:
         name = component_name(pruner.selector)
         raise PrunekitError(
@@ -165,7 +167,9 @@ def servable(pruner: Pruner, family: Family, mrope: bool, options: Mapping[str, 
             "encoder runs; use selector=topk"
         )
     if pruner.scorer.uses_regions:
-        raise PrunekitError(f"scorer '{component_name(pruner.scorer)}' cannot be served: no request says where answers are")
+        raise PrunekitError(
+            f"scorer '{component_name(pruner.scorer)}' cannot be served: no request says where answers are"
+        )
     positions = "keep" if mrope else "renumber"
     asked = options.get("positions")
     if asked not in (None, positions):
@@ -199,7 +203,6 @@ def reads_question(pruner: Pruner) -> bool:
     """Whether what stays of an image depends on the prompt, so that vLLM must not take it from another prompt."""
     drawn = pruner.scorer.draws and not pruner.selector.ignores_scores
     return drawn or any(part.reads_question for part in pruner.components.values())
-
 
 
 def outline_family(config: PretrainedConfig, trust_remote_code: bool = False) -> Family:

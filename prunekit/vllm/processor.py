@@ -95,9 +95,7 @@ class PrunekitProcessor(MultiModalProcessor):
         inputs = dataclasses.replace(inputs, hf_processor_mm_kwargs={**request, CONFIG_KEY: told_json})
         return super().apply(inputs, timing_ctx)
 
-    def _apply_hf_processor_main(
-        self, mm_items: MultiModalDataItems, hf_kwargs: Mapping[str, object]
-    ) -> BatchFeature:
+    def _apply_hf_processor_main(self, mm_items: MultiModalDataItems, hf_kwargs: Mapping[str, object]) -> BatchFeature:
         told, hf_kwargs = _taken(hf_kwargs)
         fields = super()._apply_hf_processor_main(mm_items, hf_kwargs)
         if "image_replacement_sizes" in fields:

@@ -15,9 +15,7 @@ from types import ModuleType
 class Declare(importlib.abc.MetaPathFinder):
     """Finds nothing; when torchvision is about to be imported it declares the operators once."""
 
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != "torchvision":
             return None
         sys.meta_path.remove(self)

@@ -194,6 +194,19 @@ class Schedule(Component):
     sites: tuple[str, ...] = ("decoder",)
     """Where it cuts: "vision" (inside the encoder, by ``vision_cuts``), "input" (before decoder layer 0), "decoder"."""
 
+    adapts_counts: ClassVar[bool] = False
+    """Whether the counts of its cuts depend on the sample, by ``shares``. Its scorer must read attention, and its first
+    cut have evidence."""
+
+    def shares(self, view: LayerView, layers: Sequence[int], depth: int) -> torch.Tensor:
+        """How the tokens of each sample fall: the share that stays after the cut before each of ``layers``, never
+        rising, up to a factor, float [B, cuts]. The factor is found for each sample so that its tokens, added up over
+        the decoder's ``depth`` layers, come nearest to those that ``cuts`` would leave.
+
+        ``view`` is the last layer of evidence of the first cut, in which all tokens stand.
+        """
+        raise TypeError(f"{type(self).__name__} defines no shares(view, layers, depth)")
+
     def cuts(self, depth: int, keep_ratio: float) -> tuple[Cut, ...]:
         """The cuts in order for a decoder of ``depth`` layers; the last one's ratio is ``keep_ratio``.
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from prunekit.components.base import Reduced
+from prunekit.engine.adaptive import adapted_counts
 from prunekit.engine.cutter import Choice, CutSite, Cutter
 from prunekit.engine.layer_inputs import compact
 from prunekit.engine.lookahead import view_ahead
@@ -34,13 +35,18 @@ class DecoderCut(CutSite):
         self.layers, self.evidence, self.doubts = cut.evidence, state.evidence, state.doubts
         self.others = [whole - n for whole, n in zip(layout.lengths, layout.counts, strict=True)]
         self.standing = [now - n for now, n in zip(state.sequence.lengths, self.others, strict=True)]
-        self.quota = [
-            min(target.plan.quota(index, n, length) if n else 0, now)
-            for n, length, now in zip(layout.counts, layout.prompt_lengths, self.standing, strict=True)
-        ]
         if index in cut.evidence:
             view = view_ahead(target, index, state, hidden, arguments)
             state.evidence.add(target.plan, view)
+        if target.plan.adaptive is not None and state.counts is None:
+            state.counts = adapted_counts(target.plan, state)
+        wanted = [
+            target.plan.quota(index, n, length) if n else 0
+            for n, length in zip(layout.counts, layout.prompt_lengths, strict=True)
+        ]
+        if state.counts is not None:
+            wanted = list(state.counts[index])
+        self.quota = [min(count, now) for count, now in zip(wanted, self.standing, strict=True)]
         self.view = state.view(index, family.one_state(hidden), family.grid, cut.site)
         self.projects = target.plan.reducer.acts_before_projector and cut.site == "input"
         tower = self.view.vision.tower if self.projects else None

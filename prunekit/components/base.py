@@ -29,6 +29,10 @@ class Component:
     uses_places: ClassVar[bool] = False
     """Whether it reads ``view.places``: which image or video, frame, row and column each token is of."""
 
+    reads_question: ClassVar[bool] = False
+    """Whether its answer at the input depends on the words of the prompt. A server that keeps an image's tokens for
+    other prompts must know; a component that does not say so is shown no words there."""
+
     uses_values: ClassVar[bool] = False
     """Whether it reads ``view.values`` (beside ``uses_attention``) or ``view.vision.values`` (beside ``uses_vision``).
     If not, no values are kept."""

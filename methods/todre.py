@@ -1,4 +1,4 @@
-"""ToDRE: tokens that are least alike at the input, and none of them once text and image no longer look at each other."""
+"""ToDRE: the tokens least alike at the input, and none once text and image no longer look at each other."""
 
 from __future__ import annotations
 

@@ -22,6 +22,8 @@ class Relevance(prunekit.Scorer):
     and the embeddings of the instruction's tokens.
     """
 
+    reads_question = True
+
     def score(self, view) -> torch.Tensor:
         embeds, layout = view.inputs_embeds.float(), view.layout
         units = torch.nn.functional.normalize(embeds, dim=-1)

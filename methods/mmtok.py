@@ -28,7 +28,7 @@ class MMTok(prunekit.Selector):
     text_temperature: float = 0.02
     image_temperature: float = 0.2
 
-    exact = ignores_scores = uses_vision = True
+    exact = ignores_scores = uses_vision = reads_question = True
 
     def __post_init__(self) -> None:
         if self.image < 0:

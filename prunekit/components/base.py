@@ -29,6 +29,10 @@ class Component:
     uses_places: ClassVar[bool] = False
     """Whether it reads ``view.places``: which image or video, frame, row and column each token is of."""
 
+    reads_question: ClassVar[bool] = False
+    """Whether its answer at the input depends on the words of the prompt. A server that keeps an image's tokens for
+    other prompts must know; a component that does not say so is shown no words there."""
+
     uses_values: ClassVar[bool] = False
     """Whether it reads ``view.values`` (beside ``uses_attention``) or ``view.vision.values`` (beside ``uses_vision``).
     If not, no values are kept."""
@@ -144,6 +148,9 @@ class Fusion(Component):
     uses_next_layer: ClassVar[bool] = False
     """Whether ``layers`` may name the cut layer itself: what it would see of the tokens that are about to go. Its norm
     and projections are run for that once more, without the cache, up to its attention function."""
+
+    joins_rows: ClassVar[bool] = True
+    """Whether ``fuse_views`` reads the attention rows that the scorer chooses, so that it must be a ``RowScorer``."""
 
     def layers(self, cut: int, previous: int) -> list[int]:
         """Layers (ascending, all < ``cut``) whose evidence decides the cut before layer ``cut``; where

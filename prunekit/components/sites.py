@@ -255,5 +255,9 @@ class BySite(Scorer):
     def uses_vision(self) -> bool:  # type: ignore[override]
         return any(self._scorers[site].uses_vision for site in ("input", "decoder"))
 
+    @property
+    def reads_question(self) -> bool:  # type: ignore[override]
+        return self._scorers["input"].reads_question
+
     def score(self, view: View) -> torch.Tensor:
         return self._scorers[view.site].score(view)  # type: ignore[arg-type]

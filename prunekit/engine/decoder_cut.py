@@ -43,7 +43,8 @@ class DecoderCut(CutSite):
             state.evidence.add(target.plan, view)
         self.view = state.view(index, family.one_state(hidden), family.grid, cut.site)
         self.projects = target.plan.reducer.acts_before_projector and cut.site == "input"
-        if self.projects and self.view.vision.tower.tiled:  # of newlines nothing can be made
+        tower = self.view.vision.tower if self.projects else None
+        if tower is not None and (tower.tiled or tower.twins):  # of newlines and CLS tokens nothing can be made
             self.patches = self.view.vision.exists.to(self.alive.device)
         if self.projects and any(run.pooled_behind for run in self.view.vision.records):
             if len(self.view.vision.records) > 1:

@@ -220,7 +220,7 @@ def _evidence(recipe: Recipe, layers: list[int]) -> dict[int, tuple[int, ...]]:
         if not blocks or max(blocks) > layer:
             raise PrunekitError(f"fusion '{fusion.registered_name}' names no block before the cut inside block {layer}")
         evidence[layer] = tuple(blocks)
-    if fusion.needs_full_attention and not isinstance(scorer, RowScorer):
+    if fusion.needs_full_attention and fusion.joins_rows and not isinstance(scorer, RowScorer):
         raise PrunekitError(
             f"fusion '{fusion.registered_name}' joins attention rows; '{scorer.registered_name}' reads none"
         )

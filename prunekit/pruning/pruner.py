@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -22,6 +22,9 @@ from prunekit.pruning import planner, saving
 from prunekit.pruning.recipe import Recipe
 from prunekit.views.layer import Regions
 from prunekit.views.trace import Trace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Pruner(Recipe):
@@ -92,9 +95,20 @@ class Pruner(Recipe):
         """``with pruner(model) as trace:`` prunes inside the block and leaves the model as it was; see ``apply``."""
         return PrunedBlock(lambda: self.apply(model, regions, prompt=prompt, visual=visual))
 
-    def save(self, folder: str | Path) -> None:
-        """Write ``pruner.yaml`` to a folder, and fusion weights beside it."""
-        saving.save(self, Path(folder))
+    def save(
+        self, folder: str | Path, model: PreTrainedModel | str | Path | None = None, processor: Any = None
+    ) -> None:
+        """Write ``pruner.yaml`` to a folder, and fusion weights beside it.
+
+        Args:
+            model: a loaded model, or the folder of one, to be written there too, so that vLLM serves the folder pruned
+                (docs/serving.md).
+            processor: of a loaded model; by default that of where it came from.
+        """
+        if model is None:
+            saving.save(self, Path(folder))
+        else:
+            saving.save_served(self, Path(folder), model, processor)
 
     @classmethod
     def load(cls, folder: str | Path) -> Pruner:

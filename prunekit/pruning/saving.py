@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -13,7 +14,15 @@ from prunekit.errors import PrunekitError
 from prunekit.pruning.recipe import Recipe
 from prunekit.registry import KINDS, registry
 
-FILE, WEIGHTS = "pruner.yaml", "{kind}.safetensors"
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FILE, WEIGHTS, CONFIG = "pruner.yaml", "{kind}.safetensors", "config.json"
+ARCHITECTURE = "PrunekitForConditionalGeneration"
+"""What ``architectures`` of a model's config names, so that vLLM serves it pruned."""
+
+CONFIG_KEY = "prunekit"
+"""Where a model's config, and ``mm_processor_kwargs`` of a request, hold the options of pruning."""
 
 
 def save(recipe: Recipe, folder: Path) -> None:
@@ -40,6 +49,47 @@ def save(recipe: Recipe, folder: Path) -> None:
     except yaml.YAMLError as error:
         raise PrunekitError(f"an option cannot be written as YAML: {' '.join(str(error).split())}") from None
     (folder / FILE).write_text(text)
+
+
+def save_served(recipe: Recipe, folder: Path, model: PreTrainedModel | str | Path, processor: Any = None) -> None:
+    """Write a model with the recipe in its ``config.json``: a folder that vLLM serves pruned, where prunekit's plug-in is
+    installed, and that transformers loads as the dense model.
+
+    Args:
+        model: as loaded, or its folder, whose files are copied.
+        processor: the loaded model's; by default that of the folder or hub id that it came from.
+
+    Raises:
+        PrunekitError: for what ``save`` refuses, a folder without a model, and a folder that would copy itself.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(model, str | Path):
+        if not (Path(model) / CONFIG).is_file():
+            raise PrunekitError(f"no {CONFIG} in '{model}': give a model's folder, or a loaded model")
+        if Path(model).resolve() == folder.resolve():
+            raise PrunekitError(f"'{folder}' is the model's own folder: name another")
+        shutil.copytree(model, folder, dirs_exist_ok=True)
+    else:
+        _save_loaded(folder, model, processor)
+    save(recipe, folder)
+    options = yaml.safe_load((folder / FILE).read_text())
+    config = json.loads((folder / CONFIG).read_text())
+    config |= {"architectures": [ARCHITECTURE], CONFIG_KEY: options}
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _save_loaded(folder: Path, model: PreTrainedModel, processor: Any) -> None:
+    from transformers import AutoProcessor
+
+    if processor is None:
+        source = model.config.name_or_path
+        try:
+            processor = AutoProcessor.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise PrunekitError(f"no processor of '{source}' ({reason}): save(..., processor=...)") from None
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
 
 
 def load(folder: Path) -> dict[str, Any]:

@@ -121,6 +121,21 @@ class ReportOptions(Options):
     reference: Text | None = Field(None, description="the method or label to compare with")
 
 
+class ServeOptions(Options):
+    """``task=serve``."""
+
+    group: ClassVar[str] = "serve"
+
+    host: Text = Field("127.0.0.1", description="where the server listens")
+    port: Count = Field(8000, description="the port it listens at")
+    name: Text | None = Field(None, description="what requests call the model; null: model.name")
+    requests: Flag = Field(True, description="a request may name its own method and keep ratio")
+    timeout: Count = Field(600, description="seconds within which the server must answer")
+    arguments: Text | None = Field(
+        None, description="further arguments of vLLM, '--enforce-eager --max-model-len 4096'"
+    )
+
+
 class RunConfig(Options):
     """What every task knows of a job."""
 
@@ -181,6 +196,12 @@ class BenchConfig(RunConfig):
         return values
 
 
+class ServeConfig(RunConfig):
+    """``task=serve``."""
+
+    serve: ServeOptions
+
+
 class ReportConfig(RunConfig):
     """``task=report``."""
 
@@ -206,6 +227,7 @@ CONFIGS: dict[str, type[RunConfig]] = {
     "eval": EvalConfig,
     "bench": BenchConfig,
     "report": ReportConfig,
+    "serve": ServeConfig,
     "train": TrainConfig,
 }
 """The configuration of each task that has options of its own."""

@@ -6,12 +6,6 @@ imports vLLM. ``options`` and ``cut`` are plain prunekit and torch, ``processor`
 
 from __future__ import annotations
 
-ARCHITECTURE = "PrunekitForConditionalGeneration"
-"""What ``architectures`` of a model's config names, so that vLLM serves it pruned."""
-
-CONFIG_KEY = "prunekit"
-"""Where a model's config, and ``mm_processor_kwargs`` of a request, hold the options of pruning."""
-
 TESTED = "0.32.0"
 """The version of vLLM that the tests run."""
 
@@ -19,6 +13,8 @@ TESTED = "0.32.0"
 def register() -> None:
     """Make the architecture known to vLLM. Light, and harmless when called again."""
     from vllm import ModelRegistry
+
+    from prunekit.pruning.saving import ARCHITECTURE
 
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
         ModelRegistry.register_model(ARCHITECTURE, "prunekit.vllm.model:PrunekitForConditionalGeneration")

@@ -15,15 +15,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from vllm.model_executor.models.transformers import MultiModalDummyInputsBuilder, TransformersMultiModalForCausalLM
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import PlaceholderRange
 
 from prunekit.errors import PrunekitError
 from prunekit.families import family_of
-from prunekit.vllm import CONFIG_KEY
 from prunekit.vllm.cut import ImageCut, Surroundings
-from prunekit.vllm.options import REMEMBERED, Served
+from prunekit.vllm.options import REMEMBERED, Served, options_of_config
 from prunekit.vllm.processor import FIELD, CutOrder, PrunekitProcessingInfo, PrunekitProcessor
 
 EXACT = 256
@@ -43,7 +43,7 @@ class PrunekitForConditionalGeneration(TransformersMultiModalForCausalLM):
             raise PrunekitError("tensor and pipeline parallelism are not served pruned: start a server for each GPU")
         if config.is_moe:
             raise PrunekitError(f"model type '{self.config.model_type}' cannot be served pruned: mixture of experts")
-        self.served = Served(family_of(self.model), config.uses_mrope, getattr(self.config, CONFIG_KEY, None))
+        self.served = Served(family_of(self.model), config.uses_mrope, options_of_config(self.config, config.model))
         self._cuts: dict[str, ImageCut] = {}
         self._width = self.text_config.hidden_size
         self._layers = _deepstack_layers(self.config)
@@ -58,6 +58,16 @@ class PrunekitForConditionalGeneration(TransformersMultiModalForCausalLM):
         self._clean = True
         for number in range(self._layers):
             self.served.family.layers[number].register_forward_hook(self._deepstack_hook(number))
+
+    def _create_hf_to_vllm_mapper(self) -> None:
+        """Weights have the names of transformers' own class, which ``architectures`` no longer mentions."""
+        named = self.config.architectures
+        own = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(self.config.model_type)
+        self.config.architectures = [*named, own] if isinstance(own, str) else named
+        try:
+            super()._create_hf_to_vllm_mapper()
+        finally:
+            self.config.architectures = named
 
     # -- images --------------------------------------------------------------------------------------------------
 

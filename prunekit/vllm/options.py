@@ -15,6 +15,7 @@ import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,7 @@ from prunekit.pruning.planner import ScheduleQuota
 from prunekit.pruning.presets import BUDGET, method
 from prunekit.pruning.pruner import Pruner
 from prunekit.pruning.recipe import component_name
+from prunekit.pruning.saving import CONFIG_KEY
 from prunekit.registry import KINDS, registry
 
 if TYPE_CHECKING:
@@ -77,6 +79,19 @@ class Served:
                 self._pruners.clear()
             self._pruners[key] = servable(pruner_of(options), self.family, self.mrope, options)
         return self._pruners[key]
+
+
+def options_of_config(config: PretrainedConfig, folder: str) -> dict[str, object] | None:
+    """A server's options, from its model's config; weights of components stand beside the model in its ``folder``."""
+    options = getattr(config, CONFIG_KEY, None)
+    if not isinstance(options, dict):
+        return options
+    options = copy.deepcopy(options)
+    for part in options.values():
+        if isinstance(part, dict) and isinstance(part.get("weights"), str):
+            beside = Path(folder) / part["weights"]
+            part["weights"] = str(beside) if beside.is_file() else part["weights"]
+    return options
 
 
 def check_request(request: object) -> Mapping[str, object]:

@@ -19,8 +19,7 @@ from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.processing import PromptReplacement, PromptUpdate, PromptUpdateDetails
 
 from prunekit.errors import PrunekitError
-from prunekit.vllm import CONFIG_KEY
-from prunekit.vllm.options import Served, kept, outline_family, reads_question
+from prunekit.vllm.options import CONFIG_KEY, Served, kept, options_of_config, outline_family, reads_question
 
 if TYPE_CHECKING:
     from transformers import BatchFeature
@@ -81,7 +80,7 @@ class PrunekitProcessor(MultiModalProcessor):
                 '\'{"architectures": [...], "prunekit": {...}}\''
             )
         family = _outline(context)
-        self.served = Served(family, context.uses_mrope, getattr(self.info.get_hf_config(), CONFIG_KEY, None))
+        self.served = Served(family, context.uses_mrope, options_of_config(context.hf_config, context.model))
 
     def apply(self, inputs: ProcessorInputs, timing_ctx: TimingContext) -> Any:
         request = dict(inputs.hf_processor_mm_kwargs)
@@ -182,8 +181,8 @@ def _taken(hf_kwargs: Mapping[str, object]) -> tuple[dict[str, Any], dict[str, o
 
 
 def around_first(prompt: Sequence[int], target: Sequence[int], other: Sequence[int]) -> tuple[list[int], list[int]]:
-    """The ids of a prompt before and behind its first image; later ones, ``target`` in the prompt, leave ``other``, what
-    an image's placeholder expands to beside visual tokens."""
+    """The ids of a prompt before and behind its first image, each image being ``target`` in the prompt. Later images
+    leave ``other``, what a placeholder expands to beside visual tokens."""
     parts: list[list[int]] = [[]]
     place, size = 0, len(target)
     while place < len(prompt):

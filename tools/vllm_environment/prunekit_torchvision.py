@@ -1,5 +1,7 @@
-"""Lets torchvision's CUDA wheel, all that PyPI has, be imported beside a torch for CPUs: declares the two operators that
-its Python code looks up, where the library that defines them cannot be loaded. Nothing here calls them."""
+"""Lets torchvision's CUDA wheel, the only one on PyPI, be imported beside a torch for CPUs.
+
+Where the library that defines its operators cannot be loaded, the two that its Python code looks up are declared.
+Nothing here calls them."""
 
 from __future__ import annotations
 

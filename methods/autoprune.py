@@ -61,7 +61,7 @@ class AutoPrune(prunekit.Schedule):
 def information(view) -> torch.Tensor:
     """The mutual information of instruction and visual tokens in nats, mean over heads, [B].
 
-    The tokens of the instruction are equally likely; what each attends to among the visual tokens is their distribution.
+    The tokens of the instruction are equally likely; what each attends to among the visual tokens is a distribution.
     """
     _, words = view.query_index("text")
     rows = view.attention("text").double()

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-import zoo
 
 import prunekit
+import zoo
 from prunekit.data.source import open_source
 from prunekit.families import family_of
 from prunekit.models import load_model
@@ -33,8 +33,12 @@ def states_of(model, inputs, pruner):
     """What enters the first layer of the pruned model, and which visual tokens stayed."""
     seen = []
     with pruner(model) as trace, torch.no_grad():
-        handle = model.get_decoder().layers[0].register_forward_pre_hook(
-            lambda _, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+        handle = (
+            model.get_decoder()
+            .layers[0]
+            .register_forward_pre_hook(
+                lambda _, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+            )
         )
         model(**inputs)
         handle.remove()

@@ -3,10 +3,10 @@
 import json
 
 import pytest
-import zoo
 from transformers import AutoConfig
 
 import prunekit
+import zoo
 from prunekit.models import EMBEDDED
 from prunekit.vllm.options import (
     Served,
@@ -97,7 +97,7 @@ def test_a_method_takes_the_place_of_all_components():
     ],
 )
 def test_request_is_refused_in_one_line(served, request_options, word):
-    with pytest.raises(prunekit.PrunekitError, match="(?s).*") as caught:
+    with pytest.raises(prunekit.PrunekitError, match=r"(?s).*") as caught:
         served.pruner(served.merged(request_options))
     assert word in str(caught.value) and "\n" not in str(caught.value)
 

@@ -103,3 +103,10 @@ class Groups(prunekit.Schedule):
 
 
 prunekit.compose("ivtp_rollout", scorer="chosen_words", fusion="rollout", schedule="groups", positions="keep")
+prunekit.compose(
+    "ivtp_full",
+    scorer="chosen_words",
+    fusion="rollout",
+    schedule={"name": "groups", "vision": True},
+    positions="keep",
+)

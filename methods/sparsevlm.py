@@ -57,10 +57,12 @@ class SparseVLMSchedule(prunekit.Schedule):
 
     label: int | None = None
 
+    tables = COUNTS
+
     def __post_init__(self) -> None:
-        if self.label is not None and self.label not in COUNTS:
+        if self.label is not None and self.label not in self.tables:
             raise prunekit.PrunekitError(
-                f"schedule.label must be one of {', '.join(map(str, COUNTS))}, not {self.label}"
+                f"schedule.label must be one of {', '.join(map(str, self.tables))}, not {self.label}"
             )
 
     def cuts(self, depth: int, keep_ratio: float) -> tuple[prunekit.Cut, ...]:
@@ -68,12 +70,16 @@ class SparseVLMSchedule(prunekit.Schedule):
         layers = sorted({layer + 1 for layer in after if layer + 1 < depth})
         if not layers:
             raise prunekit.PrunekitError(f"schedule 'sparsevlm': a decoder of {depth} layer has no place for a cut")
-        counts = COUNTS[self.label] if self.label else min(COUNTS.values(), key=lambda c: _distance(c[-1], keep_ratio))
+        counts = (
+            self.tables[self.label]
+            if self.label
+            else min(self.tables.values(), key=lambda c: _distance(c[-1], keep_ratio))
+        )
         ratios = [after / before for before, after in itertools.pairwise((576, *counts[-len(layers) :]))]
         return prunekit.create("schedule", "progressive", layers=layers, ratios=ratios).cuts(depth, keep_ratio)
 
     def own_ratio(self) -> float | None:
-        return COUNTS[self.label][-1] / 576 if self.label else None
+        return self.tables[self.label][-1] / 576 if self.label else None
 
 
 def _distance(count: int, keep_ratio: float) -> float:

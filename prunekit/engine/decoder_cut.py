@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from prunekit.components.base import Reduced
+from prunekit.engine.adaptive import adapted_counts
 from prunekit.engine.cutter import Choice, CutSite, Cutter
 from prunekit.engine.layer_inputs import compact
 from prunekit.engine.lookahead import view_ahead
@@ -34,16 +35,22 @@ class DecoderCut(CutSite):
         self.layers, self.evidence, self.doubts = cut.evidence, state.evidence, state.doubts
         self.others = [whole - n for whole, n in zip(layout.lengths, layout.counts, strict=True)]
         self.standing = [now - n for now, n in zip(state.sequence.lengths, self.others, strict=True)]
-        self.quota = [
-            min(target.plan.quota(index, n, length) if n else 0, now)
-            for n, length, now in zip(layout.counts, layout.prompt_lengths, self.standing, strict=True)
-        ]
         if index in cut.evidence:
             view = view_ahead(target, index, state, hidden, arguments)
             state.evidence.add(target.plan, view)
+        if target.plan.adaptive is not None and state.counts is None:
+            state.counts = adapted_counts(target.plan, state)
+        wanted = [
+            target.plan.quota(index, n, length) if n else 0
+            for n, length in zip(layout.counts, layout.prompt_lengths, strict=True)
+        ]
+        if state.counts is not None:
+            wanted = list(state.counts[index])
+        self.quota = [min(count, now) for count, now in zip(wanted, self.standing, strict=True)]
         self.view = state.view(index, family.one_state(hidden), family.grid, cut.site)
         self.projects = target.plan.reducer.acts_before_projector and cut.site == "input"
-        if self.projects and self.view.vision.tower.tiled:  # of newlines nothing can be made
+        tower = self.view.vision.tower if self.projects else None
+        if tower is not None and (tower.tiled or tower.twins):  # of newlines and CLS tokens nothing can be made
             self.patches = self.view.vision.exists.to(self.alive.device)
         if self.projects and any(run.pooled_behind for run in self.view.vision.records):
             if len(self.view.vision.records) > 1:

@@ -19,7 +19,14 @@ from torch import nn
 
 from prunekit.engine.cutter import Cutter
 from prunekit.engine.encoder_cut import EncoderCut
-from prunekit.engine.encoder_run import EncoderRun, attention_function, frame_pool, note_packing, packed_rows
+from prunekit.engine.encoder_run import (
+    EncoderRun,
+    attention_function,
+    frame_pool,
+    note_merging,
+    note_packing,
+    packed_rows,
+)
 from prunekit.engine.media_watch import MediaWatch
 from prunekit.engine.mounted import NotCopied, guard, own
 from prunekit.engine.plan import EncoderPlan
@@ -64,19 +71,20 @@ class EncoderHooks(NotCopied):
     def install(self, core: nn.Module | None = None) -> None:
         """Put the hooks on; ``core`` is the model around the encoder."""
         tower, add = self.tower, self._handles.append
-        if tower.projector is not None:  # an encoder alone may be run without its own forward: its first block begins
-            add(tower.module.register_forward_pre_hook(self._enter, with_kwargs=True))
-        for number, block in enumerate(tower.blocks):
-            add(block.register_forward_pre_hook(self._block_hook(number), with_kwargs=True, prepend=True))
-        for number in sorted(self._observed()):
-            self._observe_block(number)
+        for encoder in (tower, *tower.twins):
+            if encoder.projector is not None:  # an encoder alone may be run without its forward: its first block begins
+                add(encoder.module.register_forward_pre_hook(self._enter, with_kwargs=True))
+            for number, block in enumerate(encoder.blocks):
+                add(block.register_forward_pre_hook(self._block_hook(number), with_kwargs=True, prepend=True))
+            for number in sorted(self._observed()):
+                self._observe_block(encoder, number)
+            add(encoder.blocks[encoder.read].register_forward_hook(self._note_cls))
         for number in self.plan.counts:
             block = tower.blocks[number]
             add(getattr(block, tower.norm).register_forward_pre_hook(self._cut_hook(number)))
             add(getattr(block, tower.tail).register_forward_hook(self._keep_branch))
             # Before those with which transformers collects hidden states.
             add(block.register_forward_hook(self._join_branch, prepend=True))
-        add(tower.blocks[tower.read].register_forward_hook(self._note_cls))
         if tower.tiled and core is not None:
             self._note_packing(core)
             self._note_pooling(core)
@@ -230,11 +238,11 @@ class EncoderHooks(NotCopied):
 
     # -- queries and keys ----------------------------------------------------------------------------------------
 
-    def _observe_block(self, number: int) -> None:
+    def _observe_block(self, tower: VisionTower, number: int) -> None:
         """Let ``_observe`` see one block's queries and keys, and weigh its attention."""
-        module: Any = self.tower.attentions[number]
-        if self.tower.implementation:
-            self._taps.add(module, self._tap(number), functools.partial(attention_function, self.tower, number))
+        module: Any = tower.attentions[number]
+        if tower.implementation:
+            self._taps.add(module, self._tap(number), functools.partial(attention_function, tower, number))
             return
         queries: dict[int, torch.Tensor] = {}
 
@@ -345,12 +353,20 @@ class EncoderHooks(NotCopied):
         if (run := self._run()) is None:
             return
         record, (features,) = run.record, in_float32(args[0])
+        if self.tower.halves is not None:
+            note_merging(record, args[1])
         if self.tower.packed:
             record.images = [rows * columns for rows, columns in record.grids]
         else:
             record.images = [run.kept.shape[1] // self.tower.group] * len(run.kept)
             record.grids = [self.tower.token_grid] * len(run.kept) if self.tower.token_grid is not None else []
         record.features = features if not record.cuts else self._dense(run, features)
+        if self.tower.halves is not None and record.order is not None:  # the merger itself sorts them by squares
+            record.features = features[0, record.order.to(features.device)]
+        if not self.tower.packed and record.pool is None and (extra := features.shape[1] - run.kept.shape[1]) > 0:
+            record.features = features[:, extra:]  # frames keep their CLS tokens (Video-LLaVA), which show nothing
+            rows = torch.arange(run.kept.numel()).view(run.kept.shape)
+            record.rows = torch.nn.functional.pad(rows, (extra, 0), value=-1).flatten()
         if record.pool is not None and not self.tower.packed:
             self._lay_out_frames(record, features.shape[1], newline=False)
 

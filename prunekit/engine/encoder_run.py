@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,6 +106,8 @@ def attention_function(tower: VisionTower, number: int) -> Callable[..., Any]:
 def note_packing(tower: VisionTower, record: VisionRecord, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """How the images of one run stand in its sequence, by the arguments of a packed encoder's forward."""
     side = round(tower.group**0.5)
+    if tower.halves is not None:  # what its merger is given says it
+        return
     if tower.averages:
         named = kwargs | dict(zip(("pixel_values", "grid_thw", "merge_sizes"), args, strict=False))
         grids, merges = named["grid_thw"], named["merge_sizes"]
@@ -122,6 +124,16 @@ def note_packing(tower: VisionTower, record: VisionRecord, args: tuple[Any, ...]
     sizes = args[1] if len(args) > 1 else kwargs.get("image_sizes")
     sizes = [pixels.shape[-2:]] * len(pixels) if sizes is None else sizes
     grids = [(int(height) // tower.patch_size, int(width) // tower.patch_size) for height, width in sizes]
+    note_squares(record, grids, side)
+
+
+def note_merging(record: VisionRecord, sizes: torch.Tensor) -> None:
+    """How images stand in what MiniCPM-V's merger joins 2 x 2 of, by their ``sizes`` [images, 2]."""
+    note_squares(record, [(int(rows), int(columns)) for rows, columns in sizes], 2)
+
+
+def note_squares(record: VisionRecord, grids: Sequence[tuple[int, int]], side: int) -> None:
+    """Images of ``grids`` of patches in raster order one after the other, whose squares of ``side`` become tokens."""
     record.grids = [(rows // side, columns // side) for rows, columns in grids]
     orders, start = [], 0
     for rows, columns in grids:

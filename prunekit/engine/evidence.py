@@ -37,8 +37,7 @@ class Evidence:
 
     def add(self, parts: Parts, view: View) -> None:
         """Take the evidence of a layer."""
-        counted = parts.selector.adapts_count and view.layer in parts.last_evidence  # its rows say how many stay
-        if parts.fusion.needs_full_attention or counted:
+        if parts.fusion.needs_full_attention or view.layer in parts.counted_layers:
             self.views[view.layer] = view
         if not parts.fusion.needs_full_attention:
             self.scores[view.layer] = score(parts.scorer, view)

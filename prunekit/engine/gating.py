@@ -56,6 +56,9 @@ class GateCutter(LayerCutter):
             raise PrunekitError(f"a gate stands for reducer 'drop', not '{plan.reducer.registered_name}'")
         if plan.cuts_inside_encoder:
             raise PrunekitError("a gate cannot stand for a cut inside the vision encoder")
+        if plan.adaptive is not None:
+            name = plan.adaptive.registered_name
+            raise PrunekitError(f"schedule '{name}' counts by each sample; a gate knows no other counts than planned")
         if plan.positions != "keep":
             raise PrunekitError(f"positions={plan.positions}: a gate leaves tokens where they are (positions=keep)")
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from prunekit.components.base import Fusion, Reducer, Scorer, Selector
+from prunekit.components.base import Fusion, Reducer, Schedule, Scorer, Selector
 
 Quota = Callable[[int, int, int], int]
 """(layer of a cut, visual tokens of a sample, tokens of its prompt) -> how many of the visual tokens stay after it."""
@@ -39,8 +39,8 @@ class Parts:
         return any(part.uses_unrotated for part in (self.scorer, self.fusion, self.selector, self.reducer))
 
     @property
-    def last_evidence(self) -> frozenset[int]:
-        """For each cut that may adapt its count the last layer that decides it, together; none in an encoder."""
+    def counted_layers(self) -> frozenset[int]:
+        """Layers whose attention says how many tokens stay; none in an encoder."""
         return frozenset()
 
 
@@ -93,6 +93,7 @@ class Plan(Parts):
         quota: how many tokens stay after each.
         encoder: what happens in the vision encoder; None where it is left alone.
         notes_media: whether a component reads ``view.places``.
+        adaptive: the schedule, where the counts of its cuts depend on the sample.
     """
 
     depth: int
@@ -100,6 +101,7 @@ class Plan(Parts):
     quota: Quota
     encoder: EncoderPlan | None = None
     notes_media: bool = False
+    adaptive: Schedule | None = None
 
     @property
     def cut_layers(self) -> tuple[int, ...]:
@@ -126,5 +128,6 @@ class Plan(Parts):
         return frozenset(seen for cut in self.cuts.values() if cut.layer > layer for seen in cut.evidence)
 
     @property
-    def last_evidence(self) -> frozenset[int]:
-        return frozenset(cut.evidence[-1] for cut in self.cuts.values() if cut.evidence)
+    def counted_layers(self) -> frozenset[int]:
+        last = [cut.evidence[-1] for cut in self.cuts.values() if cut.evidence]
+        return frozenset(last if self.selector.adapts_count else last[:1] if self.adaptive is not None else ())

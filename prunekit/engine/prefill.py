@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +59,7 @@ class Prefill:
         media: its images and videos, where a component asks where their tokens stand.
         positions: position ids [1 or B, S] (M-RoPE: triples) as the model gave them to its rotary embedding.
         gates: of a gated pass in training.
+        counts: tokens of each sample that stay after each cut, once a schedule that adapts has said so.
     """
 
     layout: PromptLayout
@@ -75,6 +77,7 @@ class Prefill:
     cut_slots: torch.Tensor | None = None
     arguments: dict[tuple[Any, ...], tuple[Any, Any]] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    counts: Mapping[int, Sequence[int]] | None = None
     inputs_embeds: torch.Tensor | None = None
     vision: VisionView | None = None
     inputs: dict[str, object] = field(default_factory=dict)

@@ -39,7 +39,7 @@ from prunekit.engine.plan import Plan
 from prunekit.engine.prefill import Prefill
 from prunekit.engine.tap import AttentionOptions, Mask, Taps, attention_inputs
 from prunekit.engine.target import Target
-from prunekit.engine.unrotated import note_projections, unrotated
+from prunekit.engine.unrotated import angles_of, note_projections, unrotated
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
 from prunekit.tensors.indexing import gather_tokens, scatter_where
@@ -174,8 +174,8 @@ class Session(NotCopied, Target):
             if state is not None and index in self.plan.evidence_layers and self.plan.scorer.uses_attention:
                 values = value if self.plan.uses_values else None
                 if self.thread.looks_ahead:  # the layer runs for this alone
-                    unrotated = self._unrotated(index, query, key)
-                    raise Peeked(attention_inputs(module, query, key, mask, options, None, values, unrotated))
+                    before = self._before_rotary(index, query, key)
+                    raise Peeked(attention_inputs(module, query, key, mask, options, None, values, *before))
                 # A layer that will be run again must not save more for the backward pass than it will then.
                 with torch.set_grad_enabled(torch.is_grad_enabled() and not checkpoints(self.family)):
                     self._observe(state, index, module, query, key, values, mask, options)
@@ -217,18 +217,20 @@ class Session(NotCopied, Target):
             return  # a second pass over the layer (gradient checkpointing) has nothing new
         view = state.view(index, state.hidden.to(query.device), self.family.grid)  # of a layer on another device
         places = foreign_keys(self, index, state)
-        unrotated = self._unrotated(index, query, key)
-        view.inputs = attention_inputs(module, query, key, mask, options, places, value, unrotated)
+        before = self._before_rotary(index, query, key)
+        view.inputs = attention_inputs(module, query, key, mask, options, places, value, *before)
         state.evidence.add(self.plan, view)
 
-    def _unrotated(
+    def _before_rotary(
         self, index: int, query: torch.Tensor, key: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The layer's queries and keys before the rotary embedding, where a component reads them."""
+    ) -> tuple[tuple[torch.Tensor, torch.Tensor] | None, tuple[torch.Tensor, torch.Tensor] | None]:
+        """The layer's queries and keys before the rotary embedding, and its cosines and sines, where a component reads
+        them."""
         if not self.plan.uses_unrotated:
-            return None
+            return None, None
         noted, self.thread.projected = self.thread.projected, {}
-        return unrotated(f"layer {index} of '{self.family.model_type}'", noted, query, key)
+        where = f"layer {index} of '{self.family.model_type}'"
+        return unrotated(where, noted, query, key), angles_of(noted, query)
 
     # -- prefill -------------------------------------------------------------------------------------------------
 

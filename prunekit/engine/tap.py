@@ -162,6 +162,7 @@ def attention_inputs(
     places: torch.Tensor | None,
     value: torch.Tensor | None = None,
     unrotated: tuple[torch.Tensor, torch.Tensor] | None = None,
+    angles: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> AttentionInputs:
     """What a layer gave its attention function; ``places`` [B, M] are its own tokens among keys that it borrows."""
     if places is not None:
@@ -182,4 +183,5 @@ def attention_inputs(
         bias=options.get("position_bias"),
         values=None if value is None else in_float32(value)[0],
         unrotated=unrotated,
+        angles=angles,
     )

@@ -35,8 +35,21 @@ def note_projections(module: nn.Module, thread: ThreadState) -> list[Any]:
 
         return hook
 
+    def note_angles(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        if (pair := kwargs.get("position_embeddings")) is not None:
+            thread.projected = {**thread.projected, "cos": pair[0], "sin": pair[1]}  # type: ignore[index]
+
     children = dict(module.named_children())
-    return [children[name].register_forward_hook(noting(kind)) for name, kind in SOURCES.items() if name in children]
+    hooks = [children[name].register_forward_hook(noting(kind)) for name, kind in SOURCES.items() if name in children]
+    return [*hooks, module.register_forward_pre_hook(note_angles, with_kwargs=True)]
+
+
+def angles_of(noted: Mapping[str, torch.Tensor], query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Cosines and sines [B, S, r] of the rotary embedding of a layer, None where it is given none of this shape."""
+    if "cos" not in noted or noted["cos"].ndim != 3 or noted["cos"].shape[1] != query.shape[2]:
+        return None
+    batch = query.shape[0]
+    return noted["cos"].expand(batch, -1, -1).float(), noted["sin"].expand(batch, -1, -1).float()
 
 
 def unrotated(

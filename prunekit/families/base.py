@@ -130,7 +130,7 @@ class Family:
     @property
     def vision_tower(self) -> nn.Module | None:
         """The vision encoder."""
-        for name in ("vision_tower", "visual", "vision_model", "vision_encoder"):
+        for name in ("vision_tower", "visual", "vision_model", "vision_encoder", "image_tower"):
             if isinstance(tower := getattr(self.core, name, None), nn.Module):
                 return unwrapped(tower)
         return None

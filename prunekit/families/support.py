@@ -191,7 +191,7 @@ SUPPORT: dict[str, FamilySupport] = {
         synthetic=True,
     ),
     "minicpm_ocr": FamilySupport(exact=True),
-    "minicpmv4_6": FamilySupport(exact=True, geometry=geometry.slices_in_text),
+    "minicpmv4_6": FamilySupport(exact=True, geometry=geometry.slices_in_text, patches=PatchLayout(packed=True)),
     "minicpmv4_7": FamilySupport(exact=True),
     "minimax_m3_vl": FamilySupport(
         exact=True, takes_features=True, adapter=special_cases.MiniMaxM3, decoder="minimax_m3_vl_text"
@@ -258,6 +258,7 @@ SUPPORT: dict[str, FamilySupport] = {
         exact=True,
         geometry=geometry.frames_with_cls,
         takes_features=True,
+        patches=PatchLayout(),
         encoder_shape=encoder_shapes.video_llava,
     ),
     "vipllava": FamilySupport(exact=True, takes_features=True),

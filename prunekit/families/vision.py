@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,6 +43,9 @@ class VisionTower:
         averages: of packed images, the encoder averages squares of patches, of a size that comes with each image.
         tiled: images are cut into tiles, which are packed with newlines.
         tiles: whether images may be cut into tiles at all.
+        halves: of packed images, the block behind which the encoder itself joins squares of 2 × 2 patches (MiniCPM-V);
+            None for other encoders.
+        twins: encoders of the same kind that the model has for other media (Video-LLaVA's for videos).
         pixels: whether it takes images of other sizes, with interpolated positions.
     """
 
@@ -65,6 +68,8 @@ class VisionTower:
     averages: bool = False
     tiled: bool = False
     tiles: bool = False
+    halves: int | None = None
+    twins: tuple[VisionTower, ...] = ()
     pixels: bool = True
     name: str = ""
 
@@ -84,6 +89,8 @@ class VisionTower:
         """Why tokens cannot go inside this encoder, None if they can."""
         if self.group > 1:
             return f"its projector joins {self.group} neighbouring patches, of which none may be missing"
+        if self.twins:
+            return "images and videos have an encoder each"
         if self.averages:
             return "it averages neighbouring patches of videos, of which none may be missing"
         if self.tiled:
@@ -107,9 +114,16 @@ def vision_of(family: Family) -> VisionTower:
     config: PretrainedConfig = tower.config
     if config.model_type == "pixtral":
         return _pixtral(family, tower, projector)
+    if hasattr(config, "insert_layer_id"):
+        return _minicpm(family, tower, projector)
     if config.model_type == "video_llama_3_vision":
         return _video_llama(family, tower, projector)
-    return _packed(family, tower) if patches.packed else _plain(family, patches, tower, projector)
+    if patches.packed:
+        return _packed(family, tower)
+    plain = _plain(family, patches, tower, projector)
+    if (films := getattr(family.core, "video_tower", None)) is not None:
+        return replace(plain, twins=(_plain(family, patches, unwrapped(films), projector),))
+    return plain
 
 
 def _unknown(name: str, why: str) -> PrunekitError:
@@ -256,6 +270,34 @@ def _video_llama(family: Family, tower: PreTrainedModel, projector: nn.Module) -
         tail="mlp",
         packed=True,
         averages=True,
+        pixels=False,
+        name=family.model_type,
+    )
+
+
+def _minicpm(family: Family, tower: Any, projector: Any) -> VisionTower:
+    """MiniCPM-V 4.6: images of any size in one sequence; squares of patches join behind one of the first blocks, and
+    squares of what is left in the merger.
+
+    Raises:
+        PrunekitError: for a merger of several rounds, and an encoder that joins patches behind its last block.
+    """
+    blocks, inserted = _blocks(tower), tower.config.insert_layer_id
+    if projector.merger_times != 1 or tuple(projector.merge_kernel_size) != (2, 2) or inserted >= len(blocks) - 1:
+        raise _unknown(family.model_type, f"merger_times={projector.merger_times}, insert_layer_id={inserted}")
+    return VisionTower(
+        module=tower,
+        blocks=blocks,
+        attentions=tuple(unwrapped(block.self_attn) for block in blocks),
+        read=len(blocks) - 1,
+        group=4,
+        projector=projector,
+        project=lambda x: projector.mlp[0](x.flatten(0, -2)).view(*x.shape[:-1], -1),
+        norm="layer_norm2",
+        tail="mlp",
+        packed=True,
+        halves=inserted,
+        tiles=True,
         pixels=False,
         name=family.model_type,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -84,6 +85,8 @@ def plan(recipe: Recipe, family: Family) -> Plan:
         if not evidence and (reads or recipe.fusion.needs_full_attention or recipe.selector.adapts_count):
             name, layer = recipe.scorer.registered_name, cut.layer
             raise PrunekitError(f"scorer '{name}' reads attention, but no layer lies before a cut at layer {layer}")
+    if schedule.adapts_counts:
+        _check_adaptive(recipe, plans)
     if reason := family.refuses_cuts(tuple(plans)):
         raise PrunekitError(f"model type '{family.model_type}' cannot be pruned here: {reason}")
     quota = ScheduleQuota(schedule, family.depth, recipe.share, recipe.keep_tokens, allotment)
@@ -94,7 +97,22 @@ def plan(recipe: Recipe, family: Family) -> Plan:
         quota=quota,
         encoder=encoder,
         notes_media=recipe.reads_places,
+        adaptive=schedule if schedule.adapts_counts else None,
     )
+
+
+def _check_adaptive(recipe: Recipe, plans: Mapping[int, CutPlan]) -> None:
+    """Raise where nothing says how many tokens of a sample are to stay."""
+    name, first = recipe.schedule.registered_name, next(iter(plans.values()))
+    if not recipe.scorer.uses_attention or not first.evidence:
+        raise PrunekitError(
+            f"schedule '{name}' counts by the attention before its first cut; scorer "
+            f"'{recipe.scorer.registered_name}' reads none there"
+        )
+    if recipe.selector.adapts_count:
+        raise PrunekitError(
+            f"schedule '{name}' and selector '{recipe.selector.registered_name}' both say how many stay"
+        )
 
 
 def outline(recipe: Recipe, depth: int, width: int, mlp_width: int) -> Plan:
@@ -220,7 +238,7 @@ def _evidence(recipe: Recipe, layers: list[int]) -> dict[int, tuple[int, ...]]:
         if not blocks or max(blocks) > layer:
             raise PrunekitError(f"fusion '{fusion.registered_name}' names no block before the cut inside block {layer}")
         evidence[layer] = tuple(blocks)
-    if fusion.needs_full_attention and not isinstance(scorer, RowScorer):
+    if fusion.needs_full_attention and fusion.joins_rows and not isinstance(scorer, RowScorer):
         raise PrunekitError(
             f"fusion '{fusion.registered_name}' joins attention rows; '{scorer.registered_name}' reads none"
         )

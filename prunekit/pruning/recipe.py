@@ -66,7 +66,7 @@ class Recipe:
             raise PrunekitError(f"budget={target} excludes keep_ratio and keep_tokens")
         share = {"budget": target, "keep_ratio": keep_ratio, "keep_tokens": keep_tokens}
         vars(self).update(share, positions=positions, name=name)
-        if self.fusion.needs_full_attention and not isinstance(self.scorer, RowScorer):
+        if self.fusion.needs_full_attention and self.fusion.joins_rows and not isinstance(self.scorer, RowScorer):
             names = self.fusion.registered_name, self.scorer.registered_name
             raise PrunekitError(f"fusion '{names[0]}' joins attention rows; scorer '{names[1]}' reads none")
         if self.selector.adapts_count and not isinstance(self.scorer, RowScorer):

@@ -22,7 +22,7 @@ class AttentionInputs:
     ``causal``), 2-D (padding, as flash attention wants it), or 4-D, bool (True = may attend) or additive. ``sinks``
     are logits [H], or [B, H, S, 1] where each query has its own; ``bias`` [B, H, S, S] is added to the logits.
     ``values`` [B, H_kv, S, d] and the ``unrotated`` queries and keys, of the shapes of the rotated ones, are None where
-    no component reads them.
+    no component reads them; ``angles`` are the cosines and sines [B, S, r] of the rotary embedding, likewise.
     """
 
     queries: torch.Tensor
@@ -36,6 +36,7 @@ class AttentionInputs:
     bias: torch.Tensor | None = None
     values: torch.Tensor | None = None
     unrotated: tuple[torch.Tensor, torch.Tensor] | None = None
+    angles: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def without_rotary(self) -> AttentionInputs:
         """The same with queries and keys as they were before the rotary embedding."""

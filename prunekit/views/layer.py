@@ -84,6 +84,18 @@ class View:
         """Keys [B, H_kv, S, d] before the rotary embedding, likewise."""
         return self._unrotated().keys
 
+    @property
+    def rotary_angles(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines [B, S, r] by which the rotary embedding turns the r first entries of queries and keys
+        (components with ``uses_unrotated``).
+
+        Raises:
+            PrunekitError: where the layer is not given them in this shape.
+        """
+        if (angles := self._attention().angles) is None:
+            raise PrunekitError(f"layer {self.layer}: the angles of its rotary embedding are not known")
+        return angles
+
     def query_index(self, queries: QuerySet) -> tuple[torch.Tensor, torch.Tensor]:
         """Slots [B, Q] of a query set and which of them exist [B, Q] (samples may have fewer than Q).
 

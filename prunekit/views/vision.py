@@ -103,6 +103,10 @@ class VisionRecord:
         """
         if (block := self.blocks.get(number)) is None:
             raise PrunekitError(f"view.vision: block {number} of the encoder was not kept, only {[*self.blocks]}")
+        if self.tower.halves is not None and number <= self.tower.halves:
+            raise PrunekitError(
+                f"view.vision: block {number} of '{self.tower.name}' sees patches before squares of them are joined"
+            )
         parts = [read(inputs)[:, self.tower.prefix :] for inputs in block.inputs]
         values = torch.cat([x.flatten(0, 1) for x in parts]) if self.tower.packed else torch.cat(parts)
         if block.index is not None:

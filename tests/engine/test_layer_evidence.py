@@ -161,3 +161,19 @@ def test_what_nobody_asks_for_is_not_kept(word):
     with pytest.raises(prunekit.PrunekitError, match="must set the class attribute uses_"), torch.no_grad():
         model(**zoo.batch("llava").inputs)
     handle.remove()
+
+
+@pytest.mark.parametrize("name", [name for name in ("llava", "qwen2_vl", "qwen3_vl") if name in NAMES])
+def test_angles_turn_what_was_before_into_what_is_attended_with(name):
+    """Pairs (i, i + d/2) of each token, turned one by one."""
+    got = look(
+        zoo.build(name), zoo.batch(name, "left"),
+        angles=lambda view: view.rotary_angles, turned=lambda view: view.keys, **BEFORE,
+    )  # fmt: skip
+    (cos, sin), keys = got["angles"], got["keys"]
+    half = keys.shape[-1] // 2
+    for i in range(half):
+        c, s = cos[:, None, :, i], sin[:, None, :, i]
+        a, b = keys[..., i], keys[..., i + half]
+        assert (a * c - b * s - got["turned"][..., i]).abs().max() < 1e-5
+        assert (b * c + a * s - got["turned"][..., i + half]).abs().max() < 1e-5

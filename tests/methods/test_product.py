@@ -22,7 +22,8 @@ from prunekit.run.objects import build_pruner
 from prunekit.run.words import CONF
 from zoo.tiny import make_batch, tiny_model
 
-METHODS = list(prunekit.methods())
+WITHDRAWS = ("vtw",)  # leaves no token: there is no budget to choose
+METHODS = [name for name in prunekit.methods() if name not in WITHDRAWS]
 NAMED = (
     "ivtp", "ivtp_rollout", "fastv", "sparsevlm", "sparsevlm_keep", "pyramiddrop", "dart",
     "random", "uniform", "oracle", "average_pool",
@@ -68,6 +69,12 @@ def test_runs_or_refuses_in_one_line(name, family):
             share = options.get("keep_ratio")
             assert expected is None
             assert found == [max(1, round(share * n)) if share else min(3, n) for n in counts]
+
+
+@pytest.mark.parametrize(("name", "family"), itertools.product(WITHDRAWS, FAMILIES))
+def test_withdrawal_leaves_nothing_and_takes_no_budget(name, family):
+    assert outcome(name, family, "left") == [0, 0, 0]
+    assert "keeps no visual token: keep_ratio=0.5 cannot be met" in outcome(name, family, "none", keep_ratio=0.5)
 
 
 def test_pruned_families_with_their_own_positions():

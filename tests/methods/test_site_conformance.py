@@ -325,6 +325,63 @@ def test_evits_own_rate_keeps_a_share_and_one():
     assert [(cut.layer, round(cut.ratio * 196)) for cut in cuts] == [(3, 139), (6, 99), (9, 71)]
 
 
+def flow_step(model, keep: dict[int, int], kind: str):
+    """FlowCut's scores, halved from block to block, by the patches' names."""
+    running: dict[int, float] = {}
+
+    def step(block: int, image: Image, keys: np.ndarray, attention: np.ndarray) -> None:
+        first, (heads, size, width) = int(kind == "clip"), keys.shape
+        queries, values = image.queries[-1], image.values[-1]
+        asks = [queries[h, 0] if first else queries[h].mean(0) for h in range(heads)]
+        looks = [softmax([float(asks[h] @ k) / math.sqrt(width) for k in keys[h]]) for h in range(heads)]
+        alike = [softmax([float(values[h, 0] @ v) for v in values[h]]) for h in range(heads)]
+        rows = [np.mean(looks, axis=0), *([np.mean(alike, axis=0)] if first else [])]
+        running.update({} if block else dict.fromkeys(range(16), math.nan))
+        for i in range(first, size):
+            flow = sum(row[i] / sum(row[first:]) for row in rows)
+            score = flow * sum(abs(np.mean([values[h, i] for h in range(heads)], axis=0)))
+            before = running[image.patches[i][0]]
+            running[image.patches[i][0]] = score if block == 0 else 0.5 * before + 0.5 * score
+        if block in keep:
+            ranked = sorted(range(first, size), key=lambda i: -running[image.patches[i][0]])
+            stays = [*range(first), *sorted(ranked[: keep[block]])]
+            image.x, image.patches = image.x[stays], [image.patches[i] for i in stays]
+
+    return step
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_flowcut(kind, seed):
+    model, batch = exact_model(kind, "sdpa"), exact_batch(make_batch("llava", seed=seed))
+    images = run(model, batch.inputs["pixel_values"], flow_step(model, {0: 9, 1: 5}, kind))
+    schedule = prunekit.create("schedule", "encoder", layers=[0, 1], ratios=[9 / 16, 5 / 9])
+    found, trace = entering(model, batch, prunekit.method("flowcut", schedule=schedule))
+    for b, image in enumerate(images):
+        first = int(kind == "clip")
+        assert trace.cuts[-1].kept[b].nonzero()[:, 0].tolist() == [p[0] for p in image.patches[first:]]
+        assert np.abs(found[b] - project(model, image.x[first:])).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("blocks", "patches", "keep", "entropy"), [(23, 576, 64, 0.9), (8, 144, 30, 0.5), (1, 16, 4, 1)]
+)
+def test_flowcuts_counts(blocks, patches, keep, entropy):
+    """Those of the authors' loop, at one entropy: from the first block on, whenever an even number is left."""
+    expected, left = {}, patches
+    for block in range(blocks):
+        remaining = (blocks - 1) - block - 1
+        if left > keep and remaining >= 0 and remaining % 2 == 0:
+            goes = round((left - keep) / remaining**0.5 * (1 - entropy**2)) if remaining else left
+            left = max(left - goes, keep)
+            expected[block] = left
+    schedule = prunekit.create("schedule", "flowcut", entropy=entropy)
+    cuts = {cut.layer: round(cut.ratio * patches) for cut in schedule.vision_cuts(blocks, patches, keep / patches)}
+    assert cuts == (expected or {0: keep})
+    with pytest.raises(prunekit.PrunekitError, match=r"schedule.entropy must lie in \[0, 1\]"):
+        prunekit.create("schedule", "flowcut", entropy=1.5)
+
+
 def test_a_schedule_of_merging_counts():
     """Constant, falling and rising numbers; the budget is met where blocks that halve at most can meet it."""
 

@@ -44,6 +44,8 @@ class Image:
     patches: list[list[int]]
     keys: list[np.ndarray] = field(default_factory=list)
     attention: list[np.ndarray] = field(default_factory=list)
+    queries: list[np.ndarray] = field(default_factory=list)
+    values: list[np.ndarray] = field(default_factory=list)
     inputs: list[np.ndarray] = field(default_factory=list)
 
 
@@ -86,7 +88,9 @@ def _block(layer: Any, number: int, image: Image, step: Step | None, weigh: bool
             weights[h, i] = softmax(logits)
     mixed = np.concatenate([weights[h] @ v[h] for h in range(heads)], axis=-1)
     image.x = image.x + attention.out_proj(torch.from_numpy(mixed)).numpy()
+    image.queries.append(q)
     image.keys.append(k)
+    image.values.append(v)
     image.attention.append(weights)
     if step is not None:
         step(number, image, k, weights)

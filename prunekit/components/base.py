@@ -31,7 +31,7 @@ class Component:
 
     reads_question: ClassVar[bool] = False
     """Whether its answer at the input depends on the words of the prompt. A server that keeps an image's tokens for
-    other prompts must know; there, a component that does not say so sees no words."""
+    other prompts must know; a component that does not say so is shown no words there."""
 
     uses_values: ClassVar[bool] = False
     """Whether it reads ``view.values`` (beside ``uses_attention``) or ``view.vision.values`` (beside ``uses_vision``).
@@ -149,6 +149,9 @@ class Fusion(Component):
     """Whether ``layers`` may name the cut layer itself: what it would see of the tokens that are about to go. Its norm
     and projections are run for that once more, without the cache, up to its attention function."""
 
+    joins_rows: ClassVar[bool] = True
+    """Whether ``fuse_views`` reads the attention rows that the scorer chooses, so that it must be a ``RowScorer``."""
+
     def layers(self, cut: int, previous: int) -> list[int]:
         """Layers (ascending, all < ``cut``) whose evidence decides the cut before layer ``cut``; where
         ``uses_next_layer``, ``cut`` itself may be among them.
@@ -190,6 +193,19 @@ class Schedule(Component):
 
     sites: tuple[str, ...] = ("decoder",)
     """Where it cuts: "vision" (inside the encoder, by ``vision_cuts``), "input" (before decoder layer 0), "decoder"."""
+
+    adapts_counts: ClassVar[bool] = False
+    """Whether the counts of its cuts depend on the sample, by ``shares``. Its scorer must read attention, and its first
+    cut have evidence."""
+
+    def shares(self, view: LayerView, layers: Sequence[int], depth: int) -> torch.Tensor:
+        """How the tokens of each sample fall: the share that stays after the cut before each of ``layers``, never
+        rising, up to a factor, float [B, cuts]. The factor is found for each sample so that its tokens, added up over
+        the decoder's ``depth`` layers, come nearest to those that ``cuts`` would leave.
+
+        ``view`` is the last layer of evidence of the first cut, in which all tokens stand.
+        """
+        raise TypeError(f"{type(self).__name__} defines no shares(view, layers, depth)")
 
     def cuts(self, depth: int, keep_ratio: float) -> tuple[Cut, ...]:
         """The cuts in order for a decoder of ``depth`` layers; the last one's ratio is ``keep_ratio``.

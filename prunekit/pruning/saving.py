@@ -52,8 +52,8 @@ def save(recipe: Recipe, folder: Path) -> None:
 
 
 def save_served(recipe: Recipe, folder: Path, model: PreTrainedModel | str | Path, processor: Any = None) -> None:
-    """Write a model with the recipe in its ``config.json``: a folder that vLLM serves pruned, where prunekit is
-    installed, and that transformers loads as the dense model.
+    """Write a model with the recipe in its ``config.json``: a folder that vLLM serves pruned, where prunekit's plug-in
+    is installed, and that transformers loads as the dense model.
 
     Args:
         model: as loaded, or its folder, whose files are copied.

@@ -110,7 +110,9 @@ def server_options(config: RunConfig) -> dict[str, Any]:
     """
     from transformers import AutoConfig
 
-    from prunekit.model_errors import loading_failed
+    from prunekit.model_errors import loading_failed, not_found
+    from prunekit.models import EMBEDDED
+    from prunekit.network import offline
 
     pruner, model = build_pruner(config), config.model
     options = {key: value for key, value in pruner.describe().items() if key != "positions"}
@@ -121,7 +123,8 @@ def server_options(config: RunConfig) -> dict[str, Any]:
             checked_model(config), revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise PrunekitError(loading_failed(str(model.name), error, "sdpa", model.revision, "")) from error
+        where = not_found(model.name, model.revision, offline(), list(EMBEDDED))
+        raise PrunekitError(loading_failed(model.name, error, "sdpa", model.revision, where)) from error
     family = outline_family(architecture, model.trust_remote_code)
     text = architecture.get_text_config()
     mrope = "mrope_section" in (getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {})

@@ -138,6 +138,18 @@ def test_each_of_several_images_has_its_own_budget(mini, name):
     check_same(engine.answers(asked, [{"method": name}] * 4), expected)
 
 
+def test_bad_request_fails_and_the_engine_lives(mini):
+    reference, requests, engine = mini
+    for options in ({"method": "divprun"}, {"keep_ratio": 3}, {"method": "fastv"}, 7):
+        with pytest.raises(ValueError, match=r"prunekit|method|keep_ratio"):
+            engine.answers(requests[:1], [options])
+    pruner = prunekit.method("fastervlm", keep_ratio=0.25)
+    check_same(engine.answers(requests[:1]), [reference.answer(requests[0], pruner)])
+
+
+# -- other engines; each ends the one before it -----------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -238,15 +250,6 @@ def test_server_refuses_at_start(references, options, word):
     folder, _ = references["mini"]
     with pytest.raises(Exception, match=word):
         serving.Engine(folder, options)
-
-
-def test_bad_request_fails_and_the_engine_lives(mini):
-    reference, requests, engine = mini
-    for options in ({"method": "divprun"}, {"keep_ratio": 3}, {"method": "fastv"}, 7):
-        with pytest.raises(ValueError, match=r"prunekit|method|keep_ratio"):
-            engine.answers(requests[:1], [options])
-    pruner = prunekit.method("fastervlm", keep_ratio=0.25)
-    check_same(engine.answers(requests[:1]), [reference.answer(requests[0], pruner)])
 
 
 def test_folder_keeps_the_config_of_its_model(references, tmp_path):

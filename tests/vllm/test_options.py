@@ -97,7 +97,7 @@ def test_a_method_takes_the_place_of_all_components():
     ],
 )
 def test_request_is_refused_in_one_line(served, request_options, word):
-    with pytest.raises(prunekit.PrunekitError, match=r"(?s).*") as caught:
+    with pytest.raises(prunekit.PrunekitError) as caught:
         served.pruner(served.merged(request_options))
     assert word in str(caught.value) and "\n" not in str(caught.value)
 

@@ -6,7 +6,9 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from prunekit.options import Count, CountOrNull, Flag, Options, Seed, Several, Takes, Text
+from prunekit.options import Count, CountOrNull, Flag, Options, Seed, Several, Takes, Text, choice
+
+ENGINES = ("transformers", "vllm")
 
 
 class BenchOptions(Options):
@@ -14,6 +16,10 @@ class BenchOptions(Options):
 
     group: ClassVar[str] = "bench"
 
+    engine: choice(ENGINES) = Field("transformers", description="what runs the model")  # type: ignore[valid-type]
+    concurrency: Annotated[list[Count], Field(min_length=1), Takes("be a list of counts like [1,8,32]")] = Field(
+        [1, 8, 32], description="of bench.engine=vllm: requests under way at a time"
+    )
     shape: Text | None = Field(None, description="a named architecture with random weights; null: the configured model")
     visual_tokens: Annotated[list[Count] | None, Field(min_length=1), Takes("be a list of counts like [576,2880]")] = (
         Field(None, description="counts to sweep; null: what the shape or the model's first example has")

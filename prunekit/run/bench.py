@@ -9,6 +9,11 @@ from prunekit.run.objects import build_pruner, load, load_examples
 
 def run(config: BenchConfig, context: Context) -> None:
     """``task=bench``: dense, pruned, ceiling and eager_fastv timed in turn; table, bench.json, bench.png."""
+    if config.bench.engine == "vllm":
+        from prunekit.run.serve import bench_vllm
+
+        bench_vllm(config, context)
+        return
     from prunekit.bench.task import bench
 
     bench(

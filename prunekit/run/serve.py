@@ -18,9 +18,9 @@ from urllib.request import urlopen
 
 from prunekit.errors import PrunekitError
 from prunekit.pruning.saving import ARCHITECTURE, CONFIG_KEY
-from prunekit.run.config import RunConfig, ServeConfig
+from prunekit.run.config import BenchConfig, RunConfig, ServeConfig
 from prunekit.run.context import Context
-from prunekit.run.objects import build_pruner
+from prunekit.run.objects import build_pruner, load_examples
 from prunekit.vllm import TESTED
 from prunekit.vllm.options import Served, outline_family
 
@@ -35,8 +35,7 @@ def run(config: RunConfig, context: Context) -> None:
         PrunekitError: without vLLM, for what cannot be served, and for a server that fails.
     """
     assert isinstance(config, ServeConfig)
-    if importlib.util.find_spec("vllm") is None:
-        raise PrunekitError(f"task=serve needs vLLM: {INSTALL}")
+    check_installed("task=serve")
     model, options = checked_model(config), server_options(config)
     words = command(config, model, options)
     print(shlex.join(words), flush=True)
@@ -55,7 +54,39 @@ def run(config: RunConfig, context: Context) -> None:
         print("stopped", flush=True)
 
 
-def checked_model(config: ServeConfig) -> str:
+def check_installed(task: str) -> None:
+    """Raise where vLLM is not installed."""
+    if importlib.util.find_spec("vllm") is None:
+        raise PrunekitError(f"{task} needs vLLM: {INSTALL}")
+
+
+def bench_vllm(config: BenchConfig, context: Context) -> None:
+    """``task=bench bench.engine=vllm``: dense and pruned requests to one engine, in turn.
+
+    Raises:
+        PrunekitError: without vLLM, and for what cannot be served.
+    """
+    check_installed("bench.engine=vllm")
+    from transformers import AutoProcessor
+
+    from prunekit.bench.serving import Bench, bench_serving, start_engine
+
+    if config.bench.shape is not None or config.bench.visual_tokens is not None or config.bench.frames is not None:
+        raise PrunekitError("bench.engine=vllm times the configured model: leave out shape, visual_tokens and frames")
+    model, options = checked_model(config), server_options(config)
+    example = next(iter(load_examples(config.data)))
+    content = [{"type": "image"}, {"type": "text", "text": example.question}]
+    processor = AutoProcessor.from_pretrained(model, revision=config.model.revision)
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    overrides: dict[str, object] = {"architectures": [ARCHITECTURE], CONFIG_KEY: options}
+    most = max(config.bench.concurrency)
+    llm = start_engine(model, overrides, config.dtype, config.seed, most)
+    bench = Bench(llm, text, example.image().size, max(1, config.bench.new_tokens))
+    context.folder.mkdir(parents=True, exist_ok=True)
+    bench_serving(bench, options, config.bench, context.folder, f"{config.model.name}, vLLM, {config.dtype}")
+
+
+def checked_model(config: RunConfig) -> str:
     """The folder or hub id of the model.
 
     Raises:
@@ -71,7 +102,7 @@ def checked_model(config: ServeConfig) -> str:
     return str(EMBEDDED.get(model.name, model.name))
 
 
-def server_options(config: ServeConfig) -> dict[str, Any]:
+def server_options(config: RunConfig) -> dict[str, Any]:
     """The pruner of a configuration as the plug-in reads it, checked on the model's config.
 
     Raises:

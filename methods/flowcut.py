@@ -73,7 +73,7 @@ class EverySecondBlock(prunekit.Schedule):
             each block; here every image keeps the same number, so that it is an option.
     """
 
-    entropy: float = 0.9
+    entropy: float = 0.8
 
     sites = ("vision",)
 

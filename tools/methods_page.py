@@ -159,8 +159,8 @@ Written by `python -m tools.methods_page`; how faithful each is, and why: [fidel
 ## What each is made of
 
 *Scoring* is the scorer's share of the dense prefill's multiply-accumulates, by formula, for LLaVA-1.5-7B with 576
-visual and 64 other tokens. *Knows the question* was seen on the embedded model: another question about the same image, other
-tokens.
+visual and 64 other tokens. *Knows the question* was seen on the embedded model: another question about the same image,
+other tokens.
 
 {parts}
 

@@ -22,7 +22,7 @@ from prunekit.run.objects import build_pruner
 from prunekit.run.words import CONF
 from zoo.tiny import make_batch, tiny_model
 
-WITHDRAWS = ("vtw",)  # leaves no token: there is no budget to choose
+WITHDRAWS = {"vtw": {}, "todre": {"threshold": 1.0}}  # may leave no token: there is no budget to choose
 METHODS = [name for name in prunekit.methods() if name not in WITHDRAWS]
 NAMED = (
     "ivtp", "ivtp_rollout", "fastv", "sparsevlm", "sparsevlm_keep", "pyramiddrop", "dart",
@@ -33,6 +33,7 @@ FAMILIES = {"llava": "a CLIP tower", "deepseek_vl": "a SigLIP tower", "qwen2_vl"
 REFUSALS = {
     **{(name, "qwen2_vl"): "positions=renumber" for name in RENUMBERS},
     ("oracle", "deepseek_vl"): "fixed grid",
+    ("todre", "deepseek_vl"): "where the visual tokens of 'deepseek_vl' stand is not known",
     ("oracle", "qwen2_vl"): "fixed grid",
 }
 BOXES = [[(0.0, 0.0, 0.5, 0.5)]] * 3
@@ -73,7 +74,10 @@ def test_runs_or_refuses_in_one_line(name, family):
 
 @pytest.mark.parametrize(("name", "family"), itertools.product(WITHDRAWS, FAMILIES))
 def test_withdrawal_leaves_nothing_and_takes_no_budget(name, family):
-    assert outcome(name, family, "left") == [0, 0, 0]
+    always = {"selector": prunekit.create("selector", name, **options)} if (options := WITHDRAWS[name]) else {}
+    found = outcome(name, family, "left", positions="keep", **always)
+    refusal = REFUSALS.get((name, family))
+    assert refusal in found if refusal else found == [0, 0, 0]
     assert "keeps no visual token: keep_ratio=0.5 cannot be met" in outcome(name, family, "none", keep_ratio=0.5)
 
 

@@ -14,7 +14,7 @@ from hand_vision import siglip_model
 from zoo.tiny import make_batch
 
 AT_INPUT = ("visionzip", "prumerge", "prumerge_plus", "fastervlm", "vispruner", "divprune", "cdpruner", "pooling")
-INSIDE = ("tome", "evit", "downsample")
+INSIDE = ("tome", "evit", "flowcut", "downsample")
 ADAPTIVE = ("prumerge", "prumerge_plus", "pooling", "downsample", "tome")
 FAMILIES = {
     "llava": "a CLIP tower",

@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 import pytest
-import serving
 
+import serving
 from prunekit.bench.serving import Load, rows
 
 

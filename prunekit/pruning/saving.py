@@ -53,7 +53,7 @@ def save(recipe: Recipe, folder: Path) -> None:
 
 def save_served(recipe: Recipe, folder: Path, model: PreTrainedModel | str | Path, processor: Any = None) -> None:
     """Write a model with the recipe in its ``config.json``: a folder that vLLM serves pruned, where prunekit's plug-in
-    is installed, and that transformers loads as the dense model.
+    is installed, and that transformers loads as the dense model. Its folder ``prunekit`` is what ``load`` reads.
 
     Args:
         model: as loaded, or its folder, whose files are copied.
@@ -71,8 +71,11 @@ def save_served(recipe: Recipe, folder: Path, model: PreTrainedModel | str | Pat
         shutil.copytree(model, folder, dirs_exist_ok=True)
     else:
         _save_loaded(folder, model, processor)
-    save(recipe, folder)
-    options = yaml.safe_load((folder / FILE).read_text())
+    save(recipe, folder / CONFIG_KEY)  # beside the model's own weights vLLM would take a component's for some of them
+    options = yaml.safe_load((folder / CONFIG_KEY / FILE).read_text())
+    for part in options.values():
+        if isinstance(part, dict) and part.get("weights"):
+            part["weights"] = f"{CONFIG_KEY}/{part['weights']}"
     config = json.loads((folder / CONFIG).read_text())
     config |= {"architectures": [ARCHITECTURE], CONFIG_KEY: options}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")

@@ -53,12 +53,12 @@ class CutOrder:
 
     def packed(self) -> torch.Tensor:
         """As bytes, uint8 [n]."""
-        return torch.tensor(list(json.dumps(dataclasses.asdict(self)).encode()), dtype=torch.uint8)
+        return torch.frombuffer(bytearray(json.dumps(dataclasses.asdict(self)).encode()), dtype=torch.uint8)
 
     @classmethod
     def unpacked(cls, field: torch.Tensor) -> CutOrder:
         """What ``packed`` made."""
-        return cls(**json.loads(bytes(field.cpu().tolist())))
+        return cls(**json.loads(field.cpu().numpy().tobytes()))
 
 
 class PrunekitProcessingInfo(MultiModalProcessingInfo):

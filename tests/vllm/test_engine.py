@@ -209,14 +209,19 @@ def test_families(references, name):
             assert {tuple(k) for k in kept} == {tuple(answer.kept[0]) for answer in expected[method]}
 
 
-def test_saved_folder_is_served_without_options(references, tmp_path):
+@pytest.mark.parametrize("trained", [False, True], ids=["no weights", "weights of a reducer"])
+def test_saved_folder_is_served_without_options(references, tmp_path, trained):
     folder, reference = references["mini"]
     pruner = prunekit.method("divprune", keep_ratio=0.25)
-    pruner.save(tmp_path / "pruned", model=folder)
+    if trained:
+        reducer = prunekit.create("reducer", "perceiver", queries=40, layers=1, heads=2, seed=3)
+        pruner = prunekit.Pruner("random", "single", "input", "stride", reducer, keep_ratio=0.25, positions="renumber")
     requests = questions(reference, 6)
+    expected = [reference.answer(request, pruner) for request in requests]
+    pruner.save(tmp_path / "pruned", model=folder)
+    assert prunekit.Pruner.load(tmp_path / "pruned" / "prunekit").keep_ratio == 0.25
     from vllm import LLM, SamplingParams
 
-    expected = [reference.answer(request, pruner) for request in requests]
     llm = LLM(model=str(tmp_path / "pruned"), dtype="float32", enforce_eager=True, max_model_len=512, block_size=32)
     prompts = [{"prompt": r.text, "multi_modal_data": {"image": list(r.pictures)}} for r in requests]
     outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=6), use_tqdm=False)

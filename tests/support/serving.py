@@ -20,6 +20,7 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
+FOLDER = {"options": "those of the folder's config"}
 
 
 @dataclass(frozen=True)
@@ -62,17 +63,20 @@ class Reference:
 
 
 class Engine:
-    """vLLM's engine on a folder, with prunekit's options as the server's."""
+    """vLLM's engine on a folder, with prunekit's options as the server's, or (``FOLDER``) those in its config."""
 
     def __init__(self, folder: Path, options: Mapping[str, object] | None, **settings: Any) -> None:
+        os.environ.update(ENVIRONMENT)
         from vllm import LLM
 
         defaults: dict[str, Any] = dict(
             dtype="float32", enforce_eager=True, max_model_len=512, max_num_seqs=8, block_size=32, seed=0,
             limit_mm_per_prompt={"image": 3},
         )  # fmt: skip
-        overrides = {"architectures": ["PrunekitForConditionalGeneration"], "prunekit": options}
-        self.llm = LLM(model=str(folder), hf_overrides=overrides, **{**defaults, **settings})
+        if options != FOLDER:
+            overrides = {"architectures": ["PrunekitForConditionalGeneration"], "prunekit": options}
+            defaults["hf_overrides"] = overrides
+        self.llm = LLM(model=str(folder), **{**defaults, **settings})
 
     def answers(
         self, requests: Sequence[Request], options: Sequence[object] | None = None, tokens: int = 6
@@ -113,7 +117,6 @@ class Engine:
 @contextlib.contextmanager
 def engine(folder: Path, options: Mapping[str, object] | None, **settings: Any) -> Iterator[Engine]:
     """An engine for a while."""
-    os.environ.update(ENVIRONMENT)
     made = Engine(folder, options, **settings)
     try:
         yield made

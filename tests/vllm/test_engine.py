@@ -1,7 +1,6 @@
 """vLLM with the plug-in against transformers with prunekit. Skipped without vLLM (``make test-vllm``)."""
 
 import importlib.util
-import json
 import shutil
 
 import pytest
@@ -220,15 +219,8 @@ def test_saved_folder_is_served_without_options(references, tmp_path, trained):
     expected = [reference.answer(request, pruner) for request in requests]
     pruner.save(tmp_path / "pruned", model=folder)
     assert prunekit.Pruner.load(tmp_path / "pruned" / "prunekit").keep_ratio == 0.25
-    from vllm import LLM, SamplingParams
-
-    llm = LLM(model=str(tmp_path / "pruned"), dtype="float32", enforce_eager=True, max_model_len=512, block_size=32)
-    prompts = [{"prompt": r.text, "multi_modal_data": {"image": list(r.pictures)}} for r in requests]
-    outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=6), use_tqdm=False)
-    for output, answer in zip(outputs, expected, strict=True):
-        ids = list(output.outputs[0].token_ids)
-        assert ids[: len(answer.ids)] == answer.ids[: len(ids)]
-    llm.llm_engine.engine_core.shutdown()
+    with serving.engine(tmp_path / "pruned", serving.FOLDER) as engine:
+        check_same(engine.answers(requests), expected)
 
 
 def test_checkpoint_with_names_of_older_transformers(references, tmp_path):
@@ -255,11 +247,3 @@ def test_server_refuses_at_start(references, options, word):
     folder, _ = references["mini"]
     with pytest.raises(Exception, match=word):
         serving.Engine(folder, options)
-
-
-def test_folder_keeps_the_config_of_its_model(references, tmp_path):
-    folder, _ = references["mini"]
-    prunekit.method("divprune").save(tmp_path / "pruned", model=folder)
-    before, after = (json.loads((path / "config.json").read_text()) for path in (folder, tmp_path / "pruned"))
-    changed = {key for key in after if before.get(key) != after[key]}
-    assert changed == {"architectures", "prunekit"}

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from prunekit.components.video import VideoReducer, VideoScorer, VideoSelector
 from prunekit.errors import PrunekitError, UnknownNameError
 from prunekit.families import Family, family_of
 from prunekit.pruning.planner import ScheduleQuota
@@ -28,6 +29,7 @@ from prunekit.pruning.pruner import Pruner
 from prunekit.pruning.recipe import component_name
 from prunekit.pruning.saving import CONFIG_KEY
 from prunekit.registry import KINDS, registry
+from prunekit.vllm.cut import ImageCut
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -184,6 +186,11 @@ def servable(pruner: Pruner, family: Family, mrope: bool, options: Mapping[str, 
     if pruner.schedule.adapts_counts:
         name = component_name(pruner.schedule)
         raise PrunekitError(f"schedule '{name}' cannot be served: its counts depend on the data; use schedule=input")
+    for part in pruner.components.values():
+        if isinstance(part, VideoScorer | VideoSelector | VideoReducer):
+            raise PrunekitError(
+                f"'{component_name(part)}' cannot be served: it compares frames, and videos are not served"
+            )
     if pruner.scorer.uses_regions:
         raise PrunekitError(
             f"scorer '{component_name(pruner.scorer)}' cannot be served: no request says where answers are"
@@ -197,7 +204,24 @@ def servable(pruner: Pruner, family: Family, mrope: bool, options: Mapping[str, 
         raise PrunekitError(f"'{family.model_type}' cannot be served pruned: its positions cannot be numbered anew")
     fitted = pruner.replace(positions=positions)
     fitted.plan(family)
+    rehearse(fitted, family)
     return fitted
+
+
+def rehearse(pruner: Pruner, family: Family) -> None:
+    """Cut random tokens, where components read neither encoder nor places: what they raise is then the error of a
+    request, and not the end of an engine.
+
+    Raises:
+        PrunekitError: for a component that reads the prompt without saying so, and answers that do not fit.
+    """
+    if pruner.needs_pixels or reads_question(pruner):
+        return
+    rows, columns = family.grid or (6, 6)
+    random = torch.Generator().manual_seed(0)
+    tokens = torch.randn(rows * columns, family.text_config.hidden_size, generator=random, device="cpu")
+    with torch.inference_mode():
+        ImageCut(pruner, family)(tokens)
 
 
 def _refused_schedule(pruner: Pruner, what: str) -> str:

@@ -1,6 +1,7 @@
 """What a server or a request may ask for, and what is refused, without vLLM."""
 
 import json
+from dataclasses import dataclass
 
 import pytest
 from transformers import AutoConfig
@@ -8,6 +9,7 @@ from transformers import AutoConfig
 import prunekit
 import zoo
 from prunekit.models import EMBEDDED
+from prunekit.registry import registry
 from prunekit.vllm.options import (
     Served,
     kept,
@@ -94,6 +96,8 @@ def test_a_method_takes_the_place_of_all_components():
         ({"method": "uniform"}, '"schedule": "input"'),
         ({"method": "prumerge"}, "selector=topk"),
         ({"method": "oracle"}, "oracle"),
+        ({"method": "vidcom2"}, "videos"),
+        ({"method": "todre"}, "todre"),
     ],
 )
 def test_request_is_refused_in_one_line(served, request_options, word):
@@ -153,3 +157,19 @@ def test_weights_stand_beside_the_model(tmp_path, family):
     finally:
         del config.prunekit
     assert options["reducer"]["weights"] == str(tmp_path / "reducer.safetensors")
+
+
+def test_a_component_that_reads_words_without_saying_so_is_refused(served):
+    @prunekit.register("scorer", "counts_words")
+    @dataclass
+    class CountsWords(prunekit.Scorer):
+        def score(self, view):
+            return view.layout.text.sum(1, keepdim=True).float().expand(view.alive.shape)
+
+    try:
+        with pytest.raises(prunekit.PrunekitError, match="no prompt"):
+            served.pruner(served.merged({"method": "fastervlm", "scorer": "counts_words"}))
+        CountsWords.reads_question = True
+        assert reads_question(served.pruner({"scorer": "counts_words", "selector": "topk"}))
+    finally:
+        del registry._classes["scorer"]["counts_words"]

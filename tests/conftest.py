@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import settings
 
 from prunekit.models import load_model
 from tools.embedded.config import Size, build_model
 from tools.embedded.export import export
 
 torch.set_num_threads(1)
+settings.register_profile("untimed", deadline=None)  # how long an example takes depends on what else the machine does
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)

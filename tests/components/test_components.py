@@ -95,7 +95,7 @@ class TestSchedules:
 
 
 class TestKeepCounts:
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(ratio=st.floats(0.01, 1.0), layers=st.sampled_from([[2], [1, 3], [1, 2, 5]]))
     def test_the_last_cut_leaves_exactly_the_ratio(self, ratio, layers):
         model, batch = tiny_model("llava"), make_batch("llava")

@@ -32,7 +32,7 @@ def make_batch(layout, right: bool) -> Batch:
     return tiny_batch({"input_ids": ids, "attention_mask": mask, "pixel_values": pixels})
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(layouts, st.booleans(), schedules, st.floats(0.02, 1.0), st.sampled_from(["eager", "sdpa"]))
 def test_random_layouts_cuts_and_ratios(layout, right, layers, ratio, attn):
     batch = make_batch(layout, right)
@@ -48,7 +48,7 @@ def test_random_layouts_cuts_and_ratios(layout, right, layers, ratio, attn):
     assert (prompt - expected)[text].abs().max() < 1e-4
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=10, derandomize=True)
 @given(layouts, schedules, st.floats(0.02, 1.0))
 def test_random_layouts_in_generation(layout, layers, ratio):
     batch, model = make_batch(layout, right=False), MODELS["sdpa"]

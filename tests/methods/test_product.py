@@ -100,9 +100,9 @@ def test_models_with_a_q_former_are_pruned_in_their_llm(name, family):
 
 @functools.cache
 def deep_family():
-    """A LLaVA of 32 layers without weights: enough for a plan."""
+    """A LLaVA of 32 layers behind an encoder of 24, without weights: enough for a plan."""
     config = tiny_model("llava").config.__class__.from_dict(tiny_model("llava").config.to_dict())
-    config.text_config.num_hidden_layers = 32
+    config.text_config.num_hidden_layers, config.vision_config.num_hidden_layers = 32, 24
     with torch.device("meta"):
         return make_family(type(tiny_model("llava"))(config))
 

@@ -47,7 +47,7 @@ def check(selector: str, seed: int, expected, **options) -> None:
         assert kept[b].nonzero()[:, 0].tolist() == sorted(places[i] for i in wanted)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6))
 def test_farthest_points(seed):
     """Samples of other numbers of tokens, some of them gone, side by side."""
@@ -58,7 +58,7 @@ def test_farthest_points(seed):
     check("maxmin", seed, expected)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6))
 def test_greedy_determinants(seed):
     """Up to the rank of the kernel (5): beyond it every determinant is nothing but rounding."""
@@ -73,7 +73,7 @@ def test_greedy_determinants(seed):
         assert kept[b].nonzero()[:, 0].tolist() == sorted(places[i] for i in wanted)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), step=st.integers(1, 9), important=st.floats(0, 1))
 def test_thinning_out(seed, step, important):
     def expected(tokens, scores, keep):
@@ -82,7 +82,7 @@ def test_thinning_out(seed, step, important):
     check("vispruner", seed, expected, step=step, important=important)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(rows=st.integers(1, 30), columns=st.integers(1, 30), share=st.integers(1, 900))
 def test_the_nearest_grid(rows, columns, share):
     candidates = [(a, min(columns, max(1, round(a * columns / rows)))) for a in range(1, rows + 1)]

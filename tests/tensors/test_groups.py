@@ -35,7 +35,7 @@ def share_out(weights: list[int], total: int, limits: list[int]) -> list[int]:
     return [counts[g] for g in range(len(weights))]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 12)), min_size=1, max_size=9), st.floats(0, 1))
 def test_shares_of_a_budget(groups, part):
     weights, limits = [w for w, _ in groups], [limit for _, limit in groups]
@@ -55,7 +55,7 @@ def test_samples_do_not_see_each_other():
         assert torch.equal(together[b : b + 1], alone)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 10**6))
 def test_numbers_sums_and_means(seed):
     g = torch.Generator().manual_seed(seed)

@@ -18,7 +18,7 @@ from prunekit import ops
 from zoo.tiny import make_batch, tiny_model
 
 SEEDS = st.integers(0, 10**6)
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=40)
 
 
 class Batch:

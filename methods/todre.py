@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 
 import prunekit
-from prunekit import ops
 
 
 @prunekit.register("schedule", "todre")
@@ -92,7 +91,7 @@ class MaxSum(prunekit.Selector):
         thumbnail = view.places.thumbnail & view.alive
         first = torch.where(thumbnail.any(1, keepdim=True), thumbnail, view.alive & view.vision.exists)
         attention = view.vision.attention(-1).to(scores.device).masked_fill(~first, -torch.inf)
-        cosine = ops.cosine(view.visual(view.hidden_states))
+        cosine = prunekit.ops.cosine(view.visual(view.hidden_states))
         return least_alike(cosine, attention.argmax(1), quota, view.alive)
 
 

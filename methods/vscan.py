@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 
 import prunekit
-from prunekit import ops
 
 
 @prunekit.register("selector", "vscan")
@@ -47,16 +46,16 @@ class VScan(prunekit.Selector):
 
     def select(self, view, scores, quota) -> torch.Tensor:
         if view.site == "decoder":
-            return ops.top_k(scores, quota, view.alive)
+            return prunekit.ops.top_k(scores, quota, view.alive)
         patches = view.alive & view.vision.exists.to(view.alive.device)
         (block,) = self.vision_blocks(len(view.vision.tower.blocks))
         early, late = (view.vision.attention(number).to(patches.device) for number in (block, None))
         window = self.windows(view.places, patches)
         count = (self.local * quota.double()).long()
         limit = -(-count // (window.amax(1) + 1).clamp(min=1))
-        near = ops.top_k(early, count, (window >= 0) & (ranks_within(early, window) < limit[:, None]))
-        kept = near | ops.top_k(late, quota - near.sum(1), patches & ~near)
-        return kept | ops.top_k(late, quota - kept.sum(1), view.alive & ~kept)
+        near = prunekit.ops.top_k(early, count, (window >= 0) & (ranks_within(early, window) < limit[:, None]))
+        kept = near | prunekit.ops.top_k(late, quota - near.sum(1), patches & ~near)
+        return kept | prunekit.ops.top_k(late, quota - kept.sum(1), view.alive & ~kept)
 
     def windows(self, places, among: torch.Tensor) -> torch.Tensor:
         """The number of each token's window in its sample, long [B, N]; -1 for what stands in none."""
@@ -65,7 +64,7 @@ class VScan(prunekit.Selector):
             for at, size in ((places.row, places.rows), (places.column, places.columns))
         )
         keys = places.medium, places.frame, places.thumbnail.long(), row, column
-        return ops.group_numbers(*keys, among=among & places.exists)[0]
+        return prunekit.ops.group_numbers(*keys, among=among & places.exists)[0]
 
 
 @prunekit.register("reducer", "vscan")
@@ -80,16 +79,16 @@ class MergeAtInput(prunekit.Reducer):
         if view.site != "input":
             return prunekit.Reduced(tokens)
         patches = view.vision.exists.to(alive.device)
-        target = ops.nearest(tokens, kept & patches)
+        target = prunekit.ops.nearest(tokens, kept & patches)
         target = target.masked_fill(~patches | ~(kept & patches).any(1, keepdim=True), -1)
-        return prunekit.Reduced(*ops.merge_into(tokens, sizes, target, kept, alive), sources=target)
+        return prunekit.Reduced(*prunekit.ops.merge_into(tokens, sizes, target, kept, alive), sources=target)
 
 
 def ranks_within(scores: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
     """The place of each token among the scores [B, N] of its ``group`` [B, N], 0 for the highest: long [B, N]."""
     size, groups = scores.shape[1], int(group.max()) + 1
-    place = ops.ranks(-(torch.where(group < 0, groups, group) * size + ops.ranks(scores)))
-    counts = ops.group_sums((group >= 0).long(), group, max(groups, 1))
+    place = prunekit.ops.ranks(-(torch.where(group < 0, groups, group) * size + prunekit.ops.ranks(scores)))
+    counts = prunekit.ops.group_sums((group >= 0).long(), group, max(groups, 1))
     return place - (counts.cumsum(1) - counts).gather(1, group.clamp(min=0))
 
 

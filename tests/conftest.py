@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 from hypothesis import settings
 
+import folders
 from prunekit.models import load_model
 from tools.embedded.config import Size, build_model
 from tools.embedded.export import export
@@ -30,6 +33,12 @@ def model_folder(tmp_path_factory):
     size = Size(tower_layers=2, tower_width=32, tower_mlp=48, layers=6, width=32, mlp=48, heads=2)
     export(build_model(size, seed=0), size, folder, {})
     return folder
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory):
+    """``saved(family)``: a folder with its tiny model and processor, written once."""
+    return cache(lambda family: folders.save(family, tmp_path_factory.mktemp(family)))
 
 
 @pytest.fixture(scope="module")

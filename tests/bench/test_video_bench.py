@@ -7,7 +7,6 @@ import json
 import pytest
 import torch
 
-import folders
 import zoo
 from commands import run_main
 from films import write_film
@@ -30,18 +29,6 @@ def tiny_shape(monkeypatch):
     monkeypatch.setitem(shapes.SHAPES, "tiny-video", shapes._onevision(text, vision))
     monkeypatch.setitem(shapes.VIDEO, "tiny-video", shapes.VIDEO["small-video"])
     return "tiny-video"
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    made = {}
-
-    def of(family: str):
-        if family not in made:
-            made[family] = folders.save(family, tmp_path_factory.mktemp(family))
-        return made[family]
-
-    return of
 
 
 @pytest.mark.parametrize("frames", [1, 3])

@@ -22,19 +22,6 @@ from prunekit.prompts import prompt_for, turns
 from zoo.base import BOS, TEXT
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """``saved(family)``: a folder with its tiny model and processor, made once."""
-    made = {}
-
-    def of(family: str):
-        if family not in made:
-            made[family] = folders.save(family, tmp_path_factory.mktemp(family))
-        return made[family]
-
-    return of
-
-
 @pytest.fixture
 def questions(tmp_path):
     """Three questions about two pictures of different shapes."""

@@ -21,19 +21,6 @@ from prunekit.train.batches import Collator
 pytest.importorskip("av")
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """``saved(family)``: a folder with its tiny model and processor, made once."""
-    made = {}
-
-    def of(family: str):
-        if family not in made:
-            made[family] = folders.save(family, tmp_path_factory.mktemp(family))
-        return made[family]
-
-    return of
-
-
 @pytest.fixture
 def questions(tmp_path):
     """Questions about a film of 20 frames at 10 a second, about a picture, and about both."""

@@ -401,12 +401,21 @@ def test_a_folder_that_cannot_be_written(monkeypatch, tmp_path, model_folder, ke
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def takes_keep_ratio(name):
+    try:
+        prunekit.method(name, keep_ratio=0.5)
+    except prunekit.PrunekitError:
+        return False
+    return True
+
+
 def test_the_table_of_methods_sweeps_those_that_work_on_images(monkeypatch, tmp_path):
-    """Each but those that compare the frames of a video."""
+    """Each but those that compare the frames of a video, and those that keep no token in the end."""
     monkeypatch.setattr(job, "dispatch", lambda *_: 0.0)
     code, _, err = run_main(monkeypatch, "experiment=methods", f"hydra.run.dir={tmp_path}", "keep_ratio=0.5")
     assert code in (0, 1), err
     planned = {entry["values"].get("method") or entry["row"] for entry in sweep_record.planned(tmp_path)}
     components = {name: prunekit.method(name).components.values() for name in prunekit.methods()}
     films = {name for name, parts in components.items() if any(getattr(p, "least_frames", 1) > 1 for p in parts)}
-    assert {"evs", "frames"} < films and planned == set(components) - films
+    empty = {name for name in components if not takes_keep_ratio(name)}
+    assert {"evs", "frames"} < films and {"vtw", "todre"} <= empty and planned == set(components) - films - empty

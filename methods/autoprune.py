@@ -66,12 +66,12 @@ def information(view) -> torch.Tensor:
     _, words = view.query_index("text")
     rows = view.attention("text").double()
     known = view.alive[:, None, None] & words[:, None, :, None]
-    given = view.visual(rows.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) * known
-    given = given / given.sum(-1, keepdim=True).clamp(min=1e-12)
+    attention = view.visual(rows.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) * known
+    attention = attention / attention.sum(-1, keepdim=True).clamp(min=1e-12)
     weight = words[:, None, :, None] / words.sum(1).clamp(min=1)[:, None, None, None]
-    mean = (given * weight).sum(2, keepdim=True)
-    ratio = torch.where(given > 0, given / mean.clamp(min=1e-300), 1)
-    return (weight * given * ratio.log()).sum((2, 3)).mean(1)
+    mean = (attention * weight).sum(2, keepdim=True)
+    ratio = torch.where(attention > 0, attention / mean.clamp(min=1e-300), 1)
+    return (weight * attention * ratio.log()).sum((2, 3)).mean(1)
 
 
 prunekit.compose(

@@ -47,23 +47,23 @@ def pruner_of(arguments: Mapping[str, object]) -> Pruner:
     Raises:
         PrunekitError: for unknown names, and for ``pruner`` beside anything else.
     """
-    given: dict[str, Any] = dict(arguments)
-    if (folder := given.pop("pruner", None)) is not None:
-        if given:
-            raise PrunekitError(f"pruner={folder} excludes {', '.join(given)}")
+    options: dict[str, Any] = dict(arguments)
+    if (folder := options.pop("pruner", None)) is not None:
+        if options:
+            raise PrunekitError(f"pruner={folder} excludes {', '.join(options)}")
         return Pruner.load(folder)
-    name, variant = given.pop("method", None), given.pop("variant", None)
-    parts = _parts(given, preset(name) if name else {})
-    entries = {key: value for key, value in given.items() if "." not in key and key not in KINDS} | parts
+    name, variant = options.pop("method", None), options.pop("variant", None)
+    parts = _parts(options, preset(name) if name else {})
+    entries = {key: value for key, value in options.items() if "." not in key and key not in KINDS} | parts
     if name:
         return method(name, variant=variant, **entries)
     return Pruner.from_dict(with_variant(check_preset(entries), variant), "model_args")
 
 
-def _parts(given: Mapping[str, object], base: Mapping[str, object]) -> dict[str, dict[str, object]]:
+def _parts(options: Mapping[str, object], base: Mapping[str, object]) -> dict[str, dict[str, object]]:
     """Components named, or with options set, each with its ``name``; options alone amend those of ``base``."""
-    parts = {kind: {"name": given[kind]} for kind in KINDS if kind in given}
-    for key, value in given.items():
+    parts = {kind: {"name": options[kind]} for kind in KINDS if kind in options}
+    for key, value in options.items():
         kind, dot, field = key.partition(".")
         if dot and kind not in KINDS:
             raise UnknownNameError("model_args:", key, KINDS)

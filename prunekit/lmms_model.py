@@ -26,8 +26,8 @@ class Processor:
     def __init__(self, processor: Callable[..., Any], dtype: torch.dtype) -> None:
         self._processor, self._dtype = processor, dtype
 
-    def __call__(self, audios: object = None, **given: object) -> Any:
-        shown = {key: value for key, value in {**given, "audio": audios}.items() if value not in (None, [])}
+    def __call__(self, audios: object = None, **options: object) -> Any:
+        shown = {key: value for key, value in {**options, "audio": audios}.items() if value not in (None, [])}
         return self._processor(**shown).to(dtype=self._dtype)
 
     def __getattr__(self, name: str) -> Any:
@@ -93,15 +93,15 @@ class Prunekit(Huggingface):
         if "pretrained" in rest and base is not None:
             rest["pretrained"] = str(EMBEDDED.get(rest["pretrained"], rest["pretrained"]))
         pruner = pruner_of(own)
-        given: dict[str, Any] = {key: value for key, value in (additional_config or {}).items() if value is not None}
+        options: dict[str, Any] = {key: value for key, value in (additional_config or {}).items() if value is not None}
         if base is not None and ranks.world() == 1:  # some of lmms-eval's defaults for it fail in transformers 5
-            given["device_map"] = given.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
-        made = kind(**{**_accepted(kind, given), **rest})
-        if not isinstance(model := getattr(made, "model", None), torch.nn.Module):
+            options["device_map"] = options.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
+        wrapper = kind(**{**_accepted(kind, options), **rest})
+        if not isinstance(model := getattr(wrapper, "model", None), torch.nn.Module):
             raise PrunekitError(f"base={base}: lmms-eval's model holds no transformers model that could be pruned")
-        made.pruned = pruner.apply(model)
+        wrapper.pruned = pruner.apply(model)
         print(f"prunekit: {pruner} on {type(model).__name__}")
-        return made
+        return wrapper
 
 
 def _chat_model(base: str) -> Any:
@@ -111,8 +111,8 @@ def _chat_model(base: str) -> Any:
         raise PrunekitError(f"base={base}: lmms-eval has no such chat model here: {error}") from None
 
 
-def _accepted(kind: type, given: Mapping[str, object]) -> dict[str, Any]:
+def _accepted(kind: type, options: Mapping[str, object]) -> dict[str, Any]:
     """Those of lmms-eval's own settings that a model takes."""
     parameters = inspect.signature(kind).parameters
     anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()) and kind is not Huggingface
-    return {key: value for key, value in given.items() if key in parameters or anything}
+    return {key: value for key, value in options.items() if key in parameters or anything}

@@ -44,13 +44,13 @@ def prompt_for(loaded: LoadedModel, example: Example) -> str:
 
 def turns(example: Example) -> list[dict[str, Any]]:
     """The example as messages: images, then the video, before all text; question and answer in turns."""
-    made: list[dict[str, Any]] = []
+    messages: list[dict[str, Any]] = []
     for question, answer in example.history:
-        made.append({"role": "user", "content": [{"type": "text", "text": question}]})
-        made.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-    made.append({"role": "user", "content": [{"type": "text", "text": example.question}]})
-    made[0]["content"] = [{"type": kind} for kind in example.media] + made[0]["content"]
-    return made
+        messages.append({"role": "user", "content": [{"type": "text", "text": question}]})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    messages.append({"role": "user", "content": [{"type": "text", "text": example.question}]})
+    messages[0]["content"] = [{"type": kind} for kind in example.media] + messages[0]["content"]
+    return messages
 
 
 def special_tokens(processor: ProcessorMixin, prompts: Sequence[str]) -> dict[str, bool]:

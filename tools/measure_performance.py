@@ -78,26 +78,26 @@ def section(options: list[str]) -> str:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "prunekit", "task=bench", *options, f"hydra.run.dir={folder}"]
         subprocess.run(command, cwd=ROOT, check=True)
-        found = json.loads((Path(folder) / "bench.json").read_text())
+        record = json.loads((Path(folder) / "bench.json").read_text())
         profile = Path(folder) / "profile.txt"
         operators = profile_table(profile.read_text()) if profile.exists() else ""
     shown = f"```bash\npython -m prunekit task=bench {' '.join(options)}\n```"
     where = (
-        f"{found['model']} ({found['parameters'] / 1e6:.0f} M parameters), {found['dtype']}, {found['device']}, "
-        f"{found['threads']} CPU threads, torch {found['torch']}; medians of {found['points'][0]['rounds']} rounds, "
+        f"{record['model']} ({record['parameters'] / 1e6:.0f} M parameters), {record['dtype']}, {record['device']}, "
+        f"{record['threads']} CPU threads, torch {record['torch']}; medians of {record['points'][0]['rounds']} rounds, "
         "quartiles in brackets, over ceiling the median's 95 % interval"
     )
-    parts = [shown, where + ".", table(found, times=LONG in options or not found["device"].endswith("CPU"))]
-    parts += sorted({note for point in found["points"] for note in point["notes"]})
+    parts = [shown, where + ".", table(record, times=LONG in options or not record["device"].endswith("CPU"))]
+    parts += sorted({note for point in record["points"] for note in point["notes"]})
     return "\n\n".join([*parts, operators] if operators else parts)
 
 
-def table(found: dict[str, Any], times: bool) -> str:
+def table(record: dict[str, Any], times: bool) -> str:
     """Ratios to dense of every contender; milliseconds as well for ``times``."""
     heads = ["visual tokens", "run", "prefill time", "FLOPs", "efficiency", "over ceiling", "ms a token, ratio"]
     heads += ["activations", "KV cache", *(["prefill ms", "ms a token", "vision ms"] if times else [])]
     lines = [heads, ["---:", "---", *["---:"] * (len(heads) - 2)]]
-    for point in found["points"]:
+    for point in record["points"]:
         dense = point["contenders"]["dense"]
         for name, row in point["contenders"].items():
             cells = [str(point["visual_tokens"]), name, ratio(row["prefill_ratio"]), f"{row['flops_ratio']:.3f}"]
@@ -108,7 +108,7 @@ def table(found: dict[str, Any], times: bool) -> str:
             cells += ["–" if row["token_ratio"] is None else ratio(row["token_ratio"])]
             cells += [f"{row[key] / dense[key]:.3f}" for key in ("activation_bytes", "kv_bytes")]
             if times:
-                cells += [f"{1000 * found['median']:.2f}" if found else "–" for found in times_of(row, point)]
+                cells += [f"{1000 * spread['median']:.2f}" if spread else "–" for spread in times_of(row, point)]
             lines.append(cells)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -117,8 +117,8 @@ def times_of(row: dict[str, Any], point: dict[str, Any]) -> list[dict[str, float
     return [row["prefill_s"], row["token_s"], point["vision_s"]]
 
 
-def ratio(found: dict[str, float]) -> str:
-    return f"{found['median']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+def ratio(value: dict[str, float]) -> str:
+    return f"{value['median']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
 
 def profile_table(text: str) -> str:

@@ -59,9 +59,9 @@ def page(names: list[str], by_ratio: dict[str, Any], by_cost: dict[str, Any]) ->
     shown = list(dict.fromkeys(shown))
     share, cost = (
         markdown_table(
-            ["method", *sections], [[f"`{name}`", *(figure(found, name, s) for s in sections)] for name in shown]
+            ["method", *sections], [[f"`{name}`", *(figure(record, name, s) for s in sections)] for name in shown]
         )
-        for found, sections in ((by_ratio, RATIOS), (by_cost, BUDGETS))
+        for record, sections in ((by_ratio, RATIOS), (by_cost, BUDGETS))
     )
     return PREFACE.format(
         parts=markdown_table(heads, parts), share=share, cost=cost, examples=by_ratio["examples"],
@@ -83,9 +83,9 @@ def description(name: str, probe: QuestionProbe, checked: bool) -> list[str]:
 def paper(pruner: prunekit.Pruner) -> str:
     """The first paper that one of its parts names."""
     for part in pruner.components.values():
-        found = re.search(r"https://(arxiv\.org/abs|doi\.org)/([^\s),]+)", " ".join((part.__doc__ or "").split()))
-        if found and type(part).__module__.startswith("prunekit_methods"):
-            return f"[{found[2]}]({found[0].removesuffix('),')})"
+        match = re.search(r"https://(arxiv\.org/abs|doi\.org)/([^\s),]+)", " ".join((part.__doc__ or "").split()))
+        if match and type(part).__module__.startswith("prunekit_methods"):
+            return f"[{match[2]}]({match[0].removesuffix('),')})"
     return ""
 
 
@@ -145,8 +145,8 @@ def figure(results: dict[str, Any], name: str, section: str) -> str:
     for cell in results["cells"]:
         if cell["row"] == name and cell["section"].replace("\\", "") == section:
             if cell["error"] is not None:
-                found = re.search(r"out of reach: ([\d.e-]+) to ([\d.e-]+)", cell["error"])
-                return f"reaches {found[1]} to {found[2]}" if found else "refused"
+                match = re.search(r"out of reach: ([\d.e-]+) to ([\d.e-]+)", cell["error"])
+                return f"reaches {match[1]} to {match[2]}" if match else "refused"
             return with_interval(cell["accuracy"]["mean"], cell["accuracy_ci"])
     return "–"
 

@@ -52,13 +52,13 @@ def over_ceiling(ratio: Ratio) -> str:
     return with_interval(ratio["median"] - 1, (ratio["from"] - 1, ratio["to"] - 1), signed=True, unit=" %")
 
 
-def _time(found: Spread, spread: bool = True) -> str:
-    text = f"{1000 * found['median']:.1f}"
-    return f"{text} ({1000 * found['low']:.1f}–{1000 * found['high']:.1f})" if spread else text
+def _time(value: Spread, spread: bool = True) -> str:
+    text = f"{1000 * value['median']:.1f}"
+    return f"{text} ({1000 * value['low']:.1f}–{1000 * value['high']:.1f})" if spread else text
 
 
-def _ratio(found: Ratio) -> str:
-    return f"{found['median']:.3f} ({found['low']:.3f}–{found['high']:.3f})"
+def _ratio(value: Ratio) -> str:
+    return f"{value['median']:.3f} ({value['low']:.3f}–{value['high']:.3f})"
 
 
 def draw(points: Sequence[Point], title: str, path: Path) -> str | None:
@@ -73,14 +73,14 @@ def draw(points: Sequence[Point], title: str, path: Path) -> str | None:
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     names = list(dict.fromkeys(name for point in points for name in point["contenders"]))
     for name in names:
-        found = [(p["visual_tokens"], p["contenders"][name]) for p in points if name in p["contenders"]]
-        tokens = [n for n, _ in found]
-        times = [row["prefill_s"] for _, row in found]
+        series = [(p["visual_tokens"], p["contenders"][name]) for p in points if name in p["contenders"]]
+        tokens = [n for n, _ in series]
+        times = [row["prefill_s"] for _, row in series]
         middle = [1000 * t["median"] for t in times]
         bars = [[1000 * (t["median"] - t["low"]) for t in times], [1000 * (t["high"] - t["median"]) for t in times]]
         axes[0].errorbar(tokens, middle, yerr=bars, marker="o", capsize=3, label=name)
         if name != "dense":
-            axes[1].plot(tokens, [row["prefill_ratio"]["median"] for _, row in found], marker="o", label=name)
+            axes[1].plot(tokens, [row["prefill_ratio"]["median"] for _, row in series], marker="o", label=name)
     implied = [(p["visual_tokens"], p["contenders"]["pruned"]["flops_ratio"]) for p in points]
     axes[1].plot(*zip(*implied, strict=True), color="black", linestyle="--", label="FLOPs")
     for axis, label in zip(axes, ("prefill, ms", "prefill, share of dense"), strict=True):

@@ -65,7 +65,7 @@ def bench(
     if settings.visual_tokens is not None:
         counts = [*settings.visual_tokens]
     folder.mkdir(parents=True, exist_ok=True)
-    found: BenchRecord = {
+    record: BenchRecord = {
         "schema": SCHEMA,
         "model": name,
         "shape": shape,
@@ -82,15 +82,15 @@ def bench(
         if (allotment := allotment_of(fitted, work.family)) is not None:
             print(allotment.describe())
         point = bench_point(model, work, fitted, settings)
-        found["points"].append(point)
-        (folder / "bench.json").write_text(json.dumps(found, indent=1) + "\n")  # what is measured stands
-        print_point(point, _title(found, point))
+        record["points"].append(point)
+        (folder / "bench.json").write_text(json.dumps(record, indent=1) + "\n")  # what is measured stands
+        print_point(point, _title(record, point))
         if settings.profile and count == counts[0]:
             (folder / "profile.txt").write_text(profile_prefill(model, work, fitted))
-    line = draw(found["points"], _title(found, None), folder / "bench.png")
-    made = ["bench.json", *(["bench.png"] if line is None else []), *(["profile.txt"] if settings.profile else [])]
-    print(*([line] if line else []), f"files: {folder} ({', '.join(made)})", sep="\n")
-    return found
+    line = draw(record["points"], _title(record, None), folder / "bench.png")
+    files = ["bench.json", *(["bench.png"] if line is None else []), *(["profile.txt"] if settings.profile else [])]
+    print(*([line] if line else []), f"files: {folder} ({', '.join(files)})", sep="\n")
+    return record
 
 
 def _workload(
@@ -107,8 +107,8 @@ def _workload(
     return synthetic(model, count, settings.text_tokens, settings.batch_size, settings.frames)
 
 
-def _title(found: BenchRecord, point: Point | None) -> str:
-    where = f"{found['model']}, {found['dtype']}, {found['device']}, {found['threads']} threads"
+def _title(record: BenchRecord, point: Point | None) -> str:
+    where = f"{record['model']}, {record['dtype']}, {record['device']}, {record['threads']} threads"
     if point is None:
         return where
     frames = f" ({point['frames']} frames)" if point["frames"] else ""

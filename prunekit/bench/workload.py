@@ -84,11 +84,11 @@ def synthetic(model: PreTrainedModel, visual: int, text: int, batch: int, frames
     token = family.token_ids[0] if frames is None else _video_token(family)
     ids[:, places] = token
     features = torch.randn(visual, family.text_config.hidden_size, generator=generator).to(device, model.dtype)
-    given: dict[str, Any] = {"input_ids": ids.to(device)}
+    tensors: dict[str, Any] = {"input_ids": ids.to(device)}
     shape = shape_of(model)
     grid = _grid(family, visual, 1 if frames is None or shape.vision is None else -(-frames // shape.vision.joined))
     if grid is not None:
-        given |= {
+        tensors |= {
             f"{kind}_grid_thw": torch.tensor([grid] * batch, device=device),
             "mm_token_type_ids": (ids == token).int().to(device) * (1 if frames is None else VIDEO_TYPE),
         }
@@ -98,7 +98,7 @@ def synthetic(model: PreTrainedModel, visual: int, text: int, batch: int, frames
 
         stacked = kind == "video" and grid is None  # LLaVA-OneVision's videos are all of one length
         outputs: Any = features.expand(batch, -1, -1) if stacked else [features] * batch
-        return {**given, "mm_encoder_outputs": {kind: BaseModelOutputWithPooling(pooler_output=outputs)}}
+        return {**tensors, "mm_encoder_outputs": {kind: BaseModelOutputWithPooling(pooler_output=outputs)}}
 
     images = 1 if shape.vision is None else shape.vision.images(visual)
     if frames is None:
@@ -190,11 +190,12 @@ def from_example(loaded: LoadedModel, example: Example, batch: int) -> Workload:
 
     batcher, model = Batcher(loaded), loaded.model
     family = make_family(model)
-    made = batcher.inputs([example] * batch)
-    visual = family.find_visual(made["input_ids"], made)[0]
+    tensors = batcher.inputs([example] * batch)
+    visual = family.find_visual(tensors["input_ids"], tensors)[0]
     clip, vision = example.clip(), None
     if clip is not None:
-        vision = _take_video_out(model, made) if set(example.media) == {"video"} and batcher.shares_features else None
+        if set(example.media) == {"video"} and batcher.shares_features:
+            vision = _take_video_out(model, tensors)
     elif batcher.shares_features:
         processor = loaded.processor.image_processor
         pixels = processor(images=[example.image()] * batch, return_tensors="pt").to(model.device, dtype=model.dtype)
@@ -203,7 +204,7 @@ def from_example(loaded: LoadedModel, example: Example, batch: int) -> Workload:
     return Workload(
         family=family,
         shape=shape,
-        inputs=lambda: dict(made),
+        inputs=lambda: dict(tensors),
         vision=vision,
         visual=count,
         text=int(visual.numel()) - count,
@@ -214,14 +215,14 @@ def from_example(loaded: LoadedModel, example: Example, batch: int) -> Workload:
     )
 
 
-def _take_video_out(model: PreTrainedModel, made: dict[str, Any]) -> Callable[[], Any] | None:
+def _take_video_out(model: PreTrainedModel, tensors: dict[str, Any]) -> Callable[[], Any] | None:
     """The call that encodes the videos of model inputs, whose outputs take the place of their pixels; None where frames
     come as something else than a video's pixels."""
-    if "pixel_values_videos" not in made:
+    if "pixel_values_videos" not in tensors:
         return None
-    taken = {"pixel_values_videos": made.pop("pixel_values_videos")}
-    taken |= {name: made[name] for name in ("video_grid_thw",) if name in made}
+    taken = {"pixel_values_videos": tensors.pop("pixel_values_videos")}
+    taken |= {name: tensors[name] for name in ("video_grid_thw",) if name in tensors}
     encode = functools.partial(model.base_model.get_video_features, **taken)
     with torch.inference_mode():
-        made["mm_encoder_outputs"] = {"video": encode(return_dict=True)}
+        tensors["mm_encoder_outputs"] = {"video": encode(return_dict=True)}
     return encode

@@ -97,11 +97,11 @@ class Source:
         for number, (where, row) in enumerate(self.table.rows(), 1):
             if self.limit is not None and count >= self.limit:
                 return
-            found = self._fields(row)
-            if found is None:
+            entries = self._fields(row)
+            if entries is None:
                 continue
             count += 1
-            example = self.reader.example(where, number, found)
+            example = self.reader.example(where, number, entries)
             if self.unique and not example.error:
                 example = _once(example, seen, where, number)
             yield example
@@ -155,8 +155,8 @@ def open_source(data: DataSettings) -> Source | Examples:
     sampling = Sampling(data.get("frames"), data.get("fps"))
     task = name if known else "all"
     reader = RowReader(task, prompt, max_pixels=data["max_pixels"], sampling=sampling, **folders)
-    made = Source(source_name(data), data["metric"], table, reader, dict, data["limit"], digest=_digest(data))
-    return _of_benchmark(made, known, data) if known else _of_columns(made, data["columns"] or {})
+    source = Source(source_name(data), data["metric"], table, reader, dict, data["limit"], digest=_digest(data))
+    return _of_benchmark(source, known, data) if known else _of_columns(source, data["columns"] or {})
 
 
 @functools.cache
@@ -173,10 +173,10 @@ def gather(source: Source | Examples) -> Examples:
     """
     if isinstance(source, Examples):
         return source
-    found = list(source)
-    usable = [example for example in found if not example.error]
+    examples = list(source)
+    usable = [example for example in examples if not example.error]
     if not usable:
-        raise PrunekitError(f"data '{source.name}': no usable row; {found[0].error}")
+        raise PrunekitError(f"data '{source.name}': no usable row; {examples[0].error}")
     return Examples(usable, source.metric)
 
 
@@ -231,20 +231,20 @@ def _folder(data: DataSettings, table: Table, medium: str) -> Path:
     return table.folder if folder is None else Path(folder)
 
 
-def _of_benchmark(made: Source, known: Benchmark, data: DataSettings) -> Source:
+def _of_benchmark(source: Source, known: Benchmark, data: DataSettings) -> Source:
     """The source with the benchmark's own fields, and images of another table where they stand there."""
     join = known.join
     if data["config"] in known.parts:
-        made = replace(made, fields=lambda row: known.fields({PART: data["config"], **row}))
+        source = replace(source, fields=lambda row: known.fields({PART: data["config"], **row}))
     else:
-        made = replace(made, fields=known.fields)
-    made.table.need([name for name in known.needs if name != PART or data["config"] not in known.parts])
+        source = replace(source, fields=known.fields)
+    source.table.need([name for name in known.needs if name != PART or data["config"] not in known.parts])
     if known.video:
-        return made
+        return source
     if data["path"].endswith((".parquet", ".jsonl")):
-        made.table.need(("image",))
-    if join is None or "image" in made.table.columns:
-        return made
+        source.table.need(("image",))
+    if join is None or "image" in source.table.columns:
+        return source
     options = (data["split"], data["revision"], data["streaming"])
     images = open_hub(data["path"], data["images_config"], *options)
     images.need((join.id, join.image))
@@ -256,24 +256,25 @@ def _of_benchmark(made: Source, known: Benchmark, data: DataSettings) -> Source:
     def joined(row: Row) -> dict[str, Any] | None:
         return known.fields({**row, "image": by_id().get(row[join.key])})
 
-    return replace(made, fields=joined)
+    return replace(source, fields=joined)
 
 
-def _of_columns(made: Source, columns: Mapping[str, str | None]) -> Source:
+def _of_columns(source: Source, columns: Mapping[str, str | None]) -> Source:
     """The source with its columns under the names that ``data.columns`` gives them."""
     names: dict[str, str] = {}
     for entry in COLUMNS:
-        given = columns.get(entry)
+        column = columns.get(entry)
         alias = ALIASES.get(entry, entry)
-        names[entry] = given or (alias if entry not in made.table.columns and alias in made.table.columns else entry)
-    videos = names["video"] in made.table.columns
+        usual = alias if entry not in source.table.columns and alias in source.table.columns else entry
+        names[entry] = column or usual
+    videos = names["video"] in source.table.columns
     needed = (*NEEDED,) if videos else ("image", *NEEDED)
-    made.table.need([names[e] for e in COLUMNS if e in needed or columns.get(e)])
-    sampling = made.reader.sampling
+    source.table.need([names[e] for e in COLUMNS if e in needed or columns.get(e)])
+    sampling = source.reader.sampling
     if not videos and (sampling.frames or sampling.fps):
         option = "frames" if sampling.frames else "fps"
         raise PrunekitError(
-            f"{made.table.name}: data.{option} samples videos, and there is no column '{names['video']}'"
+            f"{source.table.name}: data.{option} samples videos, and there is no column '{names['video']}'"
         )
 
     def fields(row: Row) -> dict[str, Any]:
@@ -282,5 +283,5 @@ def _of_columns(made: Source, columns: Mapping[str, str | None]) -> Source:
             raise RowError(f"no '{missing[0]}'")
         return {entry: row[name] for entry, name in names.items() if name in row}
 
-    by_id = made.table.size is None or names["id"] in made.table.columns  # of JSON any row may bring an id
-    return replace(made, fields=fields, unique=by_id)
+    by_id = source.table.size is None or names["id"] in source.table.columns  # of JSON any row may bring an id
+    return replace(source, fields=fields, unique=by_id)

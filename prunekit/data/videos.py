@@ -207,8 +207,8 @@ class Video:
         try:
             if path.exists():
                 return path
-            found = (path.with_name(path.name + suffix) for suffix in SUFFIXES)
-            return next((file for file in found if file.exists()), path)
+            candidates = (path.with_name(path.name + suffix) for suffix in SUFFIXES)
+            return next((file for file in candidates if file.exists()), path)
         except (OSError, ValueError) as error:
             raise self._unreadable(error) from None
 

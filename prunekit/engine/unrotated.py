@@ -76,13 +76,13 @@ def unrotated(
     )
 
 
-def _layouts(made: torch.Tensor | None, used: torch.Tensor) -> list[torch.Tensor]:
+def _layouts(projected: torch.Tensor | None, used: torch.Tensor) -> list[torch.Tensor]:
     """What a projection made, in the shape [B, H, S, d] of what the layer uses: every way to read it so."""
-    if made is None or made.numel() != used.numel():
+    if projected is None or projected.numel() != used.numel():
         return []
     batch, heads, size, width = used.shape
-    tokens_first = made.reshape(batch, size, heads, width).transpose(1, 2)
-    return [tokens_first, made] if made.shape == used.shape else [tokens_first]
+    tokens_first = projected.reshape(batch, size, heads, width).transpose(1, 2)
+    return [tokens_first, projected] if projected.shape == used.shape else [tokens_first]
 
 
 def _is_turned(queries: torch.Tensor, keys: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> bool:

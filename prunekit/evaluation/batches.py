@@ -64,13 +64,13 @@ class Batcher:
         model = self.loaded.model
         encoded = self.encoded(examples)
         pace = encoded.get("second_per_grid_ts")
-        made = dict(encoded.to(model.device, dtype=model.dtype))
+        tensors = dict(encoded.to(model.device, dtype=model.dtype))
         if pace is not None:  # positions are computed from it and rounded down: bfloat16 would move frames
-            made["second_per_grid_ts"] = pace
+            tensors["second_per_grid_ts"] = pace
         still = all(example.video is None for example in examples)
-        if still and self.shares(pruner) and "pixel_values" in made and _one_an_example(made, len(examples)):
-            made["mm_encoder_outputs"] = {"image": self._share(made, examples)}
-        return made
+        if still and self.shares(pruner) and "pixel_values" in tensors and _one_an_example(tensors, len(examples)):
+            tensors["mm_encoder_outputs"] = {"image": self._share(tensors, examples)}
+        return tensors
 
     def encoded(self, examples: Sequence[Example]) -> Any:
         """The processor's output for a batch: pixels and padded prompts. Raises RowError if it rejects an example."""
@@ -98,7 +98,7 @@ class Batcher:
         """Whether images are encoded once, outside the model's forward pass."""
         return self.shares_features and not (pruner is not None and pruner.needs_pixels)
 
-    def _share(self, made: dict[str, torch.Tensor], examples: Sequence[Example]) -> BaseModelOutputWithPooling:
+    def _share(self, tensors: dict[str, torch.Tensor], examples: Sequence[Example]) -> BaseModelOutputWithPooling:
         """The features of the images, computed for those not seen lately; the pixels are taken out."""
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -106,7 +106,7 @@ class Batcher:
         missing = {image_id: row for row, image_id in enumerate(shown) if image_id not in self._features}
         if missing:
             rows = sorted(missing.values())
-            for row, feature in zip(rows, self._encode(made, rows), strict=True):
+            for row, feature in zip(rows, self._encode(tensors, rows), strict=True):
                 self._features[shown[row]] = feature
         features = []
         for image_id in shown:
@@ -115,36 +115,36 @@ class Batcher:
         self._to_come.subtract(shown)
         self._make_room(set(shown))
         for name in ("pixel_values", "image_sizes"):
-            made.pop(name, None)
+            tensors.pop(name, None)
         pooled: Any = torch.stack(features) if self._stacked else features
         return BaseModelOutputWithPooling(pooler_output=pooled)
 
     def _make_room(self, current: set[str]) -> None:
         """Forget features beyond ``CACHED_BYTES``, those of the ``current`` batch excepted."""
-        held = sum(feature.nbytes for feature in self._features.values())
+        size = sum(feature.nbytes for feature in self._features.values())
         others = (image for image in list(self._features) if image not in current)
         for image in sorted(others, key=lambda image: self._to_come[image] > 0):  # stable: by last use within each half
-            if held <= CACHED_BYTES:
+            if size <= CACHED_BYTES:
                 return
-            held -= self._features.pop(image).nbytes
+            size -= self._features.pop(image).nbytes
 
-    def _encode(self, made: dict[str, torch.Tensor], rows: list[int]) -> list[torch.Tensor]:
+    def _encode(self, tensors: dict[str, torch.Tensor], rows: list[int]) -> list[torch.Tensor]:
         """Projected features [n, D] of a batch's images, those of the given numbers."""
-        pixels, extra = made["pixel_values"], {}
-        if (grids := made.get("image_grid_thw")) is not None:  # patches of all images in one long row
+        pixels, extra = tensors["pixel_values"], {}
+        if (grids := tensors.get("image_grid_thw")) is not None:  # patches of all images in one long row
             pixels = torch.cat([pixels.split(grids.prod(-1).tolist())[row] for row in rows])
             extra["image_grid_thw"] = grids[rows]
         else:
             pixels = pixels[rows]
-            if "image_sizes" in made:
-                extra["image_sizes"] = made["image_sizes"][rows]
+            if "image_sizes" in tensors:
+                extra["image_sizes"] = tensors["image_sizes"][rows]
         with torch.inference_mode():
-            found = self.loaded.model.get_image_features(pixel_values=pixels, **extra, return_dict=True)
-        self._stacked = isinstance(found.pooler_output, torch.Tensor)
-        return [feature.clone() for feature in found.pooler_output]
+            output = self.loaded.model.get_image_features(pixel_values=pixels, **extra, return_dict=True)
+        self._stacked = isinstance(output.pooler_output, torch.Tensor)
+        return [feature.clone() for feature in output.pooler_output]
 
 
-def _one_an_example(made: dict[str, torch.Tensor], count: int) -> bool:
+def _one_an_example(tensors: dict[str, torch.Tensor], count: int) -> bool:
     """Whether the pixels of a batch are one entry an example; processors that cut images into tiles make several."""
-    grids = made.get("image_grid_thw")
-    return len(made["pixel_values"] if grids is None else grids) == count
+    grids = tensors.get("image_grid_thw")
+    return len(tensors["pixel_values"] if grids is None else grids) == count

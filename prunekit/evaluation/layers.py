@@ -71,7 +71,7 @@ def select_layer(
     if depth < 2:
         raise PrunekitError(f"model '{loaded.name}' has {depth} decoder layer: there is no layer to choose")
     for layer in range(1, depth):
-        found = evaluate(
+        metrics = evaluate(
             loaded,
             examples,
             make_pruner(layer),
@@ -86,13 +86,13 @@ def select_layer(
         rows.append(
             {
                 "layer": layer,
-                "accuracy": found["accuracy"]["mean"],
-                "accuracy_ci": found["accuracy_ci"]["mean"],
-                "change": found["change"]["mean"],
-                "change_ci": found["change_ci"]["mean"],
-                "flops_ratio": found["flops_ratio"],
-                "kv_ratio": found["kv_ratio"],
-                "prefill_ratio": found["prefill_ratio"],
+                "accuracy": metrics["accuracy"]["mean"],
+                "accuracy_ci": metrics["accuracy_ci"]["mean"],
+                "change": metrics["change"]["mean"],
+                "change_ci": metrics["change_ci"]["mean"],
+                "flops_ratio": metrics["flops_ratio"],
+                "kv_ratio": metrics["kv_ratio"],
+                "prefill_ratio": metrics["prefill_ratio"],
             }
         )
     good = [row for row in rows if row["change"] >= -TOLERANCE]
@@ -101,7 +101,7 @@ def select_layer(
         "model": loaded.name,
         "data": data,
         "examples": len(examples),
-        "dense_accuracy": found["dense_accuracy"]["mean"],
+        "dense_accuracy": metrics["dense_accuracy"]["mean"],
         "tolerance": TOLERANCE,
         "recommended_layer": chosen["layer"],
         "within_tolerance": bool(good),

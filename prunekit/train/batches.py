@@ -59,17 +59,17 @@ class Collator:
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         """One batch, on the CPU."""
-        made = dict(self.batcher.encoded(examples))
+        tensors = dict(self.batcher.encoded(examples))
         answers = [self.answer(e) for e in examples]
-        shape, mask = made["input_ids"].shape, made["attention_mask"]
+        shape, mask = tensors["input_ids"].shape, tensors["attention_mask"]
         fills = {"input_ids": self.tokenizer.pad_token_id or 0}
         labels = _behind(torch.full(shape, IGNORE), mask, answers, IGNORE)
-        for name, value in made.items():
+        for name, value in tensors.items():
             if isinstance(value, torch.Tensor) and value.shape == shape and name != "attention_mask":
                 tokens = answers if name == "input_ids" else [[0] * len(answer) for answer in answers]
-                made[name] = _behind(value, mask, tokens, fills.get(name, 0))
-        made["attention_mask"] = _behind(mask, mask, [[1] * len(answer) for answer in answers], 0)
-        return {**made, "labels": labels, "ids": [e.id for e in examples]}
+                tensors[name] = _behind(value, mask, tokens, fills.get(name, 0))
+        tensors["attention_mask"] = _behind(mask, mask, [[1] * len(answer) for answer in answers], 0)
+        return {**tensors, "labels": labels, "ids": [e.id for e in examples]}
 
     def answer(self, example: Example) -> list[int]:
         """Token ids of the first accepted answer, and the end of the sequence."""

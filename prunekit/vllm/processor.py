@@ -87,28 +87,28 @@ class PrunekitProcessor(MultiModalProcessor):
         options = self.served.options
         if CONFIG_KEY in request:
             options = self.served.merged(request[CONFIG_KEY])
-        told: dict[str, object] = {"options": options}
+        settings: dict[str, object] = {"options": options}
         if options is not None and reads_question(self.served.pruner(options)):
-            told["prompt"] = list(inputs.prompt)
-        told_json = json.dumps(told, sort_keys=True)
-        inputs = dataclasses.replace(inputs, hf_processor_mm_kwargs={**request, CONFIG_KEY: told_json})
+            settings["prompt"] = list(inputs.prompt)
+        settings_json = json.dumps(settings, sort_keys=True)
+        inputs = dataclasses.replace(inputs, hf_processor_mm_kwargs={**request, CONFIG_KEY: settings_json})
         return super().apply(inputs, timing_ctx)
 
     def _apply_hf_processor_main(self, mm_items: MultiModalDataItems, hf_kwargs: Mapping[str, object]) -> BatchFeature:
-        told, hf_kwargs = _taken(hf_kwargs)
+        settings, hf_kwargs = _taken(hf_kwargs)
         fields = super()._apply_hf_processor_main(mm_items, hf_kwargs)
         if "image_replacement_sizes" in fields:
             texts = fields["image_replacement_ids"].split(fields["image_replacement_sizes"].tolist())
-            fields[FIELD] = [self._order(ids, told, hf_kwargs).packed() for ids in texts]
-        elif told["options"] is not None and any(mm_items.get_all_counts().values()):
+            fields[FIELD] = [self._order(ids, settings, hf_kwargs).packed() for ids in texts]
+        elif settings["options"] is not None and any(mm_items.get_all_counts().values()):
             raise PrunekitError("images given as embeddings cannot be pruned: send pictures")
         return fields
 
-    def _order(self, ids: torch.Tensor, told: Mapping[str, Any], hf_kwargs: Mapping[str, object]) -> CutOrder:
+    def _order(self, ids: torch.Tensor, settings: Mapping[str, Any], hf_kwargs: Mapping[str, object]) -> CutOrder:
         """How the image is cut whose placeholder expands to ``ids``."""
         token = self._placeholder(ids)
         place = ids.eq(token)
-        dense, options = int(place.sum()), told["options"]
+        dense, options = int(place.sum()), settings["options"]
         if options is None:
             return CutOrder(None, token, dense, dense)
         first = int(place.long().argmax())
@@ -119,10 +119,10 @@ class PrunekitProcessor(MultiModalProcessor):
             )
         pruner = self.served.pruner(options)
         keep = min(dense, kept(pruner, self.served.family, dense))
-        if "prompt" not in told:
+        if "prompt" not in settings:
             return CutOrder(options, token, dense, keep)
         start, end = ids[:first].tolist(), ids[first + dense :].tolist()
-        before, after = around_first(told["prompt"], self._target(hf_kwargs), [*start, *end])
+        before, after = around_first(settings["prompt"], self._target(hf_kwargs), [*start, *end])
         return CutOrder(options, token, dense, keep, [*before, *start], [*end, *after])
 
     def _placeholder(self, ids: torch.Tensor) -> int:

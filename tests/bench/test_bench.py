@@ -277,10 +277,10 @@ class TestCommand:
         assert not (tmp_path / "bench.png").exists() and (tmp_path / "bench.json").exists()
 
     def test_a_budget_is_solved_and_printed(self, monkeypatch, tmp_path, tiny_shape):
-        given = [
+        words = [
             a for a in bench_arguments(tmp_path, "bench.shape=tiny", "bench.visual_tokens=[64]") if "keep" not in a
         ]
-        code, out, err = run_main(monkeypatch, *given, "budget=flops:0.8")
+        code, out, err = run_main(monkeypatch, *words, "budget=flops:0.8")
         assert code == 0, err
         assert "budget flops:0.8: of 64 visual tokens" in out and "tokens per layer with 64 others: 128 " in out
         row = json.loads((tmp_path / "bench.json").read_text())["points"][0]["contenders"]["pruned"]

@@ -81,8 +81,8 @@ def test_the_command_with_a_model(family, monkeypatch, tmp_path, saved):
     assert code == 0, err
     (point,) = json.loads((tmp_path / "run" / "bench.json").read_text())["points"]
     loaded = load_model(str(saved(family)), device="cpu")
-    made = Batcher(loaded).inputs([noise_video(4)])
-    assert point["visual_tokens"] == int(make_family(loaded.model).find_visual(made["input_ids"], made).sum())
+    tensors = Batcher(loaded).inputs([noise_video(4)])
+    assert point["visual_tokens"] == int(make_family(loaded.model).find_visual(tensors["input_ids"], tensors).sum())
     assert point["frames"] == 4 and point["contenders"]["pruned"]["kv_bytes"] < point["contenders"]["dense"]["kv_bytes"]
 
 
@@ -90,10 +90,10 @@ def test_the_command_with_a_model(family, monkeypatch, tmp_path, saved):
 def test_a_prefill_from_features_is_that_from_pixels(family, saved):
     """The encoder is timed apart, and what it gives stands for the pixels."""
     loaded = load_model(str(saved(family)), device="cpu")
-    work, made = from_example(loaded, noise_video(4), 1), Batcher(loaded).inputs([noise_video(4)])
-    assert "pixel_values_videos" in made and not any(name.startswith("pixel") for name in work.inputs())
+    work, tensors = from_example(loaded, noise_video(4), 1), Batcher(loaded).inputs([noise_video(4)])
+    assert "pixel_values_videos" in tensors and not any(name.startswith("pixel") for name in work.inputs())
     with torch.no_grad():
-        assert torch.allclose(loaded.model(**work.inputs()).logits, loaded.model(**made).logits, atol=1e-5)
+        assert torch.allclose(loaded.model(**work.inputs()).logits, loaded.model(**tensors).logits, atol=1e-5)
         assert work.vision() is not None
 
 

@@ -308,8 +308,8 @@ TRAINED = ("perceiver", "qformer")
 
 def pruner(reducer, keep: int = 5, **options):
     first = prunekit.create("schedule", "one_shot", layer=0)
-    made = prunekit.create("reducer", reducer, **options) if isinstance(reducer, str) else reducer
-    return prunekit.Pruner("random", "single", first, "stride", made, keep_tokens=keep, positions="renumber")
+    part = prunekit.create("reducer", reducer, **options) if isinstance(reducer, str) else reducer
+    return prunekit.Pruner("random", "single", first, "stride", part, keep_tokens=keep, positions="renumber")
 
 
 def entering(model, run) -> torch.Tensor:
@@ -360,11 +360,11 @@ class TestTrained:
     @pytest.mark.parametrize("padding", ["none", "left"])
     def test_shape_and_gradient(self, name, padding):
         model, batch = tiny_model("llava"), make_batch("llava", padding)
-        made = pruner(name, queries=5, layers=2, heads=4)
-        with pytest.warns(UserWarning, match=f"'{name}' has no weights file"), made(model) as trace:
+        compressor = pruner(name, queries=5, layers=2, heads=4)
+        with pytest.warns(UserWarning, match=f"'{name}' has no weights file"), compressor(model) as trace:
             logits = model(**batch.inputs).logits
         torch.nn.functional.cross_entropy(logits[:, -1], torch.tensor([3, 4, 5])).backward()
-        module = made.reducer.module(32)
+        module = compressor.reducer.module(32)
         assert logits.shape == (*batch.ids.shape, 96) and trace.cuts[-1].kept.sum(1).tolist() == [5, 5, 5]
         for parameter_name, parameter in module.named_parameters():
             bias_of_keys = parameter_name.endswith("in_proj_bias")  # a part of it cancels in the softmax
@@ -373,10 +373,10 @@ class TestTrained:
 
     def test_a_step_of_training_lowers_the_loss(self, name):
         model, batch = tiny_model("llava"), make_batch("llava")
-        made = pruner(name, queries=5, heads=4)
-        optimiser = torch.optim.SGD(made.reducer.module(32).parameters(), lr=0.05)
+        compressor = pruner(name, queries=5, heads=4)
+        optimiser = torch.optim.SGD(compressor.reducer.module(32).parameters(), lr=0.05)
         losses = []
-        with made(model):
+        with compressor(model):
             for _ in range(4):
                 logits = model(**batch.inputs).logits[:, -1]
                 loss = torch.nn.functional.cross_entropy(logits, torch.tensor([3, 4, 5]))
@@ -411,13 +411,13 @@ class TestTrained:
         assert tokens.grad.isfinite().all()
 
     def test_what_is_saved_loads_again(self, name, tmp_path):
-        made = pruner(name, queries=5, heads=4)
+        compressor = pruner(name, queries=5, heads=4)
         with torch.no_grad():
-            made.reducer.module(32).queries.add_(1.0)
-        made.save(tmp_path)
+            compressor.reducer.module(32).queries.add_(1.0)
+        compressor.save(tmp_path)
         again = prunekit.Pruner.load(tmp_path)
         assert again.reducer.weights == str(tmp_path / "reducer.safetensors")
-        assert torch.equal(again.reducer.module(32).queries, made.reducer.module(32).queries)
+        assert torch.equal(again.reducer.module(32).queries, compressor.reducer.module(32).queries)
         again.save(tmp_path / "copy")
         assert (tmp_path / "copy" / "reducer.safetensors").exists()
 

@@ -25,17 +25,17 @@ FAMILIES = [name for name in folders.VIDEOS if name != "internvl"]  # whose fram
 @pytest.fixture(scope="module")
 def encoded(tmp_path_factory):
     """``encoded(family)``: its tiny model, folder, and the inputs of a question about four frames."""
-    made, folder = {}, tmp_path_factory.mktemp("film")
+    families, folder = {}, tmp_path_factory.mktemp("film")
     write_film(folder / "a.mp4", 12)
     (folder / "q.jsonl").write_text(json.dumps({"video": "a.mp4", "question": "what?", "answers": ["a"]}))
 
     def of(family: str):
-        if family not in made:
+        if family not in families:
             saved = folders.save(family, tmp_path_factory.mktemp(family))
             loaded = load_model(str(saved), device="cpu")
             (example,) = open_source({"name": "jsonl", "path": str(folder / "q.jsonl"), "frames": FRAMES})
-            made[family] = loaded.model, saved, Batcher(loaded).encoded([example])
-        return made[family]
+            families[family] = loaded.model, saved, Batcher(loaded).encoded([example])
+        return families[family]
 
     return of, folder / "q.jsonl"
 
@@ -81,16 +81,16 @@ def test_metrics_count_the_frames(family, monkeypatch, tmp_path, encoded):
         f"hydra.run.dir={tmp_path / 'run'}",
     )  # fmt: skip
     assert code == 0, err
-    found = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     config, vision = model.config.get_text_config(), vision_macs(make_family(model), inputs)
     d, m = config.hidden_size, config.intermediate_size
-    macs = [4 * n * d * d + 2 * n * n * d + 3 * n * d * m for n in found["tokens_per_layer"]]
+    macs = [4 * n * d * d + 2 * n * n * d + 3 * n * d * m for n in metrics["tokens_per_layer"]]
     dense = len(macs) * macs[0]
-    assert found["flops_ratio"] == pytest.approx(sum(macs) / dense)
-    assert found["flops_ratio_with_vision"] == pytest.approx((sum(macs) + vision) / (dense + vision))
-    before = found["tokens_per_layer"][0]
-    assert found["kv_ratio"] == pytest.approx(sum(found["tokens_per_layer"]) / (len(macs) * before))
-    assert before == inputs["input_ids"].shape[1] and found["prefill_ratio_includes_vision"]
+    assert metrics["flops_ratio"] == pytest.approx(sum(macs) / dense)
+    assert metrics["flops_ratio_with_vision"] == pytest.approx((sum(macs) + vision) / (dense + vision))
+    before = metrics["tokens_per_layer"][0]
+    assert metrics["kv_ratio"] == pytest.approx(sum(metrics["tokens_per_layer"]) / (len(macs) * before))
+    assert before == inputs["input_ids"].shape[1] and metrics["prefill_ratio_includes_vision"]
 
 
 def test_frames_below_one_are_refused(encoded):

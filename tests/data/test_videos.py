@@ -206,16 +206,16 @@ def test_frames_without_a_rate_and_of_different_sizes(tmp_path):
     (tmp_path / "b.png").write_bytes(png("red", (9, 6)))
     frames = [["a.png", "a.png"], ["a.png", "b.png"], [], ["a.png", 7], 5, ["a.png"]]
     rows = [{"video": value, **({"video_fps": 0} if value == ["a.png"] else {})} for value in frames]
-    found = list(opened(jsonl(tmp_path, *rows), fps=1))
+    examples = list(opened(jsonl(tmp_path, *rows), fps=1))
     with pytest.raises(RowError, match=r"data\.fps needs the rate of the frames, in the column 'video_fps'"):
-        found[0].clip()
+        examples[0].clip()
     with pytest.raises(RowError, match="differ in size: 8 x 6 and 9 x 6"):
         next(iter(opened(jsonl(tmp_path, rows[1])))).clip()
     with pytest.raises(RowError, match="a video without frames"):
-        found[2].clip()
-    assert "a frame of the video must be a path or encoded bytes, not 7" in found[3].error
-    assert "video must be a path or encoded bytes, not 5" in found[4].error
-    assert "video_fps must be a number above 0, not 0" in found[5].error
+        examples[2].clip()
+    assert "a frame of the video must be a path or encoded bytes, not 7" in examples[3].error
+    assert "video must be a path or encoded bytes, not 5" in examples[4].error
+    assert "video_fps must be a number above 0, not 0" in examples[5].error
 
 
 def test_options_that_do_not_fit(tmp_path):

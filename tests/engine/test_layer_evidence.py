@@ -126,10 +126,10 @@ def test_rows_times_values_are_what_enters_the_output_projection(name):
                index=lambda view: view.query_index("all"))  # fmt: skip
     hook.remove()
     values = got["values"].repeat_interleave(got["rows"].shape[1] // got["values"].shape[1], 1)
-    made = (got["rows"] @ values).transpose(1, 2).flatten(2)
+    mixed = (got["rows"] @ values).transpose(1, 2).flatten(2)
     index, valid = got["index"]
     for b in range(3):
-        assert (made[b][valid[b]] - entered[0][b, index[b][valid[b]]]).abs().max() < 1e-4
+        assert (mixed[b][valid[b]] - entered[0][b, index[b][valid[b]]]).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("name", [name for name in PLAIN if name in NAMES])

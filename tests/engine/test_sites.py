@@ -363,8 +363,10 @@ class TestTraining:
         with prunekit.method(name, keep_tokens=4)(model.train()):
             model(**batch.inputs, labels=labels).loss.backward()
         for module in (model.model.vision_tower.embeddings, model.model.multi_modal_projector):
-            found = [p.grad for p in module.parameters() if p.grad is not None]
-            assert found and all(g.isfinite().all() for g in found) and any(g.abs().sum() > 0 for g in found)
+            gradients = [p.grad for p in module.parameters() if p.grad is not None]
+            assert (
+                gradients and all(g.isfinite().all() for g in gradients) and any(g.abs().sum() > 0 for g in gradients)
+            )
 
     def test_checkpointing_where_tokens_go_inside_is_refused(self):
         model, batch = tiny_model("llava").train(), make_batch("llava")

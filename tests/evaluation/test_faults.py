@@ -31,7 +31,7 @@ def test_unusable_examples_are_rows_with_an_error_and_the_rest_goes_on(tmp_path,
         replace(good[3], id=good[4].id),
     ]
     mixed = [bad[0], *good[:9], *bad[1:3], *good[9:], bad[3]]
-    found = run(loaded, tmp_path / "mixed", mixed)
+    outcome = run(loaded, tmp_path / "mixed", mixed)
     run(loaded, tmp_path / "good", good)
     assert measured(tmp_path / "mixed")["errors"] == 4 and measured(tmp_path / "good")["errors"] == 0
     assert same_but(measured(tmp_path / "mixed"), "errors") == same_but(measured(tmp_path / "good"), "errors")
@@ -41,8 +41,8 @@ def test_unusable_examples_are_rows_with_an_error_and_the_rest_goes_on(tmp_path,
     assert "rows.parquet row 3" in errors["bytes"] and "rows.jsonl row 9" in errors["missing"]
     assert errors["answers"].startswith("rows.jsonl row 12") and len(errors) == 4
     assert any("stands twice" in error for error in errors.values())
-    assert [row["id"] for row in found.rows] == [e.id for e in found.examples] == [e.id for e in good]
-    draw_kept(found.examples, found.rows, sheets_of(Batcher(loaded)), tmp_path / "kept.png")
+    assert [row["id"] for row in outcome.rows] == [e.id for e in outcome.examples] == [e.id for e in good]
+    draw_kept(outcome.examples, outcome.rows, sheets_of(Batcher(loaded)), tmp_path / "kept.png")
 
 
 def test_data_without_a_usable_example_is_one_clear_line(tmp_path, loaded):

@@ -51,16 +51,16 @@ def test_scores_without_a_say_are_not_recorded(batcher, tmp_path):
 def test_examples_that_share_an_image_and_odd_ones_read_back(tmp_path):
     cut = KeptCut("input", 0, np.array([True, False]), np.array([0.5, np.nan], dtype=np.float32))
     early = KeptCut("vision", -1, np.zeros(0, dtype=bool), np.zeros(0, dtype=np.float32))
-    made = [
+    written = [
         KeptExample(f"q{i}", "one", picture("one"), grid_boxes(1, 2), np.array([0, -1]), (early, cut)) for i in range(2)
     ]
-    made += [KeptExample("q<2>", "two", picture("two"), None, None, ())]
-    write_kept(tmp_path / "kept.npz", made)
-    found = read_kept(tmp_path / "kept.npz")
-    assert list(found) == ["q0", "q1", "q<2>"] and found["q1"].image == picture("one") and found["q<2>"].boxes is None
-    assert found["q0"].boxes.tolist() == [[0, 0, 0.5, 1], [0.5, 0, 1, 1]] and found["q0"].panels.tolist() == [0, -1]
-    assert [c.where for c in found["q1"].cuts] == ["before the encoder", "before the decoder"]
-    assert found["q1"].cuts[1].kept.tolist() == [True, False] and np.isnan(found["q1"].cuts[1].scores[1])
+    written += [KeptExample("q<2>", "two", picture("two"), None, None, ())]
+    write_kept(tmp_path / "kept.npz", written)
+    read = read_kept(tmp_path / "kept.npz")
+    assert list(read) == ["q0", "q1", "q<2>"] and read["q1"].image == picture("one") and read["q<2>"].boxes is None
+    assert read["q0"].boxes.tolist() == [[0, 0, 0.5, 1], [0.5, 0, 1, 1]] and read["q0"].panels.tolist() == [0, -1]
+    assert [c.where for c in read["q1"].cuts] == ["before the encoder", "before the decoder"]
+    assert read["q1"].cuts[1].kept.tolist() == [True, False] and np.isnan(read["q1"].cuts[1].scores[1])
     assert read_kept(tmp_path / "none.npz") == {} and not list(tmp_path.glob("*.part"))
 
 

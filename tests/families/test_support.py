@@ -144,12 +144,12 @@ SLICE = PRODUCT[::13]
 
 def eager_weights(model, batch) -> dict[int, torch.Tensor]:
     """Attention weights [B, H, S, S] of each layer that has any, from a dense run."""
-    found: dict[int, torch.Tensor] = {}
+    weights: dict[int, torch.Tensor] = {}
     family = make_family(model)
     handles = []
     for index, module in enumerate(family.attentions):
         if module is not None:
-            hook = lambda m, args, out, index=index: found.update({index: out[1]})  # noqa: E731
+            hook = lambda m, args, out, index=index: weights.update({index: out[1]})  # noqa: E731
             handles.append(module.register_forward_hook(hook))
     try:
         with torch.no_grad():
@@ -157,12 +157,12 @@ def eager_weights(model, batch) -> dict[int, torch.Tensor]:
     finally:
         for handle in handles:
             handle.remove()
-    return {i: w.double() for i, w in found.items() if w is not None}
+    return {i: w.double() for i, w in weights.items() if w is not None}
 
 
 def expected_scores(weights: torch.Tensor, batch, scorer: str) -> list[list[float]]:
     """One layer's scores by plain loops. A query sees a key where the model gave it any weight at all."""
-    found = []
+    samples = []
     real = batch.mask
     for b in range(len(weights)):
         visual = [s for s in range(real.shape[1]) if batch.visual[b, s] and real[b, s]]
@@ -172,8 +172,8 @@ def expected_scores(weights: torch.Tensor, batch, scorer: str) -> list[list[floa
         for column in visual:
             seen = [weights[b, :, row, column].mean().item() for row in rows if weights[b, :, row, column].any()]
             scores.append(sum(seen) / len(seen) if seen else 0.0)
-        found.append(scores)
-    return found
+        samples.append(scores)
+    return samples
 
 
 def check(name: str, scorer: str, fusion: str, padding: str) -> None:
@@ -198,7 +198,7 @@ def hold(name: str, scorer: str, fusion: str, padding: str, build: Callable[[str
     scores = trace.cuts[0].scores
     for b in range(len(scores)):
         for n in range(len(evidence[0][b])):
-            mean = sum(found[b][n] for found in evidence) / len(evidence)
+            mean = sum(samples[b][n] for samples in evidence) / len(evidence)
             assert abs(float(scores[b, n]) - mean) < TOLERANCE, (b, n, float(scores[b, n]), mean)
 
 

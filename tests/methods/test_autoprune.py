@@ -24,10 +24,10 @@ def eager_rows(name: str, batch, layer: int):
 def information(rows, words: list[int], visual: list[int]) -> float:
     heads = []
     for head in rows:
-        given = [[float(head[w, v]) for v in visual] for w in words]
-        given = [[p / sum(row) for p in row] for row in given]
-        mean = [sum(row[v] for row in given) / len(words) for v in range(len(visual))]
-        pairs = ((p, m) for row in given for p, m in zip(row, mean, strict=True) if p > 0)
+        shares = [[float(head[w, v]) for v in visual] for w in words]
+        shares = [[p / sum(row) for p in row] for row in shares]
+        mean = [sum(row[v] for row in shares) / len(words) for v in range(len(visual))]
+        pairs = ((p, m) for row in shares for p, m in zip(row, mean, strict=True) if p > 0)
         heads.append(sum(p / len(words) * math.log(p / m) for p, m in pairs))
     return sum(heads) / len(heads)
 
@@ -59,8 +59,8 @@ def test_each_sample_falls_by_what_its_question_says(name, padding, gain, ratio)
             factor = 1.004**step / 1000
             counts = [min(len(visual), max(1, round(factor * s * len(visual)))) for s in shares]
             tried.setdefault(tuple(counts), abs(sum(n * c for n, c in zip(runs, counts, strict=True)) - total))
-        found = tuple(int(cut.kept[b].sum()) for cut in trace.cuts)
-        assert tried[found] == min(tried.values())
+        pair = tuple(int(cut.kept[b].sum()) for cut in trace.cuts)
+        assert tried[pair] == min(tried.values())
         assert all(not bool((b2.kept & ~a.kept).any()) for a, b2 in zip(trace.cuts, trace.cuts[1:], strict=False))
 
 

@@ -71,10 +71,10 @@ def layers_of(name: str, batch) -> list[list[Layer]]:
 def project(layer: Layer, which: str) -> np.ndarray:
     """Heads [n, H, d] of a projection, before the rotary embedding."""
     linear = getattr(layer.module, f"{which}_proj")
-    made = layer.normed @ linear.weight.detach().double().numpy().T
+    rows = layer.normed @ linear.weight.detach().double().numpy().T
     if linear.bias is not None:
-        made = made + linear.bias.detach().double().numpy()
-    return made.reshape(len(made), -1, layer.module.head_dim)
+        rows = rows + linear.bias.detach().double().numpy()
+    return rows.reshape(len(rows), -1, layer.module.head_dim)
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -303,13 +303,13 @@ def test_tokencarve(name, padding, weight, keep):
 
 def eager_rows(name: str, batch) -> list[np.ndarray]:
     """What the last token of each sample gives in layer 0, mean over heads, padding left out."""
-    model, made = model_of(name, "eager"), []
+    model, weights = model_of(name, "eager"), []
     attention = family_of(model).attentions[0]
-    hook = attention.register_forward_hook(lambda m, a, out: made.append(out[1]))
+    hook = attention.register_forward_hook(lambda m, a, out: weights.append(out[1]))
     with torch.no_grad():
         model(**batch.inputs)
     hook.remove()
-    mean = made[0].double().mean(1).numpy()
+    mean = weights[0].double().mean(1).numpy()
     real = [batch.mask[b].nonzero()[:, 0].tolist() for b in range(3)]
     return [mean[b, places[-1]][places] for b, places in enumerate(real)]
 
@@ -339,15 +339,15 @@ def gravity(name: str, batch, width: int) -> list[np.ndarray]:
     )
     rope = model.config.text_config.rope_parameters
     axes = [axis for axis, size in enumerate(rope.get("mrope_section", [width // 2])) for _ in range(size)]
-    made = []
+    pulls = []
     for b in range(3):
         real = batch.mask[b].nonzero()[:, 0].tolist()
         total = np.zeros((len(real), len(real)))
         for i in range(width // 2):
             own = places[axes[i] % len(places), b, real]
             total += 2 * np.cos((own[:, None] - own[None]) / rope["rope_theta"] ** (2 * i / width)) / math.sqrt(width)
-        made.append(total)
-    return made
+        pulls.append(total)
+    return pulls
 
 
 def raters(embeds: np.ndarray, visual: list[int], text: list[int]) -> list[int]:
@@ -363,8 +363,8 @@ def test_sparsevlm_plus(name, padding, share):
     scorer = prunekit.create("scorer", "sparsevlm_plus", share=share)
     schedule = prunekit.create("schedule", "one_shot", layer=1)
     (cut,) = pruned(prunekit.method("sparsevlm_plus", keep_ratio=0.25, scorer=scorer, schedule=schedule), name, batch)
-    model, made = model_of(name, "eager"), []
-    hook = family_of(model).attentions[0].register_forward_hook(lambda m, a, out: made.append(out[1]))
+    model, weights = model_of(name, "eager"), []
+    hook = family_of(model).attentions[0].register_forward_hook(lambda m, a, out: weights.append(out[1]))
     with torch.no_grad():
         model(**batch.inputs)
     hook.remove()
@@ -372,7 +372,7 @@ def test_sparsevlm_plus(name, padding, share):
     pulls = gravity(name, batch, width)
     for b, sample in enumerate(layers_of(name, batch)):
         real, layer = batch.mask[b].nonzero()[:, 0].tolist(), sample[0]
-        rows = made[0][b].double().numpy()[:, real][:, :, real] / pulls[b]
+        rows = weights[0][b].double().numpy()[:, real][:, :, real] / pulls[b]
         chosen = raters(layer.hidden, layer.visual, layer.text)
         looks = {h: sum(rows[h, q, v] for q in chosen for v in layer.visual) for h in range(len(rows))}
         heads = sorted(looks, key=lambda h: (-looks[h], h))[: max(1, int(share * len(looks)))]
@@ -415,11 +415,11 @@ def euti(layer: Layer) -> list[float]:
 
 def centres(far: dict[tuple[int, int], float], points: list[int], cutoff: float) -> list[int]:
     density = {i: sum(math.exp(-((far[i, j] / 2) ** 2)) for j in points) for i in points}
-    found: list[int] = []
+    chosen: list[int] = []
     for i in sorted(points, key=lambda i: (-density[i], i)):
-        if all(far[i, c] > cutoff for c in found):
-            found.append(i)
-    return found
+        if all(far[i, c] > cutoff for c in chosen):
+            chosen.append(i)
+    return chosen
 
 
 @pytest.mark.parametrize("padding", PADDINGS)

@@ -75,9 +75,9 @@ def test_runs_or_refuses_in_one_line(name, family):
 @pytest.mark.parametrize(("name", "family"), itertools.product(WITHDRAWS, FAMILIES))
 def test_withdrawal_leaves_nothing_and_takes_no_budget(name, family):
     always = {"selector": prunekit.create("selector", name, **options)} if (options := WITHDRAWS[name]) else {}
-    found = outcome(name, family, "left", positions="keep", **always)
+    result = outcome(name, family, "left", positions="keep", **always)
     refusal = REFUSALS.get((name, family))
-    assert refusal in found if refusal else found == [0, 0, 0]
+    assert refusal in result if refusal else result == [0, 0, 0]
     assert "keeps no visual token: keep_ratio=0.5 cannot be met" in outcome(name, family, "none", keep_ratio=0.5)
 
 

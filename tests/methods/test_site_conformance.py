@@ -356,11 +356,11 @@ def test_flowcut(kind, seed):
     model, batch = exact_model(kind, "sdpa"), exact_batch(make_batch("llava", seed=seed))
     images = run(model, batch.inputs["pixel_values"], flow_step(model, {0: 9, 1: 5}, kind))
     schedule = prunekit.create("schedule", "encoder", layers=[0, 1], ratios=[9 / 16, 5 / 9])
-    found, trace = entering(model, batch, prunekit.method("flowcut", schedule=schedule))
+    entered, trace = entering(model, batch, prunekit.method("flowcut", schedule=schedule))
     for b, image in enumerate(images):
         first = int(kind == "clip")
         assert trace.cuts[-1].kept[b].nonzero()[:, 0].tolist() == [p[0] for p in image.patches[first:]]
-        assert np.abs(found[b] - project(model, image.x[first:])).max() < 1e-5
+        assert np.abs(entered[b] - project(model, image.x[first:])).max() < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -159,11 +159,11 @@ def ratio_of(sample: Sample, layer: int, first: list[int]) -> float:
     """The larger share of attention between text and what is kept of the image, either way."""
     attention, text, where = sample.attention(layer, {n: sample.tokens[n] for n in first})
     visual = [*where.values()]
-    given = [
+    sums = [
         sum(attention[i, j] for i in asks for j in seen) / sum(attention[i].sum() for i in asks)
         for asks, seen in ((text, visual), (visual, text))
     ]
-    return max(given)
+    return max(sums)
 
 
 @pytest.mark.parametrize(("name", "padding"), CASES)

@@ -551,8 +551,8 @@ def test_tokens_are_folded_one_after_the_other():
             target = max(np.flatnonzero(kept[b]), key=lambda k: cosine(tokens[b, n], tokens[b, k]))
             expected[b, target] = (expected[b, target] + tokens[b, n]) / 2
     reducer = prunekit.create("reducer", "holitom")
-    found = reducer.reduce_later(*map(torch.from_numpy, (tokens, kept, alive))).tokens.numpy()
-    np.testing.assert_allclose(found[kept], expected[kept], atol=1e-12)
+    folded = reducer.reduce_later(*map(torch.from_numpy, (tokens, kept, alive))).tokens.numpy()
+    np.testing.assert_allclose(folded[kept], expected[kept], atol=1e-12)
 
 
 def fused(clip: Clip, tokens: dict[int, np.ndarray], keep: int, similarity: float, least: float):
@@ -612,5 +612,5 @@ def test_framefusion_prunes_by_what_all_queries_give():
     total = (weights * batch.mask[:, :, None]).sum(1)
     for b in range(len(total)):
         own = total[b][batch.visual[b]]
-        found = trace.cuts[1].scores[b][: len(own)].double()
-        assert (found - own).abs().max() < 1e-4
+        scores = trace.cuts[1].scores[b][: len(own)].double()
+        assert (scores - own).abs().max() < 1e-4

@@ -50,12 +50,12 @@ def test_videos_and_images_through_the_command(family, monkeypatch, tmp_path, sa
     assert "No such file" in rows["4"]["error"] and len(rows) == 4
     model = load_model(str(saved(family)), device="cpu")
     for example in examples(questions, frames=4):
-        made, row = Batcher(model).inputs([example]), rows[example.id]
-        alone = model.model.generate(**made, max_new_tokens=2, do_sample=False)[:, made["input_ids"].shape[1] :]
+        tensors, row = Batcher(model).inputs([example]), rows[example.id]
+        alone = model.model.generate(**tensors, max_new_tokens=2, do_sample=False)[:, tensors["input_ids"].shape[1] :]
         (dense,) = model.processor.batch_decode(alone, skip_special_tokens=True)
         assert row["dense_prediction"] == dense.strip()
         before, after = row["tokens_per_layer"][0], row["tokens_per_layer"][-1]
-        assert before == made["input_ids"].shape[1]
+        assert before == tensors["input_ids"].shape[1]
         visual = before - after + len(row["kept"])
         assert len(row["kept"]) == max(1, round(0.5 * visual)) and visual > 3
     assert (tmp_path / "run" / "kept.png").is_file()
@@ -83,14 +83,14 @@ def test_qwen3_vl_sees_what_its_own_sampling_would_give(saved, questions):
     """Pixels, and the seconds in the prompt, against the processor that samples the whole video by itself."""
     loaded = load_model(str(saved("qwen3_vl")), device="cpu")
     (sampled, *_), (whole, *_) = examples(questions, frames=4), examples(questions, frames=20)
-    made = Batcher(loaded).encoded([sampled])
+    tensors = Batcher(loaded).encoded([sampled])
     own = loaded.processor(
         videos=[whole.clip().array()], video_metadata=[{"total_num_frames": 20, "fps": 10.0}], do_sample_frames=True,
         num_frames=4, fps=None, text=[prompt_for(loaded, sampled)], return_tensors="pt",
     )  # fmt: skip
-    assert torch.equal(made["input_ids"], own["input_ids"])
-    assert torch.equal(made["pixel_values_videos"], own["pixel_values_videos"])
-    text = loaded.processor.decode(made["input_ids"][0]).replace(" ", "")
+    assert torch.equal(tensors["input_ids"], own["input_ids"])
+    assert torch.equal(tensors["pixel_values_videos"], own["pixel_values_videos"])
+    text = loaded.processor.decode(tensors["input_ids"][0]).replace(" ", "")
     assert [text.count(time) for time in ("0.3seconds", "1.6seconds")] == [1, 1]  # frames 0 and 6, 13 and 19
 
 
@@ -145,9 +145,9 @@ def test_a_method_that_needs_frames_on_images(shown, monkeypatch, tmp_path, save
         "data.max_new_tokens=1", "method=evs", "keep_ratio=0.5", "logger.mode=disabled", "device=cpu",
         f"hydra.run.dir={tmp_path / 'run'}",
     )  # fmt: skip
-    found = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").open()]
-    assert ["error" in row for row in sorted(found, key=lambda row: -len(row))] == [False, True][-len(shown) :]
-    assert any("'evs' compares frames, and needs videos of at least 2" in row.get("error", "") for row in found)
+    predictions = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").open()]
+    assert ["error" in row for row in sorted(predictions, key=lambda row: -len(row))] == [False, True][-len(shown) :]
+    assert any("'evs' compares frames, and needs videos of at least 2" in row.get("error", "") for row in predictions)
     if "video" in shown:
         assert code == 0, err
     else:
@@ -157,6 +157,6 @@ def test_a_method_that_needs_frames_on_images(shown, monkeypatch, tmp_path, save
 def test_training_batches_hold_videos(saved, questions):
     loaded = load_model(str(saved("qwen2_5_vl")), device="cpu")
     (video, *_) = examples(questions, frames=4)
-    made = Collator(loaded)([video])
-    made.pop("ids")
-    assert loaded.model(**made).loss.isfinite() and made["pixel_values_videos"].numel()
+    batch = Collator(loaded)([video])
+    batch.pop("ids")
+    assert loaded.model(**batch).loss.isfinite() and batch["pixel_values_videos"].numel()

@@ -218,8 +218,8 @@ def test_runs_of_different_data_are_not_compared(sweep):
     ],
 )
 def test_bad_options_of_the_table(monkeypatch, tmp_path, model_folder, words, word):
-    given = [a for a in table(model_folder, tmp_path) if not a.startswith("sweep.only")]
-    code, _, err = run_main(monkeypatch, *given, *(words if "only" in words[0] else [*words, "sweep.only=[fastv]"]))
+    arguments = [a for a in table(model_folder, tmp_path) if not a.startswith("sweep.only")]
+    code, _, err = run_main(monkeypatch, *arguments, *(words if "only" in words[0] else [*words, "sweep.only=[fastv]"]))
     lines = err.strip().splitlines()
     assert code == 1 and word in lines[-1] and "Traceback" not in err
 

@@ -136,8 +136,8 @@ def test_the_rows_of_the_docs(monkeypatch, tmp_path, model_folder):
     (tmp_path / "my" / "experiment").mkdir(parents=True)
     preset = text.replace("[scorer=mine, scorer.alpha=3]", "[scorer=visual]")
     (tmp_path / "my" / "experiment" / "mine.yaml").write_text(preset)
-    given = ["--config-dir", str(tmp_path / "my"), *arguments(model_folder, tmp_path / "run", "experiment=mine")]
-    code, out, err = run_main(monkeypatch, *given, "sweep.only=[mine,fastv]", "keep_ratio=0.25,0.1")
+    base = ["--config-dir", str(tmp_path / "my"), *arguments(model_folder, tmp_path / "run", "experiment=mine")]
+    code, out, err = run_main(monkeypatch, *base, "sweep.only=[mine,fastv]", "keep_ratio=0.25,0.1")
     assert code == 0, err
     assert "4 of 4 jobs finished" in out and "### Keep 0.1" in out and "| mine |" in out and "| fastv |" in out
     assert (tmp_path / "run" / "mine" / "keep_ratio_0.25" / "metrics.json").exists()

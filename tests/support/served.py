@@ -140,8 +140,7 @@ def save(name: str, folder: Path, seed: int = 0) -> Path:
     draw_weights(model, seed)
     model.generation_config = GenerationConfig(eos_token_id=2, pad_token_id=0, bos_token_id=1)
     model.float().save_pretrained(folder)
-    made = processor(name)
-    made.save_pretrained(folder)
+    processor(name).save_pretrained(folder)
     return folder
 
 

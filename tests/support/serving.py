@@ -117,11 +117,11 @@ class Engine:
 @contextlib.contextmanager
 def engine(folder: Path, options: Mapping[str, object] | None, **settings: Any) -> Iterator[Engine]:
     """An engine for a while."""
-    made = Engine(folder, options, **settings)
+    running = Engine(folder, options, **settings)
     try:
-        yield made
+        yield running
     finally:
-        made.close()
+        running.close()
 
 
 @contextlib.contextmanager

@@ -190,8 +190,8 @@ def test_tiles_of_a_picture():
             groups.setdefault(key, []).append(n)
         sizes = [len(group) for group in groups.values()]
         counts = share_out([1] * len(sizes), round(0.5 * sum(sizes)), sizes)
-        found = sorted(int(cut.kept[b][group].sum()) for group in groups.values())
-        assert found == sorted(counts)
+        stays = sorted(int(cut.kept[b][group].sum()) for group in groups.values())
+        assert stays == sorted(counts)
         for group in groups.values():
             scores = {n: float(cut.scores[b, n]) for n in group}
             count = int(cut.kept[b][group].sum())

@@ -31,9 +31,9 @@ def test_dense_against_pruned(tmp_path):
              f"hydra.run.dir={tmp_path}"]  # fmt: skip
     environment = {**os.environ, **serving.ENVIRONMENT}
     subprocess.run([sys.executable, "-m", "prunekit", *words], env=environment, check=True, stdout=subprocess.DEVNULL)
-    found = json.loads((tmp_path / "bench.json").read_text())["served"]
-    assert [entry["concurrency"] for entry in found] == [1, 8]
-    for entry in found:
+    served = json.loads((tmp_path / "bench.json").read_text())["served"]
+    assert [entry["concurrency"] for entry in served] == [1, 8]
+    for entry in served:
         (dense,), (pruned,) = entry["dense"], entry["pruned"]
         assert 0 < pruned["blocks"] < dense["blocks"]
         assert min(dense["first_token_s"], pruned["first_token_s"], dense["requests_per_s"]) > 0

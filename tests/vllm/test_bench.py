@@ -1,12 +1,9 @@
 """``task=bench bench.engine=vllm``."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
-
-import pytest
 
 import serving
 from prunekit.bench.serving import Load, rows
@@ -24,7 +21,7 @@ def test_ratios_are_of_rounds_side_by_side():
     assert table[1] == ["8", "pruned", "100", "40.0", "20.00", "10", "0.50", "0.25"]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+@serving.NEEDS_VLLM
 def test_dense_against_pruned(tmp_path):
     words = ["task=bench", "bench.engine=vllm", "method=divprune", "keep_ratio=0.25", "dtype=float32", "bench.rounds=1",
              "bench.new_tokens=2", "bench.concurrency=[1,8]", "logger.mode=disabled",

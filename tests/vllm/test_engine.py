@@ -1,6 +1,5 @@
 """vLLM with the plug-in against transformers with prunekit. Skipped without vLLM (``make test-vllm``)."""
 
-import importlib.util
 import shutil
 
 import pytest
@@ -14,12 +13,11 @@ from prunekit.data.source import open_source
 from prunekit.models import EMBEDDED
 from serving import Answer, Request, check_same, kept_sets
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+pytestmark = serving.NEEDS_VLLM
 
 METHODS = ("divprune", "fastervlm", "visionzip", "vispruner", "hiprune", "holov", "scope", "mmr", "average_pool",
            "cdpruner", "mmtok")  # fmt: skip
 SERVED = {"method": "fastervlm", "keep_ratio": 0.25}
-ONCE = {"divprune", "fastervlm"}  # the methods that run on all questions; the others on some
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +52,6 @@ def mini(references):
 @pytest.mark.parametrize("name", METHODS)
 def test_mini(mini, name, ratio):
     reference, requests, engine = mini
-    requests = requests if name in ONCE or ratio == 0.25 else requests[:8]
     expected = [reference.answer(request, prunekit.method(name, keep_ratio=ratio)) for request in requests]
     with kept_sets() as kept:
         answers = engine.answers(requests, [{"method": name, "keep_ratio": ratio}] * len(requests))

@@ -1,7 +1,6 @@
 """``task=serve`` in processes of its own, asked over HTTP. Skipped without vLLM."""
 
 import base64
-import importlib.util
 import io
 import json
 import os
@@ -20,7 +19,7 @@ import serving
 from prunekit.data.source import open_source
 from prunekit.models import EMBEDDED
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+pytestmark = serving.NEEDS_VLLM
 
 
 def ask(address, example, **more):

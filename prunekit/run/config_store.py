@@ -17,10 +17,16 @@ from omegaconf.errors import OmegaConfBaseException
 from prunekit.pruning.presets import presets
 from prunekit.registry import KINDS, registry
 
+_stored: set[tuple[str, str]] = set()  # group and name of what this module has put into Hydra's store
+
 
 def register_options() -> None:
-    """Put components and presets into Hydra's config store. Safe to call again. What Hydra cannot hold is named and
-    left out, so that a user's file cannot stop the others."""
+    """Put components and presets into Hydra's config store; called again, it forgets those that are no more. What Hydra
+    cannot hold is named and left out, so that a user's file cannot stop the others."""
+    repo = ConfigStore.instance().repo
+    for group, name in _stored:
+        del repo[group][f"{name}.yaml"]
+    _stored.clear()
     for kind in KINDS:
         for name, cls in registry.classes(kind).items():
             try:
@@ -29,9 +35,14 @@ def register_options() -> None:
                 reason = " ".join(str(error).split())
                 warnings.warn(f"skipped {kind} '{name}' of {cls.__module__}: {reason}", stacklevel=2)
             else:
-                ConfigStore.instance().store(group=kind, name=name, node=node)
+                _store(kind, name, node)
     for name, (_, data) in presets().items():
         _register_method(name, data)
+
+
+def _store(group: str, name: str, node: object, package: str | None = None) -> None:
+    ConfigStore.instance().store(group=group, name=name, node=node, package=package)
+    _stored.add((group, name))
 
 
 def config_class(name: str, cls: type, **values: object) -> type:
@@ -67,7 +78,6 @@ def _register_method(name: str, data: Mapping[str, Any]) -> None:
 
     So ``schedule=progressive`` after ``method=fastv`` replaces the choice, and the preset's settings go with it.
     """
-    store = ConfigStore.instance()
     choices: list[Any] = []
     for kind in KINDS:
         if not (part := dict(data.get(kind) or {})):
@@ -75,7 +85,7 @@ def _register_method(name: str, data: Mapping[str, Any]) -> None:
         option = component = part.pop("name")
         if part:
             option = f"_{name}"
-            store.store(group=kind, name=option, node=config_class(component, registry.get(kind, component), **part))
+            _store(kind, option, config_class(component, registry.get(kind, component), **part))
         choices.append({f"override /{kind}": option})
     node = {"defaults": [*choices, "_self_"], "preset": name}
-    store.store(group="method", name=name, node=node, package="_global_")
+    _store("method", name, node, package="_global_")

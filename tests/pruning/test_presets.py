@@ -64,3 +64,6 @@ class TestPresets:
         )
         assert code == 0, err
         assert len(json.loads((run_dir / "predictions.jsonl").read_text().splitlines()[0])["kept"]) == 9
+        monkeypatch.delenv("PRUNEKIT_METHODS")  # a method whose folder is gone is no option of the next call
+        code, _, err = run_main(monkeypatch, *arguments(model_folder, tmp_path / "gone", "method=half"))
+        assert code == 1 and "'half'" in err, err

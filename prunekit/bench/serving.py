@@ -117,14 +117,17 @@ class Bench:
         return pool.num_gpu_blocks - pool.get_num_free_blocks()
 
 
-def start_engine(model: str, overrides: dict[str, object], dtype: str, seed: int, most: int) -> Any:
-    """An engine in this process that batches up to ``most`` requests, without caches."""
+def start_engine(
+    model: str, overrides: dict[str, object], dtype: str, seed: int, most: int, weights: bool = True
+) -> Any:
+    """An engine in this process that batches up to ``most`` requests, without caches; no ``weights``: random ones."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     from vllm import LLM
 
     return LLM(
         model=model, hf_overrides=overrides, dtype=dtype, seed=seed, max_num_seqs=most, enable_prefix_caching=False,
         mm_processor_cache_gb=0, limit_mm_per_prompt={"image": 1}, enforce_eager=True, block_size=32,
+        load_format="auto" if weights else "dummy",
     )  # fmt: skip
 
 

@@ -67,23 +67,40 @@ def bench_vllm(config: BenchConfig, context: Context) -> None:
         PrunekitError: without vLLM, and for what cannot be served.
     """
     check_installed("bench.engine=vllm")
+    from prunekit.bench.serving import Bench, bench_serving, start_engine
+    from prunekit.bench.shape_folder import picture_size, prompt, write_shape
+    from prunekit.bench.workload import BEFORE
+
+    settings, title = config.bench, str(config.bench.shape or config.model.name)
+    if settings.visual_tokens is not None or settings.frames is not None:
+        raise PrunekitError("bench.engine=vllm times requests with one picture: leave out visual_tokens and frames")
+    if settings.shape is not None:
+        folder = context.folder / "model"
+        write_shape(settings.shape, folder)
+        config = config.model_copy(update={"model": config.model.model_copy(update={"name": str(folder)})})
+    model, options = checked_model(config), server_options(config)
+    if settings.shape is not None:
+        text, size = prompt(BEFORE, max(0, settings.text_tokens - BEFORE)), picture_size(settings.shape)
+    else:
+        text, size = _first_prompt(config, model)
+    overrides: dict[str, object] = {"architectures": [ARCHITECTURE], CONFIG_KEY: options}
+    llm = start_engine(
+        model, overrides, config.dtype, config.seed, max(settings.concurrency), weights=settings.shape is None
+    )
+    bench = Bench(llm, text, size, max(1, settings.new_tokens))
+    context.folder.mkdir(parents=True, exist_ok=True)
+    bench_serving(bench, options, settings, context.folder, f"{title}, vLLM, {config.dtype}")
+
+
+def _first_prompt(config: BenchConfig, model: str) -> tuple[str, tuple[int, int]]:
+    """The prompt of the data's first example, and the size of its picture."""
     from transformers import AutoProcessor
 
-    from prunekit.bench.serving import Bench, bench_serving, start_engine
-
-    if config.bench.shape is not None or config.bench.visual_tokens is not None or config.bench.frames is not None:
-        raise PrunekitError("bench.engine=vllm times the configured model: leave out shape, visual_tokens and frames")
-    model, options = checked_model(config), server_options(config)
     example = next(iter(load_examples(config.data)))
     content = [{"type": "image"}, {"type": "text", "text": example.question}]
     processor = AutoProcessor.from_pretrained(model, revision=config.model.revision)
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    overrides: dict[str, object] = {"architectures": [ARCHITECTURE], CONFIG_KEY: options}
-    most = max(config.bench.concurrency)
-    llm = start_engine(model, overrides, config.dtype, config.seed, most)
-    bench = Bench(llm, text, example.image().size, max(1, config.bench.new_tokens))
-    context.folder.mkdir(parents=True, exist_ok=True)
-    bench_serving(bench, options, config.bench, context.folder, f"{config.model.name}, vLLM, {config.dtype}")
+    return text, example.image().size
 
 
 def checked_model(config: RunConfig) -> str:

@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 import serving
 from prunekit.bench.serving import Load, rows
 
@@ -22,9 +24,10 @@ def test_ratios_are_of_rounds_side_by_side():
 
 
 @serving.NEEDS_VLLM
-def test_dense_against_pruned(tmp_path):
+@pytest.mark.parametrize("model", ["model=mini", "bench.shape=small"])
+def test_dense_against_pruned(tmp_path, model):
     words = ["task=bench", "bench.engine=vllm", "method=divprune", "keep_ratio=0.25", "dtype=float32", "bench.rounds=1",
-             "bench.new_tokens=2", "bench.concurrency=[1,8]", "logger.mode=disabled",
+             "bench.new_tokens=2", "bench.concurrency=[1,8]", "logger.mode=disabled", model,
              f"hydra.run.dir={tmp_path}"]  # fmt: skip
     environment = {**os.environ, **serving.ENVIRONMENT}
     subprocess.run([sys.executable, "-m", "prunekit", *words], env=environment, check=True, stdout=subprocess.DEVNULL)

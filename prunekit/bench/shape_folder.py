@@ -1,4 +1,4 @@
-"""A folder of a named shape without weights, for engines that open folders: config, and a processor of made-up words."""
+"""A folder of a named shape without weights, for engines that open folders: config, and a processor of plain words."""
 
 from __future__ import annotations
 

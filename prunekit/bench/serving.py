@@ -118,16 +118,20 @@ class Bench:
 
 
 def start_engine(
-    model: str, overrides: dict[str, object], dtype: str, seed: int, most: int, weights: bool = True
+    model: str, overrides: dict[str, object], dtype: str, seed: int, most: int, longest: int | None = None
 ) -> Any:
-    """An engine in this process that batches up to ``most`` requests, without caches; no ``weights``: random ones."""
+    """An engine in this process that batches up to ``most`` requests, without caches.
+
+    Args:
+        longest: tokens of the longest request to a folder without weights, which gets random ones.
+    """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     from vllm import LLM
 
     return LLM(
         model=model, hf_overrides=overrides, dtype=dtype, seed=seed, max_num_seqs=most, enable_prefix_caching=False,
         mm_processor_cache_gb=0, limit_mm_per_prompt={"image": 1}, enforce_eager=True, block_size=32,
-        load_format="auto" if weights else "dummy",
+        load_format="auto" if longest is None else "dummy", max_model_len=longest,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from signal import SIGINT, SIGTERM, signal
+from signal import SIGINT, SIGKILL, SIGTERM, signal
 from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -69,7 +69,9 @@ def bench_vllm(config: BenchConfig, context: Context) -> None:
     check_installed("bench.engine=vllm")
     from prunekit.bench.serving import Bench, bench_serving, start_engine
     from prunekit.bench.shape_folder import picture_size, prompt, write_shape
+    from prunekit.bench.shapes import VISUAL
     from prunekit.bench.workload import BEFORE
+    from prunekit.pruning.budget import NOMINAL
 
     settings, title = config.bench, str(config.bench.shape or config.model.name)
     if settings.visual_tokens is not None or settings.frames is not None:
@@ -81,12 +83,11 @@ def bench_vllm(config: BenchConfig, context: Context) -> None:
     model, options = checked_model(config), server_options(config)
     if settings.shape is not None:
         text, size = prompt(BEFORE, max(0, settings.text_tokens - BEFORE)), picture_size(settings.shape)
+        longest = VISUAL.get(settings.shape, NOMINAL) + BEFORE + settings.text_tokens + settings.new_tokens + 1
     else:
-        text, size = _first_prompt(config, model)
+        (text, size), longest = _first_prompt(config, model), None
     overrides: dict[str, object] = {"architectures": [ARCHITECTURE], CONFIG_KEY: options}
-    llm = start_engine(
-        model, overrides, config.dtype, config.seed, max(settings.concurrency), weights=settings.shape is None
-    )
+    llm = start_engine(model, overrides, config.dtype, config.seed, max(settings.concurrency), longest)
     bench = Bench(llm, text, size, max(1, settings.new_tokens))
     context.folder.mkdir(parents=True, exist_ok=True)
     bench_serving(bench, options, settings, context.folder, f"{title}, vLLM, {config.dtype}")
@@ -177,14 +178,14 @@ def started(words: list[str], log: Any) -> Iterator[subprocess.Popen[bytes]]:
     try:
         yield server
     finally:
+        for ending in (SIGINT, SIGTERM):
+            with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(server.pid, ending)
+                server.wait(20)
+                break
         with suppress(ProcessLookupError):
-            os.killpg(server.pid, SIGINT)
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            with suppress(ProcessLookupError):
-                os.killpg(server.pid, SIGTERM)
-            server.wait(20)
+            os.killpg(server.pid, SIGKILL)  # what is left of the processes that vLLM started
+        server.wait()
         signal(SIGTERM, before)
 
 

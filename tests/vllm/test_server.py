@@ -61,7 +61,7 @@ def address(tmp_path_factory):
     assert lines and lines[-1].startswith("curl "), lines
     yield f"http://127.0.0.1:{port}"
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 0
+    assert process.wait(90) == 0
     with pytest.raises(OSError):
         time.sleep(0.5)
         urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)

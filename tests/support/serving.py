@@ -129,7 +129,8 @@ def engine(folder: Path, options: Mapping[str, object] | None, **settings: Any) 
 
 @contextlib.contextmanager
 def kept_sets() -> Iterator[list[list[int]]]:
-    """What stays of the images that are cut meanwhile, in the order of their cuts."""
+    """What stays of the images that are cut meanwhile, in the order of their cuts; not of the noise on which a server
+    rehearses options, with a model that has no weights."""
     from prunekit.vllm.cut import ImageCut
 
     kept: list[list[int]] = []
@@ -137,7 +138,8 @@ def kept_sets() -> Iterator[list[list[int]]]:
 
     def noting(self: ImageCut, *args: Any) -> Any:
         tokens, index = plain(self, *args)
-        kept.append(index.tolist())
+        if not next(self.target.family.layers[0].parameters()).is_meta:
+            kept.append(index.tolist())
         return tokens, index
 
     ImageCut.__call__ = noting  # type: ignore[method-assign]

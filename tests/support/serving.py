@@ -129,24 +129,30 @@ def engine(folder: Path, options: Mapping[str, object] | None, **settings: Any) 
 
 @contextlib.contextmanager
 def kept_sets() -> Iterator[list[list[int]]]:
-    """What stays of the images that are cut meanwhile, in the order of their cuts; not of the noise on which a server
-    rehearses options, with a model that has no weights."""
-    from prunekit.vllm.cut import ImageCut
+    """What stays of the images that are cut meanwhile, in their order; rehearsals of options do not count."""
+    from prunekit.vllm.model import PrunekitForConditionalGeneration as Served
 
     kept: list[list[int]] = []
-    plain = ImageCut.__call__
+    plain = Served._cut
 
-    def noting(self: ImageCut, *args: Any) -> Any:
-        tokens, index = plain(self, *args)
-        if not next(self.target.family.layers[0].parameters()).is_meta:
-            kept.append(index.tolist())
-        return tokens, index
+    def noting(self: Served, options: Mapping[str, object]) -> Any:
+        cut = plain(self, options)
 
-    ImageCut.__call__ = noting  # type: ignore[method-assign]
+        class Noting:
+            watching = staticmethod(cut.watching)
+
+            def __call__(self, *args: Any) -> Any:
+                tokens, index = cut(*args)
+                kept.append(index.tolist())
+                return tokens, index
+
+        return Noting()
+
+    Served._cut = noting  # type: ignore[method-assign]
     try:
         yield kept
     finally:
-        ImageCut.__call__ = plain  # type: ignore[method-assign]
+        Served._cut = plain  # type: ignore[method-assign]
 
 
 def check_same(served: Sequence[Answer], expected: Sequence[Answer], tolerance: float = 1e-4) -> None:

@@ -213,8 +213,8 @@ def test_families(references, name):
 
 
 def check_several_images(name, reference, engine, requests):
-    """Two pictures of different sizes, tiles and all: each keeps what it keeps by itself. The ratio is new to the engine,
-    which would take the images from its cache."""
+    """Two pictures of different sizes, tiles and all: each keeps what it keeps by itself. With a ratio that the engine
+    has met it would take the images from its cache."""
     positions = "keep" if "qwen" in name else "renumber"
     mark, pruner = served.mark(name), prunekit.method("divprune", keep_ratio=0.4, positions=positions)
     pairs = [(requests[0], requests[2]), (requests[2], requests[4]), (requests[4], requests[0])]

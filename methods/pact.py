@@ -107,6 +107,6 @@ prunekit.compose(
     fusion="ahead",
     schedule={"name": "one_shot", "layer": 4},
     selector="dbdpc",
-    reducer="assigned",
+    reducer={"name": "assigned", "proportional": True},
     positions="keep",
 )

@@ -187,7 +187,7 @@ def plan_encoder(recipe: Recipe, tower: VisionTower) -> EncoderPlan:
     if tower.grid is None or tower.patches is None or (reason := tower.refuses_cuts()):
         reason = tower.refuses_cuts() or "its images differ in size"
         raise PrunekitError(f"site=vision: no token can go inside the encoder of '{tower.name}': {reason}")
-    check_weights(recipe.reducer, tower)
+    check_weights(recipe.reducer, tower.implementation)
     if not recipe.selector.exact or recipe.selector.adapts_count:
         selector = recipe.selector.registered_name
         raise PrunekitError(

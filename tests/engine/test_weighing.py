@@ -1,7 +1,7 @@
 """Proportional attention in the decoder: one token of size s, its logarithm added, is s copies of it at one place.
 
 The reference knows neither sizes nor logarithms. Nothing goes: all that was merged stands on as copies of the mean,
-which see each other, have the rotary embedding of the token whose name they bear, and are seen by whoever sees that token.
+which see each other, have the rotary embedding of the token whose name they bear, and are seen by whoever sees it.
 """
 
 from __future__ import annotations

@@ -90,10 +90,9 @@ class PrunedLayerMixin:
         return self._latest(self.lent_count)
 
     @property
-    def lent_log_sizes(self) -> torch.Tensor | None:
+    def lent_log_sizes(self) -> torch.Tensor:
         """What is added to the logits of the keys that the latest update returned, [B, stored + new]."""
-        if self.log_sizes is None:
-            return None
+        assert self.log_sizes is not None
         index_BK, size = self.lent, self.log_sizes.shape[1]
         outside_BK = (index_BK < 0) | (index_BK >= size)
         return self.log_sizes.gather(1, index_BK.clamp(0, size - 1)).masked_fill(outside_BK, 0.0)

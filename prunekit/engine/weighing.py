@@ -41,21 +41,19 @@ def weighed(target: Target, module: nn.Module, mask: Mask, query: torch.Tensor, 
     """The mask of an attention function for q [B, H, Q, d] with the logarithms of its keys' sizes; unchanged where
     nothing has merged."""
     forward, cache_layer = target.thread.forward, target.cache_layer
-    memo: dict[tuple[Any, ...], Any]
-    if isinstance(forward, Prefill) and forward.sequence.log_sizes is not None:
-        sequence, memo = forward.sequence, forward.arguments
-        assert sequence.index is not None and sequence.log_sizes is not None
-        bias_BK, number = sequence.log_sizes.gather(1, sequence.index), sequence.number
+    if isinstance(forward, Prefill) and (logs_BS := forward.sequence.log_sizes) is not None:
+        assert forward.sequence.index is not None
+        bias_BK, number = logs_BS.gather(1, forward.sequence.index), forward.sequence.number
     elif isinstance(forward, DecodeStep) and cache_layer is not None and cache_layer.log_sizes is not None:
-        bias_BK, number, memo = cache_layer.lent_log_sizes, cache_layer.sequence, forward.arguments
+        bias_BK, number = cache_layer.lent_log_sizes, cache_layer.sequence
     else:
         return mask
     if mask is not None and mask.ndim != 4:
         raise PrunekitError(f"'{target.family.model_type}': sizes cannot be put into a mask of {mask.ndim} axes")
+    memo: dict[tuple[Any, ...], Any] = forward.arguments
     key = ("weighed", id(mask), number, bias_BK.shape, query.dtype, query.device)
     if key not in memo:
         causal = options.get("is_causal")
         causal = bool(getattr(module, "is_causal", True) if causal is None else causal)
-        weighed_mask = weigh_columns(mask, bias_BK.to(query.device), query.shape[2], query.dtype, causal)
-        memo[key] = mask, weighed_mask
+        memo[key] = mask, weigh_columns(mask, bias_BK.to(query.device), query.shape[2], query.dtype, causal)
     return memo[key][1]

@@ -21,8 +21,8 @@ def run(config: CalibrateConfig, context: Context) -> None:
 
     if ranks.world() > 1:
         raise PrunekitError(f"task=calibrate takes a few examples: run it in one process, not in {ranks.world()}")
-    options: dict[str, Any] = config.data.opened()
-    data = DataOptions(**{**options, "split": config.calibrate.split, "limit": config.calibrate.limit})
+    options: dict[str, Any] = {**config.data.opened(), **config.calibrate.model_dump()}
+    data = DataOptions(**options)
     pruner, examples = build_pruner(config), gather(load_examples(data))
     if (context.folder / FILE).exists() and not config.overwrite:
         raise FolderError(f"'{context.folder}' holds a calibration: overwrite=true replaces it, or name a new folder")

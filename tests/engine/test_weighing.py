@@ -119,6 +119,21 @@ def test_a_merged_token_counts_like_its_copies(family, attn, padding, layers):
     assert (prompt - plain)[text].abs().max() > 1e-2 < (steps - plain_steps).abs().max()  # else nothing is shown
 
 
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+def test_pact_counts_its_clusters_by_their_size(family):
+    """Also of clusters beside tokens that are lost."""
+    batch, schedule = make_batch(family, "left", seed=4), prunekit.create("schedule", "one_shot", layer=2)
+    selector = prunekit.create("selector", "dbdpc", important=0.5, cutoff=0.5, reach=1.0)
+    pruner = prunekit.method("pact", schedule=schedule, selector=selector, keep_ratio=0.6)
+    prompt, steps, trace = runs(tiny_model(family), batch, pruner, new=3)
+    (cut,) = trace.cuts
+    gone = ~cut.kept & torch.stack([torch.arange(cut.kept.shape[1]) < n for n in batch.visual.sum(1)])
+    assert (gone & (cut.sources < 0)).any() and (gone & (cut.sources >= 0)).any()
+    reference, text = tiny_model(family, "eager"), batch.mask & ~batch.visual
+    assert (prompt - with_copies(reference, batch, trace.cuts))[text].abs().max() < TOLERANCE
+    assert (steps - with_copies(reference, batch, trace.cuts, 3)).abs().max() < TOLERANCE
+
+
 def test_unequal_numbers_of_images():
     batch = two_images_and_none()
     prompt, steps, trace = runs(tiny_model("llava"), batch, merging([1, 3]), new=3)

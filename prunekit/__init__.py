@@ -5,7 +5,7 @@ from prunekit.components.base import Cut, Fusion, Reduced, Reducer, RowScorer, S
 from prunekit.components.calibrated import CalibratedSchedule
 from prunekit.components.scorers import ReceivedAttention
 from prunekit.components.video import Video, VideoReducer, VideoScorer, VideoSelector
-from prunekit.errors import PrunekitError, check_choice
+from prunekit.errors import PrunekitError, check_choice, check_interval
 from prunekit.pruning.calibration import calibrate
 from prunekit.pruning.presets import method, methods
 from prunekit.pruning.pruner import Handle, Pruner, remove
@@ -37,6 +37,7 @@ __all__ = [
     "available",
     "calibrate",
     "check_choice",
+    "check_interval",
     "compose",
     "create",
     "method",

@@ -123,7 +123,7 @@ def test_a_merged_token_counts_like_its_copies(family, attn, padding, layers):
 def test_pact_counts_its_clusters_by_their_size(family):
     """Also of clusters beside tokens that are lost."""
     batch, schedule = make_batch(family, "left", seed=4), prunekit.create("schedule", "one_shot", layer=2)
-    selector = prunekit.create("selector", "dbdpc", important=0.5, cutoff=0.5, reach=1.0)
+    selector = prunekit.create("selector", "dbdpc", important=0.5, cutoff=0.2, reach=1.0)
     pruner = prunekit.method("pact", schedule=schedule, selector=selector, keep_ratio=0.6)
     prompt, steps, trace = runs(tiny_model(family), batch, pruner, new=3)
     (cut,) = trace.cuts

@@ -11,7 +11,13 @@ import prunekit
 @dataclass
 class Assigned(prunekit.Reducer):
     """What goes is averaged into the token to which the selector has assigned it, by size; what it has assigned to none
-    is gone. The selector leaves that as ``view.notes["assigned"]``, long [B, N], -1 for none."""
+    is gone. The selector leaves that as ``view.notes["assigned"]``, long [B, N], -1 for none.
+
+    Args:
+        proportional: a token counts in the attention of later layers like all that it stands for.
+    """
+
+    proportional: bool = False
 
     def reduce(self, *, view, tokens, sizes, kept, alive, **rest) -> prunekit.Reduced:
         if (target := view.notes.pop("assigned", None)) is None:

@@ -50,24 +50,7 @@ class Dpp(prunekit.Selector):
         cosine = prunekit.ops.cosine(view.visual(view.hidden_states))
         q = torch.where(view.alive, scores, 0).float().clamp(min=0)
         kernel = q[..., None] * cosine * q[:, None]
-        return greedy_map(kernel, quota, view.alive)
-
-
-def greedy_map(kernel: torch.Tensor, keep: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
-    """The ``keep`` [B] tokens of ``alive`` [B, N] that greedily raise the determinant of ``kernel`` [B, N, N] most."""
-    most, rows = int(keep.max()), torch.arange(len(alive), device=alive.device)
-    gain = kernel.diagonal(dim1=1, dim2=2).clone()
-    factor = kernel.new_zeros(len(alive), most, alive.shape[1])  # of the Cholesky decomposition, row by row
-    free = alive.clone()
-    for step in range(most):
-        pick = gain.masked_fill(~free, -torch.inf).argmax(1)
-        past = factor[:, :step]
-        row = kernel[rows, pick] - (past[rows, :, pick][:, None] @ past)[:, 0]
-        row = row / gain[rows, pick].clamp(min=torch.finfo(gain.dtype).eps).sqrt()[:, None]
-        factor[:, step] = row
-        gain = gain - row.square()
-        free[rows, pick] &= step >= keep  # a sample that has its number picks no more
-    return alive & ~free
+        return prunekit.ops.greedy_determinant(kernel, quota, view.alive)
 
 
 prunekit.compose(

@@ -38,8 +38,7 @@ class FastVid(prunekit.VideoSelector):
     def __post_init__(self) -> None:
         if self.segments < 1 or self.step < 1:
             raise prunekit.PrunekitError("selector.segments and selector.step must be at least 1")
-        if not 0 <= self.context <= 1:
-            raise prunekit.PrunekitError(f"selector.context must lie in [0, 1], not {self.context}")
+        prunekit.check_interval("selector.context", self.context, "[0, 1]")
 
     def select_video(self, video: prunekit.Video, keep: int) -> torch.Tensor:
         segment_F = segments_of(video.tokens.mean(1), self.segments, self.threshold)

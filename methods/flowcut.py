@@ -78,8 +78,7 @@ class EverySecondBlock(prunekit.Schedule):
     sites = ("vision",)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.entropy <= 1:
-            raise prunekit.PrunekitError(f"schedule.entropy must lie in [0, 1], not {self.entropy}")
+        prunekit.check_interval("schedule.entropy", self.entropy, "[0, 1]")
 
     def cuts(self, depth: int, keep_ratio: float) -> tuple[prunekit.Cut, ...]:
         return ()

@@ -81,10 +81,8 @@ class FrameFusion(prunekit.Selector):
     uses_places = True
 
     def __post_init__(self) -> None:
-        if not -1 <= self.similarity <= 1:
-            raise prunekit.PrunekitError(f"selector.similarity must lie in [-1, 1], not {self.similarity}")
-        if not 0 <= self.least <= 1:
-            raise prunekit.PrunekitError(f"selector.least must lie in [0, 1], not {self.least}")
+        prunekit.check_interval("selector.similarity", self.similarity, "[-1, 1]")
+        prunekit.check_interval("selector.least", self.least, "[0, 1]")
 
     def select(self, view, scores, quota) -> torch.Tensor:
         progress, standing = Progress.of(view), view.alive.sum(1)

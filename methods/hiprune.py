@@ -33,10 +33,8 @@ class HiPrune(prunekit.Selector):
     exact = ignores_scores = uses_vision = uses_places = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise prunekit.PrunekitError(f"selector.alpha must lie in [0, 1], not {self.alpha}")
-        if not 0 < self.depth <= 1:
-            raise prunekit.PrunekitError(f"selector.depth must lie in (0, 1], not {self.depth}")
+        prunekit.check_interval("selector.alpha", self.alpha, "[0, 1]")
+        prunekit.check_interval("selector.depth", self.depth, "(0, 1]")
 
     def vision_blocks(self, blocks: int) -> Sequence[int]:
         return [max(round(self.depth * blocks) - 1, 0)]
@@ -45,8 +43,8 @@ class HiPrune(prunekit.Selector):
         alive = view.alive & view.vision.exists.to(view.alive.device)
         (middle,) = self.vision_blocks(len(view.vision.tower.blocks))
         early, late = (view.vision.attention(block).to(alive.device) for block in (middle, -1))
-        wanted = self.alpha * quota / 5
-        count = torch.where((quota >= 5) & (self.alpha > 0), wanted.round().long().clamp(min=1), wanted.round().long())
+        least = ((quota >= 5) & (self.alpha > 0)).long()
+        count = (self.alpha * quota / 5).round().long().maximum(least)
         anchors = prunekit.ops.top_k(early, count, alive)
         ring = anchors | (beside(view.places, anchors) & alive)
         ring = prunekit.ops.top_k(torch.where(anchors, torch.inf, early), quota, ring)
@@ -58,15 +56,11 @@ class HiPrune(prunekit.Selector):
 def beside(places, anchors: torch.Tensor) -> torch.Tensor:
     """The neighbours of ``anchors`` [B, N]: one before and one behind in raster order, one row up and one down, within
     the same frame; beyond its ends its first or last token."""
-    size = places.rows * places.columns
-    number = places.row * places.columns + places.column
-    near = torch.zeros_like(anchors)
-    group = torch.stack([places.medium, places.frame, places.thumbnail.long()], dim=-1)
-    same = (
-        (group[:, :, None] == group[:, None]).all(-1) & (anchors & places.exists)[:, :, None] & places.exists[:, None]
-    )
+    number, near = places.row * places.columns + places.column, torch.zeros_like(anchors)
+    picture, _ = prunekit.ops.group_numbers(places.medium, places.frame, places.thumbnail.long(), among=places.exists)
+    same = (picture[:, :, None] == picture[:, None]) & (anchors & places.exists)[:, :, None]
     for step in (-1, 1, -places.columns, places.columns):
-        target = torch.minimum((number + step).clamp(min=0), size - 1)
+        target = (number + step).clamp(min=0).minimum(places.rows * places.columns - 1)
         near = near | ((target[:, :, None] == number[:, None]) & same).any(1)
     return near
 

@@ -38,8 +38,7 @@ class HoliTom(prunekit.VideoSelector):
     tops_in_decoder = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.context <= 1:
-            raise prunekit.PrunekitError(f"selector.context must lie in [0, 1], not {self.context}")
+        prunekit.check_interval("selector.context", self.context, "[0, 1]")
         if self.neighbours < 1:
             raise prunekit.PrunekitError(f"selector.neighbours must be at least 1, not {self.neighbours}")
 

@@ -26,8 +26,7 @@ class Mmr(prunekit.Selector):
     exact = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise prunekit.PrunekitError(f"selector.share must lie in [0, 1], not {self.share}")
+        prunekit.check_interval("selector.share", self.share, "[0, 1]")
 
     def select(self, view, scores, quota) -> torch.Tensor:
         known = view.alive & (scores > torch.finfo(scores.dtype).min)  # newlines between tiles have no score

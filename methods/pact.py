@@ -54,10 +54,9 @@ class Dbdpc(prunekit.Selector):
     reach: float = 1.5
 
     def __post_init__(self) -> None:
-        if not 0 < self.important <= 1:
-            raise prunekit.PrunekitError(f"selector.important must lie in (0, 1], not {self.important}")
-        if self.cutoff is not None and not 0 <= self.cutoff <= 2:
-            raise prunekit.PrunekitError(f"selector.cutoff must lie in [0, 2], not {self.cutoff}")
+        prunekit.check_interval("selector.important", self.important, "(0, 1]")
+        if self.cutoff is not None:
+            prunekit.check_interval("selector.cutoff", self.cutoff, "[0, 2]")
         if self.reach < 1:
             raise prunekit.PrunekitError(f"selector.reach must be at least 1, not {self.reach}")
 
@@ -107,6 +106,6 @@ prunekit.compose(
     fusion="ahead",
     schedule={"name": "one_shot", "layer": 4},
     selector="dbdpc",
-    reducer="assigned",
+    reducer={"name": "assigned", "proportional": True},
     positions="keep",
 )

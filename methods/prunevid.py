@@ -58,8 +58,7 @@ class PruneVid(prunekit.VideoSelector):
     tops_in_decoder = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.scenes <= 1:
-            raise prunekit.PrunekitError(f"selector.scenes must lie in (0, 1], not {self.scenes}")
+        prunekit.check_interval("selector.scenes", self.scenes, "(0, 1]")
         if self.neighbours < 1:
             raise prunekit.PrunekitError(f"selector.neighbours must be at least 1, not {self.neighbours}")
 

@@ -34,8 +34,7 @@ class SparseVLMPlus(_SparseVLM):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.share <= 1:
-            raise prunekit.PrunekitError(f"scorer.share must lie in (0, 1], not {self.share}")
+        prunekit.check_interval("scorer.share", self.share, "(0, 1]")
         if self.heads != "mean":
             raise prunekit.PrunekitError("scorer.heads: of the heads that 'sparsevlm_plus' chooses the mean counts")
 
@@ -54,9 +53,7 @@ class SparseVLMPlus(_SparseVLM):
         return per_head_BNH.gather(2, chosen_BK[:, None].expand(-1, per_head_BNH.shape[1], -1)).mean(2)
 
     def score_rows(self, rows: torch.Tensor, view) -> torch.Tensor:
-        raise prunekit.PrunekitError(
-            "scorer 'sparsevlm_plus' corrects rows of a layer, and none that a fusion has joined"
-        )
+        raise prunekit.PrunekitError("scorer 'sparsevlm_plus' corrects a layer's rows, none that a fusion has joined")
 
 
 @prunekit.register("schedule", "sparsevlm_plus")

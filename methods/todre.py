@@ -27,10 +27,9 @@ class TwoStages(prunekit.Schedule):
     sites = ("input", "decoder")
 
     def __post_init__(self) -> None:
-        if self.keep is not None and not 0 < self.keep <= 1:
-            raise prunekit.PrunekitError(f"schedule.keep must lie in (0, 1], not {self.keep}")
-        if not 0 < self.depth < 1:
-            raise prunekit.PrunekitError(f"schedule.depth must lie in (0, 1), not {self.depth}")
+        if self.keep is not None:
+            prunekit.check_interval("schedule.keep", self.keep, "(0, 1]")
+        prunekit.check_interval("schedule.depth", self.depth, "(0, 1)")
 
     def cuts(self, depth: int, keep_ratio: float) -> tuple[prunekit.Cut, ...]:
         late = min(max(1, round(self.depth * depth)), depth - 1)
@@ -82,8 +81,7 @@ class MaxSum(prunekit.Selector):
     uses_vision = uses_places = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise prunekit.PrunekitError(f"selector.threshold must lie in [0, 1], not {self.threshold}")
+        prunekit.check_interval("selector.threshold", self.threshold, "[0, 1]")
 
     def select(self, view, scores, quota) -> torch.Tensor:
         if view.site == "decoder":

@@ -57,10 +57,6 @@ class BipartiteMerge(prunekit.Reducer):
 
     proportional: bool = True
 
-    @property
-    def proportional_attention(self) -> bool:
-        return self.proportional
-
     def reduce(self, *, view, tokens, sizes, kept, alive, **rest) -> prunekit.Reduced:
         target = self._target(view, kept, alive)
         order = view.slots % 2 if view.site == "vision" else None

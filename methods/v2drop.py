@@ -60,9 +60,8 @@ class V2DropSchedule(prunekit.Schedule):
         if len({*layers}) < 3 or layers[-1] >= depth:
             raise prunekit.PrunekitError(f"schedule 'v2drop': a decoder of {depth} layers has no place for three cuts")
         last = 0.0 if self.variant == "paper" else keep_ratio
-        return tuple(
-            prunekit.Cut(layer, max(share, last)) for layer, share in zip(layers, (0.5, 0.25, last), strict=True)
-        )
+        shares = (max(0.5, last), max(0.25, last), last)
+        return tuple(map(prunekit.Cut, layers, shares))
 
     def own_ratio(self) -> float | None:
         return 0.0 if self.variant == "paper" else None

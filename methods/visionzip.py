@@ -32,8 +32,7 @@ class Contextual(prunekit.Reducer):
     acts_before_projector = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.context < 1:
-            raise prunekit.PrunekitError(f"reducer.context must lie in [0, 1), not {self.context}")
+        prunekit.check_interval("reducer.context", self.context, "[0, 1)")
 
     def split(self, view, standing: int, keep: int) -> tuple[int, int]:
         added = min(round(self.context * keep) + int(self._has_cls(view)), keep - 1)

@@ -30,8 +30,7 @@ class VisPruner(prunekit.Selector):
     exact = uses_vision = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.important <= 1:
-            raise prunekit.PrunekitError(f"selector.important must lie in [0, 1], not {self.important}")
+        prunekit.check_interval("selector.important", self.important, "[0, 1]")
         if self.step < 1:
             raise prunekit.PrunekitError(f"selector.step must be at least 1, not {self.step}")
 

@@ -34,12 +34,10 @@ class VScan(prunekit.Selector):
     exact = uses_vision = uses_places = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.local <= 1:
-            raise prunekit.PrunekitError(f"selector.local must lie in [0, 1], not {self.local}")
+        prunekit.check_interval("selector.local", self.local, "[0, 1]")
         if self.window < 1:
             raise prunekit.PrunekitError(f"selector.window must be at least 1, not {self.window}")
-        if not 0 < self.depth <= 1:
-            raise prunekit.PrunekitError(f"selector.depth must lie in (0, 1], not {self.depth}")
+        prunekit.check_interval("selector.depth", self.depth, "(0, 1]")
 
     def vision_blocks(self, blocks: int) -> Sequence[int]:
         return [max(round(self.depth * blocks) - 1, 0)]

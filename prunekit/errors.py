@@ -28,6 +28,13 @@ class UnknownNameError(PrunekitError):
         super().__init__(f"Unknown {what} '{name}'.{hint} Available: {', '.join(names) or 'none'}")
 
 
+def check_interval(what: str, value: float, interval: str) -> None:
+    """Raise unless ``value`` lies in an interval, written as "[0, 1)"; ``what`` names the option in the message."""
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    if not (low < value < high or (value == low and interval[0] == "[") or (value == high and interval[-1] == "]")):
+        raise PrunekitError(f"{what} must lie in {interval}, not {value}")
+
+
 def check_choice(what: str, value: object, choices: Iterable[str]) -> None:
     """Raise unless ``value`` is one of ``choices``; ``what`` names the option in the message.
 

@@ -16,6 +16,7 @@ D width of a token. A mask of tokens is a bool tensor, True for those that count
 ``nearest``        for each token the most similar of some candidates: long [B, N]
 ``cover``          the tokens that cover most of some things, greedily: bool [B, N]
 ``marginal_relevance``  important tokens that are unlike each other, greedily: bool [B, N]
+``greedy_determinant``  the tokens that raise a kernel's determinant most, greedily: bool [B, N]
 ``merge_into``     the size-weighted mean of kept tokens and what goes into them
 ``sum_into``       weighted sums of tokens by target
 ``density_peaks``  how well tokens would do as centres of clusters: [B, N]
@@ -27,7 +28,7 @@ D width of a token. A mask of tokens is a bool tensor, True for those that count
 =================  ====================================================================================================
 """
 
-from prunekit.tensors.coverage import cover, marginal_relevance
+from prunekit.tensors.coverage import cover, greedy_determinant, marginal_relevance
 from prunekit.tensors.grids import cell_grid
 from prunekit.tensors.groups import apportion, group_means, group_numbers, group_sums
 from prunekit.tensors.indexing import gather_tokens, put_where, ragged_index, scatter_where
@@ -41,6 +42,7 @@ __all__ = [
     "cover",
     "density_peaks",
     "gather_tokens",
+    "greedy_determinant",
     "group_means",
     "group_numbers",
     "group_sums",

@@ -97,7 +97,7 @@ def scoring(pruner: prunekit.Pruner) -> str:
     try:
         pruned = estimate(shape, pruner, visual=VISUAL, text=TEXT)
     except PrunekitError:
-        return "in the encoder"
+        return "in the encoder" if "vision" in pruner.schedule.sites else "as it is fitted"
     return f"{pruned.scorer / estimate(shape, visual=VISUAL, text=TEXT).prefill:.2%}"
 
 

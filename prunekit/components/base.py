@@ -304,8 +304,12 @@ class Reducer(Component):
     """Whether at the input ``tokens`` are what the projector reads, [B, N, C], instead of what it makes of them; what
     stays is projected afterwards. There it may read ``view.vision`` as well."""
 
-    proportional_attention: bool = False
-    """Whether inside an encoder the logarithm of a token's size is added to its attention logits from then on."""
+    @property
+    def proportional_attention(self) -> bool:
+        """Whether the logarithm of a token's size is added to its attention logits from then on, in the encoder or the
+        decoder, wherever it was merged (ToMe, ICLR 2023, section 3): the option ``proportional`` of reducers that have
+        one."""
+        return getattr(self, "proportional", False)
 
     def split(self, view: View, standing: int, keep: int) -> tuple[int, int]:
         """Of a sample with ``standing`` tokens and a budget of ``keep``: how many are selected, how many are added."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from prunekit.components.base import Fusion, LayerWork, RowScorer, Scorer
-from prunekit.errors import PrunekitError
+from prunekit.errors import PrunekitError, check_interval
 from prunekit.registry import register
 from prunekit.views.layer import LayerView
 
@@ -190,8 +190,7 @@ class RolloutFusion(Fusion):
     window: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.residual < 1:
-            raise PrunekitError(f"fusion.residual must lie in [0, 1), not {self.residual}")
+        check_interval("fusion.residual", self.residual, "[0, 1)")
         if self.window is not None and self.window < 1:
             raise PrunekitError(f"fusion.window must be at least 1, not {self.window}")
 

@@ -24,7 +24,12 @@ class Merge(Reducer):
 
     Similarity is the cosine of the hidden states entering the cut layer (of equal ones the earlier token); sizes carry
     over from cut to cut, so that after two cuts a token is still the mean of all that it stands for.
+
+    Args:
+        proportional: a token counts in the attention of later layers like all that it stands for.
     """
+
+    proportional: bool = False
 
     def reduce(  # type: ignore[override]
         self, *, tokens: torch.Tensor, sizes: torch.Tensor, kept: torch.Tensor, alive: torch.Tensor, **rest: object

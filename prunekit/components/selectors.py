@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from prunekit.components.base import Selector
-from prunekit.errors import PrunekitError, check_choice
+from prunekit.errors import check_choice, check_interval
 from prunekit.registry import register
 from prunekit.tensors.ranking import top_k
 
@@ -46,8 +46,8 @@ class RankRule(TopK):
 
     def __post_init__(self) -> None:
         check_choice("variant", self.variant, ("code", "paper"))
-        if self.scale is not None and not 0 < self.scale <= 1:
-            raise PrunekitError(f"selector.scale must lie in (0, 1], not {self.scale}")
+        if self.scale is not None:
+            check_interval("selector.scale", self.scale, "(0, 1]")
 
     @property
     def adapts_count(self) -> bool:  # type: ignore[override]

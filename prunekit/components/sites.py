@@ -11,7 +11,7 @@ import torch
 
 from prunekit.components.base import Cut, RowScorer, Schedule, Scorer
 from prunekit.components.schedules import Progressive, check_fraction, cumulative_shares
-from prunekit.errors import PrunekitError
+from prunekit.errors import PrunekitError, check_interval
 from prunekit.registry import register, registry
 from prunekit.views.vision import received
 
@@ -91,8 +91,7 @@ class EveryBlock(Schedule):
     def __post_init__(self) -> None:
         if self.r is not None and self.counts is not None:
             raise PrunekitError("schedule.r and schedule.counts exclude each other")
-        if not -1 <= self.inflection <= 1:
-            raise PrunekitError(f"schedule.inflection must lie in [-1, 1], not {self.inflection}")
+        check_interval("schedule.inflection", self.inflection, "[-1, 1]")
         if min([self.r or 0, *(self.counts or [])]) < 0:
             raise PrunekitError(f"schedule: no block can merge fewer than 0 tokens: {self.counts or self.r}")
 

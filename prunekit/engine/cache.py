@@ -36,6 +36,7 @@ class PrunedLayerMixin:
         sequence: number of the sequence whose layers share these positions.
         lent_count: how many keys the latest update returned, those that a sliding layer then forgot included.
         gone: for each layer that borrows these keys after a later cut, the positions it must not see, bool [B, S].
+        log_sizes: what is added to the logits of the prompt's keys, by dense position [B, S]; None for nothing.
         prompt_known: whether the prefill's caller said where the prompt ends; else what follows may be the rest of it.
         owner: the session whose pruner made it.
         keys, values: what is stored, [B, H, stored, d].
@@ -50,6 +51,7 @@ class PrunedLayerMixin:
     sequence: int
     lent_count: int
     gone: dict[int, torch.Tensor]
+    log_sizes: torch.Tensor | None
     prompt_known: bool
     owner: weakref.ref[Any]
     keys: torch.Tensor
@@ -86,6 +88,14 @@ class PrunedLayerMixin:
     def lent(self) -> torch.Tensor:
         """Positions of the keys that the latest update returned, [B, stored + new]."""
         return self._latest(self.lent_count)
+
+    @property
+    def lent_log_sizes(self) -> torch.Tensor:
+        """What is added to the logits of the keys that the latest update returned, [B, stored + new]."""
+        assert self.log_sizes is not None
+        index_BK, size = self.lent, self.log_sizes.shape[1]
+        outside_BK = (index_BK < 0) | (index_BK >= size)
+        return self.log_sizes.gather(1, index_BK.clamp(0, size - 1)).masked_fill(outside_BK, 0.0)
 
     def index_with(self, count: int) -> torch.Tensor:
         """Dense positions of the stored keys and of ``count`` new ones behind them, [B, stored + count]."""
@@ -158,6 +168,7 @@ class PrunedLayerMixin:
         if count > self.prompt_index.shape[1] or not bool((self.prompt_index[:, -count:] == tail_M).all()):
             raise PrunekitError("a pruned KV cache cannot be cropped to before the last token that was removed")
         self.prompt_index, self.prompt_length = self.prompt_index[:, :-count], self.prompt_length - count
+        self.log_sizes = None if self.log_sizes is None else self.log_sizes[:, : self.prompt_length]
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         super().reorder_cache(beam_idx)  # type: ignore[misc]
@@ -180,6 +191,7 @@ class PrunedLayerMixin:
             sample_B = sample_B.to(self.prompt_index.device)
             self.prompt_index, self.removed = self.prompt_index[sample_B], self.removed[sample_B]
             self.gone = {layer: gone[sample_B] for layer, gone in self.gone.items()}
+            self.log_sizes = None if self.log_sizes is None else self.log_sizes[sample_B]
 
 
 class PromptKeepingMixin(PrunedLayerMixin):
@@ -350,7 +362,7 @@ def seal(cache: Cache, layer: int, sequence: CompactSequence, state: Prefill, ow
     elif prompt is not None:
         cache_layer.prefill_length = cache_layer.prefill_cumulative_length = dense_length
         cache_layer.stored_prompt = expected
-    cache_layer.removed = state.removed(sequence)
+    cache_layer.removed, cache_layer.log_sizes = state.removed(sequence), sequence.log_sizes
     cache_layer.padded = sequence.valid is not None
     cache_layer.sequence, cache_layer.lent_count, cache_layer.gone = sequence.number, expected, {}
     cache_layer.owner = weakref.ref(owner)

@@ -25,6 +25,7 @@ def corrects_steps(target: Target) -> bool:
     family = target.family
     return (
         target.plan.positions == "renumber"
+        or target.plan.weighs_attention
         or type(family).decode_arguments is not Family.decode_arguments
         or type(family).takes_local_mask is not Family.takes_local_mask
         or family.single_steps

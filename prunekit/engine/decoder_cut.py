@@ -13,6 +13,7 @@ from prunekit.engine.layer_inputs import compact
 from prunekit.engine.lookahead import view_ahead
 from prunekit.engine.prefill import Prefill
 from prunekit.engine.target import Target
+from prunekit.engine.weighing import check_weighing
 from prunekit.errors import PrunekitError
 from prunekit.tensors.indexing import gather_tokens, put_where, ragged_index, scatter_where
 from prunekit.views.trace import CutRecord
@@ -88,6 +89,8 @@ class DecoderCut(CutSite):
             order_BN = reduced.order if reduced.order is not None else reduced.added
             if order_BN is not None:
                 hidden = gather_tokens(hidden, state.rearrange(order_BN.long() * goes_B1), axis)
+        if self.target.plan.weighs_attention and state.sizes is not None:
+            state.weigh()
         return hidden
 
     def _written(self, reduced: Reduced, stays_BN: torch.Tensor, most: int) -> torch.Tensor:
@@ -110,6 +113,8 @@ class LayerCutter(Cutter):
 
     def check(self, target: Target) -> None:
         """Raise for a model on which it cannot work."""
+        if target.plan.weighs_attention:
+            check_weighing(target)
 
     def begin(self, state: Prefill, inputs: dict[str, object]) -> None:
         """A prefill begins; ``inputs`` are those of the core model."""

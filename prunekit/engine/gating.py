@@ -27,6 +27,7 @@ from prunekit.engine.prefill import Gates, Prefill
 from prunekit.engine.target import Target
 from prunekit.errors import PrunekitError
 from prunekit.tensors.indexing import scatter_where
+from prunekit.tensors.masks import weigh_columns
 from prunekit.tensors.sequences import CompactSequence
 from prunekit.views.trace import CutRecord
 
@@ -116,14 +117,8 @@ class GateCutter(LayerCutter):
         assert state.gates is not None and state.gates.bias is not None
         key = ("gated mask", id(mask), state.sequence.number)
         if key not in state.arguments:
-            size, own = hidden.shape[target.family.token_axis], mask
-            if mask is None:
-                mask = torch.ones(size, size, dtype=torch.bool, device=hidden.device).tril()[None, None]
-            if mask.dtype == torch.bool:
-                mask = hidden.new_zeros(mask.shape).masked_fill(~mask, torch.finfo(hidden.dtype).min)
-            # The sum of two lowest numbers would be minus infinity, and a row of these NaN.
-            bias_B11S = state.gates.bias[:, None, None, :].to(mask)
-            state.arguments[key] = own, torch.where(mask > torch.finfo(mask.dtype).min / 2, mask + bias_B11S, mask)
+            size, bias_BS = hidden.shape[target.family.token_axis], state.gates.bias.to(hidden.device)
+            state.arguments[key] = mask, weigh_columns(mask, bias_BS, size, hidden.dtype)
         return state.arguments[key][1]
 
     def _look(

@@ -13,7 +13,6 @@ from prunekit.engine.prefill import Prefill
 from prunekit.engine.target import Target
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
-from prunekit.families.vision import VisionTower
 
 
 def check_budget(target: Target, length: int) -> None:
@@ -43,19 +42,19 @@ def check_implementation(target: Target) -> None:
     if reason := target.family.refusal():
         raise PrunekitError(f"set_attn_implementation('{names[0]}') under a pruner: {reason}")
     if tower is not None and target.plan.cuts_inside_encoder:
-        check_weights(target.plan.reducer, tower)
+        check_weights(target.plan.reducer, tower.implementation)
     target.check_masks()
     target.implementations = names
 
 
-def check_weights(reducer: Reducer, tower: VisionTower) -> None:
+def check_weights(reducer: Reducer, implementation: str) -> None:
     """A reducer that weighs attention by sizes needs an implementation that takes a mask of numbers.
 
     Raises:
         PrunekitError: for flash attention, which takes none.
     """
-    if reducer.proportional_attention and tower.implementation.startswith("flash"):
-        raise PrunekitError(f"{tower.implementation} cannot weigh attention by sizes: use 'sdpa'")
+    if reducer.proportional_attention and implementation.startswith("flash"):
+        raise PrunekitError(f"{implementation} cannot weigh attention by sizes: use 'sdpa'")
 
 
 def check_replica(module: nn.Module, own: nn.Module) -> None:
@@ -81,6 +80,8 @@ def check_checkpointing(target: Target) -> None:
     if not checkpoints(family) or not torch.is_grad_enabled():
         return
     kind, name = type(family.layers[0]), family.model_type
+    if target.plan.weighs_attention:
+        raise PrunekitError(f"gradient checkpointing: layers of '{name}' would run again without the weights of sizes")
     if target.adjusts or any(family.relative_bias(i) is not None for i in range(family.depth)):
         raise PrunekitError(f"gradient checkpointing: {kind.__name__} of '{name}' depends on true positions inside")
     if any("__call__" in vars(base) and "Checkpoint" in base.__name__ for base in kind.__mro__):

@@ -114,6 +114,11 @@ class Plan(Parts):
         return self.encoder is not None and self.encoder.cuts_inside
 
     @property
+    def weighs_attention(self) -> bool:
+        """Whether the decoder's attention is weighted by the sizes of what was merged in it."""
+        return self.reducer.proportional_attention and bool(self.cuts)
+
+    @property
     def first_layer(self) -> int:
         """The first layer that may see fewer tokens."""
         return 0 if self.cuts_inside_encoder else self.cut_layers[0]

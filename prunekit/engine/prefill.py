@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -138,6 +138,15 @@ class Prefill:
         slot_BM = stays_BM.cumsum(1) - 1 + slots_BM.shape[1] - stays_BM.sum(1, keepdim=True)
         self.slots = slot_BM.clamp(min=0).gather(1, self.slots).masked_fill(~kept, 0)
         return slots_BM
+
+    def weigh(self) -> None:
+        """Give the sequence the logarithms of its visual tokens' sizes, for its layers' attention."""
+        assert self.sizes is not None and self.sequence.index is not None
+        sizes_BN = self.sizes.to(self.slots.device)
+        self.doubts.append(Doubt("a reducer's sizes that are not above 0", ((sizes_BN <= 0) & self.kept).any(1)))
+        logs_BM = scatter_where(sizes_BN.log(), self.slots, self.kept, self.sequence.index.shape[1])
+        logs_BS = scatter_where(logs_BM, self.sequence.index, self.sequence.valid, self.layout.real.shape[1])
+        self.sequence = replace(self.sequence, log_sizes=logs_BS)
 
     def rearrange(self, ranks: torch.Tensor) -> torch.Tensor:
         """Reorder the visual slots so that the tokens of an image follow each other by ``ranks`` [B, N], then by place:

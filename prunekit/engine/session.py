@@ -40,6 +40,7 @@ from prunekit.engine.prefill import Prefill
 from prunekit.engine.tap import AttentionOptions, Mask, Taps, attention_inputs
 from prunekit.engine.target import Target
 from prunekit.engine.unrotated import angles_of, note_projections, unrotated
+from prunekit.engine.weighing import weighed
 from prunekit.errors import PrunekitError
 from prunekit.families import Family
 from prunekit.tensors.indexing import gather_tokens, scatter_where
@@ -127,7 +128,8 @@ class Session(NotCopied, Target):
             for index in range(self.plan.first_layer, self.family.depth):
                 if (bias := self.family.relative_bias(index)) is not None:
                     self._handles.append(bias.register_forward_hook(self._bias_hook(index)))
-            adjusted = range(self.plan.first_layer, self.family.depth) if self.adjusts else ()
+            taps_all = self.adjusts or self.plan.weighs_attention
+            adjusted = range(self.plan.first_layer, self.family.depth) if taps_all else ()
             evidence = self.plan.evidence_layers if self.plan.scorer.uses_attention else ()
             mixed = (i for i in range(self.plan.first_layer, self.family.depth) if self.family.mixes_and_attends(i))
             for index in sorted({*adjusted, *evidence, *mixed}):
@@ -171,6 +173,8 @@ class Session(NotCopied, Target):
                 mask = mask_over_keys(self, mask, state, query)
             if state is not None and state.sequence.index is not None:
                 query = self.family.adjust_query(index, query, state.sequence.index)
+            if self.plan.weighs_attention:
+                mask = weighed(self, module, mask, query, options)
             if state is not None and index in self.plan.evidence_layers and self.plan.scorer.uses_attention:
                 values = value if self.plan.uses_values else None
                 if self.thread.looks_ahead:  # the layer runs for this alone

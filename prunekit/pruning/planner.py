@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from prunekit.components.base import Cut, RowScorer, Schedule
+from prunekit.components.calibrated import CalibratedSchedule
 from prunekit.engine.guards import check_weights
 from prunekit.engine.plan import CutPlan, EncoderPlan, Parts, Plan
 from prunekit.errors import PrunekitError
@@ -53,12 +54,17 @@ def parts_of(recipe: Recipe) -> dict[str, Any]:
     return {name: getattr(recipe, name) for name in Parts.__dataclass_fields__}
 
 
+def fitted(schedule: Schedule, family: Family) -> Schedule:
+    """The schedule as it is on a model: a fitted one with the calibration of that model, or an error."""
+    return schedule.fitted(family.mark) if isinstance(schedule, CalibratedSchedule) else schedule
+
+
 def allotment_of(recipe: Recipe, family: Family) -> Allotment | EncoderAllotment | None:
     """What a budget comes to on a model, None without one."""
     if recipe.budget is None:
         return None
     meet = place_in_encoder if "vision" in recipe.schedule.sites else place
-    return meet(recipe.budget, recipe.schedule, family)
+    return meet(recipe.budget, fitted(recipe.schedule, family), family)
 
 
 def plan(recipe: Recipe, family: Family) -> Plan:
@@ -69,6 +75,7 @@ def plan(recipe: Recipe, family: Family) -> Plan:
     """
     for component in recipe.components.values():
         component.check(family.depth)
+    recipe = recipe.replace(schedule=fitted(recipe.schedule, family))
     _check_family(recipe, family)
     _check_places(recipe, family)
     allotment = allotment_of(recipe, family)
@@ -187,7 +194,7 @@ def plan_encoder(recipe: Recipe, tower: VisionTower) -> EncoderPlan:
     if tower.grid is None or tower.patches is None or (reason := tower.refuses_cuts()):
         reason = tower.refuses_cuts() or "its images differ in size"
         raise PrunekitError(f"site=vision: no token can go inside the encoder of '{tower.name}': {reason}")
-    check_weights(recipe.reducer, tower)
+    check_weights(recipe.reducer, tower.implementation)
     if not recipe.selector.exact or recipe.selector.adapts_count:
         selector = recipe.selector.registered_name
         raise PrunekitError(

@@ -22,7 +22,7 @@ Identity = dict[str, Any]
 NOT_OF_A_RUN = {"resume", "overwrite", "logger", "sweep", "study", "batch_size", "device"}
 """Parts of a configuration that change the results of no task."""
 
-OF_ONE_TASK = {"eval", "train", "report", "bench"}
+OF_ONE_TASK = {"eval", "train", "report", "bench", "calibrate"}
 """Parts that change the results of the task of their name alone."""
 
 MODEL = "another model, or other weights or dtype of it"

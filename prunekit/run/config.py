@@ -112,6 +112,15 @@ class EvalOptions(Options):
     )
 
 
+class CalibrateOptions(Options):
+    """``task=calibrate``."""
+
+    group: ClassVar[str] = "calibrate"
+
+    split: Text = Field("validation", description="of the data to calibrate on")
+    limit: Count = Field(20, description="the first so many examples of it")
+
+
 class ReportOptions(Options):
     """``task=report``."""
 
@@ -196,6 +205,12 @@ class BenchConfig(RunConfig):
         return values
 
 
+class CalibrateConfig(RunConfig):
+    """``task=calibrate``."""
+
+    calibrate: CalibrateOptions
+
+
 class ServeConfig(RunConfig):
     """``task=serve``."""
 
@@ -226,6 +241,7 @@ class TrainConfig(RunConfig):
 CONFIGS: dict[str, type[RunConfig]] = {
     "eval": EvalConfig,
     "bench": BenchConfig,
+    "calibrate": CalibrateConfig,
     "report": ReportConfig,
     "serve": ServeConfig,
     "train": TrainConfig,

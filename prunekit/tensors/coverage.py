@@ -60,3 +60,28 @@ def marginal_relevance(
         near = cosine[rows, pick]
         closest = near if step == 0 else torch.maximum(closest, near)
     return among & ~free
+
+
+def greedy_determinant(kernel: torch.Tensor, count: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
+    """The tokens that greedily raise the determinant of a kernel most (Chen et al., NeurIPS 2018).
+
+    Args:
+        kernel: positive semi-definite, [B, N, N].
+        count: how many are chosen, long [B].
+        among: bool [B, N], which tokens may be.
+
+    Returns:
+        bool [B, N], a subset of ``among``.
+    """
+    most, rows = int(count.max()), torch.arange(len(among), device=among.device)
+    gain, free = kernel.diagonal(dim1=1, dim2=2).clone(), among.clone()
+    factor = kernel.new_zeros(len(among), most, among.shape[1])  # of the Cholesky decomposition, row by row
+    for step in range(most):
+        pick = gain.masked_fill(~free, -torch.inf).argmax(1)
+        past = factor[:, :step]
+        row = kernel[rows, pick] - (past[rows, :, pick][:, None] @ past)[:, 0]
+        row = row / gain[rows, pick].clamp(min=torch.finfo(gain.dtype).eps).sqrt()[:, None]
+        factor[:, step] = row
+        gain = gain - row.square()
+        free[rows, pick] &= step >= count  # a sample that has its number picks no more
+    return among & ~free

@@ -23,6 +23,25 @@ def hide(mask: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
     return mask.masked_fill(hidden, closed)
 
 
+def weigh_columns(
+    mask: torch.Tensor | None, bias: torch.Tensor, queries: int, dtype: torch.dtype, causal: bool = True
+) -> torch.Tensor:
+    """An additive mask [B, 1|H, Q, K]: ``bias`` [B, K] on every key that ``mask`` leaves open.
+
+    ``mask`` is a 4-D one, bool or additive, with at least K columns; None is ``causal``, the ``queries`` being those of
+    the last keys, or all open.
+    """
+    size = bias.shape[1]
+    if mask is None:
+        open_QK = torch.ones(queries, size, dtype=torch.bool, device=bias.device)
+        mask = (open_QK.tril(size - queries) if causal else open_QK)[None, None]
+    mask = mask[..., :size]
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+    # The sum of two lowest numbers would be minus infinity, and a row of these NaN.
+    return torch.where(mask > torch.finfo(mask.dtype).min / 2, mask + bias[:, None, None].to(mask), mask)
+
+
 def prefill_mask(
     mask: torch.Tensor | None, sequence: CompactSequence, implementation: str, dtype: torch.dtype
 ) -> torch.Tensor | None:

@@ -184,12 +184,14 @@ class CompactSequence:
         index: dense index of each slot, long [B, M]; None for the dense sequence itself.
         valid: slots in use, bool [B, M]; None if all are.
         lengths: real tokens of each sample.
+        log_sizes: what its layers add to the logits of the key at each dense index, [B, S]; None for nothing.
     """
 
     number: int
     index: torch.Tensor | None
     valid: torch.Tensor | None
     lengths: tuple[int, ...]
+    log_sizes: torch.Tensor | None = None
 
     def present(self, size: int) -> torch.Tensor:
         """Dense positions that stand in this sequence, bool [B, size]."""

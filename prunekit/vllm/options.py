@@ -191,6 +191,9 @@ def servable(pruner: Pruner, family: Family, mrope: bool, options: Mapping[str, 
             raise PrunekitError(
                 f"'{component_name(part)}' cannot be served: it compares frames, and videos are not served"
             )
+    if pruner.reducer.proportional_attention:
+        name = component_name(pruner.reducer)
+        raise PrunekitError(f"reducer '{name}' cannot be served: vLLM's attention takes no weights of tokens")
     if pruner.scorer.uses_regions:
         raise PrunekitError(
             f"scorer '{component_name(pruner.scorer)}' cannot be served: no request says where answers are"

@@ -595,3 +595,15 @@ def test_a_scorer_that_does_not_ask_for_attention_is_refused_it():
         pytest.raises(prunekit.PrunekitError, match="uses_attention"),
     ):
         model(**batch.inputs)
+
+
+@pytest.mark.parametrize(
+    ("interval", "inside", "outside"),
+    [("[0, 1]", (0, 0.5, 1), (-0.1, 1.1, float("nan"))), ("(0, 1)", (0.5,), (0, 1)), ("[-1, 1)", (-1, 0), (1, 2))],
+)
+def test_an_interval_holds_its_closed_ends(interval, inside, outside):
+    for value in inside:
+        prunekit.check_interval("selector.share", value, interval)
+    for value in outside:
+        with pytest.raises(prunekit.PrunekitError, match=r"selector\.share must lie in"):
+            prunekit.check_interval("selector.share", value, interval)

@@ -418,4 +418,5 @@ def test_the_table_of_methods_sweeps_those_that_work_on_images(monkeypatch, tmp_
     components = {name: prunekit.method(name).components.values() for name in prunekit.methods()}
     films = {name for name, parts in components.items() if any(getattr(p, "least_frames", 1) > 1 for p in parts)}
     empty = {name for name in components if not takes_keep_ratio(name)}
-    assert {"evs", "frames"} < films and {"vtw", "todre"} <= empty and planned == set(components) - films - empty
+    assert {"evs", "frames"} < films and {"vtw", "vtw_fitted", "todre"} <= empty
+    assert planned == set(components) - films - empty

@@ -206,8 +206,9 @@ def has_recurrent_layers(family: Family) -> bool:
 
 
 @contextmanager
-def masked(model: Any, batch: Batch, hidden: Hidden):
-    """The model with the keys of ``hidden`` closed from each cut layer on."""
+def masked(model: Any, batch: Batch, hidden: Hidden, more: torch.Tensor | None = None):
+    """The model with the keys of ``hidden`` closed from each cut layer on, and ``more`` [B, S] added to the logits of
+    keys from the first cut layer on."""
     family = make_family(model)
     total = {"tokens": 0}
     handles, patched = [], []
@@ -230,7 +231,7 @@ def masked(model: Any, batch: Batch, hidden: Hidden):
                 layer.forward = _sample_by_sample(layer, family.layer_arguments, batch.mask & ~gone)
             else:
                 slot = family.cache_slots[family.key_layers[index]][0]
-                hook = _close_columns(family.layer_arguments, gone, total, slot)
+                hook = _close_columns(family.layer_arguments, gone, total, slot, more)
                 handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
         yield
     finally:
@@ -240,7 +241,9 @@ def masked(model: Any, batch: Batch, hidden: Hidden):
             layer.forward = forward
 
 
-def _close_columns(names: tuple[str, ...], gone: torch.Tensor, total: dict[str, int], slot: int) -> Callable[..., Any]:
+def _close_columns(
+    names: tuple[str, ...], gone: torch.Tensor, total: dict[str, int], slot: int, more: torch.Tensor | None = None
+) -> Callable[..., Any]:
     def hook(module: Any, args: Any, kwargs: Any) -> Any:
         named = {**dict(zip(names, args, strict=False)), **kwargs}
         mask, hidden = named.get("attention_mask"), named[names[0]]
@@ -254,6 +257,13 @@ def _close_columns(names: tuple[str, ...], gone: torch.Tensor, total: dict[str, 
         closed[:, : gone.shape[1]] = gone
         start = total["tokens"] - mask.shape[-1]  # a sliding layer's mask starts later
         closed = closed[:, start : start + mask.shape[-1]]
+        if more is not None:
+            lowest = torch.finfo(hidden.dtype).min
+            mask = torch.where(mask, 0.0, lowest) if mask.dtype == torch.bool else mask
+            column = torch.zeros(len(gone), max(total["tokens"], gone.shape[1]))
+            column[:, : gone.shape[1]] = more
+            column = column[:, start : start + mask.shape[-1]][:, None, None]
+            mask = torch.where(mask > lowest / 2, mask + column, mask)
         fill = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
         named["attention_mask"] = mask.expand(len(gone), -1, -1, -1).masked_fill(closed[:, None, None, :], fill)
         return (named.pop(names[0]),), named

@@ -59,7 +59,7 @@ tables: $(VENV)/all
 	  $(BIN)/python -m prunekit experiment=$$name data.limit=$$limit sweep.table.file=docs/results.md \
 	    hydra.run.dir=$(RUNS)/$$name resume=true || exit 1; \
 	done
-	$(BIN)/python -m prunekit experiment=long_instructions sweep.table.file=docs/embedded-model.md \
+	$(BIN)/python -m prunekit experiment=long_instructions sweep.table.file=docs/internal/embedded-model.md \
 	  hydra.run.dir=$(RUNS)/long_instructions resume=true
 
 studies: $(VENV)/all

@@ -41,7 +41,7 @@ def test_links_lead_somewhere(path):
 
 
 def test_the_guides_python_runs(tmp_path):
-    code = "\n".join(blocks(ROOT / "docs" / "guide.md", "python"))
+    code = "\n".join(blocks(ROOT / "docs" / "evaluate.md", "python"))
     done = run(sys.executable, "-W", "ignore", "-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "(3, " in done.stdout  # the first cut's layer and count

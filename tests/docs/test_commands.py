@@ -17,7 +17,12 @@ from prunekit.run.objects import build_pruner
 from prunekit.run.resolvers import register_resolvers
 from prunekit.run.words import CONF, prepared, product, read_words, split
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "methods" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "methods" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 NEW_METHOD = ROOT / "docs" / "new-method.md"
 
 

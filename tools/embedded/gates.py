@@ -1,4 +1,4 @@
-"""The embedded models' gates: ``python -m tools.embedded.gates`` prints them and writes docs/internal/embedded-model.md.
+"""The embedded models' gates: ``python -m tools.embedded.gates`` writes docs/internal/embedded-model.md.
 
     python -m tools.embedded.gates --model prunekit/assets/mini-576     # those of the model with 576 visual tokens
 

@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test test-vllm lint results gates tables studies clean
+.PHONY: demo test test-vllm lint docs results gates tables studies clean
 
 $(VENV)/core: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
@@ -42,6 +42,11 @@ lint: $(VENV)/all
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/core
+	$(PIP) install -e '.[docs]'
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
+	@echo docs/_build/index.html
+
 # Every table of docs/ that is measured on the embedded model, written anew, in over an hour. Interrupted, it goes on where
 # it was; after a change of weights or data remove $(RUNS) first.
 RUNS := runs/results
@@ -59,7 +64,7 @@ tables: $(VENV)/all
 	  $(BIN)/python -m prunekit experiment=$$name data.limit=$$limit sweep.table.file=docs/results.md \
 	    hydra.run.dir=$(RUNS)/$$name resume=true || exit 1; \
 	done
-	$(BIN)/python -m prunekit experiment=long_instructions sweep.table.file=docs/embedded-model.md \
+	$(BIN)/python -m prunekit experiment=long_instructions sweep.table.file=docs/internal/embedded-model.md \
 	  hydra.run.dir=$(RUNS)/long_instructions resume=true
 
 studies: $(VENV)/all

@@ -12,7 +12,7 @@ from prunekit.pruning.pruner import Handle, Pruner, remove
 from prunekit.registry import available, compose, create, register
 from prunekit.views.trace import CutRecord, Trace
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "CalibratedSchedule",

@@ -17,7 +17,8 @@ from paths import ROOT
 from prunekit.pruning.presets import methods
 from tools import structure
 
-DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "methods" / "README.md"]
+DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "methods" / "README.md",
+        *sorted((ROOT / "docs").rglob("*.md"))]  # fmt: skip
 
 
 def blocks(path: Path, language: str) -> list[str]:
@@ -41,10 +42,10 @@ def test_links_lead_somewhere(path):
 
 
 def test_the_guides_python_runs(tmp_path):
-    code = "\n".join(blocks(ROOT / "docs" / "guide.md", "python"))
+    code = "\n".join(blocks(ROOT / "docs" / "evaluate.md", "python") + blocks(ROOT / "docs" / "concepts.md", "python"))
     done = run(sys.executable, "-W", "ignore", "-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "(3, " in done.stdout  # the first cut's layer and count
+    assert "(3, " in done.stdout and "decoder 3 " in done.stdout  # the first cut's layer and count
 
 
 def test_the_new_method_of_the_docs_runs_from_an_empty_folder(tmp_path):

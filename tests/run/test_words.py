@@ -224,7 +224,7 @@ def test_the_docs_name_tasks_that_exist():
     """Every ``task=NAME`` of the documents."""
     tasks = {name for name in TASKS if importlib.util.find_spec(f"prunekit.run.{name}")}
     assert "eval" in tasks
-    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         assert set(re.findall(r"task=(\w+)", page.read_text())) <= tasks, page.name
     assert (CONF / "config.yaml").exists()
 

@@ -37,7 +37,7 @@ tower of {tower_layers} layers on patches of {patch} pixels, whose last but one 
 - **Licence** of the weights: Apache-2.0.
 - **Trained** from scratch by `python -m tools.embedded.train` (see `training.json` for seed, steps and
   versions). Where the text looks was never supervised, and nothing was pruned in training.
-- **Gates and figures**: `docs/embedded-model.md` of the repository.
+- **Gates and figures**: `docs/internal/embedded-model.md` of the repository.
 - **Limits**: it knows 48 drawn objects, 8 colours, 20 letters and the phrasings of its generator. It is no benchmark of
   natural images and stands in for no public one.
 """

@@ -1,4 +1,4 @@
-"""The embedded models' gates: ``python -m tools.embedded.gates`` prints them and writes docs/embedded-model.md.
+"""The embedded models' gates: ``python -m tools.embedded.gates`` writes docs/internal/embedded-model.md.
 
     python -m tools.embedded.gates --model prunekit/assets/mini-576     # those of the model with 576 visual tokens
 
@@ -29,7 +29,7 @@ from tools.embedded.curves import Curve, Point, draw, table
 from tools.embedded.export import MODEL_FOLDER
 from tools.embedded.probe import Bench, Found, ask, mean_accuracy, prepare
 
-DOC = Path(__file__).resolve().parents[2] / "docs" / "embedded-model.md"
+DOC = Path(__file__).resolve().parents[2] / "docs" / "internal" / "embedded-model.md"
 PICTURE = "curves-{name}.png"  # beside it
 START, END = "<!-- gates of {name}: written by python -m tools.embedded.gates -->", "<!-- end of gates of {name} -->"
 RATIO = 0.25

@@ -74,7 +74,7 @@ def bench_vllm(config: BenchConfig, context: Context) -> None:
     if config.bench.shape is not None or config.bench.visual_tokens is not None or config.bench.frames is not None:
         raise PrunekitError("bench.engine=vllm times the configured model: leave out shape, visual_tokens and frames")
     model, options = checked_model(config), server_options(config)
-    example = next(iter(load_examples(config.data)))
+    example = next(iter(load_examples(config)))
     content = [{"type": "image"}, {"type": "text", "text": example.question}]
     processor = AutoProcessor.from_pretrained(model, revision=config.model.revision)
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)

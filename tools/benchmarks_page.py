@@ -5,7 +5,9 @@ python -m tools.benchmarks_page
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 from prunekit.data.benchmarks import BENCHMARKS, REFUSED
 from prunekit.data.boxes import STYLES
@@ -66,7 +68,7 @@ def prompts() -> str:
     for name in (name for name in BENCHMARKS if name not in ("refcoco_plus", "refcocog")):
         data = defaults(name)
         own = {key: str(data.get(key)) for key in ("prompt", "open_prompt") if key in data}
-        others = data.get("styles", {})
+        others = cast(Mapping[str, Mapping[str, str]], data.get("styles", {}))
         asked = {"": own} if len(own) > 1 or others else {}
         for style, options in {**asked, **others}.items():
             for key, text in options.items():

@@ -89,6 +89,7 @@ COLUMNS = {
     "prefill_ratio": Column("time", 3, 1),
     "kept": Column("tokens kept", 1, 1),
     "hard": Column("hard"),
+    "easy": Column("easy"),
     "own_dense": Column("its own dense"),
     "on_kept": Column("attention on what stays", unit=" %"),
     "l1": Column("on the image", unit=" %"),

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from prunekit.options import Count, Flag, Number, Options, Takes, Text, choice
 
 ORDERS = ("rows", "accuracy")
-USUAL = ("accuracy", "change", "over_reference", "against", "overlap", "kept", "costs")
+USUAL = ("accuracy", "change", "over_reference", "against", "overlap", "hard", "easy", "kept", "costs")
 STUDY = ("own_dense", "on_kept", "l1", "entropy", "hoyer", "minutes")
 Words = Annotated[dict[str, Text], Takes("be a mapping of rows to words")]
 Column = choice((*USUAL, *STUDY))

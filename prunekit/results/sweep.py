@@ -13,6 +13,8 @@ from prunekit.loaded import base_name
 from prunekit.records.runs import Question, Run, read_run
 from prunekit.records.sweep import outcomes
 from prunekit.results.columns import Estimate
+from prunekit.results.difficulty import groups, is_downsampled
+from prunekit.results.entries import share_of
 from prunekit.results.seeds import Side, answers, costs, kept, mean
 from prunekit.results.settings import Claim, TableSettings
 from prunekit.results.statistics import accuracies, intervals, iou, task_names
@@ -68,6 +70,7 @@ def summarise(sweep: Path, settings: TableSettings) -> Summary:
     for cell in done:
         peers = {other.row: other.runs for other in done if other.section == cell.section}
         measure(cell, peers, questions, dense, settings)
+        tell_apart(cell, control_of(cell, done), questions, dense)
     whole = {cell.row: cell for cell in done if not cell.section}
     known = {row: right(cell.runs, questions) for row, cell in whole.items()} | {"dense": dense}
     names = None if settings.narrowed else {cell.row for cell in cells} | {"dense"}
@@ -127,6 +130,28 @@ def measure(
         cell.numbers |= {key: mean(m["spread"][key] for m in metrics) for key in metrics[0]["spread"]}
     if all(m.get("training_seconds") is not None for m in metrics):
         cell.numbers["training_seconds"] = mean(m["training_seconds"] for m in metrics)
+
+
+def control_of(cell: Cell, cells: Sequence[Cell]) -> Cell | None:
+    """The downsampled image of the same budget; the only one there is for a row that keeps all tokens."""
+    controls = [c for c in cells if c.section == cell.section and is_downsampled(c.runs[0].method)]
+    method = cell.runs[0].method
+    same = [c for c in controls if share_of(c.runs[0].method) == share_of(method)]
+    if not same and len(controls) == 1 and method.get("keep_ratio") == 1:
+        return controls[0]
+    return same[0] if same else None
+
+
+def tell_apart(cell: Cell, control: Cell | None, questions: Sequence[Question], dense: np.ndarray) -> None:
+    """Set a cell's estimates on the questions that its ``control`` gets wrong and on those that it gets right; of the
+    control itself those of the dense model."""
+    if control is None:
+        return
+    own = dense if control is cell else right(cell.runs, questions)
+    for name, places in groups(right(control.runs, questions)[None]).items():
+        key = f"dense_{name}" if control is cell else name
+        cell.estimates[key] = estimate([questions[i] for i in places], own[places])
+        cell.numbers[f"{name}_examples"] = len(places)
 
 
 def estimate(questions: Sequence[Question], values: np.ndarray) -> Estimate:

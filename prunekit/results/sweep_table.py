@@ -18,6 +18,7 @@ from prunekit.results.columns import (
     table,
     task_columns,
 )
+from prunekit.results.difficulty import GROUPS
 from prunekit.results.markdown import markdown_table
 from prunekit.results.numbers import NONE, ratio, with_interval
 from prunekit.results.seeds import COSTS
@@ -134,6 +135,7 @@ def render(summary: Summary, settings: TableSettings) -> str:
         measured = {key for cell in ran for key in {**cell.estimates, **cell.numbers}}
         shown = {key: column for key, column in _columns(summary, settings).items() if key in measured}
         lines += ["", f"### {_title(section).capitalize()}"] if section else []
+        lines += [line for cell in ran if shown.keys() & {*GROUPS} and (line := _difficulty(cell))]
         lines += ["", _markdown([cell.line() for cell in ran], shown, "method" if settings.columns == USUAL else "")]
         if settings.tasks:
             dense = Line("dense", by_task(summary.dense.by_task))
@@ -143,6 +145,17 @@ def render(summary: Summary, settings: TableSettings) -> str:
     lines += ["", *(f"- no result for `{cell.name}`: {cell.error}" for cell in failed)] if failed else []
     lines += ["", _claims(summary.claims)] if summary.claims else []
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _difficulty(cell: Cell) -> str:
+    """How many questions a downsampled row gets wrong and right, and what they are worth to the dense model; "" for
+    another row."""
+    parts = []
+    for name, verb in zip(GROUPS, ("wrong (hard", "right (easy"), strict=True):
+        if (dense := cell.estimates.get(f"dense_{name}")) is not None:
+            accuracy = with_interval(dense.mean, dense.interval)
+            parts.append(f"{cell.numbers[f'{name}_examples']} {verb}; dense {accuracy})")
+    return f"\n`{cell.label}` gets {' and '.join(parts)}." if parts else ""
 
 
 def _head(summary: Summary, settings: TableSettings) -> str:

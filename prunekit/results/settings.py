@@ -19,8 +19,8 @@ Column = choice((*USUAL, *STUDY))
 class Claim(Options):
     """A sentence about rows that the table judges.
 
-    Either the accuracy of the row ``better`` is more than ``margin`` above that of ``worse``, "dense" being a row; or
-    the ``cost`` of ``row`` is ``value``, to two decimals.
+    Either the accuracy of the row ``better`` is more than ``margin`` above that of ``worse``, "dense" being a row, in
+    the mean over tasks or in one ``task``; or the ``cost`` of ``row`` is ``value``, to two decimals.
     """
 
     group: ClassVar[str] = "sweep.table.claims"
@@ -30,6 +30,7 @@ class Claim(Options):
     better: Text | None = None
     worse: Text | None = None
     margin: Number = 0.0
+    task: Text | None = None
     row: Text | None = None
     cost: Text | None = None
     value: Number | None = None
@@ -56,6 +57,7 @@ class TableSettings(Options):
         USUAL, description=f"of {', '.join((*USUAL, *STUDY))}; null: the first {len(USUAL)}"
     )
     tasks: Flag = Field(True, description="accuracies by task, too")
+    task_intervals: Flag = Field(False, description="their intervals as well")
     compact: Flag = Field(False, description="one matrix of rows and settings")
     labels: Words = Field(default_factory=dict, description="{ROW: name in the table}")
     claims: tuple[Claim, ...] = Field((), description="about rows, to be judged (docs/sweeps.md)")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prunekit.errors import PrunekitError, UnknownNameError
+from prunekit.errors import PrunekitError, UnknownNameError, check_choice
 from prunekit.files import put_between, write_json, write_whole
 from prunekit.loaded import base_name
 from prunekit.records.runs import Question, Run, read_run
@@ -157,7 +157,8 @@ def tell_apart(cell: Cell, control: Cell | None, questions: Sequence[Question], 
 def estimate(questions: Sequence[Question], values: np.ndarray) -> Estimate:
     """Means of ``values`` (one an example) by task, and the interval of their mean."""
     numbers = values.tolist()
-    return Estimate(accuracies(questions, numbers), intervals(questions, numbers)["mean"])
+    each = intervals(questions, numbers)
+    return Estimate(accuracies(questions, numbers), each["mean"], each)
 
 
 def judge(
@@ -180,6 +181,9 @@ def judge(
     better, worse = known.get(claim.better or ""), known.get(claim.worse or "")
     if better is not None and worse is not None:
         over = estimate(questions, better - worse)
+        if claim.task is not None:
+            check_choice("task in sweep.table.claims:", claim.task, over.intervals)
+            over = Estimate({"mean": over.by_task[claim.task]}, over.intervals[claim.task])
         low, high = over.interval
         verdict = "holds" if low > claim.margin else "does not hold" if high < claim.margin else "open"
         return Judged(claim, verdict, difference=over)

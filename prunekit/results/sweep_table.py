@@ -55,7 +55,7 @@ class Cell:
     def line(self) -> Line:
         """The cell as a line of a table."""
         seeds = f" ({len(self.runs)} seeds)" if len(self.runs) > 1 else ""
-        values: dict[str, Value] = {**self.estimates, **self.numbers, **by_task(self.estimates["accuracy"].by_task)}
+        values: dict[str, Value] = {**self.estimates, **self.numbers}
         if self.time_with_vision:
             time = self.numbers["prefill_ratio"]
             values["prefill_ratio"] = Words(f"{ratio(time)} †", time)
@@ -138,9 +138,11 @@ def render(summary: Summary, settings: TableSettings) -> str:
         lines += [line for cell in ran if shown.keys() & {*GROUPS} and (line := _difficulty(cell))]
         lines += ["", _markdown([cell.line() for cell in ran], shown, "method" if settings.columns == USUAL else "")]
         if settings.tasks:
-            dense = Line("dense", by_task(summary.dense.by_task))
-            labelled = [Line(cell.label, cell.line().values) for cell in ran]
-            lines += ["", _markdown([dense, *labelled], task_columns(summary.tasks), "accuracy by task")]
+            each = {"dense": summary.dense, **{cell.label: cell.estimates["accuracy"] for cell in ran}}
+            labelled = [
+                Line(n, by_task(e.by_task, e.intervals if settings.task_intervals else {})) for n, e in each.items()
+            ]
+            lines += ["", _markdown(labelled, task_columns(summary.tasks), "accuracy by task")]
     failed = [cell for cell in summary.cells if not cell.runs]
     lines += ["", *(f"- no result for `{cell.name}`: {cell.error}" for cell in failed)] if failed else []
     lines += ["", _claims(summary.claims)] if summary.claims else []

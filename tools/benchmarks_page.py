@@ -69,7 +69,7 @@ def prompts() -> str:
         data = defaults(name)
         own = {key: str(data.get(key)) for key in ("prompt", "open_prompt") if key in data}
         others = cast(Mapping[str, Mapping[str, str]], data.get("styles", {}))
-        asked = {"": own} if len(own) > 1 or others else {}
+        asked: dict[str, Mapping[str, str]] = {"": own} if len(own) > 1 or others else {}
         for style, options in {**asked, **others}.items():
             for key, text in options.items():
                 shown = text.replace("\n", "⏎")

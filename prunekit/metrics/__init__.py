@@ -83,8 +83,14 @@ def corpus_metrics(name: str, rows: Iterable[Prediction]) -> dict[str, dict[str,
     corpus = metric(name).corpus
     if corpus is None:
         return {}
-    sides = [(_side(row, dense=False), _side(row, dense=True)) for row in rows if not row.get("error")]
-    return {"extra": corpus([pruned for pruned, _ in sides]), "dense_extra": corpus([dense for _, dense in sides])}
+    held = list(rows)
+    pruned, dense = ([side for _, side in corpus_sides(held, dense)] for dense in (False, True))
+    return {"extra": corpus(pruned), "dense_extra": corpus(dense)}
+
+
+def corpus_sides(rows: Iterable[Prediction], dense: bool) -> list[tuple[Prediction, Side]]:
+    """The rows that are not errors, and what a corpus metric reads of each."""
+    return [(row, _side(row, dense)) for row in rows if not row.get("error")]
 
 
 def _side(row: Prediction, dense: bool) -> Side:
@@ -96,4 +102,4 @@ def _side(row: Prediction, dense: bool) -> Side:
     return Side(group, row["id"], row["task"], row["answers"], prediction, float(correct))
 
 
-__all__ = ["METRICS", "Metric", "corpus_metrics", "metric"]
+__all__ = ["METRICS", "Metric", "Side", "corpus_metrics", "corpus_sides", "metric"]

@@ -62,6 +62,7 @@ class TableSettings(Options):
     labels: Words = Field(default_factory=dict, description="{ROW: name in the table}")
     claims: tuple[Claim, ...] = Field((), description="about rows, to be judged (docs/sweeps.md)")
     note: Text | None = Field(None, description="a sentence above the table")
+    published: Text | None = Field(None, description="a target of conf/published.yaml, whose values stand beside ours")
     file: Text | None = Field(None, description="a Markdown file to write the table into")
     spread: Count | None = Field(None, description="examples of each job on which its scores' spread is measured")
     picture: Text | None = Field(None, description="where the picture of a trained fusion's weights is copied to")

@@ -15,6 +15,7 @@ from prunekit.records.sweep import outcomes
 from prunekit.results.columns import Estimate
 from prunekit.results.difficulty import groups, is_downsampled
 from prunekit.results.entries import share_of
+from prunekit.results.published import published_table
 from prunekit.results.seeds import Side, answers, costs, kept, mean
 from prunekit.results.settings import Claim, TableSettings
 from prunekit.results.statistics import accuracies, intervals, iou, task_names
@@ -193,9 +194,12 @@ def judge(
 def write_results(sweep: Path, settings: TableSettings) -> list[str]:
     """``results.json`` and ``results.md`` in the sweep's folder, the same table between the markers of ``file``; the
     files' names. The table goes to standard output."""
-    summary = summarise(sweep, settings)
-    text = render(summary, settings)
-    write_json(sweep / "results.json", summary.record())
+    if settings.published is not None:
+        text, record = published_table(sweep, settings.published)
+    else:
+        summary = summarise(sweep, settings)
+        text, record = render(summary, settings), summary.record()
+    write_json(sweep / "results.json", record)
     write_whole(sweep / "results.md", text)
     print(text)
     written = [str(sweep / "results.json"), str(sweep / "results.md")]

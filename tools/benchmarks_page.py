@@ -67,7 +67,7 @@ def prompts() -> str:
     rows = []
     for name in (name for name in BENCHMARKS if name not in ("refcoco_plus", "refcocog")):
         data = defaults(name)
-        own = {key: str(data.get(key)) for key in ("prompt", "open_prompt") if key in data}
+        own = {str(key): str(data.get(key)) for key in ("prompt", "open_prompt") if key in data}
         others = cast(Mapping[str, Mapping[str, str]], data.get("styles", {}))
         asked: dict[str, Mapping[str, str]] = {"": own} if len(own) > 1 or others else {}
         for style, options in {**asked, **others}.items():

@@ -194,9 +194,8 @@ def styled(data: DataSettings) -> DataSettings:
     check_choice("data.style", style, STYLES)
     styles, own = data.get("styles", {}), defaults(data["name"])
     chosen = styles.get(style) or styles.get(re.split(r"[\d_]", style)[0]) or {}
-    return cast(
-        DataSettings, {**data, **{k: v for k, v in chosen.items() if data.get(k) == own.get(k)}, "style": style}
-    )
+    kept = {name: value for name, value in chosen.items() if data.get(name) == own.get(name)}
+    return cast(DataSettings, {**data, **kept, "style": style})
 
 
 @functools.cache
@@ -221,13 +220,8 @@ def gather(source: Source | Examples) -> Examples:
 
 
 def _digest(data: DataSettings) -> str:
-    free = (
-        "limit",
-        "streaming",
-        "max_new_tokens",
-        "metric",
-        "styles",
-    )  # of those a run keeps its own account, or none is needed
+    # Of these a run keeps its own account, or none is needed.
+    free = ("limit", "streaming", "max_new_tokens", "metric", "styles")
     asked = sorted((key, value) for key, value in data.items() if key not in free)
     return digest(repr(asked))
 

@@ -5,6 +5,7 @@ Prompts, splits and metrics are data: ``conf/data/NAME.yaml``. What each field o
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -35,20 +36,24 @@ class Benchmark:
 
     Attributes:
         needs: columns without which the file is another one.
-        fields: from a row to ``rows.FIELDS``; None for a row that the benchmark does not count.
+        fields: from a row to ``rows.FIELDS``; None for a row that the benchmark does not count, and a list for one that
+            asks ``several`` questions.
         join: where the image is if the row has none.
         optional: further columns that ``fields`` looks at.
         video: whether it asks about videos, which lie as files beside its rows.
         parts: configurations of the hub that make up the benchmark; without ``data.config`` all are asked, and ``PART``
             names a row's own.
+        image: the column that holds the image, or the first of them.
     """
 
     needs: tuple[str, ...]
-    fields: Callable[[Row], Fields | None]
+    fields: Callable[[Row], Fields | list[Fields] | None]
     join: Join | None = None
     optional: tuple[str, ...] = ()
     video: bool = False
     parts: tuple[str, ...] = ()
+    several: bool = False
+    image: str = "image"
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -128,6 +133,7 @@ def _chartqa(row: Row) -> Fields:
 
 
 def _docvqa(row: Row) -> Fields:
+    """InfographicVQA's rows are of the same form."""
     return {"id": row["questionId"], "image": row["image"], "question": row["question"], "answers": row["answers"]}
 
 
@@ -151,6 +157,103 @@ def _seed(row: Row) -> Fields | None:
         "answers": row["answer"],
         "choices": [row[f"choice_{letter}"] for letter in "abcd"],
     }
+
+
+def _refcoco(row: Row) -> list[Fields]:
+    """An object is described several times, and each description is a question."""
+    fields = {"image": row["image"], "box": row["bbox"]}
+    return [{**fields, "question": sentence.strip()} for sentence in texts("answer", row["answer"])]
+
+
+def _ocrbench(row: Row) -> Fields:
+    return {"image": row["image"], "question": row["question"], "answers": row["answer"], "group": row["question_type"]}
+
+
+def _ai2d(row: Row) -> Fields:
+    answer = row["answer"]
+    number = int(answer) if isinstance(answer, str) and answer.isdecimal() else answer
+    return {"image": row["image"], "question": row["question"], "answers": number, "choices": row["options"]}
+
+
+def _mmstar(row: Row) -> Fields:
+    """The options stand in the question."""
+    return {
+        "id": row["index"],
+        "image": row["image"],
+        "question": row["question"],
+        "answers": row["answer"],
+        "task": row["category"],
+    }
+
+
+def _mmmu(row: Row) -> Fields:
+    """Images stand under ``image_1`` to ``image_7``; question and options say which of them are asked about."""
+    options = _literal("options", row["options"])
+    asked = " ".join([text("question", row["question"]), *options])
+    numbers = sorted(set(re.findall(r"<image (\d)>", asked))) or ["1"]
+    answer, own = row["answer"], text("id", row["id"])
+    lists = isinstance(answer, str) and answer.startswith("[")
+    return {
+        "id": own,
+        "group": own.partition("_")[2].rpartition("_")[0],  # "validation_Art_Theory_7"
+        "image": [row.get(f"image_{number}") for number in numbers],
+        "question": row["question"],
+        "answers": _literal("answer", answer) if lists else answer,
+        "choices": options or None,
+    }
+
+
+def _literal(name: str, value: object) -> list[str]:
+    """A list of texts, as Python writes one in a text."""
+    try:
+        return list(texts(name, ast.literal_eval(value))) if isinstance(value, str) and value != "[]" else []
+    except (ValueError, SyntaxError):
+        raise RowError(f"{name} must be a list as Python writes it, not {shorten(value)}") from None
+
+
+def _hallusionbench(row: Row) -> Fields | None:
+    if row["image"] is None:  # asked without a picture
+        return None
+    answer = {"0": "no", "1": "yes"}.get(str(row["gt_answer"]))
+    parts = (row[name] for name in ("category", "subcategory", "set_id", "figure_id", "question_id"))
+    own = "/".join(str(part) for part in parts)
+    return {"id": own, "image": row["image"], "question": row["question"], "answers": answer}
+
+
+_FLOATS = (
+    "a floating-point number with {} decimal place{} and provide the final value, e.g., {}, at the end".format(*words)
+    for words in (("one", "", "1.2, 1.3, 1.4"), ("two", "s", "1.23, 1.34, 1.45"))
+)
+HINTS = {
+    "integer": "an integer answer and provide the final value, e.g., 1, 2, 3, at the end",
+    "list": "a Python list as an answer and provide the final list, e.g., [1, 2, 3], [1.2, 1.3, 1.4], at the end",
+    **dict(zip(("float1", "float2"), _FLOATS, strict=True)),
+}
+"""What MathVista asks for, by type of answer and decimals (Lu et al. 2024, appendix)."""
+
+
+def _mathvista(row: Row) -> Fields:
+    """An answer is written with as many decimals as it is compared by."""
+    answer, kind, unit, choices = (row[name] for name in ("answer", "answer_type", "unit", "choices"))
+    fields = {"id": row["pid"], "image": row["decoded_image"]}
+    question = f"{text('question', row['question'])}{f' (Unit: {unit})' if unit else ''}"
+    if choices:
+        number = choices.index(answer) if isinstance(choices, list) and answer in choices else answer
+        return {**fields, "question": question, "answers": number, "choices": choices}
+    decimals = int(row["precision"] or 0) if kind == "float" else 0
+    if (hint := HINTS.get(f"float{decimals}" if kind == "float" else str(kind))) is None:
+        raise RowError(f"answer_type must be integer, float or list, not {shorten(kind)} with {decimals} decimals")
+    try:
+        written = f"{float(answer):.{decimals}f}" if kind == "float" else answer
+    except (TypeError, ValueError):
+        raise RowError(f"answer must be a number, not {shorten(answer)}") from None
+    return {**fields, "question": question, "answers": written, "context": hint}
+
+
+def _realworldqa(row: Row) -> Fields:
+    """A question holds its options, and the wish for a letter, a word or a number."""
+    options = re.findall(r"(?m)^[A-Z]\. +(.+?) *$", text("question", row["question"]))
+    return {"image": row["image"], "question": row["question"], "answers": row["answer"], "choices": options or None}
 
 
 def _unlettered(options: Any) -> list[str]:
@@ -244,6 +347,7 @@ def _activitynetqa(row: Row) -> Fields:
 
 
 _ASKED = ("image", "question")
+_REFCOCO = Benchmark(("image", "answer", "bbox"), _refcoco, several=True)
 BENCHMARKS: dict[str, Benchmark] = {
     "gqa": Benchmark(("id", "imageId", "question", "answer"), _gqa, join=Join()),
     "vqav2": Benchmark((*_ASKED, "question_id", "answers"), _vqav2),
@@ -261,6 +365,28 @@ BENCHMARKS: dict[str, Benchmark] = {
         _seed,
         optional=("data_type",),
     ),
+    "refcoco": _REFCOCO,
+    "refcoco_plus": _REFCOCO,
+    "refcocog": _REFCOCO,
+    "ocrbench": Benchmark((*_ASKED, "answer", "question_type"), _ocrbench),
+    "ai2d": Benchmark((*_ASKED, "options", "answer"), _ai2d),
+    "mmstar": Benchmark((*_ASKED, "index", "answer", "category"), _mmstar),
+    "mmmu": Benchmark(
+        ("id", "question", "options", "answer", "image_1"),
+        _mmmu,
+        optional=tuple(f"image_{number}" for number in range(2, 8)),
+        image="image_1",
+    ),
+    "hallusionbench": Benchmark(
+        (*_ASKED, "category", "subcategory", "set_id", "figure_id", "question_id", "gt_answer"), _hallusionbench
+    ),
+    "mathvista": Benchmark(
+        ("pid", "decoded_image", "question", "choices", "unit", "precision", "answer", "answer_type"),
+        _mathvista,
+        image="decoded_image",
+    ),
+    "infovqa": Benchmark((*_ASKED, "questionId", "answers"), _docvqa),
+    "realworldqa": Benchmark((*_ASKED, "answer"), _realworldqa),
     "videomme": Benchmark(
         ("question_id", "videoID", "duration", "question", "options", "answer"), _videomme, video=True
     ),
@@ -279,3 +405,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "activitynetqa": Benchmark(("question_id", "video_name", "question", "answer"), _activitynetqa, video=True),
 }
+REFUSED: dict[str, str] = {
+    "mmvet": "MM-Vet's score is a language model's opinion of each answer, and prunekit has no judge; ask it through "
+    "lmms-eval (docs/lmms-eval.md), which calls one"
+}
+"""Benchmarks that cannot be scored here, with the reason."""

@@ -61,6 +61,17 @@ class Picture:
         """Digest of the encoded bytes. Raises RowError if their file cannot be read."""
         return hashlib.blake2b(self._bytes(), digest_size=12).hexdigest()
 
+    def size(self) -> tuple[int, int]:
+        """Width and height, upright; only the head of the file is read. Raises RowError as ``load`` does."""
+        try:
+            picture = Image.open(io.BytesIO(self._bytes()))
+            wide, high = picture.size
+            return (high, wide) if _orientation(picture) in (5, 6, 7, 8) else (wide, high)
+        except RowError:
+            raise
+        except Exception as error:  # decoders raise whatever they like
+            raise RowError(f"{self.where}: the image cannot be read: {_reason(error)}") from None
+
     def load(self) -> Image.Image:
         """The picture in RGB, upright: turned as its EXIF orientation says, 16-bit grey scaled to 8 bits.
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from prunekit.data.boxes import STYLES, Box
 from prunekit.data.example import Example
 from prunekit.data.pictures import MAX_PIXELS, Picture
 from prunekit.data.videos import UP_TO_FRAMES, Sampling, Video
@@ -14,10 +16,11 @@ from prunekit.errors import PrunekitError, RowError, check_choice
 from prunekit.metrics.choice import LETTERS
 
 FIELDS = (
-    "id", "group", "image", "video", "video_fps", "question", "answers", "choices", "task", "history", "context"
+    "id", "group", "image", "video", "video_fps", "question", "answers", "choices", "task", "history", "context", "box",
 )  # fmt: skip
 """What a row may say: ``group`` marks rows that a metric looks at together, ``context`` stands in the prompt,
-``video_fps`` is the rate of a video that is a list of frames."""
+``video_fps`` is the rate of a video that is a list of frames, ``box`` (left, top, width, height in pixels) is the
+answer in place of ``answers``."""
 
 PLACEHOLDERS = ("question", "options", "bracketed_options", "context")
 CHOICE_PROMPT = "{context}{question}\n{options}\nAnswer with the option's letter from the given choices directly."
@@ -48,6 +51,8 @@ class RowReader:
         task: of rows that name none.
         prompt: text with ``{question}``, ``{options}`` ("A. cat", one a line), ``{bracketed_options}`` ("(A) cat") and
             ``{context}``; None: the question, and for a row with choices the options and the wish for a letter.
+        open_prompt: of rows without choices; None: ``prompt``.
+        style: how the model writes boxes (``prunekit.data.boxes.STYLES``).
         folder, videos: where relative paths of images and of videos start.
         sampling: the frames of a video that are shown.
     """
@@ -58,6 +63,8 @@ class RowReader:
     max_pixels: int = MAX_PIXELS
     videos: Path = Path()
     sampling: Sampling = UP_TO_FRAMES
+    open_prompt: str | None = None
+    style: str = "plain"
 
     def example(self, where: str, number: int, row: Mapping[str, object] | str) -> Example:
         """The example of row ``number``; one that cannot be used has its ``error`` set."""
@@ -66,7 +73,8 @@ class RowReader:
                 raise RowError(row)
             return self._example(where, number, row)
         except RowError as error:
-            return Example(f"row {number}", f"row {number}", self.task, "", (), error=f"{where}: {error}")
+            reason = str(error).removeprefix(f"{where}: ")
+            return Example(f"row {number}", f"row {number}", self.task, "", (), error=f"{where}: {reason}")
 
     def _example(self, where: str, number: int, row: Mapping[str, object]) -> Example:
         video = None if row.get("video") is None else self._video(where, row["video"], row.get("video_fps"))
@@ -76,7 +84,10 @@ class RowReader:
         choices = () if row.get("choices") is None else texts("choices", row["choices"])
         if len(choices) > len(LETTERS):
             raise RowError(f"{len(choices)} choices, more than there are letters")
-        answers = _answers(row.get("answers"), choices)
+        if (box := _box(row["box"]) if "box" in row else None) is None:
+            answers = _answers(row.get("answers"), choices)
+        else:
+            answers = (STYLES[self.style].write(box, pictures[0].size()),)
         shown = [picture.name for picture in pictures]
         first = shown.pop(0) if video is None else video.name
         return Example(
@@ -85,6 +96,7 @@ class RowReader:
             task=self.task if row.get("task") is None else text("task", row["task"]),
             question=self._ask(row, choices),
             answers=answers,
+            regions=() if box is None else ((round(box[0]), round(box[1]), round(box[2]), round(box[3])),),
             choices=choices,
             history=_history(row.get("history")),
             others=tuple(shown),
@@ -101,7 +113,7 @@ class RowReader:
             "bracketed_options": "\n".join(f"({letter}) {choice}" for letter, choice in lettered),
             "context": "" if row.get("context") is None else text("context", row["context"], empty=True),
         }
-        prompt = self.prompt or (CHOICE_PROMPT if choices else PLAIN_PROMPT)
+        prompt = (None if choices else self.open_prompt) or self.prompt or (CHOICE_PROMPT if choices else PLAIN_PROMPT)
         return re.sub(r"\{(\w+)\}", lambda found: parts[found[1]], prompt)
 
     def _pictures(self, where: str, value: object) -> list[Picture]:
@@ -185,6 +197,16 @@ def _answers(value: object, choices: tuple[str, ...]) -> tuple[str, ...]:
     raise RowError(
         f"answers must be one of the {len(choices)} choices (letter, text or number from 0), not {shorten(value)}"
     )
+
+
+def _box(value: object) -> Box:
+    """A box of positive area, from left, top, width and height to its corners."""
+    if isinstance(value, list) and len(value) == 4:
+        numbers = [edge for edge in value if isinstance(edge, int | float) and math.isfinite(edge)]
+        if len(numbers) == 4 and min(numbers[2:]) > 0:
+            left, top, wide, high = numbers
+            return left, top, left + wide, top + high
+    raise RowError(f"box must be left, top, width and height in pixels, not {shorten(value)}")
 
 
 def _history(value: object) -> tuple[tuple[str, str], ...]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Required, TypedDict, cast
 
-from prunekit.data.benchmarks import BENCHMARKS, PART, Benchmark
+from prunekit.data.benchmarks import BENCHMARKS, PART, REFUSED, Benchmark, Fields
+from prunekit.data.boxes import STYLES
 from prunekit.data.example import Example
 from prunekit.data.hub import open_hub
 from prunekit.data.mini import ALL_SPLITS, load
@@ -22,7 +24,7 @@ from prunekit.metrics import metric
 from prunekit.registry import source_folder
 
 FILES = ("jsonl", "parquet", "hf")
-NAMES = ("mini", *FILES, *BENCHMARKS)
+NAMES = ("mini", *FILES, *BENCHMARKS, *REFUSED)
 COLUMNS = ("id", "image", "video", "video_fps", "question", "answers", "choices", "task", "history", "context")
 NEEDED = ("question", "answers")
 ALIASES = {"image": "images", "answers": "answer"}
@@ -37,6 +39,9 @@ class DataSettings(TypedDict, total=False):
         images, videos: where relative paths of images and videos start.
         frames, fps: how videos are sampled.
         columns: which column says what.
+        open_prompt: of rows without choices, where it is another.
+        style: a name of ``STYLES``: how the model writes boxes, and by which of the ``styles`` it is asked.
+        styles: of some styles, or of the family that a style's name begins with, options in place of the data's own.
     """
 
     name: Required[str]
@@ -55,6 +60,9 @@ class DataSettings(TypedDict, total=False):
     max_pixels: int
     metric: str
     prompt: str | None
+    open_prompt: str
+    style: str
+    styles: Mapping[str, Mapping[str, str]]
     columns: Mapping[str, str | None] | None
 
 
@@ -76,7 +84,8 @@ class Source:
     Attributes:
         name: of the data and its split, as metrics name them.
         metric: a name of ``prunekit.metrics.METRICS``.
-        fields: from a row to what ``RowReader`` reads, None for a row that does not count.
+        fields: from a row to what ``RowReader`` reads, None for a row that does not count; a list for a row with
+            several questions.
         limit: the most examples that come.
         unique: whether rows bring ids of their own, which then must differ.
         digest: of the options that say what is asked; another one is another run.
@@ -86,7 +95,7 @@ class Source:
     metric: str
     table: Table
     reader: RowReader
-    fields: Callable[[Row], dict[str, Any] | None]
+    fields: Callable[[Row], Fields | list[Fields] | None]
     limit: int | None = None
     unique: bool = False
     digest: str = ""
@@ -97,14 +106,20 @@ class Source:
         for number, (where, row) in enumerate(self.table.rows(), 1):
             if self.limit is not None and count >= self.limit:
                 return
-            entries = self._fields(row)
-            if entries is None:
+            found = self._fields(row)
+            if found is None:
                 continue
-            count += 1
-            example = self.reader.example(where, number, entries)
-            if self.unique and not example.error:
-                example = _once(example, seen, where, number)
-            yield example
+            asked: Sequence[Fields | str]
+            if isinstance(found, list):
+                asked = [{"id": f"{number}-{n}", **fields} for n, fields in enumerate(found, 1)]
+            else:
+                asked = [found]
+            for entries in asked[: None if self.limit is None else self.limit - count]:
+                count += 1
+                example = self.reader.example(where, number, entries)
+                if self.unique and not example.error:
+                    example = _once(example, seen, where, number)
+                yield example
         if not count:
             raise PrunekitError(f"{self.table.name}: no rows")
 
@@ -113,7 +128,7 @@ class Source:
         known = [n for n in (self.limit, self.table.size) if n is not None]
         return min(known) if self.table.size is not None else NotImplemented
 
-    def _fields(self, row: Row | str) -> dict[str, Any] | str | None:
+    def _fields(self, row: Row | str) -> Fields | list[Fields] | str | None:
         """A row's fields, or why it has none."""
         if isinstance(row, str):
             return row
@@ -141,6 +156,8 @@ def open_source(data: DataSettings) -> Source | Examples:
     """
     name = data["name"]
     check_choice("data.name", name, NAMES)
+    if name in REFUSED:
+        raise PrunekitError(f"data '{name}': {REFUSED[name]}")
     for option in data:
         check_choice(f"option of data '{name}':", option, defaults(name))
     data = {**defaults(name), **data}
@@ -148,15 +165,37 @@ def open_source(data: DataSettings) -> Source | Examples:
         check_choice("data.split", data["split"], ALL_SPLITS)
         return Examples(load(data["split"], data["limit"]))
     metric(data["metric"])
-    prompt = parse_prompt(data["prompt"])
+    data = styled(data)
     known = BENCHMARKS.get(name)
     table = _table(data, known.columns if known else None)
     folders = {"folder": _folder(data, table, "images"), "videos": _folder(data, table, "videos")}
     sampling = Sampling(data.get("frames"), data.get("fps"))
     task = name if known else "all"
-    reader = RowReader(task, prompt, max_pixels=data["max_pixels"], sampling=sampling, **folders)
+    prompts = parse_prompt(data["prompt"]), parse_prompt(data.get("open_prompt"), "data.open_prompt")
+    reader = RowReader(
+        task,
+        prompts[0],
+        max_pixels=data["max_pixels"],
+        sampling=sampling,
+        open_prompt=prompts[1],
+        style=data.get("style", "plain"),
+        **folders,
+    )
     source = Source(source_name(data), data["metric"], table, reader, dict, data["limit"], digest=_digest(data))
     return _of_benchmark(source, known, data) if known else _of_columns(source, data["columns"] or {})
+
+
+def styled(data: DataSettings) -> DataSettings:
+    """The options with those of its style in their place; what differs from the data's own file was asked for, and
+    stays. "auto", which only a model can tell, is "plain"."""
+    if "style" not in data:
+        return data
+    style = "plain" if data["style"] == "auto" else data["style"]
+    check_choice("data.style", style, STYLES)
+    styles, own = data.get("styles", {}), defaults(data["name"])
+    chosen = styles.get(style) or styles.get(re.split(r"[\d_]", style)[0]) or {}
+    kept = {name: value for name, value in chosen.items() if data.get(name) == own.get(name)}
+    return cast(DataSettings, {**data, **kept, "style": style})
 
 
 @functools.cache
@@ -181,7 +220,8 @@ def gather(source: Source | Examples) -> Examples:
 
 
 def _digest(data: DataSettings) -> str:
-    free = ("limit", "streaming", "max_new_tokens", "metric")  # of those a run keeps its own account, or none is needed
+    # Of these a run keeps its own account, or none is needed.
+    free = ("limit", "streaming", "max_new_tokens", "metric", "styles")
     asked = sorted((key, value) for key, value in data.items() if key not in free)
     return digest(repr(asked))
 
@@ -239,10 +279,12 @@ def _of_benchmark(source: Source, known: Benchmark, data: DataSettings) -> Sourc
     else:
         source = replace(source, fields=known.fields)
     source.table.need([name for name in known.needs if name != PART or data["config"] not in known.parts])
+    if known.several:  # how many questions the rows ask is not known
+        source = replace(source, table=replace(source.table, size=None))
     if known.video:
         return source
     if data["path"].endswith((".parquet", ".jsonl")):
-        source.table.need(("image",))
+        source.table.need((known.image,))
     if join is None or "image" in source.table.columns:
         return source
     options = (data["split"], data["revision"], data["streaming"])
@@ -253,7 +295,7 @@ def _of_benchmark(source: Source, known: Benchmark, data: DataSettings) -> Sourc
     def by_id() -> dict[Any, Any]:
         return {r[join.id]: r[join.image] for _, r in images.rows() if not isinstance(r, str)}
 
-    def joined(row: Row) -> dict[str, Any] | None:
+    def joined(row: Row) -> Fields | list[Fields] | None:
         return known.fields({**row, "image": by_id().get(row[join.key])})
 
     return replace(source, fields=joined)

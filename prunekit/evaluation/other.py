@@ -1,31 +1,35 @@
-"""Whose question chose the tokens: a question answered with what another question about the same image would keep."""
+"""Whose question chose the tokens: a question answered with what another question about the same image would keep, or
+with what is left of a dialogue's first question."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from prunekit.components.base import Scorer
 from prunekit.data.example import Example
 from prunekit.data.source import Examples, gather
+from prunekit.engine.caller import PromptMarks
 from prunekit.errors import PrunekitError, check_choice
 from prunekit.evaluation.regions import regions_for
-from prunekit.pruning.pruner import Pruner
-from prunekit.views.layer import LayerView
+from prunekit.pruning.pruner import PrunedBlock, Pruner
+from prunekit.views.layer import LayerView, Regions
 
 if TYPE_CHECKING:
     from prunekit.evaluation.batches import Batcher
 
-EVIDENCE = ("own", "other")
+EVIDENCE = ("own", "other", "first")
 
 
 def with_evidence(evidence: str, pruner: Pruner, examples: Iterable[Example]) -> tuple[Pruner, Iterable[Example]]:
-    """The pruner and the examples of a run whose tokens are chosen by the example's ``own`` question, or by that of an
-    ``other`` example about the same images; examples that have no such other are left out, and that is said.
+    """The pruner and the examples of a run whose tokens are chosen by the example's ``own`` question (and the turns
+    before it), by the ``first`` of its dialogue, or by that of an ``other`` example about the same images; examples
+    that have no such other are left out, and that is said.
 
     Raises:
         PrunekitError: where a pruner cuts outside the decoder's layers, or no image has two questions.
@@ -33,6 +37,8 @@ def with_evidence(evidence: str, pruner: Pruner, examples: Iterable[Example]) ->
     check_choice("eval.evidence", evidence, EVIDENCE)
     if evidence == "own":
         return pruner, examples
+    if evidence == "first":
+        return FirstQuestion(**_parts(pruner), **_settings(pruner)), examples
     if not isinstance(examples, Sequence):
         if getattr(examples, "limit", None) is None:
             raise PrunekitError("eval.evidence=other needs all examples at hand, not a stream: set data.limit")
@@ -103,6 +109,51 @@ class OtherQuestion(Pruner):
         return Pruner(**{**_parts(self), "scorer": replay, "fusion": "single"}, **_settings(self))
 
 
+class FirstQuestion(Pruner):
+    """A pruner that hears no more than the first question of a dialogue, as on one cache: what goes for it is gone for
+    those that follow.
+
+    A prefill of all turns whose prompt ends with the first question leaves the cache that turn after turn would leave:
+    layers before a cut hold all visual tokens for every turn, layers behind it what the first question kept.
+
+    Attributes:
+        marks: the first turn among the tokens of a batch, bool [B, S].
+    """
+
+    marks: torch.Tensor | None = None
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "evidence": "first"}
+
+    def for_batch(self, batcher: Batcher, batch: Sequence[Example]) -> Pruner:
+        """The pruner of one batch, which knows where its first turns end."""
+        mask, ids = (batcher.encoded(batch)[name] for name in ("attention_mask", "input_ids"))
+        firsts = [replace(e, question=e.history[0][0], history=()) if e.history else e for e in batch]
+        marks = torch.zeros_like(mask, dtype=torch.bool)
+        for row, first in enumerate(firsts):
+            turn = batcher.encoded([first])["input_ids"][0]
+            places = mask[row].nonzero()[: len(turn), 0]
+            if not torch.equal(ids[row, places], turn):
+                raise PrunekitError(
+                    f"eval.evidence=first: in '{batch[row].id}' the chat template writes the first turn otherwise once "
+                    "others follow, so no cache could go on from it"
+                )
+            marks[row, places] = True
+        bound = self.replace()
+        vars(bound)["marks"] = marks
+        return bound
+
+    def __call__(
+        self,
+        model: nn.Module,
+        regions: Regions | None = None,
+        *,
+        prompt: PromptMarks | None = None,
+        visual: torch.Tensor | None = None,
+    ) -> PrunedBlock:
+        return super().__call__(model, regions, prompt=self.marks if prompt is None else prompt, visual=visual)
+
+
 def _not_between(pruner: Pruner) -> PrunekitError:
     name = pruner.name or pruner.schedule.registered_name
     return PrunekitError(f"eval.evidence=other replays cuts between decoder layers; '{name}' has another")
@@ -110,7 +161,7 @@ def _not_between(pruner: Pruner) -> PrunekitError:
 
 def for_batch(pruner: Pruner, batcher: Batcher, batch: Sequence[Example]) -> Pruner:
     """The pruner of one batch: the same for every batch, unless other questions choose."""
-    return pruner.for_batch(batcher, batch) if isinstance(pruner, OtherQuestion) else pruner
+    return pruner.for_batch(batcher, batch) if isinstance(pruner, OtherQuestion | FirstQuestion) else pruner
 
 
 def _parts(pruner: Pruner) -> dict[str, Any]:

@@ -54,6 +54,7 @@ class FamilySupport:
             known.
         fixed_grid: every image has the same rows and columns of patches, one visual token each.
         synthetic: the benchmark can make up features in any number.
+        style: how it writes boxes, and whose prompts it is asked with (``prunekit.data.boxes.STYLES``).
     """
 
     exact: bool = False
@@ -66,6 +67,7 @@ class FamilySupport:
     geometry: geometry.Reader | None = None
     fixed_grid: bool = False
     synthetic: bool = False
+    style: str = "plain"
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,7 @@ SUPPORT: dict[str, FamilySupport] = {
         geometry=geometry.shuffled_tiles,
         takes_features=True,
         encoder_shape=encoder_shapes.internvl,
+        style="internvl",
     ),
     "janus": FamilySupport(exact=True),
     "kimi_k25": FamilySupport(exact=True, takes_features=True),
@@ -166,6 +169,7 @@ SUPPORT: dict[str, FamilySupport] = {
         encoder_shape=encoder_shapes.llava,
         fixed_grid=True,
         synthetic=True,
+        style="llava",
     ),
     "llava_next": FamilySupport(
         exact=True,
@@ -212,6 +216,7 @@ SUPPORT: dict[str, FamilySupport] = {
         takes_features=True,
         patches=PatchLayout(reads_output=True),
         encoder_shape=encoder_shapes.paligemma,
+        style="paligemma",
     ),
     "perception_lm": FamilySupport(exact=True),
     "pp_chart2table": FamilySupport(exact=True, takes_features=True),
@@ -223,6 +228,7 @@ SUPPORT: dict[str, FamilySupport] = {
         patches=PatchLayout(packed=True),
         encoder_shape=encoder_shapes.qwen2,
         synthetic=True,
+        style="qwen2",
     ),
     "qwen2_5_omni_thinker": FamilySupport(exact=True, takes_features=True),
     "qwen2_5_vl": FamilySupport(
@@ -232,15 +238,24 @@ SUPPORT: dict[str, FamilySupport] = {
         patches=PatchLayout(packed=True),
         encoder_shape=encoder_shapes.qwen2_5,
         synthetic=True,
+        style="qwen2.5",
     ),
     "qwen3_5": FamilySupport(exact=True, takes_features=True),
     "qwen3_5_moe": FamilySupport(exact=True, takes_features=True),
     "qwen3_omni_moe_thinker": FamilySupport(exact=True),
     "qwen3_vl": FamilySupport(
-        exact=True, geometry=geometry.merged_grids, patches=PatchLayout(packed=True), encoder_shape=encoder_shapes.qwen3
+        exact=True,
+        geometry=geometry.merged_grids,
+        patches=PatchLayout(packed=True),
+        encoder_shape=encoder_shapes.qwen3,
+        style="qwen3",
     ),
     "qwen3_vl_moe": FamilySupport(
-        exact=True, geometry=geometry.merged_grids, patches=PatchLayout(packed=True), encoder_shape=encoder_shapes.qwen3
+        exact=True,
+        geometry=geometry.merged_grids,
+        patches=PatchLayout(packed=True),
+        encoder_shape=encoder_shapes.qwen3,
+        style="qwen3",
     ),
     "qwen4_exp": FamilySupport(exact=True, takes_features=True, adapter=special_cases.Qwen4, decoder="qwen4_exp_text"),
     "shieldgemma2": FamilySupport(exact=True, takes_features=True),

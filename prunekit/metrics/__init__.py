@@ -10,10 +10,20 @@ from dataclasses import dataclass
 
 from prunekit.data.example import Example, Prediction
 from prunekit.errors import check_choice
-from prunekit.metrics.choice import choice, yes_no
-from prunekit.metrics.corpus import Side, circular, f1_by_task, group_accuracy, mme_scores
-from prunekit.metrics.text import anls, by_row, exact, exact_text, relaxed, token_f1
-from prunekit.metrics.vqa import vqa
+from prunekit.metrics.choice import choice, first_letter, yes_no
+from prunekit.metrics.corpus import (
+    Side,
+    circular,
+    f1_by_task,
+    group_accuracy,
+    hallusion,
+    mme_scores,
+    score_by_group,
+)
+from prunekit.metrics.grounding import box, box_scores
+from prunekit.metrics.reasoning import mathvista, mmmu
+from prunekit.metrics.text import anls, by_row, contains, exact, exact_text, relaxed, token_f1
+from prunekit.metrics.vqa import by_row_vqa, vqa
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,15 @@ METRICS: dict[str, Metric] = {
     "mmbench": Metric(choice, "choice; over all: a question counts if right in all rotations", circular),
     "seed": Metric(choice, "choice; over all: per question type", group_accuracy),
     "choice_groups": Metric(choice, "choice; over all: per group of questions", group_accuracy),
+    "first_letter": Metric(first_letter, "the letter that the answer begins with"),
+    "choice_or_vqa": Metric(by_row_vqa, "choice for a row with choices, vqa for others"),
+    "mmmu": Metric(
+        mmmu, "the letter named last, or an open answer, by MMMU's rules; over all: per subject", group_accuracy
+    ),
+    "mathvista": Metric(mathvista, "the option, or the number or list behind 'answer is', by rules without a judge"),
+    "hallusion": Metric(yes_no, "yes_no; over all: by answer, by question and by figure", hallusion),
+    "ocrbench": Metric(contains, "an accepted answer stands in it; over all: their number, per type", score_by_group),
+    "box": Metric(box, "a box that overlaps by half or more; over all: mean overlap, share at 0.7", box_scores),
 }
 
 
@@ -64,8 +83,14 @@ def corpus_metrics(name: str, rows: Iterable[Prediction]) -> dict[str, dict[str,
     corpus = metric(name).corpus
     if corpus is None:
         return {}
-    sides = [(_side(row, dense=False), _side(row, dense=True)) for row in rows if not row.get("error")]
-    return {"extra": corpus([pruned for pruned, _ in sides]), "dense_extra": corpus([dense for _, dense in sides])}
+    held = list(rows)
+    pruned, dense = ([side for _, side in corpus_sides(held, dense)] for dense in (False, True))
+    return {"extra": corpus(pruned), "dense_extra": corpus(dense)}
+
+
+def corpus_sides(rows: Iterable[Prediction], dense: bool) -> list[tuple[Prediction, Side]]:
+    """The rows that are not errors, and what a corpus metric reads of each."""
+    return [(row, _side(row, dense)) for row in rows if not row.get("error")]
 
 
 def _side(row: Prediction, dense: bool) -> Side:
@@ -77,4 +102,4 @@ def _side(row: Prediction, dense: bool) -> Side:
     return Side(group, row["id"], row["task"], row["answers"], prediction, float(correct))
 
 
-__all__ = ["METRICS", "Metric", "corpus_metrics", "metric"]
+__all__ = ["METRICS", "Metric", "Side", "corpus_metrics", "corpus_sides", "metric"]

@@ -41,6 +41,13 @@ def chosen(prediction: str, options: Sequence[str]) -> str | None:
     return None
 
 
+def first_letter(prediction: str, example: Example) -> float:
+    """1 if an answer begins with the right letter, bare or behind "(", "option " or "the answer is ", whatever follows
+    it (MMStar's rule, Chen et al. 2024)."""
+    text, letter = prediction.strip().lower().replace("\n", " "), example.answers[0].strip().lower()
+    return float(any(text.startswith(f"{words}{letter}") for words in ("", "(", "option ", "the answer is ")))
+
+
 def _quoted(text: str, options: Sequence[str]) -> set[str]:
     """Letters of the options whose words stand in the text; the longest first, and what it covers counts no more."""
     said, found = f" {_words(text)} ", set()

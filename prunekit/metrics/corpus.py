@@ -92,5 +92,26 @@ def group_accuracy(rows: Sequence[Side]) -> dict[str, float]:
     return {f"accuracy/{g}": float(np.mean([r.correct for r in m])) for g, m in sorted(by(rows, "group").items())}
 
 
+def hallusion(rows: Sequence[Side]) -> dict[str, float]:
+    """HallusionBench (Guan et al. 2024): the share of right answers (``aAcc``), of questions that are answered rightly
+    about each of their figures (``qAcc``), and of figures about which every question is (``fAcc``)."""
+    if not rows:
+        return {}
+    names = [row.id.split("/") for row in rows]  # category, subcategory, set, figure, question
+    shares = {"aAcc": float(np.mean([row.correct == 1 for row in rows]))}
+    for key, left_out in (("qAcc", 3), ("fAcc", 4)):
+        right: dict[tuple[str, ...], bool] = {}
+        for name, row in zip(names, rows, strict=True):
+            group = (*name[:left_out], *name[left_out + 1 :])
+            right[group] = right.get(group, True) and row.correct == 1
+        shares[key] = float(np.mean(list(right.values())))
+    return shares
+
+
+def score_by_group(rows: Sequence[Side]) -> dict[str, float]:
+    """The right answers among all rows as ``score`` (OCRBench's is out of 1000), and the mean of each group."""
+    return {"score": float(sum(row.correct for row in rows)), **group_accuracy(rows)}
+
+
 def _ratio(part: float, whole: float) -> float:
     return float(part / whole) if whole else 0.0

@@ -33,6 +33,21 @@ def by_row(prediction: str, example: Example) -> float:
     return (choice if example.choices else exact_text)(prediction, example)
 
 
+FORMULAS = "Handwritten Mathematical Expression Recognition"
+"""OCRBench's group of questions that are compared without spaces, and with regard to case."""
+
+
+def contains(prediction: str, example: Example) -> float:
+    """1 if an accepted answer stands in the prediction, in lower case (OCRBench, Liu et al. 2024)."""
+    formula = example.id.startswith(FORMULAS)
+
+    def form(text: str) -> str:
+        text = text.strip().replace("\n", " ")
+        return text.replace(" ", "") if formula else text.lower()
+
+    return float(any(form(answer) in form(prediction) for answer in example.answers))
+
+
 def token_f1(prediction: str, example: Example) -> float:
     """Harmonic mean of precision and recall of the shared words, counted with repeats; the best over the answers
     (SQuAD, Rajpurkar et al. 2016, section 6.1)."""

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from prunekit.data.example import Example
+from prunekit.metrics.choice import choice
 
 ARTICLES = {"a", "an", "the"}
 _COUNTED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -44,6 +45,11 @@ _PERIOD = re.compile(r"\.(?!\d)")
 def vqa(prediction: str, example: Example) -> float:
     """Mean over the annotators, each left out in turn, of min(1, agreeing others / 3). Of a single answer: equality."""
     return soft_accuracy(normalise(prediction), [normalise(answer) for answer in example.answers])
+
+
+def by_row_vqa(prediction: str, example: Example) -> float:
+    """``choice`` for an example with choices, ``vqa`` for another."""
+    return (choice if example.choices else vqa)(prediction, example)
 
 
 def soft_accuracy(said: str, answers: Sequence[str]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from prunekit.results.numbers import NONE, with_interval
@@ -16,10 +16,12 @@ class Estimate:
     Attributes:
         by_task: one of each task, and their mean under "mean".
         interval: the 95 % bootstrap interval of the mean.
+        intervals: those of the tasks, and of the mean, where they were worked out.
     """
 
     by_task: Mapping[str, float]
     interval: Sequence[float]
+    intervals: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
     def mean(self) -> float:
@@ -89,6 +91,7 @@ COLUMNS = {
     "prefill_ratio": Column("time", 3, 1),
     "kept": Column("tokens kept", 1, 1),
     "hard": Column("hard"),
+    "easy": Column("easy"),
     "own_dense": Column("its own dense"),
     "on_kept": Column("attention on what stays", unit=" %"),
     "l1": Column("on the image", unit=" %"),
@@ -113,9 +116,13 @@ def task_columns(tasks: Iterable[str]) -> dict[str, Column]:
     return {f"accuracy/{task}": Column(task) for task in tasks}
 
 
-def by_task(accuracy: Mapping[str, float]) -> dict[str, Value]:
-    """The values of ``task_columns``."""
-    return {f"accuracy/{task}": share for task, share in accuracy.items()}
+def by_task(accuracy: Mapping[str, float], intervals: Mapping[str, Sequence[float]] | None = None) -> dict[str, Value]:
+    """The values of ``task_columns``, with their ``intervals`` where these are to be shown."""
+    shown = intervals or {}
+    return {
+        f"accuracy/{task}": Words(with_interval(share, shown[task]), share) if task in shown else share
+        for task, share in accuracy.items()
+    }
 
 
 def table(

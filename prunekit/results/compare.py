@@ -1,4 +1,4 @@
-"""What a table says of each entry: accuracy, paired differences with tests, cost, and the hard subset."""
+"""What a table says of each entry: accuracy, paired differences with tests, cost, and hard and easy questions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from prunekit.errors import UnknownNameError
 from prunekit.records.runs import Question
 from prunekit.results.columns import Estimate
+from prunekit.results.difficulty import groups, is_downsampled
 from prunekit.results.entries import DENSE, Entry
 from prunekit.results.statistics import (
     accuracies,
@@ -26,7 +27,7 @@ RESAMPLES = 10_000
 """Draws behind intervals and p-values: the smallest p is 2/10001, small enough for Holm over a hundred rows."""
 
 SIGNIFICANT = 0.05
-CONTROL, DOWNSAMPLE = "random", "downsample"
+CONTROL = "random"
 
 
 @dataclass
@@ -46,8 +47,8 @@ class Difference:
 
 
 @dataclass
-class Hard:
-    """Accuracy on the examples that a downsampled image gets wrong (VTC-Bench's view: what pruning is needed for)."""
+class Group:
+    """Accuracy on the examples that a downsampled image, the ``control``, gets wrong (hard) or right (easy)."""
 
     control: str
     examples: int
@@ -67,7 +68,7 @@ class Row:
     over_reference: Difference | None = None
     seeds: int = 1
     seed_interval: list[float] | None = None
-    hard: Hard | None = None
+    groups: dict[str, Group] = field(default_factory=dict)
     best: set[str] = field(default_factory=set)
 
 
@@ -85,9 +86,9 @@ class Comparison:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def hard_controls(self) -> list[str]:
-        """The downsampled runs that say what is hard."""
-        return list(dict.fromkeys(row.hard.control for row in self.rows if row.hard is not None))
+    def controls(self) -> list[str]:
+        """The downsampled runs that tell hard questions from easy ones."""
+        return list(dict.fromkeys(group.control for row in self.rows for group in row.groups.values()))
 
 
 def choose_reference(entries: Sequence[Entry], wished: str | None) -> str:
@@ -126,7 +127,7 @@ def compare(
         by_budget.setdefault(row.entry.keep, []).append(row)
     for group in by_budget.values():
         _mark_best(group, draws, ["mean", *tasks])
-    _hard(rows, entries, questions)
+    _tell_apart(rows, entries, questions)
     ordered = sorted(by_budget.values(), key=lambda g: -np.mean([r.entry.kept or np.inf for r in g]))
     return Comparison([r for g in ordered for r in g], tasks, list(questions), chosen, model, data, RESAMPLES)
 
@@ -192,17 +193,16 @@ def _mark_best(group: Sequence[Row], draws: dict[str, np.ndarray], columns: list
             best.best.add(name)
 
 
-def _hard(rows: Sequence[Row], entries: Sequence[Entry], questions: Sequence[Question]) -> None:
-    """Each row on what the downsampled image of its budget gets wrong; the dense model where there is one such run."""
-    controls = [e for e in entries if e.preset == DOWNSAMPLE or e.options.get("schedule") == DOWNSAMPLE]
+def _tell_apart(rows: Sequence[Row], entries: Sequence[Entry], questions: Sequence[Question]) -> None:
+    """Each row on what the downsampled image of its budget gets wrong, and on what it gets right; the dense model where
+    there is one such run."""
+    controls = [e for e in entries if e.runs and is_downsampled(e.runs[0].method)]
     for row in rows:
         control = matched(row.entry, controls) if row.entry.runs or len(controls) == 1 else None
         if control is None or control is row.entry:
             continue
-        wrong = np.flatnonzero(control.correct.mean(0) < 0.5).tolist()
-        if not wrong:
-            continue
-        asked = [questions[i] for i in wrong]
-        drawn = bootstrap(asked, row.entry.correct[:, wrong], resamples=RESAMPLES)[:, :, 0]
-        accuracy = accuracies(asked, row.entry.correct[:, wrong].mean(0).tolist())["mean"]
-        row.hard = Hard(control.label, len(wrong), accuracy, interval(over_seeds(drawn)))
+        for name, places in groups(control.correct).items():
+            asked, right = [questions[i] for i in places], row.entry.correct[:, places]
+            drawn = bootstrap(asked, right, resamples=RESAMPLES)[:, :, 0]
+            accuracy = accuracies(asked, right.mean(0).tolist())["mean"]
+            row.groups[name] = Group(control.label, len(places), accuracy, interval(over_seeds(drawn)))

@@ -133,7 +133,7 @@ def _entry(runs: list[Run], questions: Sequence[Question]) -> Entry:
     return Entry(
         label="",
         method=runs[0].row or preset or "",
-        keep=_share(method),
+        keep=share_of(method),
         runs=runs,
         correct=answers(runs, ids),
         costs=costs(runs),
@@ -145,7 +145,8 @@ def _entry(runs: list[Run], questions: Sequence[Question]) -> Entry:
     )
 
 
-def _share(method: Method) -> str:
+def share_of(method: Method) -> str:
+    """The budget of a run, in the words that it was given in."""
     if method.get("budget") is not None:
         return str(method["budget"])
     if method.get("keep_tokens") is not None:

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from prunekit.options import Count, Flag, Number, Options, Takes, Text, choice
 
 ORDERS = ("rows", "accuracy")
-USUAL = ("accuracy", "change", "over_reference", "against", "overlap", "kept", "costs")
+USUAL = ("accuracy", "change", "over_reference", "against", "overlap", "hard", "easy", "kept", "costs")
 STUDY = ("own_dense", "on_kept", "l1", "entropy", "hoyer", "minutes")
 Words = Annotated[dict[str, Text], Takes("be a mapping of rows to words")]
 Column = choice((*USUAL, *STUDY))
@@ -19,8 +19,8 @@ Column = choice((*USUAL, *STUDY))
 class Claim(Options):
     """A sentence about rows that the table judges.
 
-    Either the accuracy of the row ``better`` is more than ``margin`` above that of ``worse``, "dense" being a row; or
-    the ``cost`` of ``row`` is ``value``, to two decimals.
+    Either the accuracy of the row ``better`` is more than ``margin`` above that of ``worse``, "dense" being a row, in
+    the mean over tasks or in one ``task``; or the ``cost`` of ``row`` is ``value``, to two decimals.
     """
 
     group: ClassVar[str] = "sweep.table.claims"
@@ -30,6 +30,7 @@ class Claim(Options):
     better: Text | None = None
     worse: Text | None = None
     margin: Number = 0.0
+    task: Text | None = None
     row: Text | None = None
     cost: Text | None = None
     value: Number | None = None
@@ -56,10 +57,12 @@ class TableSettings(Options):
         USUAL, description=f"of {', '.join((*USUAL, *STUDY))}; null: the first {len(USUAL)}"
     )
     tasks: Flag = Field(True, description="accuracies by task, too")
+    task_intervals: Flag = Field(False, description="their intervals as well")
     compact: Flag = Field(False, description="one matrix of rows and settings")
     labels: Words = Field(default_factory=dict, description="{ROW: name in the table}")
     claims: tuple[Claim, ...] = Field((), description="about rows, to be judged (docs/sweeps.md)")
     note: Text | None = Field(None, description="a sentence above the table")
+    published: Text | None = Field(None, description="a target of conf/published.yaml, whose values stand beside ours")
     file: Text | None = Field(None, description="a Markdown file to write the table into")
     spread: Count | None = Field(None, description="examples of each job on which its scores' spread is measured")
     picture: Text | None = Field(None, description="where the picture of a trained fusion's weights is copied to")

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from prunekit.errors import PrunekitError, UnknownNameError
+from prunekit.errors import PrunekitError, UnknownNameError, check_choice
 from prunekit.files import put_between, write_json, write_whole
 from prunekit.loaded import base_name
 from prunekit.records.runs import Question, Run, read_run
 from prunekit.records.sweep import outcomes
 from prunekit.results.columns import Estimate
+from prunekit.results.difficulty import groups, is_downsampled
+from prunekit.results.entries import share_of
+from prunekit.results.published import published_table
 from prunekit.results.seeds import Side, answers, costs, kept, mean
 from prunekit.results.settings import Claim, TableSettings
 from prunekit.results.statistics import accuracies, intervals, iou, task_names
@@ -68,6 +71,7 @@ def summarise(sweep: Path, settings: TableSettings) -> Summary:
     for cell in done:
         peers = {other.row: other.runs for other in done if other.section == cell.section}
         measure(cell, peers, questions, dense, settings)
+        tell_apart(cell, control_of(cell, done), questions, dense)
     whole = {cell.row: cell for cell in done if not cell.section}
     known = {row: right(cell.runs, questions) for row, cell in whole.items()} | {"dense": dense}
     names = None if settings.narrowed else {cell.row for cell in cells} | {"dense"}
@@ -129,10 +133,33 @@ def measure(
         cell.numbers["training_seconds"] = mean(m["training_seconds"] for m in metrics)
 
 
+def control_of(cell: Cell, cells: Sequence[Cell]) -> Cell | None:
+    """The downsampled image of the same budget; the only one there is for a row that keeps all tokens."""
+    controls = [c for c in cells if c.section == cell.section and is_downsampled(c.runs[0].method)]
+    method = cell.runs[0].method
+    same = [c for c in controls if share_of(c.runs[0].method) == share_of(method)]
+    if not same and len(controls) == 1 and method.get("keep_ratio") == 1:
+        return controls[0]
+    return same[0] if same else None
+
+
+def tell_apart(cell: Cell, control: Cell | None, questions: Sequence[Question], dense: np.ndarray) -> None:
+    """Set a cell's estimates on the questions that its ``control`` gets wrong and on those that it gets right; of the
+    control itself those of the dense model."""
+    if control is None:
+        return
+    own = dense if control is cell else right(cell.runs, questions)
+    for name, places in groups(right(control.runs, questions)[None]).items():
+        key = f"dense_{name}" if control is cell else name
+        cell.estimates[key] = estimate([questions[i] for i in places], own[places])
+        cell.numbers[f"{name}_examples"] = len(places)
+
+
 def estimate(questions: Sequence[Question], values: np.ndarray) -> Estimate:
     """Means of ``values`` (one an example) by task, and the interval of their mean."""
     numbers = values.tolist()
-    return Estimate(accuracies(questions, numbers), intervals(questions, numbers)["mean"])
+    each = intervals(questions, numbers)
+    return Estimate(accuracies(questions, numbers), each["mean"], each)
 
 
 def judge(
@@ -155,6 +182,9 @@ def judge(
     better, worse = known.get(claim.better or ""), known.get(claim.worse or "")
     if better is not None and worse is not None:
         over = estimate(questions, better - worse)
+        if claim.task is not None:
+            check_choice("task in sweep.table.claims:", claim.task, over.intervals)
+            over = Estimate({"mean": over.by_task[claim.task]}, over.intervals[claim.task])
         low, high = over.interval
         verdict = "holds" if low > claim.margin else "does not hold" if high < claim.margin else "open"
         return Judged(claim, verdict, difference=over)
@@ -164,9 +194,12 @@ def judge(
 def write_results(sweep: Path, settings: TableSettings) -> list[str]:
     """``results.json`` and ``results.md`` in the sweep's folder, the same table between the markers of ``file``; the
     files' names. The table goes to standard output."""
-    summary = summarise(sweep, settings)
-    text = render(summary, settings)
-    write_json(sweep / "results.json", summary.record())
+    if settings.published is not None:
+        text, record = published_table(sweep, settings.published)
+    else:
+        summary = summarise(sweep, settings)
+        text, record = render(summary, settings), summary.record()
+    write_json(sweep / "results.json", record)
     write_whole(sweep / "results.md", text)
     print(text)
     written = [str(sweep / "results.json"), str(sweep / "results.md")]

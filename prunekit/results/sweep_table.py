@@ -18,6 +18,7 @@ from prunekit.results.columns import (
     table,
     task_columns,
 )
+from prunekit.results.difficulty import GROUPS
 from prunekit.results.markdown import markdown_table
 from prunekit.results.numbers import NONE, ratio, with_interval
 from prunekit.results.seeds import COSTS
@@ -54,7 +55,7 @@ class Cell:
     def line(self) -> Line:
         """The cell as a line of a table."""
         seeds = f" ({len(self.runs)} seeds)" if len(self.runs) > 1 else ""
-        values: dict[str, Value] = {**self.estimates, **self.numbers, **by_task(self.estimates["accuracy"].by_task)}
+        values: dict[str, Value] = {**self.estimates, **self.numbers}
         if self.time_with_vision:
             time = self.numbers["prefill_ratio"]
             values["prefill_ratio"] = Words(f"{ratio(time)} †", time)
@@ -134,15 +135,29 @@ def render(summary: Summary, settings: TableSettings) -> str:
         measured = {key for cell in ran for key in {**cell.estimates, **cell.numbers}}
         shown = {key: column for key, column in _columns(summary, settings).items() if key in measured}
         lines += ["", f"### {_title(section).capitalize()}"] if section else []
+        lines += [line for cell in ran if shown.keys() & {*GROUPS} and (line := _difficulty(cell))]
         lines += ["", _markdown([cell.line() for cell in ran], shown, "method" if settings.columns == USUAL else "")]
         if settings.tasks:
-            dense = Line("dense", by_task(summary.dense.by_task))
-            labelled = [Line(cell.label, cell.line().values) for cell in ran]
-            lines += ["", _markdown([dense, *labelled], task_columns(summary.tasks), "accuracy by task")]
+            each = {"dense": summary.dense, **{cell.label: cell.estimates["accuracy"] for cell in ran}}
+            labelled = [
+                Line(n, by_task(e.by_task, e.intervals if settings.task_intervals else {})) for n, e in each.items()
+            ]
+            lines += ["", _markdown(labelled, task_columns(summary.tasks), "accuracy by task")]
     failed = [cell for cell in summary.cells if not cell.runs]
     lines += ["", *(f"- no result for `{cell.name}`: {cell.error}" for cell in failed)] if failed else []
     lines += ["", _claims(summary.claims)] if summary.claims else []
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _difficulty(cell: Cell) -> str:
+    """How many questions a downsampled row gets wrong and right, and what they are worth to the dense model; "" for
+    another row."""
+    parts = []
+    for name, verb in zip(GROUPS, ("wrong (hard", "right (easy"), strict=True):
+        if (dense := cell.estimates.get(f"dense_{name}")) is not None:
+            accuracy = with_interval(dense.mean, dense.interval)
+            parts.append(f"{cell.numbers[f'{name}_examples']} {verb}; dense {accuracy})")
+    return f"\n`{cell.label}` gets {' and '.join(parts)}." if parts else ""
 
 
 def _head(summary: Summary, settings: TableSettings) -> str:

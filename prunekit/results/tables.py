@@ -19,6 +19,7 @@ from prunekit.results.columns import (
     task_columns,
 )
 from prunekit.results.compare import SIGNIFICANT, Comparison, Row
+from prunekit.results.difficulty import GROUPS
 from prunekit.results.entries import DENSE
 from prunekit.results.markdown import escape_markdown, markdown_table
 from prunekit.results.numbers import with_interval
@@ -44,16 +45,17 @@ def caption(comparison: Comparison) -> str:
         f"{comparison.reference}. Bold: better than every other method of its budget, adjusted p < {SIGNIFICANT}.",
         "FLOPs, KV cache and measured prefill time are pruned over dense.",
     ]
-    if controls := comparison.hard_controls:
-        parts.append(f"Hard: only the examples that {' or '.join(controls)} (of the nearest budget) gets wrong.")
+    if controls := comparison.controls:
+        names = " or ".join(controls)
+        parts.append(f"Hard: only the examples that {names} (of the nearest budget) gets wrong; easy: the others.")
     return " ".join(parts)
 
 
 def main_columns(comparison: Comparison) -> dict[str, Column]:
-    """Accuracy, differences, cost, and the hard subset where there is one."""
+    """Accuracy, differences, cost, and hard and easy questions where a run tells them apart."""
     reference = {} if comparison.reference == DENSE else {"over_reference": against(comparison.reference)}
-    hard = ["hard"] if comparison.hard_controls else []
-    return columns(["keep", "accuracy", "change"]) | reference | columns(["p", *COSTS, "kept", *hard])
+    groups = GROUPS if comparison.controls else ()
+    return columns(["keep", "accuracy", "change"]) | reference | columns(["p", *COSTS, "kept", *groups])
 
 
 def lines(comparison: Comparison) -> list[Line]:
@@ -62,7 +64,7 @@ def lines(comparison: Comparison) -> list[Line]:
 
 
 def _line(row: Row) -> Line:
-    entry, versus, hard = row.entry, row.over_reference, row.hard
+    entry, versus = row.entry, row.over_reference
     kept = EVERYTHING if entry.kept is None else entry.kept
     values: dict[str, Value] = {
         "keep": Words(entry.keep, kept),
@@ -76,9 +78,9 @@ def _line(row: Row) -> Line:
     if versus is not None:
         p = versus.adjusted
         values |= {"over_reference": versus.estimate, "p": Words("<0.001", p) if p < 0.001 else p}
-    if hard is not None:
-        share = with_interval(hard.accuracy, hard.interval)
-        values["hard"] = Words(f"{share} (n={hard.examples})", hard.accuracy)
+    for name, group in row.groups.items():
+        share = with_interval(group.accuracy, group.interval)
+        values[name] = Words(f"{share} (n={group.examples})", group.accuracy)
     best = {"accuracy" if name == "mean" else f"accuracy/{name}" for name in row.best}
     return Line(f"{entry.method} ({row.seeds} seeds)" if row.seeds > 1 else entry.method, values, best)
 
@@ -147,11 +149,13 @@ def _record(row: Row, comparison: Comparison) -> dict[str, object]:
     }  # fmt: skip
     for name, change in (("over_dense", row.over_dense), ("over_reference", row.over_reference)):
         record |= {name: change.value if change else None, **_ends(name, change.interval if change else None)}
-    versus, hard = row.over_reference, row.hard
+    versus = row.over_reference
     record |= {"reference": versus and versus.other, "p": versus and versus.p, "p_holm": versus and versus.adjusted}
     record |= {cost: row.entry.costs[cost] for cost in COSTS} | {"kept": row.entry.kept}
-    record |= {"hard_control": hard and hard.control, "hard_examples": hard and hard.examples}
-    record |= {"hard_accuracy": hard and hard.accuracy, **_ends("hard", hard.interval if hard else None)}
+    for name in GROUPS:
+        group = row.groups.get(name)
+        record |= {f"{name}_control": group and group.control, f"{name}_examples": group and group.examples}
+        record |= {f"{name}_accuracy": group and group.accuracy, **_ends(name, group.interval if group else None)}
     for task in comparison.tasks:
         record |= {f"accuracy/{task}": row.accuracy[task], **_ends(f"accuracy/{task}", row.intervals[task])}
     return record

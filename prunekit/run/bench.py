@@ -21,7 +21,7 @@ def run(config: BenchConfig, context: Context) -> None:
         config.bench,
         context.folder,
         load=lambda: load(config),
-        first_example=lambda: next(iter(load_examples(config.data))),
+        first_example=lambda: next(iter(load_examples(config))),
         device=config.device,
         dtype=config.dtype,
         attn=config.attn,

@@ -108,7 +108,8 @@ class EvalOptions(Options):
     group: ClassVar[str] = "eval"
 
     evidence: choice(EVIDENCE) = Field(  # type: ignore[valid-type]
-        "own", description="the question whose attention chooses: the example's own, or another about its image"
+        "own",
+        description="the question whose attention chooses: the own, another about its image, the dialogue's first",
     )
 
 

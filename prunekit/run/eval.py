@@ -41,7 +41,7 @@ def run(config: EvalConfig, context: Context) -> float | None:
     if config.resume and (metrics := job.finished()) is not None:
         print(f"finished before: {context.folder} (accuracy {100 * metrics['accuracy']['mean']:.1f} %)")
         return metrics["accuracy"]["mean"]
-    pruner, examples = with_evidence(config.eval.evidence, pruner, shared_examples(config.data))
+    pruner, examples = with_evidence(config.eval.evidence, pruner, shared_examples(config))
     loaded = load(config)
     pruner = fit_budget(pruner, loaded, examples)
     if limit is not None and (flops := expected_flops(pruner, loaded, examples)) > limit:

@@ -15,7 +15,7 @@ def run(config: RunConfig, context: Context) -> None:
 
     select_layer(
         load(config),
-        gather(load_examples(config.data)),
+        gather(load_examples(config)),
         lambda layer: build_pruner(config, schedule=registry.create("schedule", "one_shot", layer=layer)),
         context.folder,
         data=data_name(config.data),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit import ranks
 from prunekit.errors import PrunekitError, RowError
+from prunekit.families import support_of
 from prunekit.pruning.budget import for_prompt
 from prunekit.pruning.planner import allotment_of
 from prunekit.pruning.presets import preset, with_preset, with_variant
@@ -43,21 +44,32 @@ def build_pruner(config: RunConfig, **replaced: object) -> Pruner:
     return Pruner(**parts, **settings, name=config.preset)
 
 
-def load_examples(data: DataOptions) -> Source | Examples:
-    """The examples that ``data`` names: a list, or a ``Source`` that makes them as they are asked for."""
+def load_examples(config: RunConfig, data: DataOptions | None = None) -> Source | Examples:
+    """The examples that the configuration names, or those of other ``data``: a list, or a ``Source`` that makes them as
+    they are asked for. Where the questions depend on the model's type, the model is loaded first."""
     from prunekit.data.source import open_source
 
-    return open_source(data.opened())
+    options = (data or config.data).opened()
+    if options.get("style") == "auto":
+        options["style"] = style_of(load(config))
+    return open_source(options)
+
+
+def style_of(loaded: LoadedModel) -> str:
+    """The style of ``data.boxes.STYLES`` that a model's type answers in."""
+    style = support_of(loaded.model.config.model_type).style
+    cropped = getattr(loaded.processor.image_processor, "do_center_crop", False)
+    return "llava_crop" if style == "llava" and cropped else style
 
 
 _examples: dict[str, Examples] = {}
 
 
-def shared_examples(data: DataOptions) -> Source | Examples:
-    """The examples that ``data`` names; a sweep's jobs in one process share them, unless they are a stream."""
-    key = json.dumps(data.opened(), sort_keys=True, default=str)
+def shared_examples(config: RunConfig) -> Source | Examples:
+    """The configured examples; a sweep's jobs in one process share them, unless they are a stream."""
+    key = json.dumps(config.data.opened(), sort_keys=True, default=str)
     if key not in _examples:
-        examples = load_examples(data)
+        examples = load_examples(config)
         if not isinstance(examples, list):
             return examples
         _examples.clear()

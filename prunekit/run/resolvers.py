@@ -13,6 +13,13 @@ def sweep_over(values: Sequence[object]) -> str:
     return f"choice({','.join(f'{value:g}' if isinstance(value, float) else str(value) for value in values)})"
 
 
+def published_rows(target: str) -> DictConfig:
+    """The rows of a sweep over the cells of a published table."""
+    from prunekit.results.published import rows_of
+
+    return OmegaConf.create(rows_of(target))
+
+
 def groups_for_help() -> str:
     """The options of every group, for ``--help``."""
     from prunekit.run.help import option_groups
@@ -34,3 +41,4 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("prunekit_groups", groups_for_help, replace=True)
     OmegaConf.register_new_resolver("prunekit_options", options_for_help, replace=True)
     OmegaConf.register_new_resolver("prunekit_sweep", sweep_over, replace=True)
+    OmegaConf.register_new_resolver("prunekit_published", published_rows, replace=True)

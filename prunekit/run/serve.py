@@ -97,7 +97,7 @@ def _first_prompt(config: BenchConfig, model: str) -> tuple[str, tuple[int, int]
     """The prompt of the data's first example, and the size of its picture."""
     from transformers import AutoProcessor
 
-    example = next(iter(load_examples(config.data)))
+    example = next(iter(load_examples(config)))
     content = [{"type": "image"}, {"type": "text", "text": example.question}]
     processor = AutoProcessor.from_pretrained(model, revision=config.model.revision)
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)

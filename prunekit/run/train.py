@@ -36,7 +36,7 @@ def run(config: TrainConfig, context: Context) -> None:
     data = training_data(config, settings)
     check_evaluation(config, settings, data)
     pruner = training_pruner(config, settings)
-    examples = load_examples(data)
+    examples = load_examples(config, data)
     loaded = load(config, fresh=True)
     if config.model.device_map is not None:
         raise PrunekitError("model.device_map spreads a model for inference; train it with accelerate launch")
@@ -100,7 +100,7 @@ def check_evaluation(config: TrainConfig, settings: Settings, data: DataOptions)
     if not settings.evaluate:
         return
     check_apart(data, config.data)
-    load_examples(config.data)
+    load_examples(config)
 
 
 def check_apart(learned: DataOptions, evaluated: DataOptions) -> None:
@@ -127,7 +127,7 @@ def report(config: TrainConfig, context: Context, settings: Settings, trained: L
     if settings.evaluate:
         evaluation = evaluate(
             trained,
-            load_examples(config.data),
+            load_examples(config),
             pruner,
             folder,
             data=data_name(config.data),

@@ -17,11 +17,12 @@ from omegaconf import OmegaConf
 from commands import run_main
 from fabricated import png
 from paths import ROOT
-from prunekit.data.benchmarks import BENCHMARKS
+from prunekit.data.benchmarks import BENCHMARKS, REFUSED
 from prunekit.data.source import Source, open_source
 from prunekit.metrics import METRICS, metric
 from prunekit.run.config_store import register_options
 from prunekit.run.words import CONF
+from tools.benchmarks_page import presets, prompts, styles
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -29,6 +30,11 @@ datasets = pytest.importorskip("datasets")
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
+UNIT_BOX = (
+    "Bounding box coordinates are specified in the format (top-left x, top-left y, bottom-right x, bottom-right y). "
+    "All values are floating point numbers bounded between 0 and 1. Please provide the bounding box coordinate of the "
+    "region this sentence describes: "
+)
 IMAGE = {"bytes": png(), "path": "a.png"}
 TEN = ["Red"] * 3 + ["blue"] * 7
 
@@ -104,13 +110,68 @@ ROWS: dict[str, tuple[dict[str, Any], str, tuple[str, ...], str]] = {
          "question": "How many?", "question_id": "9", "question_type_id": 5, "image": [IMAGE], "segment": None},
         "How many?\nA. 1\nB. 2\nC. 3\nD. 4" + LETTER, ("C",), "instance counting#9",
     ),
+    **{
+        name: (
+            {"question_id": "1", "image": IMAGE, "question": "Describe it.", "answer": ["left man"], "iscrowd": 0,
+             "segmentation": [1.0, 2.0], "bbox": [2.0, 1.5, 4.0, 3.0], "file_name": "COCO_1.jpg"},
+            UNIT_BOX + "left man", ("[0.2500, 0.2500, 0.7500, 0.7500]",), "1-1",
+        )
+        for name in ("refcoco", "refcoco_plus", "refcocog")
+    },
+    "ocrbench": (
+        {"dataset": "IIIT5K", "question": "what is written?", "question_type": "Regular Text Recognition",
+         "answer": ["CENTRE"], "image": IMAGE},
+        "what is written?", ("CENTRE",), "Regular Text Recognition#1",
+    ),
+    "ai2d": (
+        {"question": "which is it?", "options": ["leaf", "stem", "root", "seed"], "answer": "2", "image": IMAGE},
+        "which is it?\nA. leaf\nB. stem\nC. root\nD. seed" + LETTER, ("C",), "1",
+    ),
+    "mmstar": (
+        {"index": 3, "question": "Which?\nOptions: A: one, B: two, C: three, D: four", "image": IMAGE, "answer": "B",
+         "category": "math", "l2_category": "geometry", "meta_info": {"source": "s", "split": "val"}},
+        "Which?\nOptions: A: one, B: two, C: three, D: four" + LETTER[:-1], ("B",), "3",
+    ),
+    "mmmu": (
+        {"id": "validation_Art_Theory_7", "question": "<image 1> Who?", "options": "['Ann', \"B's\"]", "answer": "B",
+         "explanation": "", **{f"image_{n}": IMAGE if n == 1 else None for n in range(1, 8)},
+         "img_type": "['Painting']", "topic_difficulty": "Easy", "question_type": "multiple-choice", "subfield": "Art"},
+        "<image 1> Who?\nA. Ann\nB. B's\n" + LETTER, ("B",), "Art_Theory#validation_Art_Theory_7",
+    ),
+    "hallusionbench": (
+        {"category": "VD", "subcategory": "illusion", "visual_input": "1", "set_id": "0", "figure_id": "1",
+         "sample_note": "n", "question_id": "2", "question": "Is it longer?", "gt_answer_details": "No.",
+         "gt_answer": "0", "filename": "./a.png", "image": IMAGE},
+        "Is it longer? Please answer yes or no.", ("no",), "VD/illusion/0/1/2",
+    ),
+    "mathvista": (
+        {"pid": "1", "question": "How far?", "image": "images/1.jpg", "decoded_image": IMAGE, "choices": None,
+         "unit": "cm", "precision": 1.0, "answer": "1.2", "question_type": "free_form", "answer_type": "float",
+         "metadata": {"split": "testmini"}, "query": "q"},
+        "Hint: Please answer the question requiring a floating-point number with one decimal place and provide the "
+        "final value, e.g., 1.2, 1.3, 1.4, at the end.\nQuestion: How far? (Unit: cm)", ("1.2",), "1",
+    ),
+    "infovqa": (
+        {"questionId": "65718", "question": "What share?", "image": IMAGE, "answers": ["10%", "10"],
+         "data_split": "val"},
+        "What share?" + SHORT, ("10%", "10"), "65718",
+    ),
+    "realworldqa": (
+        {"image_path": "1.webp", "image": IMAGE, "answer": "B",
+         "question": "Which way?\nA. Left.\nB. Right.\nPlease answer directly with only the letter."},
+        "Which way?\nA. Left.\nB. Right.\nPlease answer directly with only the letter.", ("B",), "1",
+    ),
 }  # fmt: skip
-TASKS = {"pope": "adversarial", "mme": "count", "chartqa": "human"}
+TASKS = {"pope": "adversarial", "mme": "count", "chartqa": "human", "mmstar": "math"}
+NEW = (
+    "refcoco", "refcoco_plus", "refcocog", "ocrbench", "ai2d", "mmstar", "mmmu", "hallusionbench", "mathvista",
+    "infovqa", "realworldqa",
+)  # fmt: skip
 
 
 def test_every_benchmark_has_a_preset_and_a_row_here():
     files = {path.stem for path in (CONF / "data").glob("*.yaml")}
-    assert files == {*BENCHMARKS, "mini", "jsonl", "parquet", "hf"}
+    assert files == {*BENCHMARKS, *REFUSED, "mini", "jsonl", "parquet", "hf"}
     assert ROWS.keys() == {name for name, benchmark in BENCHMARKS.items() if not benchmark.video}
 
 
@@ -118,7 +179,7 @@ def test_every_benchmark_has_a_preset_and_a_row_here():
 def test_a_presets_row(name, tmp_path):
     row, question, answers, own_id = ROWS[name]
     options = preset(name)
-    assert options["name"] == name and options["path"].startswith("lmms-lab/") and options["metric"] in METRICS
+    assert options["name"] == name and options["path"].count("/") == 1 and options["metric"] in METRICS
     found = open_source({**options, "path": str(parquet(tmp_path / "rows.parquet", row))})
     (example,) = found
     assert not example.error, example.error
@@ -132,7 +193,7 @@ def test_a_presets_row(name, tmp_path):
 def test_what_a_preset_needs_is_said_when_it_is_missing(name, tmp_path):
     row, *_ = ROWS[name]
     options = preset(name)
-    for column in (*BENCHMARKS[name].needs, "image"):
+    for column in {*BENCHMARKS[name].needs, BENCHMARKS[name].image}:
         path = parquet(tmp_path / "rows.parquet", {key: value for key, value in row.items() if key != column})
         with pytest.raises(ValueError, match=rf"rows\.parquet: no column '{column}'"):
             open_source({**options, "path": str(path)})
@@ -148,7 +209,7 @@ def test_values_of_another_kind_are_errors_of_their_row(name, tmp_path):
             try:
                 (example,) = open_source({**preset(name), "path": str(path)})
             except ValueError as error:  # what the row now says leaves it out
-                assert str(error) == f"{path}: no rows" and name in ("scienceqa", "seed")
+                assert str(error) == f"{path}: no rows" and name in ("scienceqa", "seed", "hallusionbench")
             else:
                 assert example.question or example.error.startswith(f"{path} row 1: ")
 
@@ -266,6 +327,105 @@ def test_without_the_library_the_extra_is_named(monkeypatch, tmp_path):
         open_source({**preset("pope"), "path": str(tmp_path / "x.parquet")})
 
 
+@pytest.mark.parametrize("name", NEW)
+def test_a_preset_through_the_command(name, monkeypatch, tmp_path, model_folder):
+    """A good row and one whose answer is missing: the run goes on, and names the row."""
+    row, *_ = ROWS[name]
+    answer = "gt_answer" if name == "hallusionbench" else "bbox" if name.startswith("ref") else "answers"
+    answer = answer if answer in row else "answer"
+    path = parquet(tmp_path / "rows.parquet", row, {**row, answer: None})
+    code, _, err = run_main(
+        monkeypatch, "model=hf", f"model.name={model_folder}", f"data={name}", f"data.path={path}", "device=cpu",
+        "data.max_new_tokens=1", "logger.mode=disabled", f"hydra.run.dir={tmp_path / 'run'}", "method=random",
+    )  # fmt: skip
+    assert code == 0, err
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert (metrics["examples"], metrics["errors"]) == (1, 1)
+    good, bad = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
+    assert "prediction" in good and bad["error"].startswith(f"{path} row 2: ")
+
+
+def test_a_benchmark_that_needs_a_judge_is_refused(monkeypatch, tmp_path):
+    code, _, err = run_main(monkeypatch, "data=mmvet", "logger.mode=disabled", f"hydra.run.dir={tmp_path / 'run'}")
+    assert code == 1 and "'mmvet': MM-Vet's score is a language model's opinion" in err and "\n" not in err
+
+
+def test_each_description_of_an_object_is_a_question(tmp_path):
+    row, *_ = ROWS["refcoco"]
+    rows = [{**row, "answer": ["left man ", "in red"]}, {**row, "bbox": [1.0, 1.0, 0.0, 2.0]}, {**row, "answer": []}]
+    options = {**preset("refcoco"), "path": str(parquet(tmp_path / "rows.parquet", *rows))}
+    first, second, third, fourth = found = list(open_source(options))
+    assert [e.question.removeprefix(UNIT_BOX) for e in (first, second)] == ["left man", "in red"]
+    assert len({e.id for e in found}) == 4 and first.regions == ((2, 2, 6, 4),)
+    assert third.error.endswith("row 2: box must be left, top, width and height in pixels, not [1.0, 1.0, 0.0, 2.0]")
+    assert fourth.error.endswith("row 3: answer is an empty list")
+    assert len(list(open_source({**options, "limit": 1}))) == 1
+    assert operator.length_hint(open_source(options), -1) == -1  # how many there are shows when they are read
+    path = parquet(tmp_path / "broken.parquet", {**row, "image": {"bytes": b"no image", "path": None}})
+    (broken,) = open_source({**options, "path": str(path)})
+    assert broken.error == f"{path} row 1: the image cannot be read: not an image of a known format"
+
+
+@pytest.mark.parametrize(
+    ("style", "question", "answer"),
+    [
+        ("llava", "describes: left man.", "[0.2500, 0.3125, 0.7500, 0.6875]"),
+        ("qwen2", "describes: left man", "<|box_start|>(250.0,250.0),(750.0,750.0)<|box_end|>"),
+        ("qwen2.5", "in JSON format.", '{"bbox_2d": [21.0, 14.0, 63.0, 42.0]}'),  # 8 x 6 pixels become 84 x 56
+        ("qwen3", "in JSON format.", '{"bbox_2d": [250.0, 250.0, 750.0, 750.0]}'),
+        ("internvl", "describes: <ref>left man</ref>", "<box>[[250.0, 250.0, 750.0, 750.0]]</box>"),
+        ("paligemma", "detect left man", "<loc0256><loc0256><loc0768><loc0768>"),
+    ],
+)
+def test_a_box_in_the_notation_of_each_family(style, question, answer, tmp_path):
+    path = parquet(tmp_path / "rows.parquet", ROWS["refcoco"][0])
+    options = {**preset("refcoco"), "path": str(path)}
+    (found,) = open_source({**options, "style": style})
+    assert found.question.endswith(question) and found.answers == (answer,)
+    (own,) = open_source({**options, "style": style, "prompt": "Where is {question}?"})
+    assert own.question == "Where is left man?" and own.answers == (answer,)  # what was asked for stays
+    with pytest.raises(ValueError, match=r"Unknown data\.style 'qwen9'\. Did you mean 'qwen"):
+        open_source({**options, "style": "qwen9"})
+
+
+@pytest.mark.parametrize(
+    ("family", "style"), [("llava", "llava_crop"), ("qwen2_5_vl", "qwen2.5"), ("internvl", "internvl")]
+)
+def test_the_style_goes_by_the_models_type(family, style, saved, monkeypatch, tmp_path):
+    path = parquet(
+        tmp_path / "rows.parquet", {**ROWS["refcoco"][0], "image": {"bytes": png(size=(64, 56)), "path": ""}}
+    )
+    code, _, err = run_main(
+        monkeypatch, "model=hf", f"model.name={saved(family)}", "data=refcoco", f"data.path={path}", "device=cpu",
+        "data.max_new_tokens=1", "logger.mode=disabled", f"hydra.run.dir={tmp_path / 'run'}", "method=random",
+    )  # fmt: skip
+    assert code == 0, err
+    (row,) = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
+    (expected,) = open_source({**preset("refcoco"), "path": str(path), "style": style})
+    assert (row["question"], tuple(row["answers"])) == (expected.question, expected.answers)
+
+
+def test_questions_with_and_without_options_are_asked_apart(tmp_path):
+    row, *_ = ROWS["mmmu"]
+    shown = {**row, "options": "['<image 3>', '<image 1>']", "image_3": IMAGE}
+    opened = {**row, "options": "[]", "answer": "['4', 'four']", "question_type": "open"}
+    broken = {**row, "options": "[one, two"}
+    path = parquet(tmp_path / "rows.parquet", shown, opened, broken)
+    two, free, wrong = open_source({**preset("mmmu"), "path": str(path)})
+    assert len(two.pictures) == 2 and free.question == "<image 1> Who?\n" + SHORT and free.answers == ("4", "four")
+    assert wrong.error == f"{path} row 3: options must be a list as Python writes it, not '[one, two'"
+    _, qwen, _ = open_source({**preset("mmmu"), "path": str(path), "style": "qwen2.5"})
+    assert qwen.question == "Question: <image 1> Who?"
+    math, *_ = ROWS["mathvista"]
+    choices = {**math, "choices": ["B", "A"], "answer": "A", "answer_type": "text", "unit": None}
+    odd = {**math, "answer_type": "complex"}
+    path = parquet(tmp_path / "math.parquet", choices, odd)
+    letters, refused = open_source({**preset("mathvista"), "path": str(path)})
+    assert letters.answers == ("B",)  # an option's text, not its letter
+    assert letters.question.endswith("Question: How far?\nChoices:\n(A) B\n(B) A")
+    assert refused.error.endswith("row 2: answer_type must be integer, float or list, not 'complex' with 0 decimals")
+
+
 def test_numbers_over_all_rows_of_a_run(monkeypatch, tmp_path, model_folder):
     """POPE through the command: accuracy per split, F1 of pruned and dense in metrics.json."""
     row, *_ = ROWS["pope"]
@@ -286,15 +446,9 @@ def test_numbers_over_all_rows_of_a_run(monkeypatch, tmp_path, model_folder):
     assert f"{metrics['extra']['f1']:.4g}" in line and "f1/random" not in out
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_the_page_says_what_the_preset_does(name):
-    page = (ROOT / "docs" / "benchmarks.md").read_text()
-    (line,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |") and line.count("|") == 6]
-    options = preset(name)
-    source = "the same" if name == "textvqa_ocr" else options["path"]
-    split = "" if name == "textvqa_ocr" else f", {options['split']}"
-    assert source in line and split in line and f"`{options['metric']}`" in line
-    assert options["config"] is None or f"({options['config']})" in line
+@pytest.mark.parametrize("table", [presets, styles, prompts])
+def test_the_page_says_what_the_presets_do(table):
+    assert table() in (ROOT / "docs" / "benchmarks.md").read_text()
 
 
 def test_the_page_lists_every_model():

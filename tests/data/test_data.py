@@ -223,7 +223,8 @@ def test_extra_splits(split: str) -> None:
     assert len(examples) == 336 and len({e.id for e in examples}) == 336
     assert examples == load(split) and load(split, 5) == examples[:5]
     tasks = {e.task for e in examples}
-    assert tasks == ({"comparison"} if split == "comparison" else set(TASKS))
+    own = {"comparison": {"comparison"}, "turns": {f"turn {n}" for n in range(1, 5)}}
+    assert tasks == own.get(split, set(TASKS))
     for example in examples[:60]:
         assert example.image_ids[example.place] == example.image_id and len(example.images()) == len(example.image_ids)
         scene = scene_of(example.image_id)
@@ -236,6 +237,10 @@ def test_extra_splits(split: str) -> None:
         if split == "dialogue":
             ((first, answer),) = example.history
             assert any(q.answers[0] == answer for q in questions(scene, "attribute", random.Random(0))) or first == text
+        if split == "turns":
+            before = [e for e in examples if e.image_id == example.image_id and e.id < example.id]
+            assert example.history == tuple((e.question, e.answers[0]) for e in before)
+            assert example.task == f"turn {len(before) + 1}"
         if split == "comparison":
             colors = {item.color for item in scene.items if item.box in example.regions}
             assert example.answers == (("yes",) if len(colors) == 1 else ("no",))

@@ -193,7 +193,7 @@ def finished(tmp_path_factory):
 
 
 def test_the_model_answers_as_recorded_and_pruning_costs_little(finished):
-    """On 210 questions. The test split gave 0.966 (see docs/internal/embedded-model.md); 0.04 is two standard errors."""
+    """On 210 questions. The test split gave 0.966 (docs/internal/embedded-model.md), 0.04 is two standard errors."""
     _, metrics, _ = finished
     assert metrics["dense_accuracy"]["mean"] == pytest.approx(0.966, abs=0.04)
     assert metrics["dense_accuracy"]["attribute"] > 0.95

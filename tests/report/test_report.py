@@ -81,6 +81,9 @@ def test_figures_are_those_of_plain_counting(tmp_path):
             assert row["reference"] == f"random @ {keep}" and row["seeds"] == "1"
             assert float(row["hard_accuracy"]) == pytest.approx(by_task([r for r in runs if r["id"] in hard]))
             assert int(row["hard_examples"]) == len(hard) and row["hard_control"] == "downsample @ 0.5"
+            assert float(row["easy_accuracy"]) == pytest.approx(by_task([r for r in runs if r["id"] not in hard]))
+            assert int(row["easy_examples"]) == len(runs) - len(hard)
+            assert float(row["easy_low"]) <= float(row["easy_accuracy"]) <= float(row["easy_high"])
             assert float(row["kept"]) == keep * 16
             for task in TASKS:
                 share = mean(float(r["correct"]) for r in runs if r["task"] == task)

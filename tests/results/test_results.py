@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import json
 from collections import defaultdict
 
 import numpy as np
 import pytest
-from hydra.core.config_store import ConfigStore
 
 from commands import arguments, run_main
 from prunekit.files import put_between
@@ -83,7 +81,6 @@ def test_a_method_that_the_model_refuses_is_named_in_the_table(monkeypatch, tmp_
         "scorer: random\nfusion: single\nschedule: {name: one_shot, layer: 40}\n"
     )
     monkeypatch.setenv("PRUNEKIT_METHODS", str(tmp_path / "methods"))
-    monkeypatch.setattr(ConfigStore.instance(), "repo", copy.deepcopy(ConfigStore.instance().repo))  # no other test's
     words = ["sweep.only=[deep,fastv]", "keep_ratio=0.5"]
     code, out, err = run_main(monkeypatch, *table(model_folder, tmp_path / "run", *words))
     assert code == 1 and "failed: job deep: " in err
@@ -231,3 +228,53 @@ def test_markers_are_added_where_there_are_none(tmp_path):
     put_between(path, "two", "mine")
     text = path.read_text()
     assert text.count("<!-- mine:begin -->") == 1 and "two" in text and "one" not in text and "other" in text
+
+
+def test_questions_that_a_downsampled_image_answers_are_told_apart(tmp_path):
+    """In each section by the control of the same budget alone, as plain counting has it; the control has no columns."""
+    rng, jobs, right = np.random.default_rng(4), [], {}
+    for row, keep in [("a", 0.5), ("a", 0.25), ("small", 0.5), ("b", 0.5), ("whole", 1.0)]:
+        place = f"{row}{keep}"
+        right[row, keep] = rng.random(60) < 0.6
+        jobs.append(
+            made(tmp_path / place, row, right[row, keep], values={} if keep == 1 else {"keep_ratio": str(keep)})
+        )
+        path = tmp_path / place / "metrics.json"
+        method = {"scorer": "random", "keep_ratio": keep, "name": "downsample" if row == "small" else row}
+        path.write_text(json.dumps({**json.loads(path.read_text()), "method": method}))
+    (tmp_path / "sweep.json").write_text(json.dumps({"schema": 1, "jobs": jobs}))
+    settings = TableSettings(name="x")
+    summary = summarise(tmp_path, settings)
+    cells = {(c["row"], c["section"]): c for c in summary.record()["cells"]}
+    asked = [(f"q{i}", "ab"[i % 2]) for i in range(60)]
+    control = right["small", 0.5]
+    for name, chosen in (("hard", ~control), ("easy", control)):
+        for row in ("a", "b"):
+            cell = cells[row, "keep_ratio 0.5"]
+            of_task = [
+                [right[row, 0.5][i] for i, (_, t) in enumerate(asked) if t == task and chosen[i]] for task in "ab"
+            ]
+            assert cell[name]["mean"] == pytest.approx(np.mean([np.mean(values) for values in of_task]))
+            assert cell[f"{name}_ci"][0] <= cell[name]["mean"] <= cell[f"{name}_ci"][1]
+            assert cell[f"{name}_examples"] == chosen.sum()
+        assert name not in cells["small", "keep_ratio 0.5"] and name not in cells["a", "keep_ratio 0.25"]
+        assert cells["small", "keep_ratio 0.5"][f"dense_{name}"]["mean"] == 1.0
+    text = render(summary, settings)
+    first, second = text.split("### Keep 0.25")
+    assert (
+        f"`small` gets {(~control).sum()} wrong (hard; dense 100.0 [100.0, 100.0]) and {control.sum()} right" in first
+    )
+    assert "| hard | easy |" in first and "hard" not in second
+
+
+def test_both_groups_on_the_embedded_data(monkeypatch, tmp_path):
+    folder = tmp_path / "run"
+    code, out, err = run_main(
+        monkeypatch, "experiment=difficult", "sweep.only=[fastv,downsample]", "keep_ratio=0.25", "data.limit=14",
+        "logger.mode=disabled", "device=cpu", f"hydra.run.dir={folder}",
+    )  # fmt: skip
+    assert code == 0, err
+    cells = {c["row"]: c for c in json.loads((folder / "results.json").read_text())["cells"]}
+    hard = {row["id"] for row in rows(folder / "downsample") if not row["correct"]}
+    assert cells["fastv"]["hard_examples"] == len(hard) > 0 and cells["fastv"]["easy_examples"] == 14 - len(hard) > 0
+    assert "| accuracy | hard | easy |" in out and f"`downsample` gets {len(hard)} wrong (hard; dense" in out

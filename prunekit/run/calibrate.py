@@ -23,7 +23,7 @@ def run(config: CalibrateConfig, context: Context) -> None:
         raise PrunekitError(f"task=calibrate takes a few examples: run it in one process, not in {ranks.world()}")
     options: dict[str, Any] = {**config.data.opened(), **config.calibrate.model_dump()}
     data = DataOptions(**options)
-    pruner, examples = build_pruner(config), gather(load_examples(data))
+    pruner, examples = build_pruner(config), gather(load_examples(config, data))
     if (context.folder / FILE).exists() and not config.overwrite:
         raise FolderError(f"'{context.folder}' holds a calibration: overwrite=true replaces it, or name a new folder")
     loaded = load(config)

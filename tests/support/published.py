@@ -95,9 +95,7 @@ def _qwen2(kind: str) -> Callable[[Tokens], Any]:
         patches: dict[str, Any] = dict(patch_size=14, merge_size=2, temporal_patch_size=2)
         budget = {"shortest_edge": 4 * 28 * 28, "longest_edge": 16384 * 28 * 28}
         images = transformers.Qwen2VLImageProcessor(size=budget, **patches)
-        videos = transformers.Qwen2VLVideoProcessor(
-            size={"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28}, **patches
-        )
+        videos = transformers.Qwen2VLVideoProcessor(size=budget, **patches)  # its file says nothing else of videos
         return getattr(transformers, kind)(images, tokens, videos)
 
     return make
@@ -139,9 +137,7 @@ def _gemma3(tokens: Tokens) -> Any:
 
 
 def _pixtral(tokens: Tokens) -> Any:
-    images = transformers.PixtralImageProcessor(
-        size={"longest_edge": 1024}, patch_size={"height": 16, "width": 16}
-    )
+    images = transformers.PixtralImageProcessor(size={"longest_edge": 1024}, patch_size={"height": 16, "width": 16})
     return transformers.PixtralProcessor(images, tokens, patch_size=16)
 
 
@@ -158,13 +154,16 @@ def _image(key: str, vision: dict[str, Any], **more: Any) -> Callable[[Ids], dic
 def _qwen(vision: dict[str, Any]) -> Callable[[Ids], dict[str, Any]]:
     names = ("image_pad", "video_pad", "vision_start", "vision_end")
     keys = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    return lambda ids: {key: ids(f"<|{name}|>") for key, name in zip(keys, names, strict=True)} | {
-        "vision_config": vision
-    }
+    return lambda ids: (
+        {key: ids(f"<|{name}|>") for key, name in zip(keys, names, strict=True)} | {"vision_config": vision}
+    )
 
 
 def _idefics_tokens(*more: str) -> dict[str, str]:
-    return {**EVERY_CELL, **dict.fromkeys(("<fake_token_around_image>", "<end_of_utterance>", "<global-img>", *more), "")}
+    return {
+        **EVERY_CELL,
+        **dict.fromkeys(("<fake_token_around_image>", "<end_of_utterance>", "<global-img>", *more), ""),
+    }
 
 
 QWEN_TOKENS = dict.fromkeys(("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"), "")
@@ -296,7 +295,9 @@ def template(checkpoint: Checkpoint) -> str:
 
 
 def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    nested = {k: _merged(base[k], v) for k, v in changes.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
+    nested = {
+        k: _merged(base[k], v) for k, v in changes.items() if isinstance(v, dict) and isinstance(base.get(k), dict)
+    }
     return {**base, **changes, **nested}
 
 
@@ -328,7 +329,8 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     return content.getvalue()
 
 
-def _scene(width: int, height: int) -> Image.Image:
+def scene(width: int, height: int) -> Image.Image:
+    """Waves of colour."""
     rows, columns = np.mgrid[:height, :width]
     waves = [127.5 + 127.5 * np.sin(columns / (9 + 4 * i) + rows / (13 - 3 * i)) for i in range(3)]
     return Image.fromarray(np.stack(waves, -1).astype(np.uint8))
@@ -339,16 +341,16 @@ def pictures() -> dict[str, tuple[bytes, tuple[int, int]]]:
     """Files of many shapes and kinds of pixels, each with the width and height that a viewer shows."""
     turned = Image.Exif()
     turned[274] = 6  # stored lying on its side
-    wide, small = _scene(640, 480), _scene(320, 240)
+    wide, small = scene(640, 480), scene(320, 240)
     see_through = small.copy()
     see_through.putalpha(Image.linear_gradient("L").resize(small.size))
     deep = Image.fromarray((np.asarray(small.convert("L")).astype(np.uint16) * 257))
     return {
         "photo": (encoded(wide, "JPEG"), (640, 480)),
-        "portrait": (encoded(_scene(360, 800), "JPEG"), (360, 800)),
-        "tiny": (encoded(_scene(28, 28), "PNG"), (28, 28)),
-        "line": (encoded(_scene(2000, 1), "PNG"), (2000, 1)),
-        "column": (encoded(_scene(1, 2000), "PNG"), (1, 2000)),
+        "portrait": (encoded(scene(360, 800), "JPEG"), (360, 800)),
+        "tiny": (encoded(scene(28, 28), "PNG"), (28, 28)),
+        "line": (encoded(scene(2000, 1), "PNG"), (2000, 1)),
+        "column": (encoded(scene(1, 2000), "PNG"), (1, 2000)),
         "grey": (encoded(small.convert("L"), "PNG"), (320, 240)),
         "16-bit": (encoded(deep, "PNG"), (320, 240)),
         "RGBA": (encoded(see_through, "PNG"), (320, 240)),

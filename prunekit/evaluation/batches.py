@@ -94,10 +94,9 @@ class Batcher:
             if out_of_memory(error):
                 raise
             sizes = ", ".join(f"{image.width} x {image.height}" for image in images[0])
+            which = f"example '{examples[0].id}'" + (f" ({sizes} pixels)" if sizes else "")
             reason = " ".join(str(error).split())[:200]
-            raise RowError(
-                f"example '{examples[0].id}': the model's processor rejects it{sizes and f' ({sizes} pixels)'}: {reason}"
-            ) from None
+            raise RowError(f"{which}: the model's processor rejects it: {reason}") from None
 
     def forget(self) -> None:
         """Let go of all image features: what comes next shows other images."""

@@ -1,8 +1,8 @@
 """Visual tokens of pictures and of a video by model, under published image settings: ``docs/processors.md``.
 
-``python -m tools.measure_processors``: processors of transformers with the settings of the checkpoints, models of their
-geometry with tiny weights. Each number is what the prompt holds; the model's own forward pass, dense and pruned, has run
-on it, and raises if its features are not as many. No network; a minute or two.
+``python -m tools.measure_processors``: processors of transformers with the settings of the checkpoints, models of
+their geometry with tiny weights. Each number is what the prompt holds; the model's own forward pass, dense and pruned,
+has run on it, and raises if its features are not as many. No network; a minute or two.
 """
 
 from __future__ import annotations
@@ -46,22 +46,22 @@ PAGE = """# Counts of visual tokens
 
 Written by `python -m tools.measure_processors` (transformers {version}).
 
-What a picture costs before pruning, by model: the number of its visual tokens in the prompt. The processors are those of
-transformers with the image settings of the published checkpoints (sizes, tiles, pixel budgets, pooling), the models have
-their geometry and tiny weights, so that no hub is needed. Behind each number the model's own forward pass has run, dense
-and with a quarter of the tokens kept; it raises if its features are not as many.
+What a picture costs before pruning, by model: the number of its visual tokens in the prompt. The processors are those
+of transformers with the image settings of the published checkpoints (sizes, tiles, pixel budgets, pooling), the models
+have their geometry and tiny weights, so that no hub is needed. Behind each number the model's own forward pass has run,
+dense and with a quarter of the tokens kept; it raises if its features are not as many.
 
 {table}
 
-*turned* is a file of 640×480 pixels that its EXIF orientation turns upright. A picture of 320×240 counts the same in grey,
-16-bit grey, RGBA and CMYK. *two* stands for two pictures in one question; LLaVA-OneVision then cuts none into tiles. The
-video has 4 frames of 64×48.
+*turned* is a file of 640×480 pixels that its EXIF orientation turns upright. A picture of 320×240 counts the same in
+grey, 16-bit grey, RGBA and CMYK. *two* stands for two pictures in one question; LLaVA-OneVision then cuts none into
+tiles. The video has 4 frames of 64×48.
 
 - *rejected*: the processor refuses the picture: Qwen-VL above an aspect ratio of 200, Pixtral where a side shrinks to
   nothing. The row gets an error that names it and the size, and the run goes on.
 - PaliGemma's processor has no chat template: set `model.prompt`.
-- SmolVLM2's processor needs `num2words`. It writes images and videos into one input, so a question that shows both is an
-  error of its row.
+- SmolVLM2's processor needs `num2words`. It writes images and videos into one input, so a question that shows both is
+  an error of its row.
 """
 
 

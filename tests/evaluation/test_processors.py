@@ -23,9 +23,7 @@ from published import CHECKPOINTS, pictures
 
 PROMPT = "{images}{question}"  # for PaliGemma, which has no template
 NAMES = [
-    pytest.param(
-        name, marks=pytest.mark.skipif(bool(c.needs) and not importlib.util.find_spec(c.needs), reason=c.needs)
-    )
+    pytest.param(name, marks=pytest.mark.skipif(not all(map(importlib.util.find_spec, c.needs)), reason=str(c.needs)))
     for name, c in CHECKPOINTS.items()
 ]
 VIDEOS = [param for param in NAMES if CHECKPOINTS[param.values[0]].video]
@@ -142,7 +140,7 @@ def test_pictures_of_every_shape_and_kind_have_the_published_count(name, batcher
     for example in examples(**{picture: [picture] for picture in pictures()}):
         expected = EXPECTED[name](*pictures()[example.id][1])
         if expected is None:
-            with pytest.raises(RowError, match=rf"example '{example.id}': .* rejects it \(\d+ x \d+ pixels\): "):
+            with pytest.raises(RowError, match=rf"example '{example.id}' \(\d+ x \d+ pixels\): .* rejects it: "):
                 batcher(name).inputs([example])
         else:
             assert count(batcher(name), batcher(name).encoded([example])) == [expected], example.id
@@ -188,9 +186,7 @@ def test_videos_with_and_without_a_picture(name, batcher, examples):
     (alone,), *_, kept = logits(batcher(name), [film])
     assert alone > 3 and kept == [round(0.25 * alone)]
     if name == "SmolVLM2":
-        with pytest.raises(
-            RowError, match="'both': .* images or a video, not both: it would write both as pixel_values"
-        ):
+        with pytest.raises(RowError, match=r"'both': .* images or a video, not both: .* as pixel_values"):
             batcher(name).inputs([both])
     else:
         (together,), *_ = logits(batcher(name), [both])
@@ -222,6 +218,6 @@ def test_a_picture_that_the_processor_rejects_is_named_and_the_run_goes_on(name,
     )  # fmt: skip
     assert code == 0, err
     rows = {row["id"]: row for row in map(json.loads, (tmp_path / "run" / "predictions.jsonl").open())}
-    assert rows["line"]["error"].startswith("example 'line': the model's processor rejects it (2000 x 1 pixels): ")
+    assert rows["line"]["error"].startswith("example 'line' (2000 x 1 pixels): the model's processor rejects it: ")
     for picture in ("tiny", "grey", "RGBA"):
         assert len(rows[picture]["kept"]) == max(1, round(0.25 * EXPECTED[name](*pictures()[picture][1])))

@@ -49,7 +49,7 @@ class Checkpoint:
         chat: a prompt, ``{media}`` where pictures stand and ``{question}``.
         image, video: what stands for a picture and for a video in a prompt.
         special: further special tokens; a value other than "" is the tokenizer's attribute that names the token.
-        needs: a module without which transformers' processor cannot be made.
+        needs: modules without which transformers' processor cannot be made.
     """
 
     family: str
@@ -60,7 +60,7 @@ class Checkpoint:
     video: str = ""
     special: Mapping[str, str] = field(default_factory=dict)
     bos: str = ""
-    needs: str = ""
+    needs: tuple[str, ...] = ()
 
 
 def _llava(tokens: Tokens) -> Any:
@@ -220,13 +220,14 @@ CHECKPOINTS: dict[str, Checkpoint] = {
     "SmolVLM": Checkpoint(
         "idefics3", _idefics3(1536, 384, 81),
         _image("image_token_id", {"image_size": 384, "patch_size": 14}, scale_factor=3),
-        "<|im_start|>User:{}{question}<end_of_utterance>\nAssistant:", "<image>", special=_idefics_tokens("<|im_start|>"),
+        "<|im_start|>User:{}{question}<end_of_utterance>\nAssistant:", "<image>",
+        special=_idefics_tokens("<|im_start|>"),
     ),
     "SmolVLM2": Checkpoint(
         "smolvlm", _smolvlm2,
         _image("image_token_id", {"image_size": 512, "patch_size": 16}, scale_factor=4),
         "<|im_start|>User:{}{question}<end_of_utterance>\nAssistant:", "<image>", "<video>",
-        special=_idefics_tokens("<|im_start|>"), needs="num2words",
+        special=_idefics_tokens("<|im_start|>"), needs=("num2words",),
     ),
     "Gemma 3": Checkpoint(
         "gemma3", _gemma3,
@@ -344,7 +345,7 @@ def pictures() -> dict[str, tuple[bytes, tuple[int, int]]]:
     wide, small = scene(640, 480), scene(320, 240)
     see_through = small.copy()
     see_through.putalpha(Image.linear_gradient("L").resize(small.size))
-    deep = Image.fromarray((np.asarray(small.convert("L")).astype(np.uint16) * 257))
+    deep = Image.fromarray(np.asarray(small.convert("L")).astype(np.uint16) * 257)
     return {
         "photo": (encoded(wide, "JPEG"), (640, 480)),
         "portrait": (encoded(scene(360, 800), "JPEG"), (360, 800)),

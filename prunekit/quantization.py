@@ -1,5 +1,8 @@
-"""Weights of a decoder's layers in 8 or 4 bits. What enters and leaves a layer keeps its type: no token's numbers depend
-on another token's, so that removal stays exact, which LLM.int8() and other quantised activations would not keep."""
+"""Weights of a decoder's layers in 8 or 4 bits.
+
+What enters and leaves a layer keeps its type: no token's numbers depend on another token's, so that removal stays exact.
+LLM.int8() and other quantised activations would not keep that.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +30,9 @@ def quantise(model: PreTrainedModel, scheme: str) -> PreTrainedModel:
     """The model with the linear layers of its decoder quantised, in place; the vision encoder, the projector,
     embeddings and the head stay as they are.
 
-    ``int8``: torchao, a scale an output. ``int4``: torchao, a scale for every ``GROUP`` weights of an output; each weight
-    is held in a byte of its own, so that it runs everywhere. ``nf4``: bitsandbytes, 4-bit NormalFloat, two a byte.
+    ``int8``: torchao, a scale an output. ``int4``: torchao, a scale for every ``GROUP`` weights of an output; each
+    weight is held in a byte of its own, so that it runs everywhere. ``nf4``: bitsandbytes, 4-bit NormalFloat, two a
+    byte.
 
     Raises:
         PrunekitError: for a package that is not installed, weights whose shape does not fit, and a model that is

@@ -1,7 +1,7 @@
-"""prunekit as a model of VLMEvalKit: ``python -m prunekit.vlmeval --config FILE``, with "class": "Prunekit" in the file.
+"""prunekit as a model of VLMEvalKit: ``python -m prunekit.vlmeval --config FILE``, "class": "Prunekit" in the file.
 
-VLMEvalKit knows a model by what it calls: ``generate`` with a list of texts, images and videos. Nothing of it is imported
-but by the command.
+VLMEvalKit knows a model by what it calls: ``generate`` with a list of texts, images and videos. Nothing of it is
+imported but by the command.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """VLMEvalKit against prunekit's own evaluation: the same model, method and questions must give the same answers.
 
-Run in an environment that has VLMEvalKit beside prunekit: ``python -m tools.measure_vlmeval``. No network: the data set is
-made here from the embedded data, as a TSV file that names its images.
+Run in an environment that has VLMEvalKit beside prunekit: ``python -m tools.measure_vlmeval``. No network: the data set
+is made here from the embedded data, as a TSV file that names its images.
 """
 
 from __future__ import annotations

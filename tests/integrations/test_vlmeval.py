@@ -120,7 +120,9 @@ def test_the_command_adds_the_class_and_runs_a_checkouts_run_py(tmp_path):
     run = "import sys, vlmeval.vlm\nprint(vlmeval.vlm.Prunekit.VIDEO_LLM, sys.argv[1:])\nvlmeval.vlm.Prunekit('x', a=1)"
     (tmp_path / "run.py").write_text(run)
     command = [sys.executable, "-m", "prunekit.vlmeval", "--config", "c.json"]
-    done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": f"{tmp_path}:{ROOT}"}, text=True, capture_output=True)
+    done = subprocess.run(
+        command, cwd=tmp_path, env={"PYTHONPATH": f"{tmp_path}:{ROOT}"}, text=True, capture_output=True
+    )
     assert done.stdout.strip() == "True ['--config', 'c.json']"
     assert done.returncode == 1 and done.stderr.startswith("prunekit: error: Unknown model_args: 'a'.")
     assert "Traceback" not in done.stderr
@@ -128,5 +130,7 @@ def test_the_command_adds_the_class_and_runs_a_checkouts_run_py(tmp_path):
 
 def test_without_vlmevalkit_one_line_says_so(tmp_path):
     code = "import sys; sys.modules['vlmeval'] = None; from prunekit.vlmeval import main; main()"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, text=True, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, text=True, capture_output=True
+    )
     assert done.returncode == 1 and done.stderr.startswith("prunekit: error: VLMEvalKit cannot be imported")

@@ -1,7 +1,7 @@
 """Weights of a decoder's layers in 8 or 4 bits.
 
-What enters and leaves a layer keeps its type: no token's numbers depend on another token's, so that removal stays exact.
-LLM.int8() and other quantised activations would not keep that.
+What enters and leaves a layer keeps its type: no token's numbers depend on another token's, so that removal stays
+exact. LLM.int8() and other quantised activations would not keep that.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _by_torchao(layer: nn.Module, scheme: str) -> None:
         quantize_(layer, Int8WeightOnlyConfig())
     else:
         widths = [module.in_features for module in layer.modules() if isinstance(module, nn.Linear)]
-        quantize_(layer, IntxWeightOnlyConfig(torch.int4, PerGroup(math.gcd(GROUP, *widths))))
+        quantize_(layer, IntxWeightOnlyConfig(torch.int4, PerGroup(math.gcd(GROUP, *widths))))  # type: ignore[attr-defined]
 
 
 def _to_nf4(layer: nn.Module) -> None:

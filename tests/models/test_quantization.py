@@ -7,8 +7,10 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoConfig
 
+import folders
 import zoo
 from commands import run_main
 from prunekit.models import load_model
@@ -76,36 +78,46 @@ def test_removal_equals_masking(scheme, family, padding):
         return quantise(wide(attn) if scheme == "nf4" else zoo.build(name, attn), scheme)
 
     if scheme == "nf4" and family != "llava":
-        pytest.skip("its widths fit in LLaVA alone")
+        pytest.skip("the zoo's widths are no multiples of 64")
     found = difference(family, "sdpa", padding, "progressive", build=build)
     assert found["moved"] > 0.05 and max(found["prompt"], found["decode"]) < TOLERANCE
 
 
-def test_through_the_command(scheme, monkeypatch, tmp_path):
-    fixed = ("data.limit=2", "logger.mode=disabled", "device=cpu", "keep_ratio=0.5")
-    code, _, err = run_main(monkeypatch, f"model.quantization={scheme}", *fixed, f"hydra.run.dir={tmp_path / 'small'}")
+@pytest.fixture
+def fixed(tmp_path):
+    """What all commands here are called with: the wide model, and a question about a picture."""
+    folder = folders.save("llava", tmp_path / "model")
+    wide("sdpa").save_pretrained(folder)
+    Image.radial_gradient("L").save(tmp_path / "a.png")
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"image": "a.png", "question": "what?", "answers": ["x"]}))
+    data = ("data=jsonl", f"data.path={tmp_path / 'rows.jsonl'}", "data.max_new_tokens=2", "logger.mode=disabled")
+    return ("model=hf", f"model.name={folder}", *data, f"hydra.run.dir={tmp_path / 'run'}", "device=cpu")
+
+
+def test_through_the_command(scheme, monkeypatch, tmp_path, fixed):
+    code, _, err = run_main(monkeypatch, *fixed, f"model.quantization={scheme}", "keep_ratio=0.5")
     assert code == 0, err
-    run = json.loads((tmp_path / "small" / "run.json").read_text())
-    assert str(run).count(f"-{scheme}") == 1  # of the model's digest: another model's answers are not taken
-    names = {type(m).__name__ for m in load_model("mini", quantization=scheme).model.modules()}
-    assert ("Linear4bit" in names) == (scheme == "nf4")
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    plain, small = (load_model(str(tmp_path / "model"), device="cpu", quantization=q) for q in (None, scheme))
+    assert small.digest == f"{plain.digest}-{scheme}" and small.digest in str(run)  # other answers are not taken
+    assert ("Linear4bit" in {type(m).__name__ for m in small.model.modules()}) == (scheme == "nf4")
 
 
-def refused(monkeypatch, tmp_path, *words: str) -> str:
-    code, _, err = run_main(monkeypatch, *words, "logger.mode=disabled", "data.limit=7", f"hydra.run.dir={tmp_path}")
+def refused(monkeypatch, *words: str) -> str:
+    code, _, err = run_main(monkeypatch, *words)
     lines = [line for line in err.splitlines() if line.strip()]
     assert code in (1, 2) and len(lines) == 1 and "Traceback" not in err
     return lines[0]
 
 
-def test_what_cannot_be_done_is_one_line(monkeypatch, tmp_path, saved):
-    assert "Did you mean 'int8'" in refused(monkeypatch, tmp_path, "model.quantization=int7")
+def test_what_cannot_be_done_is_one_line(monkeypatch, fixed):
+    assert "Did you mean 'int8'" in refused(monkeypatch, *fixed, "model.quantization=int7")
     words = ("task=train", "train=fusion", "model.quantization=int8")
-    assert "quantised weights are not trained" in refused(monkeypatch, tmp_path, *words)
+    assert "quantised weights are not trained" in refused(monkeypatch, *fixed, *words)
     for scheme, package in PACKAGES.items():
         for module in (package, "torchao.quantization"):
             monkeypatch.setitem(sys.modules, module, None)
-        line = refused(monkeypatch, tmp_path, f"model.quantization={scheme}")
+        line = refused(monkeypatch, *fixed, f"model.quantization={scheme}")
         assert f"model.quantization={scheme} needs {package}: pip install 'prunekit[quantization]'" in line
 
 

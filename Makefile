@@ -14,7 +14,7 @@ $(VENV)/core: pyproject.toml
 	touch $@
 
 $(VENV)/all: $(VENV)/core
-	$(PIP) install -e '.[data,train,sweep,report,dev]'
+	$(PIP) install -e '.[data,train,sweep,report,quantization,dev]'
 	touch $@
 
 demo: $(VENV)/core
@@ -50,7 +50,7 @@ docs: $(VENV)/core
 # Every table of docs/ that is measured on the embedded model, written anew, in over an hour. Interrupted, it goes on where
 # it was; after a change of weights or data remove $(RUNS) first.
 RUNS := runs/results
-TABLES := main_table ablation instruction_dependence dialogue difficult pareto methods
+TABLES := main_table ablation instruction_dependence dialogue difficult pareto methods quantization
 STUDIES := sparse_finetune penalties late_fusion
 
 results: gates tables studies
@@ -60,7 +60,7 @@ gates: $(VENV)/all
 
 tables: $(VENV)/all
 	for name in $(TABLES); do \
-	  case $$name in difficult|pareto|methods) limit=140;; *) limit=null;; esac; \
+	  case $$name in difficult|pareto|methods|quantization) limit=140;; *) limit=null;; esac; \
 	  $(BIN)/python -m prunekit experiment=$$name data.limit=$$limit sweep.table.file=docs/results.md \
 	    hydra.run.dir=$(RUNS)/$$name resume=true || exit 1; \
 	done

@@ -42,7 +42,8 @@ class Prunekit(Huggingface):
 
     Args:
         pretrained: a hub id, a local folder, or an embedded model ("mini").
-        dtype, attn, device, device_map, revision, trust_remote_code: as on prunekit's command line.
+        dtype, attn, device, device_map, revision, trust_remote_code, adapter, quantization: as on prunekit's command
+            line.
     """
 
     is_simple = False
@@ -57,6 +58,8 @@ class Prunekit(Huggingface):
         attn: str = "sdpa",
         revision: str | None = None,
         trust_remote_code: bool = False,
+        adapter: str | None = None,
+        quantization: str | None = None,
         use_cache: bool = True,
         system_prompt: str | None = None,
         max_num_frames: int = 32,
@@ -72,6 +75,8 @@ class Prunekit(Huggingface):
             device_map=device_map,
             revision=revision,
             trust_remote_code=trust_remote_code,
+            adapter=adapter,
+            quantization=quantization,
         )
         self._model, self._config = loaded.model, loaded.model.config
         self.processor = Processor(loaded.processor, loaded.model.dtype)

@@ -17,6 +17,7 @@ from prunekit.loaded import LoadedModel
 from prunekit.model_errors import loading_failed, missing_parts, not_found
 from prunekit.network import offline
 from prunekit.prompts import PLACEHOLDERS, SUGGESTION
+from prunekit.quantization import hush_torchao, quantise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -71,17 +72,20 @@ def load_model(
     trust_remote_code: bool = False,
     prompt: str | None = None,
     adapter: str | None = None,
+    quantization: str | None = None,
 ) -> LoadedModel:
     """An embedded model by name ("mini", "mini-576"), a local folder, or a hub id; with the LoRA ``adapter`` or the
-    trained weights of the folder of a training run in it.
+    trained weights of the folder of a training run in it, its decoder's weights then quantised.
 
     Args:
         trust_remote_code: run code of the model's repository; never without being told so.
         prompt: what to ask with in place of the processor's chat template, see ``prunekit.prompts``.
+        quantization: one of ``prunekit.quantization.SCHEMES``.
 
     Raises:
         PrunekitError: if there is no such model, it is not a vision-language model, or an option does not fit it.
     """
+    hush_torchao()
     from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.utils import logging as hf_logging
 
@@ -113,6 +117,8 @@ def load_model(
         mark = digest(f"{mark} {asked}", 32)
     if adapter is not None:
         model, mark = attach(model, adapter), f"{mark}-{weights_digest(adapter)}"
+    if quantization is not None:
+        model, mark = quantise(model, quantization), f"{mark}-{quantization}"
     return LoadedModel(model.eval(), processor, name, mark, asked)
 
 

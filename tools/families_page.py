@@ -19,7 +19,7 @@ decoding. The tests ask for less than 1e-4.
 {table}
 
 Any other model type of `AutoModelForImageTextToText` goes the same generic way, with a warning that nobody has
-verified it.
+verified it. How many visual tokens a picture has in the common ones: [processors.md](processors.md).
 
 ## Remarks
 

@@ -17,9 +17,9 @@ from prunekit.errors import RowError
 MAX_PIXELS = 50_000_000
 """More pixels than this in one picture are taken for a mistake unless ``data.max_pixels`` says otherwise."""
 
-READING = "upright"
+READING = "upright, on white"
 """Stands in digests of examples for the way pictures are read: answers to pictures that were read in another way
-(not turned, clipped) are not found again."""
+(not turned, clipped, their transparency ignored) are not found again."""
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -73,7 +73,8 @@ class Picture:
             raise RowError(f"{self.where}: the image cannot be read: {_reason(error)}") from None
 
     def load(self) -> Image.Image:
-        """The picture in RGB, upright: turned as its EXIF orientation says, 16-bit grey scaled to 8 bits.
+        """The picture in RGB, upright: turned as its EXIF orientation says, 16-bit grey scaled to 8 bits, what is
+        transparent on white.
 
         Raises:
             RowError: for a missing file, bytes that are no image, more than ``max_pixels`` pixels, and pixels whose
@@ -122,21 +123,28 @@ def upright(picture: Image.Image) -> Image.Image:
 
 
 def in_rgb(picture: Image.Image) -> Image.Image:
-    """A loaded picture in RGB. Pillow's own conversion cuts all that is above 255 off; here 16-bit grey is scaled.
+    """A loaded picture in RGB, what is transparent on white, as transformers' processors have it. Pillow's own
+    conversion shows the colours below the transparency, and cuts all that is above 255 off; here 16-bit grey is scaled.
 
     Raises:
         ValueError: for pixels whose range is not known.
     """
     if picture.mode != "F" and not picture.mode.startswith("I"):
+        if picture.has_transparency_data:
+            shown = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown)
         return picture.convert("RGB")
     # Pillow keeps 16 bits in 32 where it reads PNG (in older releases) and PPM, scaled to the whole range already.
     if not picture.mode.startswith("I;16") and picture.format not in ("PNG", "PPM"):
         raise ValueError(f"pixels of Pillow's mode {picture.mode} have no known range; store it with 8 or 16 bits")
     tags = getattr(picture, "tag_v2", {})
     top = 2 ** min(16, int(np.ravel(tags.get(BITS, 16))[0])) - 1  # TIFF has 12 bits as well
-    grey = np.asarray(picture).astype(np.float32).clip(0, top) * (255 / top)
+    stored = np.asarray(picture)
+    grey = stored.astype(np.float32).clip(0, top) * (255 / top)
     if tags.get(PHOTOMETRIC) == 0:
         grey = 255 - grey
+    if "transparency" in picture.info:  # of PNG: the one number that is clear
+        grey[stored == picture.info["transparency"]] = 255
     return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
 
 

@@ -18,6 +18,7 @@ from prunekit.prompts import prompt_for, special_tokens
 from prunekit.pruning.pruner import Pruner
 
 if TYPE_CHECKING:
+    from transformers import ProcessorMixin
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 CACHED_BYTES = 2**30
@@ -67,14 +68,19 @@ class Batcher:
         tensors = dict(encoded.to(model.device, dtype=model.dtype))
         if pace is not None:  # positions are computed from it and rounded down: bfloat16 would move frames
             tensors["second_per_grid_ts"] = pace
-        still = all(example.video is None for example in examples)
-        if still and self.shares(pruner) and "pixel_values" in tensors and _one_an_example(tensors, len(examples)):
+        single = all(example.media == ("image",) for example in examples)
+        if single and self.shares(pruner) and "pixel_values" in tensors and _one_an_example(tensors, len(examples)):
             tensors["mm_encoder_outputs"] = {"image": self._share(tensors, examples)}
         return tensors
 
     def encoded(self, examples: Sequence[Example]) -> Any:
         """The processor's output for a batch: pixels and padded prompts. Raises RowError if it rejects an example."""
         images, clips = [e.images() for e in examples], [clip for e in examples if (clip := e.clip()) is not None]
+        if any(images) and clips and (input_name := _shared_input(self.loaded.processor)):
+            raise RowError(
+                f"example '{examples[0].id}': the model's processor takes images or a video, not both: it would write "
+                f"both as {input_name}"
+            )
         prompts = [self.prompt(e) for e in examples]
         options: dict[str, Any] = special_tokens(self.loaded.processor, prompts)
         if any(images):
@@ -87,8 +93,10 @@ class Batcher:
         except (ValueError, RuntimeError) as error:  # a picture too narrow, videos of unequal length in one batch
             if out_of_memory(error):
                 raise
+            sizes = ", ".join(f"{image.width} x {image.height}" for image in images[0])
+            which = f"example '{examples[0].id}'" + (f" ({sizes} pixels)" if sizes else "")
             reason = " ".join(str(error).split())[:200]
-            raise RowError(f"example '{examples[0].id}': the model's processor rejects it: {reason}") from None
+            raise RowError(f"{which}: the model's processor rejects it: {reason}") from None
 
     def forget(self) -> None:
         """Let go of all image features: what comes next shows other images."""
@@ -142,6 +150,12 @@ class Batcher:
             output = self.loaded.model.get_image_features(pixel_values=pixels, **extra, return_dict=True)
         self._stacked = isinstance(output.pooler_output, torch.Tensor)
         return [feature.clone() for feature in output.pooler_output]
+
+
+def _shared_input(processor: ProcessorMixin) -> str | None:
+    """The model input that images and videos would both be, None where each has its own."""
+    names = [getattr(processor, f"{kind}_processor").model_input_names for kind in ("image", "video")]
+    return next((name for name in names[0] if name in names[1]), None)
 
 
 def _one_an_example(tensors: dict[str, torch.Tensor], count: int) -> bool:

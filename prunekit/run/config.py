@@ -24,6 +24,7 @@ from prunekit.options import (
     Text,
     choice,
 )
+from prunekit.quantization import SCHEMES
 from prunekit.records.folder import check_flags
 from prunekit.results.settings import TableSettings
 from prunekit.run.context import TASKS
@@ -52,6 +53,9 @@ class ModelOptions(Options):
     trust_remote_code: Flag = Field(False, description="run code that comes with the model")
     prompt: Any = Field(None, description='in place of the chat template: "USER: {images}\\n{question} ASSISTANT:"')
     adapter: Any = Field(None, description="folder of a training run, or of a PEFT adapter")
+    quantization: choice(SCHEMES) | None = Field(  # type: ignore[valid-type]
+        None, description="the decoder's weights in 8 or 4 bits: " + ", ".join(SCHEMES)
+    )
     fusion_weights: Text | None = Field(None, description="what fusion=learned loads unless fusion.weights says so")
 
 

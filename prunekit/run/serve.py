@@ -115,6 +115,8 @@ def checked_model(config: RunConfig) -> str:
     model = config.model
     if model.adapter is not None:
         raise PrunekitError("model.adapter: vLLM loads a folder; merge the adapter, save the model and serve that")
+    if model.quantization is not None:
+        raise PrunekitError("model.quantization: vLLM quantises by itself; serve.arguments='--quantization ...'")
     if model.prompt is not None or model.device_map is not None:
         raise PrunekitError("model.prompt and model.device_map are not served: vLLM has the model's own template")
     return str(EMBEDDED.get(model.name, model.name))

@@ -32,6 +32,8 @@ def run(config: TrainConfig, context: Context) -> None:
     if isinstance(settings, EmbeddedOptions):
         run_embedded(settings, context.folder, config.resume)
         return
+    if config.model.quantization is not None:
+        raise PrunekitError("model.quantization: quantised weights are not trained; quantise the trained model")
     folder = training_folder(context.folder, settings)
     data = training_data(config, settings)
     check_evaluation(config, settings, data)

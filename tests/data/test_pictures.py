@@ -100,12 +100,37 @@ def test_pixels_without_a_known_range_are_a_row_error(kind, dtype, mode):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr"])
 def test_eight_bits_are_read_as_ever(mode):
     kind = "TIFF" if mode in ("CMYK", "YCbCr") else "PNG"
     content = encoded(quarters().convert(mode), kind)
     expected = Image.open(io.BytesIO(content)).convert("RGB")
     assert np.array_equal(np.asarray(loaded(content)), np.asarray(expected))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "L", "1"])
+def test_what_is_transparent_stands_on_white(mode):
+    """Against transformers' own conversion, and against the mixture pixel by pixel."""
+    from transformers.image_transforms import convert_to_rgb
+
+    picture = quarters().quantize(4) if mode == "P" else quarters().convert(mode)
+    clear = {"RGB": (255, 0, 0), "L": 76, "1": 0}
+    if mode in ("RGBA", "LA"):
+        picture.putalpha(Image.linear_gradient("L").resize(SIZE))
+        options = {}
+    else:
+        options = {"transparency": bytes([0, 100, 200, 255]) if mode == "P" else clear[mode]}
+    content = encoded(picture, "PNG", **options)
+    found, stored = np.asarray(loaded(content)), Image.open(io.BytesIO(content)).convert("RGBA")
+    assert np.array_equal(found, convert_to_rgb(Image.open(io.BytesIO(content)), return_numpy=True))
+    colours, share = np.asarray(stored)[..., :3].astype(float), np.asarray(stored)[..., 3:] / 255
+    assert share.min() < 1 and np.abs(found - (colours * share + 255 * (1 - share))).max() <= 1
+
+
+def test_the_clear_number_of_sixteen_bits_is_white():
+    values = np.array([[0, 30000, 65535], [30000, 257, 30001]], np.uint16)
+    found = np.asarray(loaded(encoded(Image.fromarray(values), "PNG", transparency=30000)))
+    assert found[..., 0].tolist() == [[0, 255, 255], [255, 1, 117]]
 
 
 def test_regions_are_of_the_upright_picture():

@@ -42,6 +42,7 @@ def test_without_vllm_one_line_says_what_to_install(monkeypatch, absent, tmp_pat
         (("method=divprune", "model=hf", "model.name=nowhere/at-all"), "nowhere/at-all"),
         (("method=divprune", "serve.port=none"), "serve.port"),
         (("method=divprune", "model.adapter=somewhere"), "model.adapter"),
+        (("method=divprune", "model.quantization=int8"), "model.quantization"),
     ],
 )
 def test_what_cannot_be_served_is_one_line(monkeypatch, installed, tmp_path, words, part):

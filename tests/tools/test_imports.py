@@ -15,7 +15,7 @@ FLOORS = [
     {"engine"},
     {"cost"},
     {"pruning"},
-    {"data", "metrics", "adapters", "loaded", "prompts", "models", "model_errors"},
+    {"data", "metrics", "adapters", "quantization", "loaded", "prompts", "models", "model_errors"},
     {"records"},
     {"results"},
     {"evaluation"},

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from prunekit.app.query import Query
+from prunekit.app.query import Query, Upload
 from prunekit.app.record import Record, Side, Word
 from prunekit.bench.memory import kv_bytes
 from prunekit.cost import layer_macs
@@ -38,12 +38,14 @@ from prunekit.pruning.presets import method, methods
 from prunekit.pruning.pruner import Pruner
 from prunekit.pruning.recipe import component_name
 from prunekit.registry import KINDS, registry
-from prunekit.views.trace import Trace
+from prunekit.views.layer import Regions
 
 OWN = "as configured"
 """The pruner of the command line, among the methods to choose from."""
 
-ROUNDS = 3
+ROUNDS, LONG = 5, 8.0
+"""Prefills that are timed for each side; none more once they took so many seconds."""
+
 DENSE = "dense"
 
 Tick = Callable[[str, float], Any]
@@ -98,24 +100,34 @@ class Explorer:
             raise UnknownNameError("method", name, self.names())
         return method(name, **query.share)
 
+    def known(self, name: str) -> Example:
+        """The data's example of an id. Raises PrunekitError if it is not among those shown."""
+        if name not in self.examples:
+            raise PrunekitError(f"the data have no example '{name}' among those shown here")
+        return self.examples[name]
+
+    def shown(self, upload: Upload, question: str) -> Example:
+        """A question about a user's own file, which is read when it is asked for."""
+        content, name = upload.content(), upload.name
+        if upload.video:
+            video = Video(content, name, self.sampling, max_pixels=self.max_pixels)
+            return Example(name, video.name, "upload", question, (), video=video)
+        picture = Picture(content, name, self.max_pixels)
+        return Example(name, picture.name, "upload", question, (), pictures=(picture,))
+
     def example(self, query: Query) -> Example:
-        """What the query shows and asks. The answers of the data's own example belong to its own question alone.
+        """What the query shows and asks. Answers and regions are known for the data's own questions alone.
 
         Raises:
             PrunekitError: for an example that the data do not have, and an upload that is broken.
         """
-        if query.upload is None:
-            known = self.examples.get(str(query.example))
-            if known is None:
-                raise PrunekitError(f"the data have no example '{query.example}' among those shown here")
-            same = query.question == known.question.strip()
-            return known if same else replace(known, question=query.question, answers=(), regions=(), choices=())
-        content, name = query.upload.content(), query.upload.name
-        if query.upload.video:
-            video = Video(content, name, self.sampling, max_pixels=self.max_pixels)
-            return Example(name, video.name, "upload", query.question, (), video=video)
-        picture = Picture(content, name, self.max_pixels)
-        return Example(name, picture.name, "upload", query.question, (), pictures=(picture,))
+        if query.upload is not None:
+            return self.shown(query.upload, query.question)
+        known = self.known(str(query.example))
+        for other in self.examples.values():
+            if other.image_ids == known.image_ids and other.question.strip() == query.question:
+                return other
+        return replace(known, question=query.question, answers=(), regions=(), choices=())
 
     def explore(self, query: Query, tick: Tick = lambda text, done: None) -> Iterator[Record]:
         """The record of a query, again and again, with one side more each time. A method that fails is a side with an
@@ -218,9 +230,7 @@ class Explorer:
         seconds, words = perf_counter() - start, self._words(output.sequences[0, length:], output.logits)
         cuts = () if trace is None or pruner is None else cuts_of(trace, pruner)
         layers = [length] * self.family.depth if trace is None else trace.tokens_per_layer[:, 0].tolist()
-        step("time")
-        with _block(pruner, model, regions):  # generate has warmed up
-            prefills = [timed_prefill(model, inputs) for _ in range(ROUNDS)]
+        prefill, beside, stored = self._timed(pruner, inputs, regions, step)
         answer = "".join(word.text for word in words).strip()
         width, mlp = self.family.text_config.hidden_size, mlp_width(self.family.text_config)
         return replace(
@@ -232,10 +242,27 @@ class Explorer:
             earlier=() if pruner is None or not query.before else self._earlier(pruner, query),
             tokens_per_layer=tuple(layers),
             flops=2 * float(layer_macs(torch.tensor(layers), width, mlp).sum()),
-            kv_bytes=kv_bytes(prefills[0][1]),
-            prefill_seconds=median(seconds for seconds, _ in prefills),
+            kv_bytes=stored,
+            prefill_seconds=prefill,
+            dense_seconds=beside,
             answer_seconds=seconds,
         )
+
+    def _timed(
+        self, pruner: Pruner | None, inputs: Any, regions: Regions | None, step: Callable[[str], None]
+    ) -> tuple[float, float, int]:
+        """Median seconds of a prefill, and of dense ones taken in turn with it; the bytes of its cache. Nothing needs to
+        warm up: ``generate`` has run."""
+        model, stored, own, dense = self.loaded.model, 0, [], []
+        while len(own) < ROUNDS and sum(own + dense) < LONG:
+            step(f"time, round {len(own) + 1} of {ROUNDS}")
+            if pruner is not None:
+                dense.append(timed_prefill(model, inputs)[0])
+            with _block(pruner, model, regions):
+                seconds, cache = timed_prefill(model, inputs)
+            own.append(seconds)
+            stored = 0 if cache is None else kv_bytes(cache)
+        return median(own), median(dense or own), stored
 
     def _earlier(self, pruner: Pruner, query: Query) -> tuple[KeptCut, ...]:
         """The cuts of the earlier question about the same picture; none where its data do not say what they need."""
@@ -259,7 +286,7 @@ class Explorer:
         return tuple(words)
 
 
-def _block(pruner: Pruner | None, model: Any, regions: Any) -> Any:
+def _block(pruner: Pruner | None, model: Any, regions: Regions | None) -> Any:
     return nullcontext() if pruner is None else pruner(model, regions)
 
 

@@ -33,7 +33,8 @@ class Side:
         tokens_per_layer: tokens that each decoder layer processed in the prefill.
         flops: of the decoder's layers in the prefill, formula ``gated``.
         kv_bytes: keys and values stored after the prefill, measured.
-        prefill_seconds: of one prefill, the median of several.
+        prefill_seconds: of one prefill with the vision encoder, the median of several.
+        dense_seconds: the same of the dense model, taken in turn with it.
         answer_seconds: of the whole answer, once.
         error: why there is no answer; all else is then empty.
     """
@@ -49,6 +50,7 @@ class Side:
     flops: float = 0.0
     kv_bytes: int = 0
     prefill_seconds: float = 0.0
+    dense_seconds: float = 0.0
     answer_seconds: float = 0.0
     error: str = ""
 
@@ -81,10 +83,13 @@ class Record:
     regions: tuple[tuple[float, float, float, float], ...]
     sides: tuple[Side, ...] = ()
 
-    def data(self) -> dict[str, Any]:
-        """For the page, as JSON takes it."""
+    def data(self, whole: bool = True) -> dict[str, Any]:
+        """For the page, as JSON takes it; only the ``whole`` brings the user's own file back, to be saved."""
+        query = self.query.model_dump()
+        if query["upload"] is not None and not whole:
+            query["upload"]["data"] = ""
         return {
-            "query": self.query.model_dump(),
+            "query": query,
             "picture": f"data:image/jpeg;base64,{base64.b64encode(self.picture).decode()}",
             "boxes": rounded(self.boxes),
             "panels": [] if self.panels is None else self.panels.tolist(),
@@ -100,7 +105,10 @@ def _side(side: Side) -> dict[str, Any]:
     common = [*side.in_common, *[None] * (len(side.cuts) - len(side.in_common))]
     return {
         **{name: getattr(side, name) for name in ("label", "about", "answer", "right", "tokens_per_layer", "error")},
-        **{name: getattr(side, name) for name in ("flops", "kv_bytes", "prefill_seconds", "answer_seconds")},
+        **{
+            name: getattr(side, name)
+            for name in ("flops", "kv_bytes", "prefill_seconds", "dense_seconds", "answer_seconds")
+        },
         "words": [[word.text, round(word.probability, 4)] for word in side.words],
         "cuts": [_cut(*three) for three in zip(side.cuts, earlier, common, strict=True)],
     }

@@ -27,7 +27,9 @@ class Line:
     error: str = ""
 
 
-def tabulate(explorer: Explorer, query: Query, count: int, tick: Tick = lambda text, done: None) -> Iterator[list[Line]]:
+def tabulate(
+    explorer: Explorer, query: Query, count: int, tick: Tick = lambda text, done: None
+) -> Iterator[list[Line]]:
     """The rows of the dense model and the query's methods on the first ``count`` examples, one more each time.
 
     Raises:

@@ -44,7 +44,8 @@ function pointed(canvas, one) {
     const lines = [`token ${token + 1} of ${record.boxes.length}`, record.places[token]];
     if (one) {
       const score = one.scores[token];
-      lines.push(one.kept[token] === "1" ? "stays" : "goes, or went before", score === null ? "no score" : `score ${score}`);
+      const earlier = score === null && one.scores.some((other) => other !== null);
+      lines.push(one.kept[token] === "1" ? "stays" : earlier ? "went at an earlier cut" : "goes", score === null ? "no score" : `score ${score}`);
       if (one.before) lines.push(one.before[token] === "1" ? "stayed for the earlier question" : "went for the earlier question");
     }
     say(lines.join("\n"), event);
@@ -119,20 +120,20 @@ function size(count, units, step) {
 }
 function costs() {
   const base = dense();
-  const bar = (value, whole, text, number) => {
+  const bar = (share, text, number) => {
     const fill = make("i", {});
-    fill.style.width = `${Math.min(100, (100 * value) / whole)}%`;
+    fill.style.width = `${Math.min(100, 100 * share)}%`;
     fill.style.background = colour(number);
-    return make("td", {}, make("span", { class: "bar" }, fill), make("span", {}, `${text} · ${((100 * value) / whole).toFixed(0)} %`));
+    return make("td", {}, make("span", { class: "bar" }, fill), make("b", {}, `${(100 * share).toFixed(0)} %`), ` ${text}`);
   };
   const rows = record.sides.filter((side) => !side.error).map((side) => {
     const number = record.sides.indexOf(side);
     return make("tr", {}, make("th", { scope: "row" }, side.label), make("td", {}, side.answer || "(nothing)"),
-      bar(side.flops, base.flops, size(side.flops, ["FLOPs", "kFLOPs", "MFLOPs", "GFLOPs", "TFLOPs"], 1000), number),
-      bar(side.kv_bytes, base.kv_bytes, size(side.kv_bytes, ["B", "KiB", "MiB", "GiB"], 1024), number),
-      bar(side.prefill_seconds, base.prefill_seconds, ms(side.prefill_seconds), number), make("td", {}, ms(side.answer_seconds)));
+      bar(side.flops / base.flops, size(side.flops, ["FLOPs", "kFLOPs", "MFLOPs", "GFLOPs", "TFLOPs"], 1000), number),
+      bar(side.kv_bytes / base.kv_bytes, size(side.kv_bytes, ["B", "KiB", "MiB", "GiB"], 1024), number),
+      bar(side.prefill_seconds / side.dense_seconds, side === base ? ms(side.prefill_seconds) : `${ms(side.prefill_seconds)}, dense ${ms(side.dense_seconds)}`, number), make("td", {}, ms(side.answer_seconds)));
   });
-  const names = ["", "answer", "decoder FLOPs, prefill", "KV cache", "prefill time", "whole answer"];
+  const names = ["", "answer", "FLOPs of the decoder's prefill", "KV cache", "prefill time, encoder included", "whole answer"];
   return make("table", { class: "costs" }, make("thead", {}, make("tr", {}, ...names.map((name) => make("th", { scope: "col" }, name)))), make("tbody", {}, ...rows));
 }
 function layers() {
@@ -183,10 +184,10 @@ function draw() {
   const tools = make("div", { class: "tools" }, make("label", {}, "cuts", slider), make("output", { class: "cut-label", for: "cut" }),
     check("heat", "scores as heat map", heat, (on) => { heat = on; }));
   if (record.query.before) tools.append(check("moved", "what the question moved", moved, (on) => { moved = on; }));
-  const file = make("button", { type: "button", class: "save" }, "save to a file");
+  const file = make("button", { type: "button", class: "save", title: "this question, its picture and settings as a file" }, "save");
   file.addEventListener("click", save);
   tools.append(make("span", { class: "gap" }), file);
-  if (!record.query.upload) tools.append(make("a", { class: "link", href: link() }, "link to this view"));
+  if (!record.query.upload) tools.append(make("a", { class: "link", title: "the address of this question and its settings", href: link() }, "link"));
   const lines = [make("h2", {}, record.query.question)];
   const known = record.answers.length ? [`right: ${record.answers.join(" / ")}`] : [];
   const before = record.query.before ? [`earlier question: ${record.query.before}`] : [];
@@ -202,9 +203,10 @@ async function update() {
   const image = new Image();
   image.src = next.picture;
   await image.decode();
-  const fresh = shown !== JSON.stringify(next.query);
+  const key = JSON.stringify({ ...next.query, upload: null }) + next.picture.length;
+  const fresh = shown !== key;
   const last = record && cut === most();
-  [record, picture, shown] = [next, image, JSON.stringify(next.query)];
+  [record, picture, shown] = [next, image, key];
   if (fresh) moved = Boolean(record.query.before);
   if (fresh || last || cut === null) cut = most();
   element.dataset.sides = record.sides.length;

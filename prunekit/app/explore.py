@@ -81,9 +81,9 @@ class Explorer:
 
     def names(self) -> list[str]:
         """The methods to choose from: the configured one, the user's own, all others, single scorers."""
-        own = {str(path) for path in registry.user_files()}
         files = {name: str(path) for name, path in methods().items()}
         files |= {f"scorer={name}": _file(cls) for name, cls in registry.classes("scorer").items()}
+        own = {str(path) for path in registry.user_files()}
         return [OWN, *sorted(files, key=lambda name: files[name] not in own)]
 
     def pruner(self, name: str, query: Query) -> Pruner:
@@ -251,7 +251,7 @@ class Explorer:
     def _timed(
         self, pruner: Pruner | None, inputs: Any, regions: Regions | None, step: Callable[[str], None]
     ) -> tuple[float, float, int]:
-        """Median seconds of a prefill, and of dense ones taken in turn with it; the bytes of its cache. Nothing needs to
+        """Median seconds of a prefill, and of dense ones taken in turn with it; the bytes of its cache. Nothing has to
         warm up: ``generate`` has run."""
         model, stored, own, dense = self.loaded.model, 0, [], []
         while len(own) < ROUNDS and sum(own + dense) < LONG:

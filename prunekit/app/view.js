@@ -164,7 +164,7 @@ function save() {
   const blob = new Blob([JSON.stringify(record.query)], { type: "application/json" });
   const anchor = make("a", { href: URL.createObjectURL(blob), download: "prunekit-explorer.json" });
   anchor.click();
-  URL.revokeObjectURL(anchor.href);
+  setTimeout(() => URL.revokeObjectURL(anchor.href), 60000);
 }
 const link = () => `${location.origin}${location.pathname}?state=${encodeURIComponent(JSON.stringify(record.query))}`;
 function check(id, text, value, change) {

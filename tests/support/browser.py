@@ -1,9 +1,10 @@
 """Headless Chromium (Qt WebEngine) on one page, in a process of its own: steps come in, findings go out, as JSON.
 
 The page is a file or an http address. A step is [action, argument, …]: "js" an expression, "until" one that is to come
-true, "click", "hover" or "focus" a selector, "type" a selector and the text that replaces what stands there, "key" a name
-of Qt's keys, "upload" a selector and the file to choose, "shot" a file. Findings: a value for each step, all messages of the console, all addresses that were asked for. Exit
-code 3 with a line on standard error: there is no browser here.
+true, "click", "hover" or "focus" a selector, "type" a selector and the text that replaces what stands there, "key" a
+name of Qt's keys, "upload" a selector and the file to choose, "file" one that is downloaded, "shot" a file. Findings: a
+value for each step, all messages of the console, all addresses that were asked for. Exit code 3 with a line on standard
+error: there is no browser here.
 """
 
 from __future__ import annotations
@@ -58,12 +59,25 @@ class Browser:
         self.view, self.requests = QWebEngineView(), Requests()
         self.page = Page(self.view)
         self.page.profile().setUrlRequestInterceptor(self.requests)
+        self.page.profile().downloadRequested.connect(self.download)
         self.view.setPage(self.page)
         self.view.resize(*SIZE)
         self.view.show()
         url = QUrl(address) if address.startswith("http:") else QUrl.fromLocalFile(address)
         if not wait(lambda done: (self.page.loadFinished.connect(done), self.page.load(url))):
             sys.exit(f"the page did not load: {address}")
+
+    def download(self, item):
+        item.setDownloadDirectory(os.environ["HOME"])
+        item.accept()
+
+    def file(self, path):
+        """Wait for a file that was downloaded, to HOME."""
+        end = time.monotonic() + PATIENCE / 1000
+        while not os.path.exists(path):
+            if time.monotonic() > end:
+                sys.exit(f"never saved: {path}")
+            QTest.qWait(50)
 
     def js(self, code):
         text = wait(lambda done: self.page.runJavaScript(f"JSON.stringify((() => ({code}))())", done))

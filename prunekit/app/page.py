@@ -193,7 +193,7 @@ def build(explorer: Explorer) -> gr.Blocks:
         answered = {"outputs": [view, status, asked], **model}
         yes = gr.State(True)
         events = [
-            gr.on([go.click, question.submit], answer, [yes, *controls, asked], **answered),
+            gr.on([go.click, question.submit], answer, [yes, *controls, asked], trigger_mode="always_last", **answered),
             picker.input(picked_state, picker, changed, queue=False).then(
                 answer, [again, *controls, asked], **answered
             ),

@@ -236,7 +236,7 @@ def test_stopped_work_leaves_the_model_dense(explorer, loaded, example):
 
 
 def test_two_users_at_once(explorer):
-    one, two = random.sample(list(explorer.examples.values()), 2)
+    one, _ = random.sample(list(explorer.examples.values()), 2)
     queries = [asked(one, keep_ratio=0.2, methods=(OWN,)), Query(upload=picture(), question="what", methods=("fastv",))]
     alone = [last(explorer.explore(query)) for query in queries]
     together: dict[int, list] = {0: [], 1: []}

@@ -133,7 +133,8 @@ def test_wrong_input_and_an_own_picture(explorer, address, tmp_path):
     Image.fromarray(pixels).save(tmp_path / "own.png")
     steps = [
         answered(first, 5),
-        ["upload", ".drop", str(tmp_path / "text.png")], problem("not an image"), ["click", "#ask"], problem("text.png"),
+        ["upload", ".drop", str(tmp_path / "text.png")], problem("not an image"), ["click", "#ask"],
+        problem("text.png"),
         ["upload", ".drop", str(tmp_path / "huge.png")], problem("10000 x 10001 pixels"),
         ["upload", ".drop", str(tmp_path / "state.json")], problem("question is missing"),
         ["upload", ".drop", str(tmp_path / "own.png")], ["until", f"!{STATUS}"],
@@ -217,7 +218,8 @@ def test_a_table_over_the_data(explorer, address, tmp_path):
     steps = [
         answered(first, 5), ["click", "button[role=tab]:nth-of-type(2)"],
         ["until", "!!document.querySelector('#fill')"], ["type", "#count input[type=number]", "6"], ["key", "Tab"],
-        ["click", "#fill"], ["until", f"{rows}.length === 5"], ["js", rows], ["js", "document.querySelector('#table tbody').innerText"],
+        ["click", "#fill"], ["until", f"{rows}.length === 5"], ["js", rows],
+        ["js", "document.querySelector('#table tbody').innerText"],
     ]  # fmt: skip
     found = drive(address, steps, tmp_path)
     check_quiet(found, address)

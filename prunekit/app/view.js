@@ -186,7 +186,8 @@ function draw() {
   if (record.query.before) tools.append(check("moved", "what the question moved", moved, (on) => { moved = on; }));
   const file = make("button", { type: "button", class: "save", title: "this question, its picture and settings as a file" }, "save");
   file.addEventListener("click", save);
-  tools.append(make("span", { class: "gap" }), file);
+  tools.append(make("span", { class: "gap" }));
+  if (!record.query.upload || record.query.upload.data) tools.append(file); // it comes with the last side
   if (!record.query.upload) tools.append(make("a", { class: "link", title: "the address of this question and its settings", href: link() }, "link"));
   const lines = [make("h2", {}, record.query.question)];
   const known = record.answers.length ? [`right: ${record.answers.join(" / ")}`] : [];

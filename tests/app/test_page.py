@@ -133,16 +133,17 @@ def test_wrong_input_and_an_own_picture(explorer, address, tmp_path):
     Image.fromarray(pixels).save(tmp_path / "own.png")
     steps = [
         answered(first, 5),
-        ["upload", ".drop", str(tmp_path / "text.png")], problem("not an image"), ["click", "#ask"],
-        problem("text.png"),
+        ["upload", ".drop", str(tmp_path / "text.png")], problem("not an image"),
+        ["type", "#question textarea", "  "], ["click", "#ask"], problem("the question is empty"),
+        ["type", "#question textarea", "what is it"], ["click", "#ask"], problem("not an image"),
         ["upload", ".drop", str(tmp_path / "huge.png")], problem("10000 x 10001 pixels"),
         ["upload", ".drop", str(tmp_path / "state.json")], problem("question is missing"),
         ["upload", ".drop", str(tmp_path / "own.png")], ["until", f"!{STATUS}"],
-        ["type", "#question textarea", "  "], ["click", "#ask"], problem("the question is empty"),
-        ["type", "#question textarea", "what is it"], ["type", "#budget input,#budget textarea", "many"],
+        ["type", "#budget input,#budget textarea", "many"],
         ["click", "#ask"], answered("what is it", 5), ["js", f"{FIGURES}[1].querySelector('.problem').textContent"],
         ["type", "#budget input,#budget textarea", "30"], ["click", "#ask"],
         ["until", f"({LABELS}[1] ?? '').includes('30 tokens stay')"],
+        ["until", "!!document.querySelector('#view .save')"],
         ["js", "document.querySelectorAll('#view .link').length"],
         ["click", "#view .save"], ["file", str(tmp_path / "prunekit-explorer.json")],
     ]  # fmt: skip

@@ -14,7 +14,7 @@ $(VENV)/core: pyproject.toml
 	touch $@
 
 $(VENV)/all: $(VENV)/core
-	$(PIP) install -e '.[data,train,sweep,report,dev]'
+	$(PIP) install -e '.[data,train,sweep,report,app,dev]'
 	touch $@
 
 demo: $(VENV)/core

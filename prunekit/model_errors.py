@@ -36,7 +36,7 @@ def loading_failed(name: str, error: Exception, attn: str, revision: str | None,
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
         return (
-            f"model '{name}' does not fit in memory: dtype=bfloat16 halves what it takes, model.device_map=auto spreads "
+            f"model '{name}' does not fit in memory: dtype=bfloat16 halves it, model.device_map=auto spreads "
             f"it over devices, device=cpu leaves the GPU out ({_sentence(text)})"
         )
     if "Unrecognized configuration class" in text or "Unrecognized processing class" in text:

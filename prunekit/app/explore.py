@@ -230,7 +230,7 @@ class Explorer:
         seconds, words = perf_counter() - start, self._words(output.sequences[0, length:], output.logits)
         cuts = () if trace is None or pruner is None else cuts_of(trace, pruner)
         layers = [length] * self.family.depth if trace is None else trace.tokens_per_layer[:, 0].tolist()
-        prefill, beside, stored = self._timed(pruner, inputs, regions, step)
+        own, dense, stored = self._timed(pruner, inputs, regions, step)
         answer = "".join(word.text for word in words).strip()
         width, mlp = self.family.text_config.hidden_size, mlp_width(self.family.text_config)
         return replace(
@@ -243,17 +243,20 @@ class Explorer:
             tokens_per_layer=tuple(layers),
             flops=2 * float(layer_macs(torch.tensor(layers), width, mlp).sum()),
             kv_bytes=stored,
-            prefill_seconds=prefill,
-            dense_seconds=beside,
+            prefill_seconds=median(own),
+            dense_seconds=median(dense),
+            prefill_ratio=median(a / b for a, b in zip(own, dense, strict=True)),
             answer_seconds=seconds,
         )
 
     def _timed(
         self, pruner: Pruner | None, inputs: Any, regions: Regions | None, step: Callable[[str], None]
-    ) -> tuple[float, float, int]:
-        """Median seconds of a prefill, and of dense ones taken in turn with it; the bytes of its cache. Nothing has to
+    ) -> tuple[list[float], list[float], int]:
+        """Seconds of several prefills, and of dense ones taken in turn with them; the bytes of the cache. Nothing has to
         warm up: ``generate`` has run."""
-        model, stored, own, dense = self.loaded.model, 0, [], []
+        model, stored = self.loaded.model, 0
+        own: list[float] = []
+        dense: list[float] = []
         while len(own) < ROUNDS and sum(own + dense) < LONG:
             step(f"time, round {len(own) + 1} of {ROUNDS}")
             if pruner is not None:
@@ -262,7 +265,7 @@ class Explorer:
                 seconds, cache = timed_prefill(model, inputs)
             own.append(seconds)
             stored = 0 if cache is None else kv_bytes(cache)
-        return median(own), median(dense or own), stored
+        return own, dense or own, stored
 
     def _earlier(self, pruner: Pruner, query: Query) -> tuple[KeptCut, ...]:
         """The cuts of the earlier question about the same picture; none where its data do not say what they need."""

@@ -10,7 +10,7 @@ import base64
 import html
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -40,14 +40,14 @@ class Stops:
     def __init__(self) -> None:
         self._events: dict[str, Event] = {}
 
-    def begin(self, session: str) -> Event:
-        """A fresh event for a session's work."""
-        self._events[session] = event = Event()
+    def begin(self, request: gr.Request) -> Event:
+        """A fresh event for the work of a request's session."""
+        self._events[str(request.session_hash)] = event = Event()
         return event
 
-    def stop(self, session: str) -> None:
+    def stop(self, request: gr.Request) -> None:
         """Stop what the session runs."""
-        if (event := self._events.pop(session, None)) is not None:
+        if (event := self._events.pop(str(request.session_hash), None)) is not None:
             event.set()
 
 
@@ -125,7 +125,7 @@ def build(explorer: Explorer) -> gr.Blocks:
             if not go_on:
                 yield gr.skip(), gr.skip(), last
                 return
-            tick = _tick(stops.begin(str(request.session_hash)), progress)
+            tick = _tick(stops.begin(request), progress)
             try:
                 mark = str(hash(json.dumps(picked, sort_keys=True)))
                 before = _before(last, mark, text.strip())
@@ -147,7 +147,7 @@ def build(explorer: Explorer) -> gr.Blocks:
             request: gr.Request,
             progress: gr.Progress = gr.Progress(),  # noqa: B008
         ) -> Iterator[tuple[Any, ...]]:
-            tick = _tick(stops.begin(str(request.session_hash)), progress)
+            tick = _tick(stops.begin(request), progress)
             try:
                 query = _query({"example": first.id}, first.question, chosen, share, other, controls, "")
                 for lines in tabulate(explorer, query, int(most), tick):
@@ -188,6 +188,10 @@ def build(explorer: Explorer) -> gr.Blocks:
             restored = changes[7] is True
             return *changes, _last(Query.parse(picked["state"])) if restored else gr.skip()
 
+        def halted(request: gr.Request) -> str:
+            stops.stop(request)
+            return "stopped"
+
         changed = [picker, question, names, keep, budget, compare, known, again, status, asked]
         model: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress_on": status}
         answered = {"outputs": [view, status, asked], **model}
@@ -201,24 +205,9 @@ def build(explorer: Explorer) -> gr.Blocks:
             fill.click(tabulated, [*controls, count], [table, status], **model),
         ]
         known.input(lambda text: text, known, question, queue=False)
-        halt.click(_halted(stops), None, status, cancels=events, queue=False)
-        page.unload(_left(stops))
+        halt.click(halted, None, status, cancels=events, queue=False)
+        page.unload(stops.stop)
     return page
-
-
-def _halted(stops: Stops) -> Callable[[gr.Request], str]:
-    def halted(request: gr.Request) -> str:
-        stops.stop(str(request.session_hash))
-        return "stopped"
-
-    return halted
-
-
-def _left(stops: Stops) -> Callable[[gr.Request], None]:
-    def left(request: gr.Request) -> None:
-        stops.stop(str(request.session_hash))
-
-    return left
 
 
 def _tick(event: Event, progress: gr.Progress) -> Tick:
@@ -259,6 +248,7 @@ def _query(
 def _restored(explorer: Explorer, query: Query) -> tuple[Any, ...]:
     """The controls of a saved query."""
     explorer.example(query).image()
+    shown: dict[str, Any]
     if query.upload is None:
         shown, known = {"example": query.example}, _questions(explorer, explorer.known(str(query.example)))
     else:

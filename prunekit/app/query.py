@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -83,7 +83,7 @@ class Query(Options):
         return cls(**entries)
 
     @property
-    def share(self) -> dict[str, object]:
+    def share(self) -> dict[str, Any]:
         """How much stays, as ``Pruner`` takes it."""
         budget = self.budget.strip()
         if not budget:

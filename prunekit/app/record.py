@@ -35,6 +35,7 @@ class Side:
         kv_bytes: keys and values stored after the prefill, measured.
         prefill_seconds: of one prefill with the vision encoder, the median of several.
         dense_seconds: the same of the dense model, taken in turn with it.
+        prefill_ratio: the median of their ratios.
         answer_seconds: of the whole answer, once.
         error: why there is no answer; all else is then empty.
     """
@@ -51,6 +52,7 @@ class Side:
     kv_bytes: int = 0
     prefill_seconds: float = 0.0
     dense_seconds: float = 0.0
+    prefill_ratio: float = 1.0
     answer_seconds: float = 0.0
     error: str = ""
 
@@ -103,12 +105,10 @@ class Record:
 def _side(side: Side) -> dict[str, Any]:
     earlier = [*side.earlier, *[None] * (len(side.cuts) - len(side.earlier))]
     common = [*side.in_common, *[None] * (len(side.cuts) - len(side.in_common))]
+    plain = ("label", "about", "answer", "right", "tokens_per_layer", "error", "flops", "kv_bytes", "answer_seconds",
+             "prefill_seconds", "dense_seconds", "prefill_ratio")  # fmt: skip
     return {
-        **{name: getattr(side, name) for name in ("label", "about", "answer", "right", "tokens_per_layer", "error")},
-        **{
-            name: getattr(side, name)
-            for name in ("flops", "kv_bytes", "prefill_seconds", "dense_seconds", "answer_seconds")
-        },
+        **{name: getattr(side, name) for name in plain},
         "words": [[word.text, round(word.probability, 4)] for word in side.words],
         "cuts": [_cut(*three) for three in zip(side.cuts, earlier, common, strict=True)],
     }

@@ -55,7 +55,7 @@ function pointed(canvas, one) {
 
 // ---- a side
 function paint(canvas, one) {
-  const pen = canvas.getContext("2d");
+  const pen = canvas.getContext("2d"), hot = heat && one && one.scores.some((score) => score !== null);
   pen.drawImage(picture, 0, 0, canvas.width, canvas.height);
   const place = ([left, top, right, bottom]) => [left * canvas.width, top * canvas.height,
     (right - left) * canvas.width + 0.5, (bottom - top) * canvas.height + 0.5];
@@ -63,10 +63,10 @@ function paint(canvas, one) {
     if (!one || !box) return;
     const stays = one.kept[token] === "1", level = one.heat.slice(2 * token, 2 * token + 2);
     const [x, y, wide, high] = place(box);
-    pen.fillStyle = heat ? (level === "--" ? "rgba(255,255,255,.88)" : `rgba(${shade(parseInt(level, 16) / 254)},.72)`) : "rgba(255,255,255,.82)";
-    if (heat || !stays) pen.fillRect(x, y, wide, high);
+    pen.fillStyle = hot ? (level === "--" ? "rgba(255,255,255,.88)" : `rgba(${shade(parseInt(level, 16) / 254)},.72)`) : "rgba(255,255,255,.82)";
+    if (hot || !stays) pen.fillRect(x, y, wide, high);
     const changed = moved && one.before && (one.before[token] === "1") !== stays;
-    if (!(heat && stays) && !changed) return;
+    if (!(hot && stays) && !changed) return;
     pen.strokeStyle = changed ? (stays ? "#0072B2" : "#D55E00") : "#fff";
     pen.lineWidth = changed ? 4 : 2;
     pen.setLineDash(changed && !stays ? [5, 4] : []);
@@ -131,7 +131,7 @@ function costs() {
     return make("tr", {}, make("th", { scope: "row" }, side.label), make("td", {}, side.answer || "(nothing)"),
       bar(side.flops / base.flops, size(side.flops, ["FLOPs", "kFLOPs", "MFLOPs", "GFLOPs", "TFLOPs"], 1000), number),
       bar(side.kv_bytes / base.kv_bytes, size(side.kv_bytes, ["B", "KiB", "MiB", "GiB"], 1024), number),
-      bar(side.prefill_seconds / side.dense_seconds, side === base ? ms(side.prefill_seconds) : `${ms(side.prefill_seconds)}, dense ${ms(side.dense_seconds)}`, number), make("td", {}, ms(side.answer_seconds)));
+      bar(side.prefill_ratio, side === base ? ms(side.prefill_seconds) : `${ms(side.prefill_seconds)}, dense ${ms(side.dense_seconds)}`, number), make("td", {}, ms(side.answer_seconds)));
   });
   const names = ["", "answer", "FLOPs of the decoder's prefill", "KV cache", "prefill time, encoder included", "whole answer"];
   return make("table", { class: "costs" }, make("thead", {}, make("tr", {}, ...names.map((name) => make("th", { scope: "col" }, name)))), make("tbody", {}, ...rows));

@@ -252,8 +252,8 @@ class Explorer:
     def _timed(
         self, pruner: Pruner | None, inputs: Any, regions: Regions | None, step: Callable[[str], None]
     ) -> tuple[list[float], list[float], int]:
-        """Seconds of several prefills, and of dense ones taken in turn with them; the bytes of the cache. Nothing has to
-        warm up: ``generate`` has run."""
+        """Seconds of several prefills, and of dense ones taken in turn with them; the bytes of the cache. Nothing
+        has to warm up: ``generate`` has run."""
         model, stored = self.loaded.model, 0
         own: list[float] = []
         dense: list[float] = []

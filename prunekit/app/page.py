@@ -104,7 +104,9 @@ def build(explorer: Explorer) -> gr.Blocks:
                         )
                     with gr.Tab("Table over the data", elem_id="tab-table"):
                         most = len(explorer.examples)
-                        count = gr.Slider(1, most, min(20, most), step=1, label="first examples", elem_id="count")
+                        count = gr.Slider(
+                            1, max(2, most), min(20, most), step=1, label="first examples", elem_id="count"
+                        )
                         fill = gr.Button("Fill the table", elem_id="fill")
                         table = gr.HTML("", elem_id="table")
 

@@ -14,7 +14,7 @@ $(VENV)/core: pyproject.toml
 	touch $@
 
 $(VENV)/all: $(VENV)/core
-	$(PIP) install -e '.[data,train,sweep,report,quantization,dev]'
+	$(PIP) install -e '.[data,train,sweep,report,quantization,app,dev]'
 	touch $@
 
 demo: $(VENV)/core

@@ -34,6 +34,11 @@ def _model_type(folder: Path) -> str:
 def loading_failed(name: str, error: Exception, attn: str, revision: str | None, where: str) -> str:
     """The line for an exception of transformers, accelerate or the hub's client; ``where``: that of ``not_found``."""
     text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        return (
+            f"model '{name}' does not fit in memory: dtype=bfloat16 halves it, model.device_map=auto spreads "
+            f"it over devices, device=cpu leaves the GPU out ({_sentence(text)})"
+        )
     if "Unrecognized configuration class" in text or "Unrecognized processing class" in text:
         return f"model '{name}' is not a vision-language model that transformers can load for image-text-to-text"
     if "trust_remote_code" in text:

@@ -106,11 +106,11 @@ def load_model(
         model = AutoModelForImageTextToText.from_pretrained(
             source, dtype=number, attn_implementation=attn, device_map=device_map, **options
         )
+        if device_map is None:
+            model = model.to(place)
     except Exception as error:  # transformers, accelerate, safetensors and the hub's client all raise their own
         where = not_found(name, revision, why_offline, list(EMBEDDED))
         raise PrunekitError(loading_failed(name, error, attn, revision, where)) from error
-    if device_map is None:
-        model = model.to(place)
     _make_ready(name, processor)
     mark = _model_digest(source, model, attn)
     if asked is not None:

@@ -23,7 +23,7 @@ from prunekit.evaluation.regions import regions_for
 from prunekit.evaluation.sheets import SIDE, Sheets, sheets_of
 from prunekit.files import replacing
 from prunekit.pruning.pruner import Pruner
-from prunekit.views.trace import CutRecord
+from prunekit.views.trace import CutRecord, Trace
 
 FILE = "kept.npz"
 SCHEMA = 2
@@ -80,13 +80,18 @@ def _prefill(batcher: Batcher, sheets: Sheets, example: Example, pruner: Pruner)
     acting = for_batch(pruner, batcher, [example])
     with torch.inference_mode(), acting(batcher.loaded.model, regions_for(acting, [example])) as trace:
         batcher.loaded.model(**inputs, use_cache=True, logits_to_keep=1)
+    images, sheet, cuts = "\n".join(example.image_ids), sheets(example), cuts_of(trace, pruner)
+    if sheet is None:
+        return KeptExample(example.id, images, jpeg(example.image()), None, None, cuts)
+    return KeptExample(example.id, images, jpeg(sheet.image), sheet.boxes, sheet.panels, cuts)
+
+
+def cuts_of(trace: Trace, pruner: Pruner) -> tuple[KeptCut, ...]:
+    """The cuts of the latest prefill, of a batch of one."""
     cuts = tuple(_cut(cut) for cut in trace.cuts)
     if pruner.selector.ignores_scores:  # they had no say
         cuts = tuple(replace(cut, scores=np.full_like(cut.scores, np.nan)) for cut in cuts)
-    images, sheet = "\n".join(example.image_ids), sheets(example)
-    if sheet is None:
-        return KeptExample(example.id, images, _jpeg(example.image()), None, None, cuts)
-    return KeptExample(example.id, images, _jpeg(sheet.image), sheet.boxes, sheet.panels, cuts)
+    return cuts
 
 
 def _cut(cut: CutRecord) -> KeptCut:
@@ -95,7 +100,8 @@ def _cut(cut: CutRecord) -> KeptCut:
     return KeptCut(cut.site, cut.layer, cut.kept[0].cpu().numpy(), cut.scores[0].float().cpu().numpy())
 
 
-def _jpeg(image: Image.Image) -> bytes:
+def jpeg(image: Image.Image) -> bytes:
+    """A picture as it is recorded: JPEG, sides of at most twice ``SIDE`` pixels."""
     small, out = image.convert("RGB"), io.BytesIO()
     small.thumbnail((2 * SIDE, 2 * SIDE), Image.Resampling.LANCZOS)
     small.save(out, "JPEG", quality=90)

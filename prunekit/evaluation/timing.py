@@ -9,13 +9,24 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from prunekit.engine.cache import cache_in
 from prunekit.pruning.pruner import Pruner
 from prunekit.views.layer import Regions
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import Cache, PreTrainedModel
 
 ROUNDS = 7
+
+
+def timed_prefill(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> tuple[float, Cache | None]:
+    """Seconds of one prefill, and the cache that it filled."""
+    start = time.perf_counter()
+    with torch.inference_mode():
+        cache = cache_in(model(**inputs, use_cache=True, logits_to_keep=1))
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, cache
 
 
 def prefill_ratio(
@@ -26,21 +37,12 @@ def prefill_ratio(
     regions: Regions | None = None,
 ) -> float:
     """Median over ``rounds`` of pruned time over dense time of one LLM prefill, taken in turn after a warm-up."""
-
-    def once() -> float:
-        start = time.perf_counter()
-        with torch.inference_mode():
-            model(**inputs, use_cache=True, logits_to_keep=1)
-        if model.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
-
     ratios = []
     for number in range(rounds + 1):
-        dense = once()
+        dense, _ = timed_prefill(model, inputs)
         handle = pruner.apply(model, regions)
         try:
-            pruned = once()
+            pruned, _ = timed_prefill(model, inputs)
         finally:
             handle.remove()
         if number:

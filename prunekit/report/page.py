@@ -112,7 +112,7 @@ def _example(example: Shown, image: int, comparison: Comparison) -> dict[str, An
     kept = [example.kept[e.label] for e in entries]
     rows = [e.runs[0].rows[example.question.id] for e in entries]
     panels = [
-        {"label": e.label, "answer": r["prediction"], "right": r["correct"] >= 0.5, "cuts": [*map(_cut, usable(k))]}
+        {"label": e.label, "answer": r["prediction"], "right": r["correct"] >= 0.5, "cuts": [*map(cut_data, usable(k))]}
         for e, r, k in zip(entries, rows, kept, strict=True)
     ]
     return {
@@ -121,19 +121,19 @@ def _example(example: Shown, image: int, comparison: Comparison) -> dict[str, An
         "question": example.question.text,
         "answers": list(example.question.answers),
         "dense": rows[0]["dense_prediction"],
-        "boxes": _rounded(kept[0].boxes),
+        "boxes": rounded(kept[0].boxes),
         "frames": [] if kept[0].panels is None else kept[0].panels.tolist(),
         "panels": panels,
     }
 
 
-def _rounded(boxes: np.ndarray | None) -> list[list[float] | None]:
+def rounded(boxes: np.ndarray | None) -> list[list[float] | None]:
     """Boxes to a thousandth of the sheet; null for a token without one."""
     rows = [] if boxes is None else np.round(boxes.astype(float), 4).tolist()
     return [None if any(map(math.isnan, row)) else row for row in rows]
 
 
-def _cut(cut: KeptCut) -> dict[str, Any]:
+def cut_data(cut: KeptCut) -> dict[str, Any]:
     """``kept`` as a letter a token, ``heat`` as two: hexadecimal 00..fe, "--" where the token was gone."""
     levels = heat(cut.scores)
     return {

@@ -17,6 +17,24 @@ from prunekit.run.invocation import Invocation, begin
 from prunekit.run.messages import leave
 from prunekit.run.words import prepared, quoted
 
+WELCOME = """\
+prunekit: which visual tokens a vision-language model needs, and what it costs to keep the others.
+
+Three first things to try; the embedded model needs no download:
+  python -m prunekit                                     dense against pruned on its own data, in a minute
+  python -m prunekit task=app                            the same by eye, in a browser (pip install 'prunekit[app]')
+  python -m prunekit model=hf model.name=FOLDER_OR_ID    your own model: accuracy and cost at half of its visual tokens
+
+Any method: method=fastv keep_ratio=0.25. All options: prunekit --help. What there is to read: README.md, docs/"""
+
+
+def console() -> None:
+    """Entry point of the command ``prunekit``: the same as ``python -m prunekit``, but alone it says what to try."""
+    if len(sys.argv) > 1:
+        main()
+    else:
+        print(WELCOME)
+
 
 def aside(arguments: list[str]) -> list[str]:
     """Of several processes that share a run the first prints and leaves Hydra's files; the others' go nowhere."""
@@ -52,6 +70,8 @@ def main() -> None:
     if "--version" in sys.argv[1:]:
         print(f"prunekit {__version__}")
         return
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(WELCOME)
     invocation = begin()
     try:
         sys.argv[1:] = aside(prepared(sys.argv[1:]))

@@ -150,6 +150,15 @@ class ServeOptions(Options):
     )
 
 
+class AppOptions(Options):
+    """``task=app``."""
+
+    group: ClassVar[str] = "app"
+
+    host: Text = Field("127.0.0.1", description="where the page listens: this machine alone; 0.0.0.0: everybody")
+    port: Count = Field(7860, description="the port it listens at")
+
+
 class RunConfig(Options):
     """What every task knows of a job."""
 
@@ -222,6 +231,12 @@ class ServeConfig(RunConfig):
     serve: ServeOptions
 
 
+class AppConfig(RunConfig):
+    """``task=app``."""
+
+    app: AppOptions
+
+
 class ReportConfig(RunConfig):
     """``task=report``."""
 
@@ -249,6 +264,7 @@ CONFIGS: dict[str, type[RunConfig]] = {
     "calibrate": CalibrateConfig,
     "report": ReportConfig,
     "serve": ServeConfig,
+    "app": AppConfig,
     "train": TrainConfig,
 }
 """The configuration of each task that has options of its own."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prunekit.records.identity import Identity
 
-TASKS = ("eval", "bench", "calibrate", "families", "layers", "report", "serve", "train", "study")
+TASKS = ("app", "eval", "bench", "calibrate", "families", "layers", "report", "serve", "train", "study")
 """The tasks: each has a module of its name in this package, whose ``run`` takes the configuration and a ``Context``."""
 
 

@@ -28,6 +28,26 @@ PLUGINS = {
 """Packages of launchers and sweepers, by the first word of their names."""
 
 
+PAGES = {
+    r"task=app|app\.": "docs/explore.md",
+    r"task=serve|serve\.|bench\.engine=vllm": "docs/serving.md",
+    r"bench\.|task=bench": "docs/performance.md",
+    r"report\.|task=report|runs=": "docs/report.md",
+    r"train\.|Unknown train": "docs/training.md",
+    r"sweep\.|hydra/(sweeper|launcher)|Unknown experiment": "docs/sweeps.md",
+    r"data[.' ]|Unknown data": "docs/data.md",
+    r"Unknown (method|scorer|fusion|schedule|selector|reducer)": "methods/README.md",
+    r"model '": "docs/families.md",
+}
+"""The document that helps, by how an error's line begins."""
+
+
+def page_of(line: str) -> str:
+    """Where to read on, to stand behind an error's line; empty where no document is about it."""
+    page = next((page for start, page in PAGES.items() if re.match(start, line)), "")
+    return page and f" (see {page})"
+
+
 def one_line(error: BaseException) -> str:
     """An error's message as one line; Hydra's and OmegaConf's several lines shortened to what names the cause."""
     message = str(error)
@@ -50,7 +70,8 @@ def one_line(error: BaseException) -> str:
 def leave(error: Exception) -> NoReturn:
     """End the program with one line."""
     which = "" if ranks.is_first() else f"process {ranks.rank()}: "
-    line = f"prunekit: error: {which}{one_line(error)}{kind_of(error)}"
+    text = one_line(error)
+    line = f"prunekit: error: {which}{text}{kind_of(error)}{page_of(text)}"
     if isinstance(error, FolderError):
         print(line, file=sys.stderr)
         sys.exit(2)

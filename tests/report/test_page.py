@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
+from driving import drive
 from fabricated import EVIL, make_run, questions
-from paths import ROOT
 from prunekit.report.task import report
 from prunekit.results import compare
-
-BROWSER = ROOT / "tests" / "support" / "browser.py"
 
 
 @pytest.fixture
@@ -27,19 +19,6 @@ def page(tmp_path, monkeypatch):
         make_run(tmp_path / f"runs/b{keep}", "fastv", 0.6, keep=keep, asked=asked, layer=2, pictures=6)
     report(str(tmp_path / "runs"), tmp_path / "out")
     return tmp_path / "out" / "report.html"
-
-
-def drive(page: Path, steps: list[list[str]]) -> dict:
-    """Findings of ``browser.py`` for these steps; skips where no browser starts."""
-    environment = {**os.environ, "XDG_RUNTIME_DIR": str(page.parent), "HOME": str(page.parent)}
-    done = subprocess.run(
-        [sys.executable, str(BROWSER), str(page)], input=json.dumps(steps), capture_output=True, text=True, timeout=300,
-        env=environment,
-    )  # fmt: skip
-    if done.returncode == 3:
-        pytest.skip(done.stderr.strip().splitlines()[-1])
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 LABELS = "[...document.querySelectorAll('#table tbody tr')].map(r => r.cells[2].textContent)"
@@ -71,7 +50,7 @@ def test_clicking_through_the_page(page):
         ["js", "window.harm || 0"], ["js", "document.querySelectorAll('main img, main script').length"],
         ["js", "document.querySelectorAll('#pareto circle').length"], ["shot", str(page.parent / "page.png")],
     ]  # fmt: skip
-    found = drive(page, steps)
+    found = drive(str(page), steps, page.parent)
     assert found["console"] == [] and all(u.startswith(("file:", "data:", "blob:")) for u in found["requests"])
     values = iter([v for step, v in zip(steps, found["values"], strict=True) if step[0] == "js"])
     before, down, falling, up, rising = (next(values) for _ in range(5))

@@ -1,8 +1,10 @@
 """Headless Chromium (Qt WebEngine) on one page, in a process of its own: steps come in, findings go out, as JSON.
 
-A step is [action, argument, …]: "js" an expression, "click", "hover" or "focus" a selector, "key" a name of Qt's keys,
-"shot" a file. Findings: a value for each step, all messages of the console, all addresses that were asked for. Exit
-code 3 with a line on standard error: there is no browser here.
+The page is a file or an http address. A step is [action, argument, …]: "js" an expression, "until" one that is to come
+true, "click", "hover" or "focus" a selector, "type" a selector and the text that replaces what stands there, "key" a
+name of Qt's keys, "upload" a selector and the file to choose, "file" one that is downloaded, "shot" a file. Findings: a
+value for each step, all messages of the console, all addresses that were asked for. Exit code 3 with a line on standard
+error: there is no browser here.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 os.environ.setdefault("QTWEBENGINE_DISABLE_SANDBOX", "1")
@@ -33,7 +36,10 @@ PATIENCE = 60_000
 class Page(QWebEnginePage):
     def __init__(self, view):
         super().__init__(view)
-        self.messages = []
+        self.messages, self.file = [], ""
+
+    def chooseFiles(self, mode, old, types):
+        return [self.file]
 
     def javaScriptConsoleMessage(self, level, message, line, source):
         self.messages.append([level.name, message, line])
@@ -53,15 +59,38 @@ class Browser:
         self.view, self.requests = QWebEngineView(), Requests()
         self.page = Page(self.view)
         self.page.profile().setUrlRequestInterceptor(self.requests)
+        self.page.profile().downloadRequested.connect(self.download)
         self.view.setPage(self.page)
         self.view.resize(*SIZE)
         self.view.show()
-        if not wait(lambda done: (self.page.loadFinished.connect(done), self.page.load(QUrl.fromLocalFile(address)))):
+        url = QUrl(address) if address.startswith("http:") else QUrl.fromLocalFile(address)
+        if not wait(lambda done: (self.page.loadFinished.connect(done), self.page.load(url))):
             sys.exit(f"the page did not load: {address}")
+
+    def download(self, item):
+        item.setDownloadDirectory(os.environ["HOME"])
+        item.accept()
+
+    def file(self, path):
+        """Wait for a file that was downloaded, to HOME."""
+        end = time.monotonic() + PATIENCE / 1000
+        while not os.path.exists(path):
+            if time.monotonic() > end:
+                sys.exit(f"never saved: {path}")
+            QTest.qWait(50)
 
     def js(self, code):
         text = wait(lambda done: self.page.runJavaScript(f"JSON.stringify((() => ({code}))())", done))
         return json.loads(text) if text else None
+
+    def until(self, code):
+        """Wait for an expression to come true; its value."""
+        end = time.monotonic() + PATIENCE / 1000
+        while not (value := self.js(code)):
+            if time.monotonic() > end:
+                sys.exit(f"never true: {code}; the page says: {self.js('document.body.innerText')[:1500]}")
+            QTest.qWait(50)
+        return value
 
     def settle(self):
         """Until the page has drawn three more frames: what was pressed is then dealt with, on a slow machine too."""
@@ -92,6 +121,18 @@ class Browser:
 
     def focus(self, selector):
         self.js(f"document.querySelector({json.dumps(selector)}).focus()")
+
+    def type(self, selector, text):
+        self.focus(selector)
+        self.js(f"document.querySelector({json.dumps(selector)}).select()")
+        keyboard = self.view.focusProxy()
+        QTest.keyClick(keyboard, Qt.Key.Key_Delete)
+        QTest.keyClicks(keyboard, text)
+        self.settle()
+
+    def upload(self, selector, path):
+        self.page.file = path
+        self.click(selector)
 
     def key(self, name):
         QTest.keyClick(self.view.focusProxy(), getattr(Qt.Key, f"Key_{name}"))

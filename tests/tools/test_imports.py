@@ -20,6 +20,7 @@ FLOORS = [
     {"results"},
     {"evaluation"},
     {"bench", "report"},
+    {"app"},
 ]
 """From the ground up: a package imports from its own floor and those below it, and a user's ops stand on tensors."""
 

@@ -34,7 +34,7 @@ def run(config: RunConfig, context: Context) -> None:
     from prunekit.app.page import serve
     from prunekit.data.videos import Sampling
 
-    source, data = load_examples(config.data), config.data
+    source, data = load_examples(config), config.data
     examples = [example for example in islice(source, EXAMPLES) if not example.error]
     if not examples:
         raise PrunekitError(f"data '{data.name}': no usable row to show")

@@ -35,7 +35,7 @@ PAGES = {
     r"report\.|task=report|runs=": "docs/report.md",
     r"train\.|Unknown train": "docs/training.md",
     r"sweep\.|hydra/(sweeper|launcher)|Unknown experiment": "docs/sweeps.md",
-    r"data[.' ]|Unknown data": "docs/data.md",
+    r"data[.' ]|Unknown data": "docs/benchmarks.md",
     r"Unknown (method|scorer|fusion|schedule|selector|reducer)": "methods/README.md",
     r"model '": "docs/families.md",
 }

@@ -117,7 +117,7 @@ def test_help_begins_with_the_welcome(monkeypatch):
     [
         (("method=fastw",), "methods/README.md"),
         (("scorer=nothing",), "methods/README.md"),
-        (("data=nothing",), "docs/data.md"),
+        (("data=nothing",), "docs/benchmarks.md"),
         (("task=report",), "docs/report.md"),
         (("task=serve", "serve.port=none"), "docs/serving.md"),
         (("model=hf", "model.name=nowhere/at-all"), "docs/families.md"),

@@ -9,18 +9,18 @@ PAGE = """# Model families
 
 `python -m tools.measure_families` writes this page; `python -m prunekit task=families` prints the same table.
 
-The table lists every model family that prunekit prunes exactly. A family is **exact** when a pruned model's logits equal
-those of a masked one: the dense model whose layers from the cut on cannot see the removed tokens. The measurement uses
-tiny random models in fp32, over attention implementations, three paddings, one cut and two. `prompt` and `decode` are the
-largest differences of logits, at text positions of the prompt and in cached greedy decoding. The tests require less than
-1e-4.
+The first table lists the model families that prunekit prunes exactly. A family is **exact** when a pruned model's
+logits equal those of a masked one: the dense model whose layers from the cut on cannot see the removed tokens. The
+measurement uses tiny random models in fp32, over attention implementations, three paddings, one cut and two. `prompt`
+and `decode` are the largest differences of logits, at text positions of the prompt and in cached greedy decoding. The
+tests require less than 1e-4.
 
 {summary}
 
 {table}
 
-prunekit handles any other model type of `AutoModelForImageTextToText` in the same generic way, with a warning that nobody
-has verified it. [processors.md](processors.md) lists how many visual tokens a picture has in the common families.
+prunekit handles any other model type of `AutoModelForImageTextToText` in the same generic way, with a warning that
+nobody has verified it. [processors.md](processors.md) lists how many visual tokens a picture has in the common families.
 
 ## Remarks
 

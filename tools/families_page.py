@@ -20,7 +20,8 @@ tests require less than 1e-4.
 {table}
 
 prunekit handles any other model type of `AutoModelForImageTextToText` in the same generic way, with a warning that
-nobody has verified it. [processors.md](processors.md) lists how many visual tokens a picture has in the common families.
+nobody has verified it. [processors.md](processors.md) lists how many visual tokens a picture has in the common
+families.
 
 ## Remarks
 

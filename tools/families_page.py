@@ -7,29 +7,31 @@ from prunekit.results.markdown import markdown_table
 
 PAGE = """# Model families
 
-Written by `python -m tools.measure_families`; `python -m prunekit task=families` prints the same.
+`python -m tools.measure_families` writes this page; `python -m prunekit task=families` prints the same table.
 
-A family is **exact** when a pruned model's logits equal those of the dense model whose layers from the cut on cannot
-see the tokens that went: tiny random models in fp32, over attention implementations, three paddings, one cut and two.
-`prompt` and `decode` are the largest differences of logits, at text positions of the prompt and in cached greedy
-decoding. The tests ask for less than 1e-4.
+The first table lists the model families that prunekit prunes exactly. A family is **exact** when a pruned model's
+logits equal those of a masked one: the dense model whose layers from the cut on cannot see the removed tokens. The
+measurement uses tiny random models in fp32, over attention implementations, three paddings, one cut and two. `prompt`
+and `decode` are the largest differences of logits, at text positions of the prompt and in cached greedy decoding. The
+tests require less than 1e-4.
 
 {summary}
 
 {table}
 
-Any other model type of `AutoModelForImageTextToText` goes the same generic way, with a warning that nobody has
-verified it. How many visual tokens a picture has in the common ones: [processors.md](processors.md).
+prunekit handles any other model type of `AutoModelForImageTextToText` in the same generic way, with a warning that
+nobody has verified it. [processors.md](processors.md) lists how many visual tokens a picture has in the common
+families.
 
 ## Remarks
 
 - *scores from its attention layers only*: recurrent and convolution layers have no attention to read.
 - *exact within the budget of its sparse attention*: with more tokens than its index may choose, the index chooses anew
-  among what stays (one warning).
+  among the remaining tokens (one warning).
 - *positions=keep only*: positions are triples, or not those of one plain rotary embedding.
 - *no merging*: several hidden states stand for a token, so `reducer=merge` is refused.
-- *no flash attention, no lookup decoding*: flash attention would count a sliding window over what is left, and a pruned
-  window cannot be wound back.
+- *no flash attention, no lookup decoding*: flash attention would count a sliding window over the remaining
+  tokens, and a pruned window cannot be rewound.
 - *figures of transformers …*: the newest release measured cannot run the family's dense model, as said above.
 - *sequence made dense between layers*: the model's own code touches hidden states there, which costs two copies.
 

@@ -94,6 +94,9 @@ class OtherQuestion(Pruner):
         super().__init__(**_parts(pruner), **_settings(pruner))
         vars(self)["partners"] = partners
 
+    def replace(self, **changes: object) -> OtherQuestion:
+        return OtherQuestion(Pruner(**_parts(self), **_settings(self)).replace(**changes), self.partners)
+
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "evidence": "other"}
 

@@ -75,7 +75,8 @@ def plan(recipe: Recipe, family: Family) -> Plan:
     """
     for component in recipe.components.values():
         component.check(family.depth)
-    recipe = recipe.replace(schedule=fitted(recipe.schedule, family))
+    if (schedule := fitted(recipe.schedule, family)) is not recipe.schedule:
+        recipe = recipe.replace(schedule=schedule)
     _check_family(recipe, family)
     _check_places(recipe, family)
     allotment = allotment_of(recipe, family)

@@ -102,7 +102,7 @@ def test_pixels_without_a_known_range_are_a_row_error(kind, dtype, mode):
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr"])
 def test_eight_bits_are_read_as_ever(mode):
-    kind = "TIFF" if mode in ("CMYK", "YCbCr") else "PNG"
+    kind = {"CMYK": "TIFF", "YCbCr": "JPEG"}.get(mode, "PNG")
     content = encoded(quarters().convert(mode), kind)
     expected = Image.open(io.BytesIO(content)).convert("RGB")
     assert np.array_equal(np.asarray(loaded(content)), np.asarray(expected))

@@ -37,10 +37,10 @@ def commands():
 
 @pytest.fixture(scope="module")
 def methods(tmp_path_factory):
-    """A folder with the methods that the page about them writes."""
+    """A folder with the components that the page about them writes."""
     folder = tmp_path_factory.mktemp("methods")
     blocks = re.findall(r"```python\n(.*?)```", NEW_METHOD.read_text(), flags=re.DOTALL)
-    (folder / "mine.py").write_text("\n".join(blocks))
+    (folder / "mine.py").write_text("\n".join(block for block in blocks if "prunekit.compose(" not in block))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PRUNEKIT_METHODS", str(folder))
         register_options()

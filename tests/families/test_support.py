@@ -29,6 +29,9 @@ MODEL_TYPES = {*SUPPORT, *DECODERS, *VISION_ENCODERS}
 
 NAMED_ELSEWHERE = {
     "bench/shapes.py": "the configs of published models, which transformers builds by their type",
+    "bench/shape_folder.py": "the shapes for which a processor is built",
+    "run/objects.py": "LLaVA's notation, by what its processor shows",
+    "data/boxes.py": "notations of boxes, named after the models that write them",
 }
 
 # the first entry of the zoo for each model type; an older transformers lacks some

@@ -69,6 +69,7 @@ def test_it_serves_until_it_is_interrupted(model_folder, tmp_path, end):
     server = subprocess.Popen(
         [sys.executable, "-m", "prunekit", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env=environment, cwd=tmp_path,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a job in the background ignores
     )  # fmt: skip
     try:
         lines = []

@@ -35,7 +35,8 @@ LABELS = {"prumerge+": "prumerge_plus", "sparsevlm, version 2": "sparsevlm_plus"
 """Rows of docs/fidelity.md whose first word is not the method's name."""
 
 RATIOS = ("keep_ratio 0.5", "keep_ratio 0.25", "keep_ratio 0.1")
-BUDGETS = ("budget flops:0.3", "budget flops:0.5", "budget flops:0.7")
+BUDGETS = tuple(f"budget flops:{share}" for share in (0.3, 0.5, 0.7))
+TOTALS = tuple(f"budget total:{share}" for share in (0.3, 0.5, 0.7))
 VISUAL, TEXT = 576, 64
 """The prompt of LLaVA-1.5-7B for which the cost of scoring is counted."""
 
@@ -55,18 +56,21 @@ def page(names: list[str], by_ratio: dict[str, Any], by_cost: dict[str, Any]) ->
     probe, checked = QuestionProbe(), checked_names(FIDELITY.read_text())
     parts = [[f"`{name}`", *description(name, probe, name in checked)] for name in names]
     heads = ["method", "parts", "site", "knows the question", "scoring", "paper", "beside its authors' code"]
-    shown = [name for name in (*names, "random") if any(cell["row"] == name for cell in by_ratio["cells"])]
-    shown = list(dict.fromkeys(shown))
-    share, cost = (
-        markdown_table(
-            ["method", *sections], [[f"`{name}`", *(figure(record, name, s) for s in sections)] for name in shown]
-        )
-        for record, sections in ((by_ratio, RATIOS), (by_cost, BUDGETS))
-    )
     return PREFACE.format(
-        parts=markdown_table(heads, parts), share=share, cost=cost, examples=by_ratio["examples"],
+        parts=markdown_table(heads, parts), share=accuracies(by_ratio, names, RATIOS),
+        cost=accuracies(by_cost, names, BUDGETS), total=accuracies(by_cost, names, TOTALS), examples=by_ratio["examples"],
         dense=with_interval(by_ratio["dense"]["accuracy"]["mean"], by_ratio["dense"]["accuracy_ci"]),
     )  # fmt: skip
+
+
+def accuracies(results: dict[str, Any], names: list[str], sections: tuple[str, ...]) -> str:
+    """The table of the methods and the sections that were run."""
+    run = {(cell["row"], cell["section"].replace("\\", "")) for cell in results["cells"]}
+    shown = [section for section in sections if any(section == other for _, other in run)]
+    rows = [name for name in names if any((name, section) in run for section in shown)]
+    return markdown_table(
+        ["method", *shown], [[f"`{name}`", *(figure(results, name, section) for section in shown)] for name in rows]
+    )
 
 
 def description(name: str, probe: QuestionProbe, checked: bool) -> list[str]:
@@ -153,14 +157,15 @@ def figure(results: dict[str, Any], name: str, section: str) -> str:
 
 PREFACE = """# Methods
 
-Written by `python -m tools.methods_page`; how faithful each is, and why: [fidelity.md](fidelity.md). How to write one:
-[new-method.md](new-method.md).
+All methods that are built in, with their parts, sources and figures. `python -m tools.methods_page` writes this page.
+[Fidelity](fidelity.md) says how each one relates to its paper and its authors' code, and
+[A new method in one file](new-method.md) shows how to write one.
 
-## What each is made of
+## Parts
 
-*Scoring* is the scorer's share of the dense prefill's multiply-accumulates, by formula, for LLaVA-1.5-7B with 576
-visual and 64 other tokens. *Knows the question* was seen on the embedded model: another question about the same image,
-other tokens.
+*Scoring* is the scorer's share of the dense prefill's multiply-accumulates, by formula, for LLaVA-1.5-7B with 576 visual and
+64 other tokens. *Knows the question* was tried on the embedded model: does another question about the same image keep other
+tokens? Parts that are `topk` or `drop` are left out.
 
 {parts}
 
@@ -174,14 +179,18 @@ Methods that cut inside the decoder pay for the layers before their cut: compare
 
 ## Accuracy at equal cost
 
-The same, at a share of the FLOPs of the dense prefill (`budget=flops:`). A method that cannot reach a budget says which
-it reaches.
+Here every method has the same share of the dense prefill's FLOPs (`budget=flops:`): layers and counts are solved for it. A
+method that cannot reach a budget says which shares it reaches.
 
 {cost}
 
+With the vision encoder's FLOPs on both sides (`budget=total:`), methods that cut inside the encoder get what they save there:
+
+{total}
+
 ```bash
 python -m prunekit experiment=methods
-python -m prunekit experiment=equal_cost      # also with the vision encoder's FLOPs: budget total
+python -m prunekit experiment=equal_cost
 ```
 """
 

@@ -57,10 +57,13 @@ def page(names: list[str], by_ratio: dict[str, Any], by_cost: dict[str, Any]) ->
     parts = [[f"`{name}`", *description(name, probe, name in checked)] for name in names]
     heads = ["method", "parts", "site", "knows the question", "scoring", "paper", "beside its authors' code"]
     return PREFACE.format(
-        parts=markdown_table(heads, parts), share=accuracies(by_ratio, names, RATIOS),
-        cost=accuracies(by_cost, names, BUDGETS), total=accuracies(by_cost, names, TOTALS), examples=by_ratio["examples"],
+        parts=markdown_table(heads, parts),
+        share=accuracies(by_ratio, names, RATIOS),
+        cost=accuracies(by_cost, names, BUDGETS),
+        total=accuracies(by_cost, names, TOTALS),
+        examples=by_ratio["examples"],
         dense=with_interval(by_ratio["dense"]["accuracy"]["mean"], by_ratio["dense"]["accuracy_ci"]),
-    )  # fmt: skip
+    )
 
 
 def accuracies(results: dict[str, Any], names: list[str], sections: tuple[str, ...]) -> str:
@@ -163,9 +166,9 @@ All methods that are built in, with their parts, sources and figures. `python -m
 
 ## Parts
 
-*Scoring* is the scorer's share of the dense prefill's multiply-accumulates, by formula, for LLaVA-1.5-7B with 576 visual and
-64 other tokens. *Knows the question* was tried on the embedded model: does another question about the same image keep other
-tokens? Parts that are `topk` or `drop` are left out.
+*Scoring* is the scorer's share of the dense prefill's multiply-accumulates, by formula, for LLaVA-1.5-7B with 576
+visual and 64 other tokens. *Knows the question* was tried on the embedded model: does another question about the same
+image keep other tokens? Parts that are `topk` or `drop` are left out.
 
 {parts}
 
@@ -179,12 +182,13 @@ Methods that cut inside the decoder pay for the layers before their cut: compare
 
 ## Accuracy at equal cost
 
-Here every method has the same share of the dense prefill's FLOPs (`budget=flops:`): layers and counts are solved for it. A
-method that cannot reach a budget says which shares it reaches.
+Here every method has the same share of the dense prefill's FLOPs (`budget=flops:`): layers and counts are solved for
+it. A method that cannot reach a budget says which shares it reaches.
 
 {cost}
 
-With the vision encoder's FLOPs on both sides (`budget=total:`), methods that cut inside the encoder get what they save there:
+With the vision encoder's FLOPs on both sides (`budget=total:`), methods that cut inside the encoder get what they save
+there:
 
 {total}
 

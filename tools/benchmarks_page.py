@@ -49,8 +49,8 @@ def ending(name: str) -> str:
     """What a prompt ends with, in a word."""
     prompt = str(defaults(name)["prompt"]).strip()
     words = {SHORT: "short", LETTER: "letter", LETTER[:-1]: "letter", "{question}": "the question alone"}
-    found = next((word for end, word in words.items() if prompt.endswith(end)), "its own")
-    return "by model, below" if name.startswith("refcoco") else found
+    label = next((word for end, word in words.items() if prompt.endswith(end)), "its own")
+    return "by model, below" if name.startswith("refcoco") else label
 
 
 def styles() -> str:

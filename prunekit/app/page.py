@@ -11,6 +11,7 @@ import html
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -51,165 +52,213 @@ class Stops:
             event.set()
 
 
+@dataclass
+class Controls:
+    """The components of the page that events read and write."""
+
+    picker: gr.HTML
+    question: gr.Textbox
+    known: gr.Dropdown
+    names: gr.Dropdown
+    keep: gr.Slider
+    budget: gr.Textbox
+    compare: gr.CheckboxGroup
+    ask: gr.Button
+    halt: gr.Button
+
+    @property
+    def query(self) -> list[Any]:
+        """What a query is made of, in the order of ``_query``'s parameters."""
+        return [self.picker, self.question, self.names, self.keep, self.budget, self.compare]
+
+
+@dataclass
+class Panels:
+    """The components that show results."""
+
+    status: gr.HTML
+    view: gr.HTML
+    count: gr.Slider
+    fill: gr.Button
+    table: gr.HTML
+
+
 def build(explorer: Explorer) -> gr.Blocks:
     """The page of a model."""
-    stops, first = Stops(), next(iter(explorer.examples.values()))
-    chosen = [OWN, *(name for name in METHODS if name in explorer.names())]
     with gr.Blocks(title="prunekit explorer", analytics_enabled=False, fill_width=True) as page:
         name = html.escape(explorer.loaded.name)
         gr.HTML(f"<h1>prunekit explorer</h1><p>What a pruned {name} still sees, and what it says.</p>", elem_id="head")
-        asked, again = gr.State(("", "", "")), gr.State(False)
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
-                picker = gr.HTML(
-                    {"example": first.id},
-                    html_template='<div class="picker"></div>',
-                    js_on_load=(HERE / "picker.js").read_text(encoding="utf-8"),
-                    pictures=_pictures(explorer),
-                    elem_id="picker",
-                )
-                question = gr.Textbox(first.question, label="Question", max_length=MOST_LETTERS, elem_id="question")
-                known = gr.Dropdown(
-                    _questions(explorer, first), value=None, label="Questions the data ask about it", elem_id="known"
-                )
-                names = gr.Dropdown(
-                    explorer.names(),
-                    value=chosen,
-                    multiselect=True,
-                    max_choices=MOST_METHODS,
-                    label=f"Methods (up to {MOST_METHODS})",
-                    elem_id="methods",
-                )
-                keep = gr.Slider(0.02, 1, 0.25, step=0.01, label="Share of visual tokens that stays", elem_id="keep")
-                budget = gr.Textbox(
-                    label="or another budget",
-                    placeholder="64 (tokens), flops:0.5 …",
-                    lines=1,
-                    max_lines=1,
-                    elem_id="budget",
-                )
-                compare = gr.CheckboxGroup(list(CONTROLS), value=["random"], label="Compare with", elem_id="compare")
-                with gr.Row():
-                    go = gr.Button("Ask", variant="primary", min_width=80, elem_id="ask")
-                    halt = gr.Button("Stop", min_width=80, elem_id="stop")
+                controls = _controls(explorer)
             with gr.Column(scale=4, min_width=480):
-                status = gr.HTML("", elem_id="status")
-                with gr.Tabs():
-                    with gr.Tab("One question"):
-                        view = gr.HTML(
-                            {},
-                            html_template='<div class="view"></div>',
-                            js_on_load=(HERE / "view.js").read_text(encoding="utf-8"),
-                            elem_id="view",
-                        )
-                    with gr.Tab("Table over the data", elem_id="tab-table"):
-                        most = len(explorer.examples)
-                        count = gr.Slider(
-                            1, max(2, most), min(20, most), step=1, label="first examples", elem_id="count"
-                        )
-                        fill = gr.Button("Fill the table", elem_id="fill")
-                        table = gr.HTML("", elem_id="table")
-
-        controls = [picker, question, names, keep, budget, compare]
-
-        def answer(
-            go_on: bool,
-            picked: dict[str, Any],
-            text: str,
-            chosen: list[str],
-            share: float,
-            other: str,
-            controls: list[str],
-            last: Asked,
-            request: gr.Request,
-            progress: gr.Progress = gr.Progress(),  # noqa: B008 (gradio looks for it there)
-        ) -> Iterator[tuple[Any, ...]]:
-            if not go_on:
-                yield gr.skip(), gr.skip(), last
-                return
-            tick = _tick(stops.begin(request), progress)
-            try:
-                mark = str(hash(json.dumps(picked, sort_keys=True)))
-                before = _before(last, mark, text.strip())
-                query = _query(picked, text, chosen, share, other, controls, before)
-                for record in explorer.explore(query, tick):
-                    whole = len(record.sides) > len(query.names)
-                    yield record.data(whole), "", (mark, query.question, before) if whole else last
-            except Exception as error:
-                yield gr.skip(), _problem(error), last
-
-        def tabulated(
-            picked: dict[str, Any],
-            text: str,
-            chosen: list[str],
-            share: float,
-            other: str,
-            controls: list[str],
-            most: float,
-            request: gr.Request,
-            progress: gr.Progress = gr.Progress(),  # noqa: B008
-        ) -> Iterator[tuple[Any, ...]]:
-            tick = _tick(stops.begin(request), progress)
-            try:
-                query = _query({"example": first.id}, first.question, chosen, share, other, controls, "")
-                for lines in tabulate(explorer, query, int(most), tick):
-                    yield _rows(lines), ""
-            except Exception as error:
-                yield gr.skip(), _problem(error)
-
-        def pick(picked: dict[str, Any]) -> tuple[Any, ...]:
-            """What follows from a choice of the picker."""
-            untouched = [gr.skip()] * 7
-            try:
-                if "problem" in picked:
-                    raise PrunekitError(str(picked["problem"]))
-                if "state" in picked:
-                    return _restored(explorer, Query.parse(picked["state"]))
-                if "upload" in picked:
-                    explorer.shown(Upload(**picked["upload"]), "").image()
-                    return *untouched[:6], gr.Dropdown(choices=[], value=None), False, ""
-                example = explorer.known(picked["example"])
-            except Exception as error:
-                return *untouched, False, _problem(error)
-            choices = gr.Dropdown(choices=_questions(explorer, example), value=None)
-            return gr.skip(), example.question, *untouched[:4], choices, False, ""
-
-        def start(request: gr.Request) -> tuple[Any, ...]:
-            """The state that the page's address holds, or the page as it opens."""
-            state = request.query_params.get("state")
-            if state is None:
-                return *[gr.skip()] * 7, True, "", gr.skip()
-            try:
-                query = Query.parse(state)
-                return *_restored(explorer, query), _last(query)
-            except Exception as error:
-                return *[gr.skip()] * 7, False, _problem(error), gr.skip()
-
-        def picked_state(picked: dict[str, Any]) -> tuple[Any, ...]:
-            changes = pick(picked)
-            restored = changes[7] is True
-            return *changes, _last(Query.parse(picked["state"])) if restored else gr.skip()
-
-        def halted(request: gr.Request) -> str:
-            stops.stop(request)
-            return "stopped"
-
-        changed = [picker, question, names, keep, budget, compare, known, again, status, asked]
-        model: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress_on": status}
-        answered = {"outputs": [view, status, asked], **model}
-        yes = gr.State(True)
-        events = [
-            gr.on([go.click, question.submit], answer, [yes, *controls, asked], trigger_mode="always_last", **answered),
-            picker.input(picked_state, picker, changed, queue=False).then(
-                answer, [again, *controls, asked], **answered
-            ),
-            page.load(start, None, changed, queue=False).then(answer, [again, *controls, asked], **answered),
-            fill.click(tabulated, [*controls, count], [table, status], **model),
-        ]
-        known.input(lambda text: text, known, question, queue=False)
-        halt.click(halted, None, status, cancels=events, queue=False)
-        page.unload(stops.stop)
+                panels = _panels(len(explorer.examples))
+        _connect(page, Handlers(explorer), controls, panels)
     return page
+
+
+def _controls(explorer: Explorer) -> Controls:
+    first = next(iter(explorer.examples.values()))
+    picker = gr.HTML(
+        {"example": first.id},
+        html_template='<div class="picker"></div>',
+        js_on_load=(HERE / "picker.js").read_text(encoding="utf-8"),
+        pictures=_pictures(explorer),
+        elem_id="picker",
+    )
+    question = gr.Textbox(first.question, label="Question", max_length=MOST_LETTERS, elem_id="question")
+    known = gr.Dropdown(
+        _questions(explorer, first), value=None, label="Questions the data ask about it", elem_id="known"
+    )
+    names = gr.Dropdown(
+        explorer.names(),
+        value=[OWN, *(name for name in METHODS if name in explorer.names())],
+        multiselect=True,
+        max_choices=MOST_METHODS,
+        label=f"Methods (up to {MOST_METHODS})",
+        elem_id="methods",
+    )
+    keep = gr.Slider(0.02, 1, 0.25, step=0.01, label="Share of visual tokens that stays", elem_id="keep")
+    budget = gr.Textbox(
+        label="or another budget", placeholder="64 (tokens), flops:0.5 …", lines=1, max_lines=1, elem_id="budget"
+    )
+    compare = gr.CheckboxGroup(list(CONTROLS), value=["random"], label="Compare with", elem_id="compare")
+    with gr.Row():
+        ask = gr.Button("Ask", variant="primary", min_width=80, elem_id="ask")
+        halt = gr.Button("Stop", min_width=80, elem_id="stop")
+    return Controls(picker, question, known, names, keep, budget, compare, ask, halt)
+
+
+def _panels(examples: int) -> Panels:
+    status = gr.HTML("", elem_id="status")
+    with gr.Tabs():
+        with gr.Tab("One question"):
+            view = gr.HTML(
+                {},
+                html_template='<div class="view"></div>',
+                js_on_load=(HERE / "view.js").read_text(encoding="utf-8"),
+                elem_id="view",
+            )
+        with gr.Tab("Table over the data", elem_id="tab-table"):
+            count = gr.Slider(1, max(2, examples), min(20, examples), step=1, label="first examples", elem_id="count")
+            fill = gr.Button("Fill the table", elem_id="fill")
+            table = gr.HTML("", elem_id="table")
+    return Panels(status, view, count, fill, table)
+
+
+def _connect(page: gr.Blocks, handlers: Handlers, controls: Controls, panels: Panels) -> None:
+    """Which event calls which handler."""
+    asked, again, yes = gr.State(("", "", "")), gr.State(False), gr.State(True)
+    query, status = controls.query, panels.status
+    changed = [*query, controls.known, again, status, asked]
+    model: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress_on": status}
+    answered = {"outputs": [panels.view, status, asked], **model}
+    answer = handlers.answer
+    events = [
+        gr.on(
+            [controls.ask.click, controls.question.submit], answer, [yes, *query, asked],
+            trigger_mode="always_last", **answered,
+        ),
+        controls.picker.input(handlers.pick, controls.picker, changed, queue=False).then(
+            answer, [again, *query, asked], **answered
+        ),
+        page.load(handlers.start, None, changed, queue=False).then(answer, [again, *query, asked], **answered),
+        panels.fill.click(handlers.tabulate, [*query, panels.count], [panels.table, status], **model),
+    ]  # fmt: skip
+    controls.known.input(lambda text: text, controls.known, controls.question, queue=False)
+    controls.halt.click(handlers.halt, None, status, cancels=events, queue=False)
+    page.unload(handlers.stops.stop)
+
+
+class Handlers:
+    """What the page does at its events; outputs are in the order that ``_connect`` names."""
+
+    def __init__(self, explorer: Explorer) -> None:
+        self.explorer, self.stops = explorer, Stops()
+
+    def answer(
+        self,
+        go_on: bool,
+        picked: dict[str, Any],
+        text: str,
+        chosen: list[str],
+        share: float,
+        other: str,
+        compare: list[str],
+        last: Asked,
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008 (gradio looks for it there)
+    ) -> Iterator[tuple[Any, ...]]:
+        """The record of one question as it grows, the status line, and what was asked."""
+        if not go_on:
+            yield gr.skip(), gr.skip(), last
+            return
+        tick = _tick(self.stops.begin(request), progress)
+        try:
+            mark = str(hash(json.dumps(picked, sort_keys=True)))
+            before = _before(last, mark, text.strip())
+            query = _query(picked, text, chosen, share, other, compare, before)
+            for record in self.explorer.explore(query, tick):
+                whole = len(record.sides) > len(query.names)
+                yield record.data(whole), "", (mark, query.question, before) if whole else last
+        except Exception as error:
+            yield gr.skip(), _problem(error), last
+
+    def tabulate(
+        self,
+        picked: dict[str, Any],
+        text: str,
+        chosen: list[str],
+        share: float,
+        other: str,
+        compare: list[str],
+        most: float,
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> Iterator[tuple[Any, ...]]:
+        """The table as it grows, and the status line; picture and question of the controls do not matter."""
+        tick = _tick(self.stops.begin(request), progress)
+        first = next(iter(self.explorer.examples.values()))
+        try:
+            query = _query({"example": first.id}, first.question, chosen, share, other, compare, "")
+            for lines in tabulate(self.explorer, query, int(most), tick):
+                yield _rows(lines), ""
+        except Exception as error:
+            yield gr.skip(), _problem(error)
+
+    def pick(self, picked: dict[str, Any]) -> tuple[Any, ...]:
+        """What follows from a choice of the picker: an example, a file of the user's, or a saved state."""
+        untouched = [gr.skip()] * 7
+        try:
+            if "problem" in picked:
+                raise PrunekitError(str(picked["problem"]))
+            if "state" in picked:
+                query = Query.parse(picked["state"])
+                return *_restored(self.explorer, query), _last(query)
+            if "upload" in picked:
+                self.explorer.shown(Upload(**picked["upload"]), "").image()
+                return *untouched[:6], gr.Dropdown(choices=[], value=None), False, "", gr.skip()
+            example = self.explorer.known(picked["example"])
+        except Exception as error:
+            return *untouched, False, _problem(error), gr.skip()
+        choices = gr.Dropdown(choices=_questions(self.explorer, example), value=None)
+        return gr.skip(), example.question, *untouched[:4], choices, False, "", gr.skip()
+
+    def start(self, request: gr.Request) -> tuple[Any, ...]:
+        """The state that the page's address holds, or the page as it opens."""
+        state = request.query_params.get("state")
+        if state is None:
+            return *[gr.skip()] * 7, True, "", gr.skip()
+        try:
+            query = Query.parse(state)
+            return *_restored(self.explorer, query), _last(query)
+        except Exception as error:
+            return *[gr.skip()] * 7, False, _problem(error), gr.skip()
+
+    def halt(self, request: gr.Request) -> str:
+        """Stop the session's work."""
+        self.stops.stop(request)
+        return "stopped"
 
 
 def _tick(event: Event, progress: gr.Progress) -> Tick:

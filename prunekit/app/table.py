@@ -72,7 +72,7 @@ def _answers(
             max_new_tokens=explorer.max_new_tokens,
             progress=step,
         )
-        answers = {example.id: found for example, found in answered if not isinstance(found, RowError)}
+        answers = {example.id: answer for example, answer in answered if not isinstance(answer, RowError)}
     if not answers:
         raise PrunekitError("none of the examples can be answered")
     return answers

@@ -106,14 +106,14 @@ class Source:
         for number, (where, row) in enumerate(self.table.rows(), 1):
             if self.limit is not None and count >= self.limit:
                 return
-            found = self._fields(row)
-            if found is None:
+            parsed = self._fields(row)
+            if parsed is None:
                 continue
             asked: Sequence[Fields | str]
-            if isinstance(found, list):
-                asked = [{"id": f"{number}-{n}", **fields} for n, fields in enumerate(found, 1)]
+            if isinstance(parsed, list):
+                asked = [{"id": f"{number}-{n}", **fields} for n, fields in enumerate(parsed, 1)]
             else:
-                asked = [found]
+                asked = [parsed]
             for entries in asked[: None if self.limit is None else self.limit - count]:
                 count += 1
                 example = self.reader.example(where, number, entries)

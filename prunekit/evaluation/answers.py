@@ -60,9 +60,9 @@ def answer_all(
     def answer(batch: Sequence[Example]) -> list[Answer]:
         return _answer_batch(batcher, batch, pruner, max_new_tokens)
 
-    for example, found in survive(batcher.batches(examples, limit.size), answer, limit):
+    for example, answer_or_error in survive(batcher.batches(examples, limit.size), answer, limit):
         progress(1)
-        yield example, found
+        yield example, answer_or_error
 
 
 def _answer_batch(

@@ -83,8 +83,8 @@ def corpus_metrics(name: str, rows: Iterable[Prediction]) -> dict[str, dict[str,
     corpus = metric(name).corpus
     if corpus is None:
         return {}
-    held = list(rows)
-    pruned, dense = ([side for _, side in corpus_sides(held, dense)] for dense in (False, True))
+    listed = list(rows)
+    pruned, dense = ([side for _, side in corpus_sides(listed, dense)] for dense in (False, True))
     return {"extra": corpus(pruned), "dense_extra": corpus(dense)}
 
 

@@ -119,14 +119,14 @@ def published_table(sweep: Path, name: str) -> tuple[str, dict[str, object]]:
     """The table of a target as Markdown, and its record: each cell of which something ran, ours beside the published
     value, and whether our interval covers it."""
     target = target_named(name)
-    found = {outcome.row: outcome for outcome in outcomes(sweep)}
-    runs = {row: read_run(outcome.folder) for row, outcome in found.items() if outcome.error is None}
+    by_row = {outcome.row: outcome for outcome in outcomes(sweep)}
+    runs = {row: read_run(outcome.folder) for row, outcome in by_row.items() if outcome.error is None}
     record: list[dict[str, object]] = []
     lines = []
     for row, benchmark, value in target.cells():
         jobs = [_job(row, benchmark)] if row != DENSE else [_job(other, benchmark) for other in target.rows]
         run = next((runs[job] for job in jobs if job in runs), None)
-        failed = next((found[job].error for job in jobs if job in found), None)
+        failed = next((by_row[job].error for job in jobs if job in by_row), None)
         if run is None and failed is None:  # left out of this sweep
             continue
         measure, cell = target.benchmarks[benchmark], {"row": row, "benchmark": benchmark, "published": value}

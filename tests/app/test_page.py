@@ -64,15 +64,15 @@ def serving(explorer):
     page.close(verbose=False)
 
 
-def values(found: dict, steps: list[list[str]], action: str = "js") -> list:
+def values(visit: dict, steps: list[list[str]], action: str = "js") -> list:
     """What the steps of a kind gave."""
-    return [value for step, value in zip(steps, found["values"], strict=True) if step[0] == action]
+    return [value for step, value in zip(steps, visit["values"], strict=True) if step[0] == action]
 
 
-def check_quiet(found: dict, address: str) -> None:
+def check_quiet(visit: dict, address: str) -> None:
     """No message on the console, and no request to anybody else."""
-    assert found["console"] == []
-    assert all(request.startswith((address, "data:", "blob:")) for request in found["requests"])
+    assert visit["console"] == []
+    assert all(request.startswith((address, "data:", "blob:")) for request in visit["requests"])
 
 
 def test_ask_slide_and_change(explorer, address, tmp_path):
@@ -93,9 +93,9 @@ def test_ask_slide_and_change(explorer, address, tmp_path):
         ["js", "document.querySelector('#view .link').href"],
         ["click", "#view .save"], ["file", str(tmp_path / "prunekit-explorer.json")],
     ]  # fmt: skip
-    found = drive(address, steps, tmp_path)
-    check_quiet(found, address)
-    js = iter(values(found, steps))
+    visit = drive(address, steps, tmp_path)
+    check_quiet(visit, address)
+    js = iter(values(visit, steps))
     labels, cut, drawn = next(js), next(js), next(js)
     assert labels[0] == "dense: all 144 tokens" and labels[2] == "fastv: 36 tokens stay, cut before layer 2"
     assert cut == "after cut 2 of 2"
@@ -147,9 +147,9 @@ def test_wrong_input_and_an_own_picture(explorer, address, tmp_path):
         ["js", "document.querySelectorAll('#view .link').length"],
         ["click", "#view .save"], ["file", str(tmp_path / "prunekit-explorer.json")],
     ]  # fmt: skip
-    found = drive(address, steps, tmp_path)
-    check_quiet(found, address)
-    assert "budget" in values(found, steps)[0] and values(found, steps)[1] == 0
+    visit = drive(address, steps, tmp_path)
+    check_quiet(visit, address)
+    assert "budget" in values(visit, steps)[0] and values(visit, steps)[1] == 0
     saved = Query.parse((tmp_path / "prunekit-explorer.json").read_text())
     assert saved.upload is not None and saved.upload.content() == (tmp_path / "own.png").read_bytes()
     assert [path for path in (tmp_path / "gradio").rglob("*") if path.is_file()] == []  # uploads stay in memory
@@ -159,8 +159,8 @@ def test_wrong_input_and_an_own_picture(explorer, address, tmp_path):
 
 
 def test_a_broken_link_is_one_line(address, tmp_path):
-    found = drive(f"{address}?state=nonsense", [problem("no state that the explorer saved")], tmp_path)
-    check_quiet(found, address)
+    visit = drive(f"{address}?state=nonsense", [problem("no state that the explorer saved")], tmp_path)
+    check_quiet(visit, address)
 
 
 def test_two_users_at_once(explorer, address, tmp_path):
@@ -222,7 +222,7 @@ def test_a_table_over_the_data(explorer, address, tmp_path):
         ["click", "#fill"], ["until", f"{rows}.length === 5"], ["js", rows],
         ["js", "document.querySelector('#table tbody').innerText"],
     ]  # fmt: skip
-    found = drive(address, steps, tmp_path)
-    check_quiet(found, address)
-    names, text = values(found, steps)
+    visit = drive(address, steps, tmp_path)
+    check_quiet(visit, address)
+    names, text = values(visit, steps)
     assert names == ["dense", OWN, "fastv", "visionzip", "random"] and "1.000" in text

@@ -180,13 +180,16 @@ def test_a_presets_row(name, tmp_path):
     row, question, answers, own_id = ROWS[name]
     options = preset(name)
     assert options["name"] == name and options["path"].count("/") == 1 and options["metric"] in METRICS
-    found = open_source({**options, "path": str(parquet(tmp_path / "rows.parquet", row))})
-    (example,) = found
+    loaded_rows = open_source({**options, "path": str(parquet(tmp_path / "rows.parquet", row))})
+    (example,) = loaded_rows
     assert not example.error, example.error
     assert (example.question, example.answers, example.id) == (question, answers, own_id)
     assert example.task == TASKS.get(name, name) and example.image().size == (8, 6)
     perfect = "blue" if answers == tuple(TEN) else answers[0]
-    assert metric(found.metric).score(perfect, example) == 1 and metric(found.metric).score("zebra", example) == 0
+    assert (
+        metric(loaded_rows.metric).score(perfect, example) == 1
+        and metric(loaded_rows.metric).score("zebra", example) == 0
+    )
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -220,8 +223,8 @@ def test_questions_that_do_not_count_are_left_out(tmp_path):
     assert [e.id for e in open_source({**preset("seed"), "path": str(path), "limit": 1})] == ["instance counting#9"]
     science, *_ = ROWS["scienceqa"]
     path = parquet(tmp_path / "science.parquet", {**science, "image": None}, {**science, "hint": ""})
-    (found,) = open_source({**preset("scienceqa"), "path": str(path)})
-    assert found.question.startswith("Which state?")
+    (loaded_rows,) = open_source({**preset("scienceqa"), "path": str(path)})
+    assert loaded_rows.question.startswith("Which state?")
     path = parquet(tmp_path / "video.parquet", {**seed, "data_type": "video"})
     with pytest.raises(ValueError, match=r"video\.parquet: no rows"):
         list(open_source({**preset("seed"), "path": str(path)}))
@@ -230,8 +233,8 @@ def test_questions_that_do_not_count_are_left_out(tmp_path):
 def test_vqa_answers_as_older_copies_have_them(tmp_path):
     row, _, answers, _ = ROWS["vqav2"]
     path = parquet(tmp_path / "rows.parquet", {**row, "answers": {"answer": TEN, "answer_id": list(range(10))}})
-    (found,) = open_source({**preset("vqav2"), "path": str(path)})
-    assert found.answers == answers
+    (loaded_rows,) = open_source({**preset("vqav2"), "path": str(path)})
+    assert loaded_rows.answers == answers
 
 
 @pytest.fixture
@@ -262,12 +265,12 @@ def gqa_copy(tmp_path):
 def test_a_local_copy_of_a_repository_with_its_images_apart(gqa_copy, streaming, monkeypatch, tmp_path):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     options = {**preset("gqa"), "path": str(gqa_copy), "streaming": streaming}
-    found = open_source(options)
-    first, second, third = found
+    loaded_rows = open_source(options)
+    first, second, third = loaded_rows
     assert first.image().getpixel((0, 0)) == (0, 0, 255) and second.image().getpixel((0, 0)) == (255, 0, 0)
     assert third.error == f"{gqa_copy} testdev_balanced_instructions testdev row 3: no image"
-    assert operator.length_hint(found, -1) == (-1 if streaming else 3)
-    assert list(found) == [first, second, third]  # a source can be gone through again
+    assert operator.length_hint(loaded_rows, -1) == (-1 if streaming else 3)
+    assert list(loaded_rows) == [first, second, third]  # a source can be gone through again
 
 
 @pytest.mark.parametrize("streaming", [True, False])
@@ -354,9 +357,9 @@ def test_each_description_of_an_object_is_a_question(tmp_path):
     row, *_ = ROWS["refcoco"]
     rows = [{**row, "answer": ["left man ", "in red"]}, {**row, "bbox": [1.0, 1.0, 0.0, 2.0]}, {**row, "answer": []}]
     options = {**preset("refcoco"), "path": str(parquet(tmp_path / "rows.parquet", *rows))}
-    first, second, third, fourth = found = list(open_source(options))
+    first, second, third, fourth = loaded_rows = list(open_source(options))
     assert [e.question.removeprefix(UNIT_BOX) for e in (first, second)] == ["left man", "in red"]
-    assert len({e.id for e in found}) == 4 and first.regions == ((2, 2, 6, 4),)
+    assert len({e.id for e in loaded_rows}) == 4 and first.regions == ((2, 2, 6, 4),)
     assert third.error.endswith("row 2: box must be left, top, width and height in pixels, not [1.0, 1.0, 0.0, 2.0]")
     assert fourth.error.endswith("row 3: answer is an empty list")
     assert len(list(open_source({**options, "limit": 1}))) == 1
@@ -380,8 +383,8 @@ def test_each_description_of_an_object_is_a_question(tmp_path):
 def test_a_box_in_the_notation_of_each_family(style, question, answer, tmp_path):
     path = parquet(tmp_path / "rows.parquet", ROWS["refcoco"][0])
     options = {**preset("refcoco"), "path": str(path)}
-    (found,) = open_source({**options, "style": style})
-    assert found.question.endswith(question) and found.answers == (answer,)
+    (loaded_rows,) = open_source({**options, "style": style})
+    assert loaded_rows.question.endswith(question) and loaded_rows.answers == (answer,)
     (own,) = open_source({**options, "style": style, "prompt": "Where is {question}?"})
     assert own.question == "Where is left man?" and own.answers == (answer,)  # what was asked for stays
     with pytest.raises(ValueError, match=r"Unknown data\.style 'qwen9'\. Did you mean 'qwen"):

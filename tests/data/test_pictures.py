@@ -52,17 +52,17 @@ def test_a_picture_is_turned_as_datasets_and_transformers_turn_it(orientation, k
     from PIL import ImageOps
 
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
-    found = loaded(content)
-    assert found.mode == "RGB" and found.size == (SIZE if orientation < 5 else SIZE[::-1])
-    assert np.array_equal(np.asarray(found), np.asarray(expected))
-    again = ImageOps.exif_transpose(found)  # by whoever gets it: nothing is turned twice
-    assert np.array_equal(np.asarray(again), np.asarray(found))
+    pixels = loaded(content)
+    assert pixels.mode == "RGB" and pixels.size == (SIZE if orientation < 5 else SIZE[::-1])
+    assert np.array_equal(np.asarray(pixels), np.asarray(expected))
+    again = ImageOps.exif_transpose(pixels)  # by whoever gets it: nothing is turned twice
+    assert np.array_equal(np.asarray(again), np.asarray(pixels))
     assert orientation == 1 or orientation in TURNS
 
 
 def test_a_picture_whose_exif_is_broken_is_read_as_it_stands():
-    found = loaded(encoded(quarters(), "JPEG", exif=b"Exif\0\0not a tag at all", quality=95))
-    assert found.size == SIZE
+    pixels = loaded(encoded(quarters(), "JPEG", exif=b"Exif\0\0not a tag at all", quality=95))
+    assert pixels.size == SIZE
 
 
 def deep(kind: str, mode: str) -> bytes:
@@ -72,24 +72,24 @@ def deep(kind: str, mode: str) -> bytes:
 
 @pytest.mark.parametrize(("kind", "mode"), [("PNG", "I;16"), ("TIFF", "I;16"), ("TIFF", "I;16B"), ("PPM", "I")])
 def test_sixteen_bits_of_grey_are_scaled_not_clipped(kind, mode):
-    found = np.asarray(loaded(deep(kind, mode)))
-    assert found.shape == (*RAMP.shape, 3)
-    assert np.abs(found[..., 0] - RAMP / 257).max() <= 0.51
-    assert np.array_equal(found[..., 0], found[..., 2])
+    pixels = np.asarray(loaded(deep(kind, mode)))
+    assert pixels.shape == (*RAMP.shape, 3)
+    assert np.abs(pixels[..., 0] - RAMP / 257).max() <= 0.51
+    assert np.array_equal(pixels[..., 0], pixels[..., 2])
 
 
 def test_sixteen_bits_are_turned_too():
     exif = Image.Exif()
     exif[ORIENTATION] = 6
-    found = loaded(encoded(Image.fromarray(RAMP.round().astype(np.uint16)), "PNG", exif=exif.tobytes()))
-    assert found.size == SIZE[::-1]
-    assert np.abs(np.asarray(found)[..., 0] - np.rot90(RAMP, -1) / 257).max() <= 0.51
+    pixels = loaded(encoded(Image.fromarray(RAMP.round().astype(np.uint16)), "PNG", exif=exif.tobytes()))
+    assert pixels.size == SIZE[::-1]
+    assert np.abs(np.asarray(pixels)[..., 0] - np.rot90(RAMP, -1) / 257).max() <= 0.51
 
 
 def test_sixteen_bits_whose_white_is_nought():
-    found = np.asarray(loaded(encoded(Image.fromarray(RAMP.round().astype(np.uint16)), "TIFF", tiffinfo={262: 0})))
+    pixels = np.asarray(loaded(encoded(Image.fromarray(RAMP.round().astype(np.uint16)), "TIFF", tiffinfo={262: 0})))
     plain = np.asarray(loaded(encoded(Image.fromarray(RAMP.round().astype(np.uint16)), "TIFF")))
-    assert np.abs(found.astype(int) + plain.astype(int) - 255).max() <= 1
+    assert np.abs(pixels.astype(int) + plain.astype(int) - 255).max() <= 1
 
 
 @pytest.mark.parametrize(("kind", "dtype", "mode"), [("TIFF", np.int32, "I"), ("TIFF", np.float32, "F")])
@@ -121,16 +121,16 @@ def test_what_is_transparent_stands_on_white(mode):
     else:
         options = {"transparency": bytes([0, 100, 200, 255]) if mode == "P" else clear[mode]}
     content = encoded(picture, "PNG", **options)
-    found, stored = np.asarray(loaded(content)), Image.open(io.BytesIO(content)).convert("RGBA")
-    assert np.array_equal(found, convert_to_rgb(Image.open(io.BytesIO(content)), return_numpy=True))
+    pixels, stored = np.asarray(loaded(content)), Image.open(io.BytesIO(content)).convert("RGBA")
+    assert np.array_equal(pixels, convert_to_rgb(Image.open(io.BytesIO(content)), return_numpy=True))
     colours, share = np.asarray(stored)[..., :3].astype(float), np.asarray(stored)[..., 3:] / 255
-    assert share.min() < 1 and np.abs(found - (colours * share + 255 * (1 - share))).max() <= 1
+    assert share.min() < 1 and np.abs(pixels - (colours * share + 255 * (1 - share))).max() <= 1
 
 
 def test_the_clear_number_of_sixteen_bits_is_white():
     values = np.array([[0, 30000, 65535], [30000, 257, 30001]], np.uint16)
-    found = np.asarray(loaded(encoded(Image.fromarray(values), "PNG", transparency=30000)))
-    assert found[..., 0].tolist() == [[0, 255, 255], [255, 1, 117]]
+    pixels = np.asarray(loaded(encoded(Image.fromarray(values), "PNG", transparency=30000)))
+    assert pixels[..., 0].tolist() == [[0, 255, 255], [255, 1, 117]]
 
 
 def test_regions_are_of_the_upright_picture():

@@ -101,8 +101,8 @@ def runs(model: Any, batch: Batch, pruner: prunekit.Pruner, new: int = 0, **more
         if not new:
             return prompt, None, trace
         options = dict(do_sample=False, output_logits=True, return_dict_in_generate=True)
-        made = model.generate(**batch.inputs, max_new_tokens=new, **options, **more)
-    return prompt, torch.stack(made.logits, 1), trace
+        output = model.generate(**batch.inputs, max_new_tokens=new, **options, **more)
+    return prompt, torch.stack(output.logits, 1), trace
 
 
 @pytest.mark.parametrize("layers", [[2, 4], [0]])

@@ -29,9 +29,9 @@ def rows(tmp_path):
     Image.radial_gradient("L").resize((24, 24)).save(tmp_path / "round.png")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     shown = [["wide.png"], ["round.png"], ["wide.png", "round.png"], ["broken.png"]]
-    found = [{"image": files, "question": f"what is in {len(files)}?", "answers": ["x"]} for files in shown]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, found)))
-    return found
+    questions = [{"image": files, "question": f"what is in {len(files)}?", "answers": ["x"]} for files in shown]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    return questions
 
 
 def infer_data(model: Prunekit, structs: list) -> list[str]:

@@ -30,8 +30,8 @@ def test_overlap_in_each_notation_is_that_of_the_pixels(name):
     for _ in range(60):
         size = rng.randint(20, 60), rng.randint(20, 60)
         one, two = draw(rng, size), draw(rng, size)
-        found = iou(style.write(two, size), style.write(one, size))
-        assert found == pytest.approx(counted(one, two), abs=0.12 if name == "paligemma" else 0.02)
+        ours = iou(style.write(two, size), style.write(one, size))
+        assert ours == pytest.approx(counted(one, two), abs=0.12 if name == "paligemma" else 0.02)
 
 
 def test_a_cropped_image_shows_the_part_of_a_box_inside_it():

@@ -145,10 +145,10 @@ def test_hallusionbench_by_answer_question_and_figure():
          "dense_correct": 0}
         for own, good in right.items()
     ]  # fmt: skip
-    found = corpus_metrics("hallusion", rows)
+    totals = corpus_metrics("hallusion", rows)
     # Questions: VD 0 right about both figures, VD 1 wrong about one, VS 0 right. Figures: VD 1 has a wrong answer.
-    assert found["extra"] == {"aAcc": 0.8, "qAcc": pytest.approx(2 / 3), "fAcc": pytest.approx(2 / 3)}
-    assert set(found["dense_extra"].values()) == {0.0}
+    assert totals["extra"] == {"aAcc": 0.8, "qAcc": pytest.approx(2 / 3), "fAcc": pytest.approx(2 / 3)}
+    assert set(totals["dense_extra"].values()) == {0.0}
 
 
 def test_ocrbench_counts_right_answers():

@@ -39,7 +39,7 @@ def wide(attn: str) -> torch.nn.Module:
     return model.eval()
 
 
-def check_rounding(found: torch.Tensor, values: torch.Tensor, scheme: str) -> None:
+def check_rounding(rounded: torch.Tensor, values: torch.Tensor, scheme: str) -> None:
     """A block with one scale: every value is the nearest that the scheme has."""
     top = values.abs().max()
     if scheme == "nf4":  # quantiles of the normal distribution, with nought among them (Dettmers et al. 2023, app. E)
@@ -47,25 +47,25 @@ def check_rounding(found: torch.Tensor, values: torch.Tensor, scheme: str) -> No
             -1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.0910500, 0.0, 0.0795803, 0.1609302,
             0.2461123, 0.3379152, 0.4407098, 0.5626170, 0.7229568, 1.0,
         ])  # fmt: skip
-        near, off = ((block[:, None] / top - levels).abs().amin(1) for block in (values, found))
-        assert off.max() < 0.01 and ((found - values).abs() <= (near + 0.01) * top).all()  # its kernel rounds, too
+        near, off = ((block[:, None] / top - levels).abs().amin(1) for block in (values, rounded))
+        assert off.max() < 0.01 and ((rounded - values).abs() <= (near + 0.01) * top).all()  # its kernel rounds, too
         return
     bits = int(scheme[-1])
-    steps, scale = found / (2 * top / (2**bits - 1)), 2 * top / (2**bits - 1)
+    steps, scale = rounded / (2 * top / (2**bits - 1)), 2 * top / (2**bits - 1)
     assert (steps - steps.round()).abs().max() < 1e-3
     assert -(2 ** (bits - 1)) <= steps.round().min() and steps.round().max() <= 2 ** (bits - 1) - 1
-    assert (found - values).abs().max() <= 0.501 * scale
+    assert (rounded - values).abs().max() <= 0.501 * scale
 
 
 def test_weights_are_rounded_block_by_block_and_nothing_else_changes(scheme):
     plain, small = wide("sdpa"), quantise(wide("sdpa"), scheme)
     before, after = (m.model.language_model.layers[1].mlp.down_proj for m in (plain, small))
     with torch.no_grad():
-        weight, found = before(torch.eye(128)).T, after(torch.eye(128)).T
+        weight, rounded = before(torch.eye(128)).T, after(torch.eye(128)).T
     size = {"int8": 128, "int4": 32, "nf4": 64}[scheme]
-    for block, values in zip(found.reshape(-1, size), weight.reshape(-1, size), strict=True):
+    for block, values in zip(rounded.reshape(-1, size), weight.reshape(-1, size), strict=True):
         check_rounding(block, values, scheme)
-    assert not torch.allclose(found, weight, atol=1e-3)
+    assert not torch.allclose(rounded, weight, atol=1e-3)
     outside = [n for n, p in plain.named_parameters() if ".layers." not in n or "vision" in n]
     others = dict(small.named_parameters())
     assert len(outside) > 20 and all(torch.equal(plain.get_parameter(n), others[n]) for n in outside)
@@ -79,8 +79,8 @@ def test_removal_equals_masking(scheme, family, padding):
 
     if scheme == "nf4" and family != "llava":
         pytest.skip("the zoo's widths are no multiples of 64")
-    found = difference(family, "sdpa", padding, "progressive", build=build)
-    assert found["moved"] > 0.05 and max(found["prompt"], found["decode"]) < TOLERANCE
+    rounded = difference(family, "sdpa", padding, "progressive", build=build)
+    assert rounded["moved"] > 0.05 and max(rounded["prompt"], rounded["decode"]) < TOLERANCE
 
 
 @pytest.fixture

@@ -50,9 +50,9 @@ def test_clicking_through_the_page(page):
         ["js", "window.harm || 0"], ["js", "document.querySelectorAll('main img, main script').length"],
         ["js", "document.querySelectorAll('#pareto circle').length"], ["shot", str(page.parent / "page.png")],
     ]  # fmt: skip
-    found = drive(str(page), steps, page.parent)
-    assert found["console"] == [] and all(u.startswith(("file:", "data:", "blob:")) for u in found["requests"])
-    values = iter([v for step, v in zip(steps, found["values"], strict=True) if step[0] == "js"])
+    visit = drive(str(page), steps, page.parent)
+    assert visit["console"] == [] and all(u.startswith(("file:", "data:", "blob:")) for u in visit["requests"])
+    values = iter([v for step, v in zip(steps, visit["values"], strict=True) if step[0] == "js"])
     before, down, falling, up, rising = (next(values) for _ in range(5))
     numbers = [float(text.split()[0]) for text in before]
     assert (down, up) == ("descending", "ascending")

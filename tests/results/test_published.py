@@ -84,7 +84,7 @@ def test_cells_by_command(monkeypatch, tmp_path, model_folder, pope):
     ]  # fmt: skip
     code, out, err = run_main(monkeypatch, *command)
     assert code == 0, err
-    rng, made = random.Random(5), {}
+    rng, by_method = random.Random(5), {}
     for name, share in (("ToMe", 0.843), ("DivPrune", 0.2)):
         path = folder / f"{name}_64_pope" / "predictions.jsonl"
         rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -96,11 +96,14 @@ def test_cells_by_command(monkeypatch, tmp_path, model_folder, pope):
         metrics = json.loads((path.parent / "metrics.json").read_text())
         metrics |= {"extra": {"f1": f1(rows, "prediction")}, "dense_extra": {"f1": f1(rows, "dense_prediction")}}
         (path.parent / "metrics.json").write_text(json.dumps(metrics))
-        made[name] = rows
+        by_method[name] = rows
     text, record = published_table(folder, "restore_llava")
     cells = {(cell["row"], cell["benchmark"]): cell for cell in record["cells"]}
     assert set(cells) == {(row, "pope") for row in (DENSE, "ToMe 64", "DivPrune 64", "FastV 64")}
-    for row, rows, key in (("ToMe 64", made["ToMe"], "prediction"), ("DivPrune 64", made["DivPrune"], "prediction")):
+    for row, rows, key in (
+        ("ToMe 64", by_method["ToMe"], "prediction"),
+        ("DivPrune 64", by_method["DivPrune"], "prediction"),
+    ):
         cell = cells[row, "pope"]
         assert cell["ours"] == pytest.approx(100 * f1(rows, key)) and cell["ci"][0] < cell["ours"] < cell["ci"][1]
         assert cell["covered"] == (cell["ci"][0] <= cell["published"] <= cell["ci"][1])

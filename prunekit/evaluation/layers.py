@@ -27,9 +27,9 @@ class LayerRow(TypedDict):
 
     layer: int
     accuracy: float
-    accuracy_ci: list[float]
+    accuracy_ci: list[float] | None
     change: float
-    change_ci: list[float]
+    change_ci: list[float] | None
     flops_ratio: float
     kv_ratio: float
     prefill_ratio: float

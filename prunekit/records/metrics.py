@@ -39,11 +39,11 @@ class Metrics(TypedDict, total=False):
     errors: int
     examples_per_task: dict[str, int]
     accuracy: dict[str, float]
-    accuracy_ci: dict[str, list[float]]
+    accuracy_ci: dict[str, list[float] | None]
     dense_accuracy: dict[str, float]
-    dense_accuracy_ci: dict[str, list[float]]
+    dense_accuracy_ci: dict[str, list[float] | None]
     change: dict[str, float]
-    change_ci: dict[str, list[float]]
+    change_ci: dict[str, list[float] | None]
     tokens_per_layer: list[float]
     flops_formula: str
     flops_ratio: float

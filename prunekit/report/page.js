@@ -106,8 +106,8 @@
   function pareto() {
     const cost = byId("cost").value;
     plot(byId("pareto"), cost, (row) => {
-      const [low, high] = row.interval.map(percent);
-      return `${row.label}\n${percent(row.accuracy)} % [${low}, ${high}]\n${data.costs[cost]}: ${row.costs[cost].toFixed(3)}`;
+      const ends = row.interval ? row.interval.map(percent).join(", ") : "–";
+      return `${row.label}\n${percent(row.accuracy)} % [${ends}]\n${data.costs[cost]}: ${row.costs[cost].toFixed(3)}`;
     });
   }
   function layers() {

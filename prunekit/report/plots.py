@@ -54,8 +54,8 @@ def draw_pareto(comparison: Comparison, cost: str = COSTS[0]) -> Figure:
         for place, row in zip(places, rows, strict=True):
             _draw_point(axis, place, row, numbers[row.entry.label], color=colour, marker=marker)
     dense = next(row for row in comparison.rows if not row.entry.runs)
-    low, high = (100 * x for x in dense.intervals["mean"])
-    axis.axhspan(low, high, color=GREY, alpha=0.12, linewidth=0)
+    if (ends := dense.intervals["mean"]) is not None:
+        axis.axhspan(*(100 * end for end in ends), color=GREY, alpha=0.12, linewidth=0)
     axis.axhline(100 * dense.accuracy["mean"], color=GREY, linestyle="--", linewidth=1, label="dense, 95 % interval")
     _draw_point(axis, 1.0, dense, numbers[dense.entry.label], color=GREY, marker="o")
     moved = " (points of equal cost stand side by side, the first in its place)" if any(shifts.values()) else ""
@@ -83,7 +83,8 @@ def _figure(entries: int) -> tuple[Figure, Axes]:
 
 def _draw_point(axis: Axes, x: float, row: Row, number: int, color: str, marker: str) -> None:
     """A row's accuracy at x with its interval; the page knows both by the row's ``number`` in the table."""
-    middle, (low, high) = row.accuracy["mean"], row.intervals["mean"]
+    middle = row.accuracy["mean"]
+    low, high = row.intervals["mean"] or (middle, middle)
     sides = [[100 * max(middle - low, 0.0)], [100 * max(high - middle, 0.0)]]
     point, caps, bars = axis.errorbar(
         [x], [100 * middle], yerr=sides, elinewidth=0.7, capsize=2, color=color, marker=marker, **MARKER

@@ -15,13 +15,13 @@ class Estimate:
 
     Attributes:
         by_task: one of each task, and their mean under "mean".
-        interval: the 95 % bootstrap interval of the mean.
+        interval: the 95 % bootstrap interval of the mean; None where the questions are of one image.
         intervals: those of the tasks, and of the mean, where they were worked out.
     """
 
     by_task: Mapping[str, float]
-    interval: Sequence[float]
-    intervals: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    interval: Sequence[float] | None
+    intervals: Mapping[str, Sequence[float] | None] = field(default_factory=dict)
 
     @property
     def mean(self) -> float:
@@ -116,7 +116,9 @@ def task_columns(tasks: Iterable[str]) -> dict[str, Column]:
     return {f"accuracy/{task}": Column(task) for task in tasks}
 
 
-def by_task(accuracy: Mapping[str, float], intervals: Mapping[str, Sequence[float]] | None = None) -> dict[str, Value]:
+def by_task(
+    accuracy: Mapping[str, float], intervals: Mapping[str, Sequence[float] | None] | None = None
+) -> dict[str, Value]:
     """The values of ``task_columns``, with their ``intervals`` where these are to be shown."""
     shown = intervals or {}
     return {

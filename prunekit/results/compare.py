@@ -13,6 +13,7 @@ from prunekit.results.columns import Estimate
 from prunekit.results.difficulty import groups, is_downsampled
 from prunekit.results.entries import DENSE, Entry
 from prunekit.results.statistics import (
+    Interval,
     accuracies,
     bootstrap,
     holm,
@@ -36,7 +37,7 @@ class Difference:
 
     other: str
     value: float
-    interval: list[float]
+    interval: Interval
     p: float
     adjusted: float = 1.0
 
@@ -53,7 +54,7 @@ class Group:
     control: str
     examples: int
     accuracy: float
-    interval: list[float]
+    interval: Interval
 
 
 @dataclass
@@ -63,11 +64,11 @@ class Row:
 
     entry: Entry
     accuracy: dict[str, float]
-    intervals: dict[str, list[float]]
+    intervals: dict[str, Interval]
     over_dense: Difference
     over_reference: Difference | None = None
     seeds: int = 1
-    seed_interval: list[float] | None = None
+    seed_interval: Interval = None
     groups: dict[str, Group] = field(default_factory=dict)
     best: set[str] = field(default_factory=set)
 

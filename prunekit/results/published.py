@@ -93,7 +93,7 @@ def measured(run: Run, measure: Measure, dense: bool) -> Estimate:
     if measure.number == "accuracy":
         own = (numbers["dense_accuracy"], numbers["dense_accuracy_ci"]) if dense else None
         accuracy, ci = own or (numbers["accuracy"], numbers["accuracy_ci"])
-        return Estimate({"mean": scale * accuracy["mean"]}, [scale * end for end in ci["mean"]])
+        return Estimate({"mean": scale * accuracy["mean"]}, ci["mean"] and [scale * end for end in ci["mean"]])
     extra = (numbers.get("dense_extra") if dense else numbers.get("extra")) or {}
     corpus = metric(str(numbers.get("metric"))).corpus
     if corpus is None or measure.number not in extra:
@@ -101,8 +101,11 @@ def measured(run: Run, measure: Measure, dense: bool) -> Estimate:
     by_image: dict[str, list[Side]] = {}
     for row, side in corpus_sides(run.rows.values(), dense):
         by_image.setdefault(row["image_id"], []).append(side)
+    mean = {"mean": scale * extra[measure.number]}
+    if len(by_image) < 2:
+        return Estimate(mean, None)
     draws = _bootstrap([*by_image.values()], lambda rows: corpus(rows).get(measure.number, 0.0))
-    return Estimate({"mean": scale * extra[measure.number]}, [scale * end for end in interval(draws)])
+    return Estimate(mean, interval(scale * draws))
 
 
 def _bootstrap(images: Sequence[Sequence[Side]], number: Callable[[Sequence[Side]], float]) -> np.ndarray:
@@ -135,14 +138,15 @@ def published_table(sweep: Path, name: str) -> tuple[str, dict[str, object]]:
             lines.append([row, benchmark, f"{value:g}", NONE, NONE, f"no result: {failed}"])
             continue
         ours = measured(run, measure, dense=row == DENSE)
-        low, high = ours.interval
-        verdict = "covered" if low <= value <= high else f"published is {'above' if value > high else 'below'}"
+        covered = None if ours.interval is None else ours.interval[0] <= value <= ours.interval[1]
+        side = "above" if value > ours.mean else "below"
+        verdict = {None: NONE, True: "covered", False: f"published is {side}"}[covered]
         lines.append([
             row, benchmark, f"{value:g}", with_interval(ours.mean, ours.interval, scale=1),
             str(run.metrics["examples"]), verdict,
         ])  # fmt: skip
-        record.append({**cell, "ours": ours.mean, "ci": [low, high], "examples": run.metrics["examples"],
-                       "covered": low <= value <= high})  # fmt: skip
+        record.append({**cell, "ours": ours.mean, "ci": ours.interval, "examples": run.metrics["examples"],
+                       "covered": covered})  # fmt: skip
     head = (
         f"`{name}`: {target.lineage}. Ours with 95 % bootstrap intervals over images; a published value has an "
         "interval of its own, which is not known."

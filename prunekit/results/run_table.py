@@ -11,7 +11,7 @@ from prunekit.results.numbers import ratio, with_interval
 from prunekit.results.screen import screen_table, show
 
 
-def _percent(value: float, interval: list[float], signed: bool = False) -> str:
+def _percent(value: float, interval: Sequence[float] | None, signed: bool = False) -> str:
     number, _, ends = with_interval(value, interval, signed=signed).partition(" ")
     return f"{number} [dim]\\{ends}[/dim]"
 

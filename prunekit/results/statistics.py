@@ -12,6 +12,9 @@ LEVEL = 0.95
 BLOCK = 2**21
 """Numbers of resampling weights held at a time."""
 
+Interval = list[float] | None
+"""The two ends; None where questions about one image alone say nothing of other images."""
+
 
 class Asked(Protocol):
     """What is resampled together (``image_id``) and averaged apart (``task``)."""
@@ -37,7 +40,7 @@ def accuracies(examples: Sequence[Asked], values: Sequence[float]) -> dict[str, 
     return {"mean": float(np.mean(list(per_task.values()))), **per_task}
 
 
-def intervals(examples: Sequence[Asked], values: Sequence[float], seed: int = 0) -> dict[str, list[float]]:
+def intervals(examples: Sequence[Asked], values: Sequence[float], seed: int = 0) -> dict[str, Interval]:
     """95 % percentile bootstrap interval of each entry of ``accuracies``.
 
     ``values`` may be differences of two runs on the same examples: the interval is then that of the paired difference.
@@ -59,7 +62,8 @@ def bootstrap(examples: Sequence[Asked], values: np.ndarray, seed: int = 0, resa
 
     Returns:
         [resamples, runs, 1 + tasks]: the mean over tasks, then each task of ``task_names``; NaN where a draw has no
-        example of a task. One draw is of the same images for all runs, so differences of runs are paired.
+        example of a task, and in all draws where all its examples are of one image. One draw is of the same images for
+        all runs, so differences of runs are paired.
     """
     tasks = {task: i for i, task in enumerate(task_names(examples))}
     images = {image: i for i, image in enumerate(dict.fromkeys(e.image_id for e in examples))}
@@ -76,7 +80,9 @@ def bootstrap(examples: Sequence[Asked], values: np.ndarray, seed: int = 0, resa
         total = np.tensordot(weights, sums, 1)
         shares.append(np.divide(total, drawn, out=np.full_like(total, np.nan), where=drawn > 0))
     per_task = np.concatenate(shares)
-    return np.concatenate([np.nanmean(per_task, axis=2, keepdims=True), per_task], axis=2)
+    drawn = np.concatenate([np.nanmean(per_task, axis=2, keepdims=True), per_task], axis=2)
+    drawn[..., [len(images) < 2, *((counts > 0).sum(0) < 2)]] = np.nan
+    return drawn
 
 
 def over_seeds(draws: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -89,7 +95,7 @@ def over_seeds(draws: np.ndarray, seed: int = 0) -> np.ndarray:
     return np.einsum("bs,bs...->b...", weights / count, draws)
 
 
-def seed_interval(values: Sequence[float]) -> list[float] | None:
+def seed_interval(values: Sequence[float]) -> Interval:
     """95 % interval of the mean over seeds alone, by Student's t; None for one seed, which says nothing of others."""
     from scipy import stats
 
@@ -100,8 +106,10 @@ def seed_interval(values: Sequence[float]) -> list[float] | None:
     return [middle - half, middle + half]
 
 
-def interval(draws: np.ndarray) -> list[float]:
-    """The 95 % percentile interval of bootstrap draws [resamples]."""
+def interval(draws: np.ndarray) -> Interval:
+    """The 95 % percentile interval of bootstrap draws [resamples]; None where all of them are NaN."""
+    if np.isnan(draws).all():
+        return None
     tails = [100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2]
     return [float(x) for x in np.nanpercentile(draws, tails)]
 

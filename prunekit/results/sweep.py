@@ -185,7 +185,7 @@ def judge(
         if claim.task is not None:
             check_choice("task in sweep.table.claims:", claim.task, over.intervals)
             over = Estimate({"mean": over.by_task[claim.task]}, over.intervals[claim.task])
-        low, high = over.interval
+        low, high = over.interval or (-np.inf, np.inf)
         verdict = "holds" if low > claim.margin else "does not hold" if high < claim.margin else "open"
         return Judged(claim, verdict, difference=over)
     return Judged(claim, "not measured")

@@ -84,7 +84,7 @@ class Judged:
         claim = self.claim
         record: dict[str, object] = {"text": claim.text, "published": str(claim.published), "verdict": self.verdict}
         if self.difference is not None:
-            return {**record, "difference": self.difference.mean, "ci": [*self.difference.interval]}
+            return {**record, "difference": self.difference.mean, "ci": self.difference.interval}
         return record if self.measured is None else {**record, "measured": self.measured}
 
 
@@ -118,7 +118,7 @@ class Summary:
 def _recorded(estimates: dict[str, Estimate]) -> dict[str, object]:
     record: dict[str, object] = {}
     for name, estimate in estimates.items():
-        record |= {name: {**estimate.by_task}, f"{name}_ci": [*estimate.interval]}
+        record |= {name: {**estimate.by_task}, f"{name}_ci": estimate.interval}
     return record
 
 

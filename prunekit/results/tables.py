@@ -24,6 +24,7 @@ from prunekit.results.entries import DENSE
 from prunekit.results.markdown import escape_markdown, markdown_table
 from prunekit.results.numbers import with_interval
 from prunekit.results.seeds import COSTS
+from prunekit.results.statistics import Interval
 
 TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -140,11 +141,10 @@ def comma_separated(comparison: Comparison) -> str:
 
 
 def _record(row: Row, comparison: Comparison) -> dict[str, object]:
-    low, high = row.intervals["mean"]
     record: dict[str, object] = {
         "label": row.entry.label, "method": row.entry.method, "keep": row.entry.keep,
         "examples": len(comparison.questions),
-        "accuracy": row.accuracy["mean"], "accuracy_low": low, "accuracy_high": high, "best": "mean" in row.best,
+        "accuracy": row.accuracy["mean"], **_ends("accuracy", row.intervals["mean"]), "best": "mean" in row.best,
         "seeds": row.seeds, **_ends("seeds", row.seed_interval),
     }  # fmt: skip
     for name, change in (("over_dense", row.over_dense), ("over_reference", row.over_reference)):
@@ -161,6 +161,6 @@ def _record(row: Row, comparison: Comparison) -> dict[str, object]:
     return record
 
 
-def _ends(name: str, interval: list[float] | None) -> dict[str, object]:
+def _ends(name: str, interval: Interval) -> dict[str, object]:
     low, high = interval or (None, None)
     return {f"{name}_low": low, f"{name}_high": high}

@@ -168,6 +168,7 @@ def test_claims_about_rows_that_are_not_there(sweep):
 def test_how_numbers_and_tables_are_written():
     assert with_interval(0.123, (0.11, 0.1349)) == "12.3 [11.0, 13.5]"
     assert with_interval(0.01, [-0.0201, 0.03], signed=True, unit=" %") == "+1.0 % [-2.0, +3.0]"
+    assert with_interval(0.5, None) == "50.0 [–]"
     assert with_interval(0.5, (0.25, 0.75), scale=1, digits=3) == "0.500 [0.250, 0.750]" and ratio(None) == "–"
     assert markdown_table(["", "a", "b"], [["x", "1", "2"]], align="lrl") == "| | a | b |\n|---|--:|---|\n| x | 1 | 2 |"
 

@@ -53,6 +53,14 @@ def test_questions_about_one_image_are_resampled_together():
     assert high - low == pytest.approx(2 * 1.96 * 0.05, rel=0.15)
 
 
+def test_questions_about_one_image_have_no_interval():
+    """Alone they say nothing of other images; neither does a task that is asked of one image, among others."""
+    one, two = examples(1), examples(2)[:3]
+    assert intervals(one, [1.0, 0.0]) == {"mean": None, "a": None, "b": None}
+    both = intervals(two, [0.0, 1.0, 1.0])
+    assert both["a"] == [0.0, 1.0] and both["b"] is None and both["mean"] is not None
+
+
 def test_the_same_seed_gives_the_same_interval():
     many = examples(30)
     values = [float(i % 3 == 0) for i in range(len(many))]

@@ -8,6 +8,7 @@ Everything is reported on the test split; the one choice (the cut's layer for `i
 from __future__ import annotations
 
 import argparse
+import math
 import random
 from collections import defaultdict
 from collections.abc import Mapping
@@ -71,7 +72,8 @@ class Results:
 def point(bench: Bench, found: Found) -> Point:
     """The mean over tasks, with its bootstrap interval over images."""
     right = [float(correct) for _, correct in found]
-    return Point(mean_accuracy(found), *intervals(bench.examples, right)["mean"])
+    low, high = intervals(bench.examples, right)["mean"] or (math.nan, math.nan)
+    return Point(mean_accuracy(found), low, high)
 
 
 def shown(bench: Bench, found: Found) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import importlib.util
 import os
 import sys
@@ -81,10 +82,11 @@ class Registry:
 
     def get(self, kind: str, name: str) -> type:
         """The class registered under ``name``; an unknown one raises with the nearest name."""
-        classes = self.classes(kind)
-        if name not in classes:
-            raise UnknownNameError(kind, name, classes)
-        return classes[name]
+        if name not in self._table(kind):
+            self.discover()
+        if name not in (table := self._table(kind)):
+            raise UnknownNameError(kind, name, sorted(table))
+        return table[name]
 
     def create(self, kind: str, name: str, **options: object) -> Any:
         """An instance of component ``name`` with ``options`` as its fields."""
@@ -133,6 +135,12 @@ class Registry:
         return self._classes[kind]
 
 
+@functools.cache
+def option_types(cls: type) -> dict[str, Any]:
+    """The types of a component's options, by name."""
+    return typing.get_type_hints(cls)
+
+
 def option_names(cls: type) -> list[str]:
     """The options of a component."""
     return [f.name for f in dataclasses.fields(cls) if f.init]
@@ -148,7 +156,7 @@ def check_options(kind: str, name: str, cls: type, options: Mapping[str, object]
     for option, field in fields.items():
         if option not in options and (field.default, field.default_factory) == empty:
             raise PrunekitError(f"{kind} '{name}' needs the option '{option}'")
-    hints = typing.get_type_hints(cls)
+    hints = option_types(cls)
     for option, value in options.items():
         if not _fits(value, hints[option]):
             wanted = getattr(hints[option], "__name__", hints[option])

@@ -15,14 +15,20 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from prunekit.pruning.presets import presets
-from prunekit.registry import KINDS, registry
+from prunekit.registry import KINDS, option_types, registry
 
 _stored: set[tuple[str, str]] = set()  # group and name of what this module has put into Hydra's store
+_book: list[object] = []  # the components and presets of which it is made
 
 
 def register_options() -> None:
-    """Put components and presets into Hydra's config store; called again, it forgets those that are no more. What Hydra
-    cannot hold is named and left out, so that a user's file cannot stop the others."""
+    """Put components and presets into Hydra's config store; called again, it does nothing where they are the same, and
+    forgets those that are no more. What Hydra cannot hold is named and left out, so that a user's file cannot stop the
+    others."""
+    book = [{kind: registry.classes(kind) for kind in KINDS}, methods := presets()]
+    if book == _book:
+        return
+    _book[:] = book
     repo = ConfigStore.instance().repo
     for group, name in _stored:
         del repo[group][f"{name}.yaml"]
@@ -36,7 +42,7 @@ def register_options() -> None:
                 warnings.warn(f"skipped {kind} '{name}' of {cls.__module__}: {reason}", stacklevel=2)
             else:
                 _store(kind, name, node)
-    for name, (_, data) in presets().items():
+    for name, (_, data) in methods.items():
         _register_method(name, data)
 
 
@@ -47,7 +53,7 @@ def _store(group: str, name: str, node: object, package: str | None = None) -> N
 
 def config_class(name: str, cls: type, **values: object) -> type:
     """A structured config of a component: its ``name`` and its fields; ``values`` replace defaults."""
-    hints = typing.get_type_hints(cls)
+    hints = option_types(cls)
     fields: list[Any] = [("name", str, dataclasses.field(default=name))]
     for f in (f for f in dataclasses.fields(cls) if f.init):
         default = values.get(f.name, f.default)

@@ -17,6 +17,8 @@ from filelock import FileLock
 from prunekit import ranks
 from prunekit.errors import PrunekitError
 
+FastLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # by libyaml, where the wheel has it
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
@@ -90,7 +92,7 @@ def put_between(path: Path, text: str, name: str, markers: tuple[str, str] | Non
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping of a YAML file."""
     try:
-        data = yaml.safe_load(path.read_text()) or {}
+        data = yaml.load(path.read_text(), FastLoader) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise PrunekitError(f"not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from lmms_eval.models.chat.huggingface import Huggingface
 from lmms_eval.utils import simple_parse_args_string
 
 from prunekit import ranks
+from prunekit.data.videos import Sampling, Video, shown_clips
 from prunekit.errors import PrunekitError
 from prunekit.lmms import pruner_of, split
 from prunekit.models import EMBEDDED, load_model
@@ -21,13 +23,16 @@ from prunekit.models import EMBEDDED, load_model
 
 class Processor:
     """A processor as lmms-eval calls it, with ``images``, ``videos`` and ``audios`` whether there are any or not: what
-    is empty stays away, and ``audios`` goes by transformers' name for it. Floats come in the model's dtype."""
+    is empty stays away, and ``audios`` goes by transformers' name for it. Of a video's file come up to ``frames``
+    frames, as prunekit samples them. Floats come in the model's dtype."""
 
-    def __init__(self, processor: Callable[..., Any], dtype: torch.dtype) -> None:
-        self._processor, self._dtype = processor, dtype
+    def __init__(self, processor: Callable[..., Any], dtype: torch.dtype, frames: int) -> None:
+        self._processor, self._dtype, self._sampling = processor, dtype, Sampling.up_to(frames)
 
-    def __call__(self, audios: object = None, **options: object) -> Any:
+    def __call__(self, audios: object = None, videos: Sequence[Any] = (), **options: object) -> Any:
         shown = {key: value for key, value in {**options, "audio": audios}.items() if value not in (None, [])}
+        if videos:
+            shown |= shown_clips([Video(Path(file), str(file), self._sampling).load() for file in videos])
         return self._processor(**shown).to(dtype=self._dtype)
 
     def __getattr__(self, name: str) -> Any:
@@ -79,7 +84,7 @@ class Prunekit(Huggingface):
             quantization=quantization,
         )
         self._model, self._config = loaded.model, loaded.model.config
-        self.processor = Processor(loaded.processor, loaded.model.dtype)
+        self.processor = Processor(loaded.processor, loaded.model.dtype, max_num_frames)
         self._tokenizer = getattr(loaded.processor, "tokenizer", loaded.processor)
         self._device = loaded.model.device  # where inputs go, also of a model over several devices
         self.device_map = str(self._device)

@@ -54,6 +54,11 @@ class Sampling:
         if self.fps is not None and not 0 < self.fps < float("inf"):
             raise PrunekitError(f"data.fps must be a number above 0, not {self.fps!r}")
 
+    @classmethod
+    def up_to(cls, frames: int) -> Sampling:
+        """All frames of a short video, so many of a longer one."""
+        return cls(frames, fps=1e9)  # above the rate of any video, so that the number alone decides
+
     def indices(self, total: int, rate: float) -> list[int]:
         """The frames to take of ``total`` at ``rate`` a second, in order. By number alone they are spread as Qwen3-VL's
         processor and lmms-eval spread them, the first and the last included; ``fps`` says how many of them there are.
@@ -112,6 +117,16 @@ class Clip:
             "video_backend": "pyav",
             "frames_indices": list(self.indices),
         }
+
+
+def shown_clips(clips: Sequence[Clip]) -> dict[str, Any]:
+    """Clips as transformers' processors take them: sampled already, and with the time of each frame, which some models
+    write into the prompt."""
+    return {
+        "videos": [clip.array() for clip in clips],
+        "video_metadata": [clip.metadata() for clip in clips],
+        "do_sample_frames": False,
+    }
 
 
 @dataclass(frozen=True)

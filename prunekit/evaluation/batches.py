@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from prunekit.data.example import Example
+from prunekit.data.videos import shown_clips
 from prunekit.errors import RowError
 from prunekit.evaluation.faults import out_of_memory
 from prunekit.families import support_of
@@ -85,9 +86,8 @@ class Batcher:
         options: dict[str, Any] = special_tokens(self.loaded.processor, prompts)
         if any(images):
             options["images"] = images
-        if clips:  # sampled already, and with the time of each frame, which some models write into the prompt
-            options |= {"videos": [clip.array() for clip in clips], "do_sample_frames": False}
-            options["video_metadata"] = [clip.metadata() for clip in clips]
+        if clips:
+            options |= shown_clips(clips)
         try:
             return self.loaded.processor(text=prompts, padding=True, return_tensors="pt", **options)
         except (ValueError, RuntimeError) as error:  # a picture too narrow, videos of unequal length in one batch

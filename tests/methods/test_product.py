@@ -100,6 +100,11 @@ def test_models_with_a_q_former_are_pruned_in_their_llm(name, family):
 
 
 @functools.cache
+def small_family():
+    return make_family(tiny_model("llava"))
+
+
+@functools.cache
 def deep_family():
     """A LLaVA of 32 layers behind an encoder of 24, without weights: enough for a plan."""
     config = tiny_model("llava").config.__class__.from_dict(tiny_model("llava").config.to_dict())
@@ -128,7 +133,7 @@ def pair_outcome(first: dict, second: dict, kind: str) -> str | None:
     """None if the first method with one part of the second composes and has a plan, else the refusal."""
     parts = {**first, kind: second.get(kind, DEFAULTS[kind])}
     try:
-        prunekit.Pruner.from_dict(parts, "pair").plan(make_family(tiny_model("llava")))
+        prunekit.Pruner.from_dict(parts, "pair").plan(small_family())
     except prunekit.PrunekitError as error:
         return str(error)
     return None

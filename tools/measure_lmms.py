@@ -83,7 +83,7 @@ def write_task(folder: Path, examples: Sequence[Example]) -> None:
 
     rows = []
     for example in examples:
-        row = {"id": example.id, "question": example.question, "answer": example.answers[0]}
+        row: dict[str, object] = {"id": example.id, "question": example.question, "answer": example.answers[0]}
         if example.video is not None:
             rows.append({**row, "video": example.video.name})
             continue

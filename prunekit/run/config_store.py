@@ -17,6 +17,15 @@ from omegaconf.errors import OmegaConfBaseException
 from prunekit.pruning.presets import presets
 from prunekit.registry import KINDS, option_types, registry
 
+
+class Shelf(dict[str, Any]):
+    """What Hydra's store holds. Hydra copies all of it for every composition, and what it loads from it once more; the
+    first copy, a fifth of a second here, nobody changes."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Shelf:
+        return self
+
+
 _stored: set[tuple[str, str]] = set()  # group and name of what this module has put into Hydra's store
 _book: list[object] = []  # the components and presets of which it is made
 
@@ -29,7 +38,8 @@ def register_options() -> None:
     if book == _book:
         return
     _book[:] = book
-    repo = ConfigStore.instance().repo
+    store = ConfigStore.instance()
+    repo = store.repo = Shelf(store.repo)
     for group, name in _stored:
         del repo[group][f"{name}.yaml"]
     _stored.clear()

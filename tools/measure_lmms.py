@@ -179,6 +179,9 @@ def main() -> int:
         )
         right = sum(bool(row["correct"]) for row in ours.rows)
         same = sum(theirs[row["id"]] == row["prediction"] for row in ours.rows)
+        for row in ours.rows:
+            if theirs[row["id"]] != row["prediction"]:
+                print(f"{row['id']}: lmms-eval {theirs[row['id']]!r}, prunekit {row['prediction']!r}")
         changed = sum(row["prediction"] != row["dense_prediction"] for row in ours.rows)
         print(f"{len(theirs)} questions: {same} answers identical; pruning changes {changed} of them against dense")
         print(f"accuracy: lmms-eval {score(folder):.4f}, prunekit {right / len(ours.rows):.4f}")

@@ -62,11 +62,12 @@ def _word_f1(said: list[str], wanted: list[str]) -> float:
 
 
 def anls(prediction: str, example: Example) -> float:
-    """1 − normalised edit distance to the nearest answer, 0 where that distance is 0.5 or more; without regard to case
-    (Biten et al. 2019, "Scene Text Visual Question Answering", section 5.1)."""
+    """1 − normalised edit distance to the nearest answer, 0 where that distance is above 0.5; without regard to case
+    (Biten et al. 2019, "Scene Text Visual Question Answering", section 5.1; at 0.5 itself, which the paper counts as
+    wrong, as the official script)."""
     said = " ".join(prediction.lower().split())
     best = max(_similarity(said, " ".join(answer.lower().split())) for answer in example.answers)
-    return best if best > ANLS_FLOOR else 0.0
+    return best if best >= ANLS_FLOOR else 0.0
 
 
 def _similarity(first: str, second: str) -> float:
@@ -86,20 +87,21 @@ def edit_distance(first: str, second: str) -> int:
 
 def relaxed(prediction: str, example: Example) -> float:
     """1 for a number within 5 % of the answer's, or for text equal but for case (Masry et al. 2022, "ChartQA",
-    section 5.1; Methani et al. 2020). "12%" is 0.12."""
+    section 5.1; Methani et al. 2020). As in the official script "12%" is 0.12, "1,200" no number, and an answer of zero
+    is compared as text."""
     return float(any(_relaxed(prediction, answer) for answer in example.answers))
 
 
 def _relaxed(prediction: str, answer: str) -> bool:
     said, wanted = number(prediction), number(answer)
-    if said is not None and wanted is not None:
+    if said is not None and wanted:
         return abs(said - wanted) <= TOLERANCE * abs(wanted)
     return prediction.strip().lower() == answer.strip().lower()
 
 
 def number(text: str) -> float | None:
-    """The number that a text is, percent signs and thousands separators understood; None if it is none."""
-    text = text.strip().replace(",", "")
+    """The number that a text is, percent signs understood; None if it is none."""
+    text = text.strip()
     share = text.endswith("%")
     try:
         value = float(text.removesuffix("%"))

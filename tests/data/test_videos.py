@@ -61,6 +61,8 @@ def test_sampling_is_that_of_qwen3s_processor():
         assert Sampling(count).indices(total, rate) == processor.sample_frames(metadata, num_frames=count).tolist()
         assert Sampling(12, fps).indices(total, rate) == processor.sample_frames(metadata, fps=fps).tolist()
     assert Sampling().indices(7, 10) == [*range(7)] and len(Sampling().indices(99, 10)) == 32
+    for total, rate in ((3, 0.5), (8, 240), (500, 60)):
+        assert Sampling.up_to(8).indices(total, rate) == Sampling(min(8, total)).indices(total, rate)
 
 
 def test_a_video_comes_as_a_file_as_bytes_as_frames_or_as_a_folder_of_frames(tmp_path):

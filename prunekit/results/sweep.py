@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prunekit.errors import PrunekitError, UnknownNameError, check_choice
+from prunekit.errors import PrunekitError, UnknownNameError
 from prunekit.files import put_between, write_json, write_whole
 from prunekit.loaded import base_name
 from prunekit.records.runs import Question, Run, read_run
@@ -170,8 +170,8 @@ def judge(
     names: set[str] | None,
 ) -> Judged:
     """Whether a claim holds here. One about accuracies holds if the paired interval lies wholly above the margin, does
-    not if it lies wholly below, and is open in between. ``names`` are the rows that it may name, None where some were
-    left out."""
+    not if it lies wholly below, and is open in between; of a task without questions nothing was measured. ``names`` are
+    the rows that it may name, None where some were left out."""
     for row in claim.rows:
         if names is not None and row not in names:
             raise UnknownNameError("row in sweep.table.claims:", row, names)
@@ -183,7 +183,8 @@ def judge(
     if better is not None and worse is not None:
         over = estimate(questions, better - worse)
         if claim.task is not None:
-            check_choice("task in sweep.table.claims:", claim.task, over.intervals)
+            if claim.task not in over.by_task:  # a limit may leave no question of it
+                return Judged(claim, f"not measured: no questions of '{claim.task}'")
             over = Estimate({"mean": over.by_task[claim.task]}, over.intervals[claim.task])
         low, high = over.interval or (-np.inf, np.inf)
         verdict = "holds" if low > claim.margin else "does not hold" if high < claim.margin else "open"

@@ -47,6 +47,8 @@ SMALL = {
     "bench.frames": "2", "shape": "small-video", "device": "cpu",
 }  # fmt: skip
 """What a reader without a GPU or hours writes in the place of a value."""
+LEAVES_OUT = {"experiment=equal_cost": "out of reach"}
+"""Commands that end with 1 because some of their jobs, by their nature, have no result; and why those have none."""
 ALWAYS = {
     "task=bench": ("bench.rounds", "bench.new_tokens", "device"),
     "task=train": ("train.max_steps", "data.limit", "data.max_new_tokens"),
@@ -81,6 +83,8 @@ def at_home(line):
              for word, (key, equals, _) in zip(words, pairs, strict=True)]  # fmt: skip
     task = next((word for word in words if word in ALWAYS), None)
     wanted = ALWAYS[task] if task else ("data.limit", "data.max_new_tokens")
+    if {"experiment=methods", "experiment=equal_cost"} & {*words}:
+        words.append("sweep.only=[fastv,visionzip]")  # of some fifty
     if {"experiment=sparse_finetune", "experiment=penalties", "experiment=late_fusion"} & {*words}:
         wanted += ("train.max_steps",)
     missing = [key for key in wanted if key not in {key for key, _, _ in pairs}]
@@ -121,14 +125,14 @@ def desk(methods, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "docs" / "internal").mkdir(parents=True)
-    examples = list(load(limit=8))
+    examples = list(load(limit=24))
     rows = []
     for number, example in enumerate(examples):
         example.image().save(tmp_path / f"{number}.png")
         rows.append(
             json.dumps({"image": f"{number}.png", "question": example.question, "answers": list(example.answers)})
         )
-    for name, chosen in (("questions", rows[:4]), ("test", rows[:4]), ("train", rows[4:])):
+    for name, chosen in (("questions", rows[:8]), ("test", rows[:8]), ("train", rows[8:])):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(chosen))
     return tmp_path
 
@@ -145,4 +149,8 @@ def test_a_reader_gets_to_the_end_of_a_page(page, desk, monkeypatch):
             continue
         words = at_home(line)
         code, out, err = run_main(monkeypatch, *words)
+        left_out = next((why for word, why in LEAVES_OUT.items() if word in words), None)
+        if code == 1 and left_out and re.search(r"\d+ of \d+ jobs finished", out):
+            assert all(left_out in said for said in err.splitlines() if said.startswith("failed: job")), err
+            continue
         assert code == 0 and "Traceback" not in err, f"{line}\nas {' '.join(words)}\n{out[-500:]}\n{err[-3000:]}"

@@ -124,10 +124,14 @@ def test_claims_are_judged_by_paired_intervals(sweep):
         {"text": "e", "better": "bad", "worse": "dense", "margin": -0.9},
         {"text": "f", "row": "good", "cost": "flops_ratio", "value": 0.56},
         {"text": "g", "row": "good", "cost": "flops_ratio", "value": 0.57},
+        {"text": "h", "better": "good", "worse": "bad", "task": "turn 3"},
     ]
     summary = summarise(sweep, TableSettings(name="x", overlap="good", claims=claims)).record()
     verdicts = [claim["verdict"] for claim in summary["claims"]]
-    assert verdicts == ["holds", "does not hold", "open", "does not hold", "holds", "holds", "does not hold"]
+    assert verdicts == [
+        "holds", "does not hold", "open", "does not hold", "holds", "holds", "does not hold",
+        "not measured: no questions of 'turn 3'",
+    ]  # fmt: skip
     assert summary["examples"] == 390  # those that every run has
     first = summary["claims"][0]
     rows_of = {n: {r["id"]: r for r in rows(sweep / n)} for n in ("0", "1")}

@@ -1,5 +1,5 @@
 // One record, drawn. Everything that comes from a model or a user is set as text, never as markup.
-const COLOURS = ["#4b5563", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31"];
+const COLOURS = ["#7a8494", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31"];
 const SHADES = [[0, 34, 78], [66, 78, 108], [124, 123, 120], [187, 175, 113], [254, 232, 56]];
 const SIZE = 480;
 let record = null, picture = null, cut = null, heat = false, moved = false, shown = null;

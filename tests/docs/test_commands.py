@@ -38,7 +38,7 @@ ELSEWHERE = {
     "data.videos": "tests/data/test_video_benchmarks.py",
     "data=videomme": "tests/data/test_video_benchmarks.py",
     "data.frames": "tests/data/test_videos.py",
-    "model=qwen2.5-vl-7b bench.frames": "tests/bench/test_bench.py",
+    "model=qwen2.5-vl-7b bench.frames": "tests/bench/test_video_bench.py",
 }
 """Commands that are not run here, by what stands in them, and who runs such ones."""
 SMALL = {

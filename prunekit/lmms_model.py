@@ -32,11 +32,21 @@ class Processor:
     def __call__(self, audios: object = None, videos: Sequence[Any] = (), **options: object) -> Any:
         shown = {key: value for key, value in {**options, "audio": audios}.items() if value not in (None, [])}
         if videos:
-            shown |= shown_clips([Video(Path(file), str(file), self._sampling).load() for file in videos])
+            shown |= shown_clips([Video(_file(video), str(video), self._sampling).load() for video in videos])
         return self._processor(**shown).to(dtype=self._dtype)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._processor, name)
+
+
+def _file(video: object) -> Path:
+    """The file of a video as lmms-eval hands it over. Raises PrunekitError for a part of one, and an address."""
+    if not isinstance(video, str | Path) or "://" in str(video):
+        raise PrunekitError(
+            f"a video must be a file, not {video!r}: parts of videos and addresses need one of lmms-eval's own chat "
+            "models, by base=NAME"
+        )
+    return Path(video)
 
 
 class Prunekit(Huggingface):
@@ -69,6 +79,8 @@ class Prunekit(Huggingface):
         system_prompt: str | None = None,
         max_num_frames: int = 32,
     ) -> None:
+        if type(max_num_frames) is not int or max_num_frames < 1:
+            raise PrunekitError(f"max_num_frames must be a whole number from 1 on, not {max_num_frames!r}")
         lmms.__init__(self)  # the parent's own loads a model
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes

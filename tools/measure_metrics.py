@@ -21,7 +21,22 @@ from prunekit.results.markdown import markdown_table
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 NUMBERS = ("12", "12.0", "12.4", "12%", "1,200", "1200", "0.12", "-3", "0", "3.14", "1e3", "nan", "")
-TEXTS = ("", "red", "Red.", " a red car ", "the red car", "cars", "12 kg", "$12", "two", "2", "yes", "No", "grey\ncat")
+TEXTS = (
+    "",
+    "red",
+    "Red.",
+    " a red car ",
+    "a red car",
+    "the red car",
+    "cars",
+    "12 kg",
+    "$12",
+    "two",
+    "2",
+    "yes",
+    "No",
+    "grey\ncat",
+)
 SPOKEN = (
     "It is 12", "so the answer is 12.", "The result = 12", "about 12 kg, thus 13", "12 or 13", "is red.\nAnswer red",
     "therefore 1,200 units", "the final answer is -3", "x = 3.14", "answer: 0.12",

@@ -33,12 +33,11 @@ def prefill_ratio(
     model: PreTrainedModel,
     pruner: Pruner,
     inputs: Mapping[str, torch.Tensor],
-    rounds: int | None = None,
     regions: Regions | None = None,
 ) -> float:
-    """Median over ``rounds`` of pruned time over dense time of one LLM prefill, taken in turn after a warm-up."""
+    """Median over ``ROUNDS`` of pruned time over dense time of one LLM prefill, taken in turn after a warm-up."""
     ratios = []
-    for number in range((rounds or ROUNDS) + 1):
+    for number in range(ROUNDS + 1):
         dense, _ = timed_prefill(model, inputs)
         handle = pruner.apply(model, regions)
         try:

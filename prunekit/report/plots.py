@@ -56,7 +56,13 @@ def draw_pareto(comparison: Comparison, cost: str = COSTS[0]) -> Figure:
     dense = next(row for row in comparison.rows if not row.entry.runs)
     if (ends := dense.intervals["mean"]) is not None:
         axis.axhspan(*(100 * end for end in ends), color=GREY, alpha=0.12, linewidth=0)
-    axis.axhline(100 * dense.accuracy["mean"], color=GREY, linestyle="--", linewidth=1, label="dense, 95 % interval")
+    axis.axhline(
+        100 * dense.accuracy["mean"],
+        color=GREY,
+        linestyle="--",
+        linewidth=1,
+        label=f"dense{', 95 % interval' * bool(ends)}",
+    )
     _draw_point(axis, 1.0, dense, numbers[dense.entry.label], color=GREY, marker="o")
     moved = " (points of equal cost stand side by side, the first in its place)" if any(shifts.values()) else ""
     axis.set(xlabel=COST_NAMES[cost] + moved, ylabel="accuracy, % (mean over tasks)")

@@ -139,7 +139,7 @@ def published_table(sweep: Path, name: str) -> tuple[str, dict[str, object]]:
             continue
         ours = measured(run, measure, dense=row == DENSE)
         covered = None if ours.interval is None else ours.interval[0] <= value <= ours.interval[1]
-        side = "above" if value > ours.mean else "below"
+        side = "above" if ours.interval and value > ours.interval[1] else "below"
         verdict = {None: NONE, True: "covered", False: f"published is {side}"}[covered]
         lines.append([
             row, benchmark, f"{value:g}", with_interval(ours.mean, ours.interval, scale=1),

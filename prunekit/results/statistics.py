@@ -62,8 +62,9 @@ def bootstrap(examples: Sequence[Asked], values: np.ndarray, seed: int = 0, resa
 
     Returns:
         [resamples, runs, 1 + tasks]: the mean over tasks, then each task of ``task_names``; NaN where a draw has no
-        example of a task, and in all draws where all its examples are of one image. One draw is of the same images for
-        all runs, so differences of runs are paired.
+        example of a task, and in all draws where all its examples are of one image; the mean is NaN where that is so of
+        all tasks, else a task of one image adds nothing to its spread. One draw is of the same images for all runs, so
+        differences of runs are paired.
     """
     tasks = {task: i for i, task in enumerate(task_names(examples))}
     images = {image: i for i, image in enumerate(dict.fromkeys(e.image_id for e in examples))}
@@ -81,7 +82,8 @@ def bootstrap(examples: Sequence[Asked], values: np.ndarray, seed: int = 0, resa
         shares.append(np.divide(total, drawn, out=np.full_like(total, np.nan), where=drawn > 0))
     per_task = np.concatenate(shares)
     drawn = np.concatenate([np.nanmean(per_task, axis=2, keepdims=True), per_task], axis=2)
-    drawn[..., [len(images) < 2, *((counts > 0).sum(0) < 2)]] = np.nan
+    alone = (counts > 0).sum(0) < 2
+    drawn[..., [alone.all(), *alone]] = np.nan
     return drawn
 
 

@@ -184,7 +184,7 @@ def judge(
         over = estimate(questions, better - worse)
         if claim.task is not None:
             if claim.task not in over.by_task:  # a limit may leave no question of it
-                return Judged(claim, f"not measured: no questions of '{claim.task}'")
+                return Judged(claim, f"not measured: of {', '.join(over.intervals)} none is '{claim.task}'")
             over = Estimate({"mean": over.by_task[claim.task]}, over.intervals[claim.task])
         low, high = over.interval or (-np.inf, np.inf)
         verdict = "holds" if low > claim.margin else "does not hold" if high < claim.margin else "open"

@@ -77,8 +77,8 @@ def _line(row: Row) -> Line:
     if entry.runs:
         values["change"] = row.over_dense.estimate
     if versus is not None:
-        p = versus.adjusted
-        values |= {"over_reference": versus.estimate, "p": Words("<0.001", p) if p < 0.001 else p}
+        p = versus.adjusted if versus.interval else None
+        values |= {"over_reference": versus.estimate, "p": Words("<0.001", p) if p is not None and p < 0.001 else p}
     for name, group in row.groups.items():
         share = with_interval(group.accuracy, group.interval)
         values[name] = Words(f"{share} (n={group.examples})", group.accuracy)
@@ -150,7 +150,8 @@ def _record(row: Row, comparison: Comparison) -> dict[str, object]:
     for name, change in (("over_dense", row.over_dense), ("over_reference", row.over_reference)):
         record |= {name: change.value if change else None, **_ends(name, change.interval if change else None)}
     versus = row.over_reference
-    record |= {"reference": versus and versus.other, "p": versus and versus.p, "p_holm": versus and versus.adjusted}
+    tested = versus if versus is not None and versus.interval else None  # one image alone tells nothing
+    record |= {"reference": versus and versus.other, "p": tested and tested.p, "p_holm": tested and tested.adjusted}
     record |= {cost: row.entry.costs[cost] for cost in COSTS} | {"kept": row.entry.kept}
     for name in GROUPS:
         group = row.groups.get(name)

@@ -34,17 +34,17 @@ def register_options() -> None:
     """Put components and presets into Hydra's config store; called again, it does nothing where they are the same, and
     forgets those that are no more. What Hydra cannot hold is named and left out, so that a user's file cannot stop the
     others."""
-    book = [{kind: registry.classes(kind) for kind in KINDS}, methods := presets()]
-    if book == _book:
-        return
-    _book[:] = book
+    book = [classes := {kind: registry.classes(kind) for kind in KINDS}, methods := presets()]
     store = ConfigStore.instance()
+    if book == _book and isinstance(store.repo, Shelf):  # Hydra may have put another store in its place
+        return
+    _book.clear()
     repo = store.repo = Shelf(store.repo)
     for group, name in _stored:
-        del repo[group][f"{name}.yaml"]
+        repo.get(group, {}).pop(f"{name}.yaml", None)
     _stored.clear()
     for kind in KINDS:
-        for name, cls in registry.classes(kind).items():
+        for name, cls in classes[kind].items():
             try:
                 node = OmegaConf.structured(config_class(name, cls))
             except (OmegaConfBaseException, TypeError, NameError) as error:
@@ -54,6 +54,7 @@ def register_options() -> None:
                 _store(kind, name, node)
     for name, (_, data) in methods.items():
         _register_method(name, data)
+    _book[:] = book
 
 
 def _store(group: str, name: str, node: object, package: str | None = None) -> None:

@@ -32,7 +32,7 @@ ELSEWHERE = {
     "task=app": "tests/run/test_app.py",
     "task=serve": "tests/run/test_serve.py, make test-vllm",
     "bench.engine=vllm": "make test-vllm",
-    "launch": "tests/run/test_ranks.py",
+    "accelerate launch": "tests/run/test_ranks.py",
     "torchrun": "tests/run/test_ranks.py",
     "experiment=published": "tests/results/test_published.py",
     "data.videos": "tests/data/test_video_benchmarks.py",

@@ -59,6 +59,7 @@ def test_questions_about_one_image_have_no_interval():
     assert intervals(one, [1.0, 0.0]) == {"mean": None, "a": None, "b": None}
     both = intervals(two, [0.0, 1.0, 1.0])
     assert both["a"] == [0.0, 1.0] and both["b"] is None and both["mean"] is not None
+    assert set(intervals([two[0], two[1].__class__(image_id="9", task="b")], [0.0, 1.0]).values()) == {None}
 
 
 def test_the_same_seed_gives_the_same_interval():

@@ -130,7 +130,7 @@ def test_claims_are_judged_by_paired_intervals(sweep):
     verdicts = [claim["verdict"] for claim in summary["claims"]]
     assert verdicts == [
         "holds", "does not hold", "open", "does not hold", "holds", "holds", "does not hold",
-        "not measured: of mean, 0, 1 none is 'turn 3'",
+        "not measured: of mean, a, b none is 'turn 3'",
     ]  # fmt: skip
     assert summary["examples"] == 390  # those that every run has
     first = summary["claims"][0]

@@ -58,7 +58,8 @@ def test_mini(mini, name, ratio):
         answers = engine.answers(requests, [{"method": name, "keep_ratio": ratio}] * len(requests))
     check_same(answers, expected)
     served_sets, sets = {tuple(k) for k in kept}, {tuple(answer.kept[0]) for answer in expected}
-    if (name, ratio) == ("cdpruner", 0.5):  # the 72nd pick of one prompt is a tie but for the last bit of its features
+    # The 72nd pick of one prompt is a tie but for the last bit of its features: machines differ.
+    if (name, ratio) == ("cdpruner", 0.5) and served_sets != sets:
         (mine,), (theirs,) = served_sets - sets, sets - served_sets
         assert len(set(mine) ^ set(theirs)) == 2
     else:

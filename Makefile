@@ -21,7 +21,7 @@ demo: $(VENV)/core
 	$(BIN)/python -m prunekit scorer=instruction fusion=multi schedule=progressive
 
 test: $(VENV)/all
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2
 
 # vLLM pins its own torch and transformers: an environment of its own, some 3 GB, for PyPI's build for CPUs.
 VLLM := .venv-vllm

@@ -29,7 +29,7 @@ except ImportError as error:  # not installed, or a library of the system is mis
     sys.exit(3)
 
 SIZE = (1240, 900)
-PATIENCE = 60_000
+PATIENCE = 150_000
 """Milliseconds for one thing to happen."""
 
 

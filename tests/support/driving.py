@@ -18,7 +18,7 @@ def drive(address: str, steps: list[list[str]], home: Path) -> dict:
     environment = {**os.environ, "XDG_RUNTIME_DIR": str(home), "HOME": str(home)}
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "support" / "browser.py"), address], input=json.dumps(steps),
-        capture_output=True, text=True, timeout=300, env=environment,
+        capture_output=True, text=True, timeout=600, env=environment,
     )  # fmt: skip
     if done.returncode == 3:
         pytest.skip(done.stderr.strip().splitlines()[-1])

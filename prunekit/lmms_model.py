@@ -15,7 +15,7 @@ from lmms_eval.models.chat.huggingface import Huggingface
 from lmms_eval.utils import simple_parse_args_string
 
 from prunekit import ranks
-from prunekit.data.videos import Sampling, Video, shown_clips
+from prunekit.data.videos import Sampling, Video, clip_inputs
 from prunekit.errors import PrunekitError
 from prunekit.lmms import pruner_of, split
 from prunekit.models import EMBEDDED, load_model
@@ -30,10 +30,10 @@ class Processor:
         self._processor, self._dtype, self._sampling = processor, dtype, Sampling.up_to(frames)
 
     def __call__(self, audios: object = None, videos: Sequence[Any] = (), **options: object) -> Any:
-        shown = {key: value for key, value in {**options, "audio": audios}.items() if value not in (None, [])}
+        inputs = {key: value for key, value in {**options, "audio": audios}.items() if value not in (None, [])}
         if videos:
-            shown |= shown_clips([Video(_file(video), str(video), self._sampling).load() for video in videos])
-        return self._processor(**shown).to(dtype=self._dtype)
+            inputs |= clip_inputs([Video(_file(video), str(video), self._sampling).load() for video in videos])
+        return self._processor(**inputs).to(dtype=self._dtype)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._processor, name)

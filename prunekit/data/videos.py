@@ -119,7 +119,7 @@ class Clip:
         }
 
 
-def shown_clips(clips: Sequence[Clip]) -> dict[str, Any]:
+def clip_inputs(clips: Sequence[Clip]) -> dict[str, Any]:
     """Clips as transformers' processors take them: sampled already, and with the time of each frame, which some models
     write into the prompt."""
     return {

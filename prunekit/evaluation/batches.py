@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from prunekit.data.example import Example
-from prunekit.data.videos import shown_clips
+from prunekit.data.videos import clip_inputs
 from prunekit.errors import RowError
 from prunekit.evaluation.faults import out_of_memory
 from prunekit.families import support_of
@@ -87,7 +87,7 @@ class Batcher:
         if any(images):
             options["images"] = images
         if clips:
-            options |= shown_clips(clips)
+            options |= clip_inputs(clips)
         try:
             return self.loaded.processor(text=prompts, padding=True, return_tensors="pt", **options)
         except (ValueError, RuntimeError) as error:  # a picture too narrow, videos of unequal length in one batch

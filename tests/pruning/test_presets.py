@@ -6,11 +6,17 @@ import json
 from dataclasses import dataclass
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 
 import prunekit
 from commands import arguments, run_main
 from prunekit.components.scorers import InstructionScorer
 from prunekit.pruning.presets import read_preset
+from prunekit.run import config_store
+from prunekit.run.config_store import Shelf, register_options
+from prunekit.run.words import CONF
 
 
 def test_an_unregistered_component_has_its_own_name_and_cannot_be_saved(tmp_path):
@@ -67,3 +73,33 @@ class TestPresets:
         monkeypatch.delenv("PRUNEKIT_METHODS")  # a method whose folder is gone is no option of the next call
         code, _, err = run_main(monkeypatch, *arguments(model_folder, tmp_path / "gone", "method=half"))
         assert code == 1 and "'half'" in err, err
+
+
+class TestStore:
+    """What Hydra composes from."""
+
+    def test_it_is_filled_once(self, monkeypatch):
+        register_options()
+        before = ConfigStore.instance().repo
+        monkeypatch.setattr(config_store, "_store", lambda *_, **__: pytest.fail("filled again"))
+        register_options()
+        assert ConfigStore.instance().repo is before
+
+    def test_another_store_and_a_fill_that_failed_are_filled_again(self, monkeypatch):
+        register_options()
+        monkeypatch.setattr(ConfigStore.instance(), "repo", {})
+        with monkeypatch.context() as patch:
+            patch.setattr(config_store, "_register_method", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                register_options()
+        register_options()
+        repo = ConfigStore.instance().repo
+        assert isinstance(repo, Shelf) and {"method", "scorer"} <= {*repo} and "fastv.yaml" in repo["method"]
+
+    def test_a_composed_configuration_is_its_own(self):
+        register_options()
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            one = compose("config", overrides=["method=fastv"])
+            one.schedule.layer = 7
+            assert compose("config", overrides=["method=fastv"]).schedule.layer == 2

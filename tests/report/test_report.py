@@ -229,6 +229,17 @@ def test_texts_are_escaped_in_every_file(tmp_path):
     assert tables.escape_latex("a_b & 50% {x} \\y") == r"a\_b \& 50\% \{x\} \textbackslash{}y"
 
 
+def test_questions_about_one_image_have_neither_interval_nor_p_value(tmp_path):
+    for name in ("fastv", "random"):
+        make_run(tmp_path / "runs" / name, name, 0.7, asked=questions(1))
+    report(str(tmp_path / "runs"), tmp_path / "out")
+    row = records(tmp_path / "out")["fastv"]
+    empty = ("accuracy_low", "over_dense_low", "over_reference_high", "p", "p_holm")
+    assert float(row["accuracy"]) >= 0 and {row[name] for name in empty} == {""}
+    assert "[–]" in (tmp_path / "out/table.md").read_text()
+    assert "NaN" not in (tmp_path / "out/report.html").read_text()
+
+
 def test_the_page_asks_nothing_of_any_server(tmp_path):
     make_run(tmp_path / "runs/a", "fastv", 0.7)
     report(str(tmp_path / "runs"), tmp_path / "out")
